@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command `kvmarm`: parses, and leaves the rest to `commands`.
+
+Exit status: 0 yes or done, 1 error, 2 usage, 3 incompatible (a clear "no", with findings).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from . import __version__, commands
+from .errors import KvmarmError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except KvmarmError as error:
+        print(f"kvmarm: {error}", file=sys.stderr)
+        return commands.ERROR
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python must not complain when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return commands.ERROR
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kvmarm", description="host-model for KVM on ARM under libvirt", epilog="See man kvmarm.")
+    parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    probe = _command(subparsers, "probe", commands.probe, "measure this host and print its profile (JSON)")
+    probe.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
+    probe.add_argument("--qemu", metavar="PATH", default="", help="the emulator to ask (default: the distribution's)")
+    probe.add_argument("-v", "--verbose", action="store_true", help="say on standard error where the time goes")
+
+    resolve = _command(subparsers, "resolve", commands.resolve, "domain XML in, concrete domain XML out")
+    _add_file(resolve, optional=True)
+    _add_resolving(resolve)
+    resolve.add_argument("-o", "--output", metavar="FILE", help="write to FILE, which may be the same")
+    resolve.add_argument("--print-diff", action="store_true", help="print what would change instead of the XML")
+    resolve.add_argument("--restore-intent", action="store_true", help="give back the XML as it was before it was resolved")
+
+    define = _command(subparsers, "define", commands.define, "resolve, then what virsh define does")
+    _add_file(define)
+    _add_connect(define)
+    _add_resolving(define)
+
+    create = _command(subparsers, "create", commands.create, "resolve, then what virsh create does")
+    _add_file(create)
+    _add_connect(create)
+    _add_resolving(create)
+    create.add_argument("--paused", action="store_true", help="leave the guest paused")
+
+    show = _command(subparsers, "show", commands.show, "print the target recorded in a domain")
+    show.add_argument(
+        "domain", metavar="DOMAIN-or-FILE", help="name or UUID of a domain, or a file with its XML (- for standard input)"
+    )
+    _add_connect(show)
+    show.add_argument("--json", action="store_true", help="print it as JSON")
+    show.add_argument("-v", "--verbose", action="store_true", help="with every register and its fields")
+
+    hook = _command(subparsers, "hook", commands.hook, "put libvirt's hook in place, or take it away")
+    hook.add_argument("action", choices=("install", "uninstall"))
+    return parser
+
+
+def _command(subparsers, name: str, run, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # argparse's are private
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_file(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    what = "domain XML (- for standard input"
+    if optional:
+        parser.add_argument("file", metavar="FILE", nargs="?", default="-", help=f"{what}, the default)")
+    else:
+        parser.add_argument("file", metavar="FILE", help=f"{what})")
+
+
+def _add_connect(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
+    parser.add_argument("-c", "--connect", metavar="URI", default=default, help=f"libvirt to talk to (default: {default})")
+
+
+def _add_resolving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="PROFILE", help="resolve for the host of this profile (default: probe this host)")
+    parser.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    parser.add_argument("--validate", action="store_true", help="check the result against libvirt's schema")

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What each command of `kvmarm` does; `cli` parses, this acts. Each function takes the parsed arguments and returns the exit status."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+
+from . import domain, files, policy, profile, record
+from .errors import KvmarmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from .profile import HostProfile
+
+DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3
+
+
+def probe(arguments: Namespace) -> int:
+    """`kvmarm probe`"""
+    host = _probe(arguments.qemu, verbose=arguments.verbose)
+    _output(arguments.output, profile.dumps(host).encode())
+    for problem in host.problems:
+        _say(f"kvmarm: not measured: {problem}")
+    return DONE if host.clusters else ERROR
+
+
+def resolve(arguments: Namespace) -> int:
+    """`kvmarm resolve`"""
+    source = files.read(arguments.file)
+    result = _restored(source) if arguments.restore_intent else _resolved(source, arguments)
+    if arguments.validate:
+        from .schema import validate
+
+        validate(result)
+    if arguments.print_diff:
+        before, after = (text.decode(errors="replace").splitlines(keepends=True) for text in (source, result))
+        result = "".join(difflib.unified_diff(before, after, arguments.file, "resolved")).encode()
+    _output(arguments.output, result)
+    return DONE
+
+
+def define(arguments: Namespace) -> int:
+    """`kvmarm define`"""
+    from .host.libvirtd import Connection
+
+    result = _for_connection(arguments)
+    with Connection(arguments.connect) as connection:
+        name = connection.define(result.decode(), arguments.validate)
+    print(f"Domain '{name}' defined from {arguments.file}{_summary(result)}")
+    return DONE
+
+
+def create(arguments: Namespace) -> int:
+    """`kvmarm create`"""
+    from .host.libvirtd import Connection
+
+    result = _for_connection(arguments)
+    with Connection(arguments.connect) as connection:
+        name = connection.create(result.decode(), arguments.validate, arguments.paused)
+    print(f"Domain '{name}' created from {arguments.file}{_summary(result)}")
+    return DONE
+
+
+def show(arguments: Namespace) -> int:
+    """`kvmarm show`"""
+    from . import show as readable
+
+    root = domain.parse(_domain_or_file(arguments))
+    element = record.find(root)
+    if element is None:
+        raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
+    found = record.read(element)
+    if arguments.json:
+        print(json.dumps(readable.as_json(found), indent=1))
+    else:
+        name = root.find("name")
+        title = name.body.decode(errors="replace") if name else arguments.domain
+        sys.stdout.write(readable.as_text(title, found, arguments.verbose))
+    return DONE
+
+
+def hook(arguments: Namespace) -> int:
+    """`kvmarm hook install` and `kvmarm hook uninstall`"""
+    from . import hookfile
+
+    for line in hookfile.install() if arguments.action == "install" else hookfile.uninstall():
+        print(line)
+    return DONE
+
+
+# -- what they share -----------------------------------------------------------------------------------------------------------
+
+
+def _resolved(source: bytes, arguments: Namespace) -> bytes:
+    from .resolve import Resolver
+
+    # Most domains do not ask, and then neither a profile nor a policy is needed.
+    if not domain.asks_for_host_model(domain.parse(source)):
+        return source
+    return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
+
+
+def _restored(source: bytes) -> bytes:
+    from .rewrite import restore
+
+    return restore(source, domain.parse(source))
+
+
+def _for_connection(arguments: Namespace) -> bytes:
+    """The XML for libvirt, resolved for the host that libvirt runs on."""
+    from .host.libvirtd import is_remote
+
+    source = files.read(arguments.file)
+    if is_remote(arguments.connect) and not arguments.host and domain.asks_for_host_model(domain.parse(source)):
+        raise KvmarmError(
+            f"{arguments.connect} is another host, and its profile is not known here",
+            "make it there with kvmarm probe, and give it with --host",
+        )
+    result = _resolved(source, arguments)
+    try:
+        result.decode()
+    except UnicodeDecodeError:
+        raise KvmarmError(f"{arguments.file} is not in UTF-8", "convert it: iconv -t UTF-8") from None
+    return result
+
+
+def _summary(result: bytes) -> str:
+    """ ": host-model became …" for a domain with a record."""
+    element = record.find(domain.parse(result))
+    if element is None:
+        return ""
+    from .show import target_name
+
+    target = record.read(element).target
+    return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
+
+
+def _domain_or_file(arguments: Namespace) -> bytes:
+    if arguments.domain == "-" or os.path.exists(arguments.domain):
+        return files.read(arguments.domain)
+    from .host.libvirtd import Connection
+
+    with Connection(arguments.connect) as connection:
+        return connection.domain_xml(arguments.domain).encode()
+
+
+def _host_profile(arguments: Namespace) -> HostProfile:
+    """The profile given with --host, or this host's own."""
+    if arguments.host:
+        return profile.loads(files.read_text(arguments.host), arguments.host)
+    return _probe("", verbose=False)
+
+
+def _probe(qemu: str, verbose: bool) -> HostProfile:
+    from .host.probe import probe as measure
+
+    show_steps = verbose or sys.stderr.isatty()
+    return measure(qemu=qemu, step=(lambda line: _say(f"kvmarm: probed {line}")) if show_steps else (lambda _: None))
+
+
+def _policy(name: str | None) -> policy.Policy:
+    """The policy given with --policy, else the host's, else the default."""
+    if name is None and not os.path.exists(policy.DEFAULT_PATH):
+        return policy.Policy()
+    path = name or policy.DEFAULT_PATH
+    return policy.loads(files.read_text(path), path)
+
+
+def _output(name: str | None, data: bytes) -> None:
+    if name:
+        files.write(name, data)
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

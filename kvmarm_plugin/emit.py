@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The forms in which libvirt and QEMU can be told to make a target: one emitter a form, the first that fits is taken.
+
+A form answers two questions: does it fit (QEMU offers it, KVM takes it, it gives just these features), and what is its XML. Forms that
+QEMU does not have yet get their emitter here, in front of `HostPassthrough`, each chosen by what `Qemu.host_properties` or
+`Qemu.cpu_models` shows: `SYSREG_*` properties of "host" that set ID registers, and named KVM models such as neoverse-v2-v1.
+"""
+
+from __future__ import annotations
+
+from .profile import Cluster, Qemu
+from .value import Value
+
+# The knobs of "host" in their canonical order: migration and restore compare <feature> elements by index.
+_PAUTH = "ptrauth_address"
+
+
+class Features(Value):
+    """What a guest gets, decided.
+
+    Attributes:
+        vcpu: features of KVM_ARM_VCPU_INIT, in the order of their bits.
+        sve_lengths: vector lengths in bits that the guest gets, ascending; empty without SVE.
+    """
+
+    __slots__ = ("sve_lengths", "vcpu")
+    vcpu: tuple[str, ...]
+    sve_lengths: tuple[int, ...]
+
+    def __init__(self, vcpu: tuple[str, ...], sve_lengths: tuple[int, ...]) -> None:
+        self._freeze(locals())
+
+
+class Form(Value):
+    """A way to write a CPU.
+
+    Attributes:
+        model: QEMU's CPU model.
+        number: the target number that QEMU gives to KVM for it.
+        cpu: attributes of <cpu>.
+        model_element: <model>; empty for modes that have none.
+        features: (name, enabled) of each <feature>, in order.
+    """
+
+    __slots__ = ("cpu", "features", "model", "model_element", "number")
+    model: str
+    number: int
+    cpu: str
+    model_element: str
+    features: tuple[tuple[str, bool], ...]
+
+    def __init__(self, model: str, number: int, cpu: str, model_element: str, features: tuple[tuple[str, bool], ...]) -> None:
+        self._freeze(locals())
+
+
+def choose_form(cluster: Cluster, qemu: Qemu, features: Features, prefer_named: bool) -> Form:
+    """The form for a guest with these features on this cluster."""
+    named = _named_model(cluster, features) if prefer_named else None
+    return named or _host_passthrough(cluster, qemu, features)
+
+
+def _named_model(cluster: Cluster, features: Features) -> Form | None:
+    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are have neither SVE, PAuth nor an AArch32 form."""
+    if set(features.vcpu) & {"sve", _PAUTH, "el1_32bit"}:
+        return None
+    for model, number in cluster.models.items():
+        if cluster.vcpu(number, features.vcpu):
+            element = f"<model fallback='forbid'>{model}</model>"
+            return Form(model, number, "mode='custom' match='exact' check='none'", element, ())
+    return None
+
+
+def _host_passthrough(cluster: Cluster, qemu: Qemu, features: Features) -> Form:
+    """`<cpu mode='host-passthrough'>` with every knob that this QEMU has, on or off.
+
+    `sve=off` and `pauth=off` are said on hosts that have neither, so that the XML means the same on one that has.
+    """
+    knobs: list[tuple[str, bool]] = []
+    if "sve" in qemu.host_properties:
+        knobs.append(("sve", "sve" in features.vcpu))
+        knobs += [(f"sve{length}", length in features.sve_lengths) for length in _sve_steps(features)]
+    if "pauth" in qemu.host_properties:
+        knobs.append(("pauth", _PAUTH in features.vcpu))
+    return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", tuple(knobs))
+
+
+def _sve_steps(features: Features) -> range:
+    """Every length up to the longest one that is on.
+
+    Longer ones need no word: once a length is named, QEMU takes the longest that is on as the maximum, while shorter ones that are
+    not named come from the host (arm_cpu_sve_finalize, target/arm/cpu64.c).
+    """
+    return range(128, max(features.sve_lengths, default=0) + 1, 128)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Puts the hook where libvirt looks for it, and takes it away again.
+
+libvirt runs /etc/libvirt/hooks/qemu.d/* since 6.5, in the order of their names. It notices a new directory or file when it is told to reload.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from .errors import KvmarmError
+from .files import shipped, write
+
+DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
+NAME = "50-kvmarm"
+_PACKAGE = Path(__file__).parent
+_DAEMONS = ("virtqemud", "libvirtd")
+
+
+def install(directory: Path = DIRECTORY) -> list[str]:
+    """Install or renew the hook, and tell libvirt. Returns what was done, a line each.
+
+    Raises:
+        KvmarmError: no libvirt that looks there, or no permission.
+    """
+    if not directory.parent.parent.is_dir():
+        raise KvmarmError(
+            f"{directory.parent.parent} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)"
+        )
+    _check_version()
+    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8").replace("@PACKAGE@", str(_PACKAGE))
+    path = directory / NAME
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text and os.access(path, os.X_OK):
+        return [f"{path} is up to date"]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KvmarmError(f"cannot make {directory}: {error.strerror}", "run as root") from None
+    write(str(path), text.encode(), 0o755)
+    return [f"installed {path}", _reload()]
+
+
+def uninstall(directory: Path = DIRECTORY) -> list[str]:
+    """Remove the hook, and tell libvirt. Returns what was done, a line each. Raises KvmarmError (no permission)."""
+    path = directory / NAME
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return [f"{path} is not there"]
+    except OSError as error:
+        raise KvmarmError(f"cannot remove {path}: {error.strerror}", "run as root") from None
+    return [f"removed {path}", _reload()]
+
+
+def _check_version() -> None:
+    """libvirt before 6.5 runs hooks/qemu only (virHookCall, src/util/virhook.c)."""
+    for daemon in _DAEMONS:
+        try:
+            answer = subprocess.run(
+                [f"/usr/sbin/{daemon}", "--version"], capture_output=True, text=True, timeout=30, check=True
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        version = re.search(r"(\d+)\.(\d+)\.\d+", answer)
+        if version and (int(version[1]), int(version[2])) < (6, 5):
+            raise KvmarmError(f"libvirt {version[0]} does not look into hooks/qemu.d", "upgrade it to 6.5 or newer")
+        return
+
+
+def _reload() -> str:
+    """SIGHUP makes the daemon read its configuration and look for hooks again; guests do not notice."""
+    for daemon in _DAEMONS:
+        pid = _pid(daemon)
+        if pid:
+            try:
+                os.kill(pid, signal.SIGHUP)
+            except OSError as error:
+                return f"could not tell {daemon} ({error.strerror}); do it with: systemctl reload {daemon}"
+            return f"told {daemon} (process {pid}) to look for hooks"
+    return "no libvirt daemon is running: it will find the hook when it starts"
+
+
+def _pid(daemon: str) -> int:
+    """The daemon's process, if its PID file is not stale."""
+    try:
+        pid = int(Path(f"/run/{daemon}.pid").read_text(encoding="ascii"))
+        return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == daemon else 0
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The host profile, put together from the edges.
+
+`probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with every feature set that a policy
+can choose. What cannot be measured is a line in the profile's problems, never a crash.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from .. import __version__
+from ..errors import KvmarmError
+from ..kvm import uapi
+from ..kvm.device import Kernel, KvmError, System
+from ..kvm.scratch import GUEST_REGISTERS, ScratchVcpu, accepts, preferred_target, run_guest, sve_lengths
+from ..profile import Cluster, HostProfile, Qemu, Vcpu
+from ..registers.table import is_identity, name_of
+from ..registers.text import pack_ids
+from . import qemu as qemu_edge
+from .cpus import CpuCluster, allowed_cpus, find_clusters, format_cpu_list, name_part
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+_ARCHITECTURES = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
+
+# The vCPU features that a policy or a guest chooses, with the capability that offers each.
+_CHOICES = (
+    (("pmu_v3",), "ARM_PMU_V3"),
+    (("sve",), "ARM_SVE"),
+    (("ptrauth_address", "ptrauth_generic"), "ARM_PTRAUTH_GENERIC"),
+    (("el1_32bit",), "ARM_EL1_32BIT"),
+)
+_BASE_FEATURES = ("pmu_v3",)  # what the base vCPU has on top of PSCI, where the host offers it
+
+
+class Host:
+    """What `probe` measures, replaceable in a test.
+
+    Attributes:
+        architecture, name, kernel: as uname -m, -n and -r give them.
+        root: where sys/ and proc/ are.
+        kvm: the system calls to /dev/kvm.
+    """
+
+    def __init__(
+        self, root: Path = Path("/"), kvm: Kernel | None = None, architecture: str = "", kernel: str = "", name: str = ""
+    ) -> None:
+        self.root = root
+        self.kvm = kvm
+        self.architecture = architecture or platform.machine()
+        self.kernel = kernel or platform.release()
+        self.name = name or platform.node()
+
+
+def probe(host: Host | None = None, qemu: str = "", step: Callable[[str], None] = lambda _: None) -> HostProfile:
+    """This host's profile.
+
+    Args:
+        host: what to measure; by default the machine this runs on.
+        qemu: the emulator's path; by default the distribution's.
+        step: called with a line for each step, for people who wait.
+    """
+    return _Probe(host or Host(), step).run(qemu)
+
+
+class _Probe:
+    def __init__(self, host: Host, step: Callable[[str], None]) -> None:
+        self.host = host
+        self.problems: list[str] = []
+        self._step = step
+
+    def run(self, qemu_binary: str) -> HostProfile:
+        host = self.host
+        qemu = self._timed("QEMU", lambda: self._qemu(qemu_binary))
+        capabilities: dict[str, int] = {}
+        gics: tuple[int, ...] = ()
+        clusters: tuple[Cluster, ...] = ()
+        if host.architecture not in _ARCHITECTURES:
+            self.problems.append(f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
+        else:
+            system = self._or_problem("KVM", lambda: System(host.kvm))
+            if system is not None:
+                with system:
+                    capabilities = {name: answer for name in uapi.CAPABILITIES if (answer := system.check_extension(name))}
+                    gics = self._gics(system)
+                    clusters = self._clusters(system, capabilities, qemu)
+        return HostProfile(
+            name=host.name,
+            origin="measured",
+            made_by=f"kvmarm {__version__}",
+            architecture=host.architecture,
+            kernel=host.kernel,
+            overrides=_overrides(self._text("proc/cmdline")),
+            platform=self._text("sys/firmware/devicetree/base/model") or self._text("sys/class/dmi/id/product_name"),
+            capabilities=capabilities,
+            # Kernels without the capability (before 4.20) have 40 bits, or what the CPU has less than that, and do not tell.
+            ipa_bits=(capabilities.get("ARM_VM_IPA_SIZE", 40)) if clusters else 0,
+            gic_versions=gics,
+            clusters=clusters,
+            qemu=qemu,
+            libvirt=self._timed("libvirt", self._libvirt),
+            problems=tuple(self.problems),
+        )
+
+    # -- KVM -----------------------------------------------------------------------------------------------------------
+
+    def _gics(self, system: System) -> tuple[int, ...]:
+        with system.create_vm() as vm:
+            return tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+
+    def _clusters(self, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> tuple[Cluster, ...]:
+        found = find_clusters(self.host.root)
+        if not found:
+            self.problems.append("CPU clusters: neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
+        allowed = allowed_cpus()
+        clusters = []
+        try:
+            for cluster in found:
+                cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
+                title = f"cluster {format_cpu_list(cluster.cpus)}"
+                if not cpus:
+                    self.problems.append(f"{title}: this process may not run there (cpuset or affinity)")
+                    continue
+                os.sched_setaffinity(0, cpus)
+                measured = self._timed(title, lambda here=cluster: self._cluster(here, system, capabilities, qemu))  # type: ignore[misc]
+                if measured is not None:
+                    clusters.append(measured)
+        finally:
+            os.sched_setaffinity(0, allowed)
+        return tuple(clusters)
+
+    def _cluster(self, found: CpuCluster, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> Cluster | None:
+        title = f"cluster {format_cpu_list(found.cpus)}"
+        architecture = _ARCHITECTURES[self.host.architecture]
+        target = self._or_problem(title, lambda: preferred_target(system, architecture))
+        if target is None:
+            return None
+        models = _models_taken(system, architecture, target, capabilities, qemu)
+        vcpus = [
+            vcpu
+            for number in dict.fromkeys((target, *models.values()))
+            for features in _feature_sets(capabilities, architecture)
+            if (vcpu := _measure(system, number, features)) is not None
+        ]
+        if not vcpus:
+            self.problems.append(f"{title}: KVM makes no vCPU of target {target}")
+            return None
+        implementer, part = name_part(found.midr)
+        with_sve = next((vcpu for vcpu in vcpus if "sve" in vcpu.features), None)
+        return Cluster(
+            cpus=format_cpu_list(found.cpus),
+            midr=found.midr,
+            revidr=found.revidr,
+            implementer=implementer,
+            part=part,
+            capacity=found.capacity,
+            target=target,
+            vcpus=tuple(vcpus),
+            sve_lengths=sve_lengths(with_sve.registers["SVE_VLS"]) if with_sve else (),
+            models=models,
+            seen=self._seen(title, system, vcpus[0]) if architecture == "arm64" else {},
+            writable=self._writable(system),
+        )
+
+    def _seen(self, title: str, system: System, base: Vcpu) -> dict[str, int]:
+        names = tuple(name for name in GUEST_REGISTERS if name != "PMCR_EL0" or "pmu_v3" in base.features)
+        return self._or_problem(f"{title}, scratch guest", lambda: run_guest(system, base.number, base.features, names)) or {}
+
+    def _writable(self, system: System) -> dict[str, int] | None:
+        try:
+            with system.create_vm() as vm:
+                return {name_of(reg): mask for reg, mask in vm.writable_masks().items()}
+        except KvmError:
+            return None  # before Linux 6.7
+
+    # -- the other edges -------------------------------------------------------------------------------------------------
+
+    def _qemu(self, binary: str) -> Qemu | None:
+        return self._or_problem("QEMU", lambda: qemu_edge.ask(binary or qemu_edge.find_binary(self.host.architecture)))
+
+    def _libvirt(self) -> str | None:
+        for daemon in ("/usr/sbin/virtqemud", "/usr/sbin/libvirtd"):
+            try:
+                answer = subprocess.run([daemon, "--version"], capture_output=True, text=True, timeout=30, check=True)
+            except (OSError, subprocess.SubprocessError):
+                continue
+            return answer.stdout.split()[-1]
+        self.problems.append("libvirt: neither virtqemud nor libvirtd is installed")
+        return None
+
+    # -- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _timed(self, what: str, measure: Callable[[], T]) -> T:
+        start = time.monotonic()
+        result = measure()
+        self._step(f"{what}: {time.monotonic() - start:.2f} s")
+        return result
+
+    def _or_problem(self, what: str, measure: Callable[[], T]) -> T | None:
+        try:
+            return measure()
+        except KvmarmError as error:
+            self.problems.append(f"{what}: {error}")
+            return None
+
+    def _text(self, path: str) -> str:
+        try:
+            return (self.host.root / path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+        except OSError:
+            return ""
+
+
+def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple[str, ...]]:
+    """Every set of vCPU features that a guest here could be given, the base first. Some are refused; the kernel is asked for each.
+
+    PSCI 0.2 is QEMU's own choice wherever KVM has it (kvm_arch_init_vcpu, target/arm/kvm.c).
+    """
+    psci = ("psci_0_2",) if "ARM_PSCI_0_2" in capabilities else ()
+    offered = [features for features, capability in _CHOICES if capability in capabilities and architecture == "arm64"]
+    sets = [
+        tuple(sorted((*psci, *itertools.chain(*chosen)), key=uapi.VCPU_FEATURES.__getitem__))
+        for size in range(len(offered) + 1)
+        for chosen in itertools.combinations(offered, size)
+    ]
+    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=uapi.VCPU_FEATURES.__getitem__))
+    return [base, *(features for features in sets if features != base)]
+
+
+def _models_taken(
+    system: System, architecture: str, target: int, capabilities: dict[str, int], qemu: Qemu | None
+) -> dict[str, int]:
+    """QEMU's named models that KVM takes on this thread's CPU → their target number."""
+    numbers = {model: uapi.TARGETS[architecture][name] for model, name in qemu_edge.NAMED_MODELS[architecture].items()}
+    base = _feature_sets(capabilities, architecture)[0]
+    return {
+        model: number
+        for model, number in numbers.items()
+        if qemu is not None and model in qemu.cpu_models and (number == target or accepts(system, number, base))
+    }
+
+
+def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | None:
+    """What a scratch vCPU of this target and these features is, or None if the kernel refuses to make it."""
+    try:
+        with ScratchVcpu(system, number, features) as vcpu:
+            ids = vcpu.reg_list()
+            registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
+            return Vcpu(number, features, registers, pack_ids(ids))
+    except KvmError as error:
+        if error.ioctl in ("KVM_ARM_VCPU_INIT", "KVM_ARM_VCPU_FINALIZE"):
+            return None
+        raise
+
+
+def _overrides(command_line: str) -> tuple[str, ...]:
+    """The words of a kernel command line that change what CPUs offer to guests (Documentation/arch/arm64/cpu-feature-registers.rst)."""
+    return tuple(word for word in command_line.split() if word.startswith(("arm64.", "id_aa64", "kvm-arm.")))

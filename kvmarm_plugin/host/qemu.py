@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""QEMU on this host, asked over QMP as libvirt asks it: an emulator without a machine, with KVM if it can.
+
+The client is twenty lines because QEMU's own (the library qemu.qmp) is in no distribution, and one question after another on a pipe needs no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+
+from ..errors import KvmarmError
+from ..profile import Qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
+_BINARIES = {
+    "aarch64": ("/usr/bin/qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
+    "armv7l": ("/usr/bin/qemu-system-arm",),
+}
+TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
+
+# QEMU's named models that set a KVM target: the only ones besides "host" and "max" that start under KVM. Source: the kvm_target of
+# aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of cortex_a15_initfn in target/arm/tcg/cpu32.c while QEMU had 32-bit KVM (until 5.2).
+NAMED_MODELS = {
+    "arm64": {"cortex-a57": "CORTEX_A57", "cortex-a53": "CORTEX_A53"},
+    "arm": {"cortex-a15": "CORTEX_A15"},
+}
+
+
+class QemuError(KvmarmError):
+    """QEMU is missing, or does not answer."""
+
+
+def find_binary(architecture: str) -> str:
+    """The path of the emulator for hosts of this architecture (uname -m). Raises QemuError."""
+    for path in _BINARIES.get(architecture, ()):
+        if os.access(path, os.X_OK):
+            return path
+    raise QemuError("QEMU is not installed", "install qemu-system-arm (Debian), qemu-system-aarch64 (Fedora) or qemu-kvm (RHEL)")
+
+
+def ask(binary: str) -> Qemu:
+    """Everything the profile wants to know of an emulator.
+
+    Raises:
+        QemuError: it does not start, or ends or hangs in the middle of a question.
+    """
+    with _Monitor(binary) as monitor:
+        version = monitor.ask("query-version")["qemu"]
+        machines = [machine for machine in monitor.ask("query-machines") if _is_virt(machine["name"])]
+        models = monitor.ask("query-cpu-definitions")
+        try:
+            expansion = monitor.ask("query-cpu-model-expansion", {"type": "full", "model": {"name": "host"}})
+        except QemuError:
+            expansion = {"model": {"props": {}}}  # without KVM there is no "host"
+    return Qemu(
+        binary=binary,
+        version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        machines=tuple(sorted((machine["name"] for machine in machines), key=_machine_version, reverse=True)),
+        aliases={machine["alias"]: machine["name"] for machine in machines if "alias" in machine},
+        cpu_models=tuple(sorted(model["name"] for model in models)),
+        host_properties=expansion["model"]["props"],
+    )
+
+
+def _is_virt(machine: str) -> bool:
+    """Whether a machine type is one of the versioned virt types (RHEL calls them virt-rhel9.4.0)."""
+    return machine.startswith("virt-")
+
+
+def _machine_version(machine: str) -> list[int]:
+    """What orders machine types by age: "virt-10.0" → [10, 0]."""
+    return [int(part) for part in machine.replace("virt-", "").replace("rhel", "").split(".") if part.isdigit()]
+
+
+class _Monitor:
+    """A QEMU without a machine, and its QMP on standard input and output."""
+
+    def __init__(self, binary: str) -> None:
+        self.binary = binary
+        command = [binary, "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=kvm:tcg", "-qmp", "stdio"]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise QemuError(f"cannot run {binary}: {error.strerror}") from None
+        self.timer = threading.Timer(TIME_LIMIT, self.process.kill)
+
+    def __enter__(self) -> _Monitor:
+        self.timer.start()
+        self._read()  # the greeting
+        self.ask("qmp_capabilities")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.timer.cancel()
+
+    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """What a QMP command returns. Raises QemuError."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"execute": command, "arguments": arguments or {}}) + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            raise self._gone(command) from None
+        while True:
+            answer = self._read(command)
+            if "error" in answer:
+                raise QemuError(f"{self.binary}: {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def _read(self, command: str = "greeting") -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._gone(command)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _gone(self, command: str) -> QemuError:
+        self.process.kill()
+        errors = self.process.communicate()[1].strip().splitlines()
+        return QemuError(f"{self.binary} ended during {command}: {errors[-1] if errors else 'no answer in time'}")

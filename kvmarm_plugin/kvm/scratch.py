@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Scratch vCPUs: what a guest would get from KVM on the CPU that this thread runs on.
+
+A scratch vCPU is made with a target and features, read, and thrown away. `preferred_target` says which target a guest gets,
+`scratch_vcpu` makes the vCPU, `run_guest` runs a guest of a few instructions in one, for what KVM_GET_ONE_REG does not tell.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import signal
+
+from ..errors import KvmarmError
+from . import uapi
+from .device import VCPU, VM, KvmError, System
+
+# What the guest reads. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have one, but there the guest may see something
+# else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped, PMCR_EL0.N is the PMU's.
+GUEST_REGISTERS = {
+    "CNTFRQ_EL0": (3, 3, 14, 0, 0),
+    "DCZID_EL0": (3, 3, 0, 0, 7),
+    "CTR_EL0": (3, 3, 0, 0, 1),
+    "MIDR_EL1": (3, 0, 0, 0, 0),
+    "PMCR_EL0": (3, 3, 9, 12, 0),
+}
+GUEST_TIME_LIMIT = 1.0  # seconds; the guest needs microseconds, on an emulated host milliseconds
+
+_CODE_ADDRESS = 0x4000_0000
+_EXIT_ADDRESS = 0x8000_0000  # nothing is there: a store to it is an exit to user space
+_EXIT_REGISTER = 9
+
+
+class ScratchVcpu:
+    """A vCPU in a VM of its own, initialised and finalised; a context manager that closes both.
+
+    Args:
+        system: /dev/kvm.
+        target, features: as for `VCPU.init`.
+        sve_lengths: vector lengths in bits to set before SVE is finalised, as QEMU does; None leaves all that the host has.
+
+    Raises:
+        KvmError: the kernel refuses the target, the features or the lengths.
+    """
+
+    def __init__(self, system: System, target: int, features: tuple[str, ...], sve_lengths: tuple[int, ...] | None = None) -> None:
+        self.vm: VM = system.create_vm()
+        try:
+            self.vcpu: VCPU = self.vm.create_vcpu()
+            self.vcpu.init(target, features)
+            if "sve" in features:
+                if sve_lengths is not None:
+                    self.vcpu.set(uapi.REG_ARM64_SVE_VLS, sve_bitmap(sve_lengths))
+                self.vcpu.finalize_sve()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if hasattr(self, "vcpu"):
+            self.vcpu.close()
+        self.vm.close()
+
+    def __enter__(self) -> VCPU:
+        return self.vcpu
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
+    """Whether the kernel makes a vCPU with this target and these features, on the CPU that this thread runs on."""
+    try:
+        ScratchVcpu(system, target, features).close()
+    except KvmError:
+        return False
+    return True
+
+
+def preferred_target(system: System, architecture: str) -> int:
+    """The target number that a guest gets on the CPU that this thread runs on.
+
+    Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of uapi.FALLBACK_TARGETS that a vCPU accepts.
+
+    Args:
+        architecture: KVM's, "arm64" or "arm": target numbers overlap.
+
+    Raises:
+        KvmarmError: the kernel neither answers nor accepts a known target.
+    """
+    try:
+        with system.create_vm() as vm:
+            return int(vm.preferred_target())
+    except KvmError as refusal:
+        if refusal.ioctl != "KVM_ARM_PREFERRED_TARGET":
+            raise
+        names = uapi.FALLBACK_TARGETS[architecture]
+        for name in names:
+            if accepts(system, uapi.TARGETS[architecture][name], ()):
+                return uapi.TARGETS[architecture][name]
+        raise KvmarmError(
+            f"{refusal.message}, and none of the targets {', '.join(names)} is accepted",
+            "this kernel's KVM does not know this CPU",
+        ) from None
+
+
+def sve_lengths(bitmap: int) -> tuple[int, ...]:
+    """Vector lengths in bits, ascending, from the value of KVM_REG_ARM64_SVE_VLS (bit n: (n + 1) × 128 bits)."""
+    return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
+
+
+def sve_bitmap(lengths: tuple[int, ...]) -> int:
+    """The inverse of `sve_lengths`."""
+    return sum(1 << length // 128 - 1 for length in lengths)
+
+
+def run_guest(system: System, target: int, features: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:
+    """Let a guest read registers, and return what it saw.
+
+    The guest is one page of code: an MRS for each register into x0, x1, …, then a store to an address where nothing is, which ends KVM_RUN
+    with KVM_EXIT_MMIO. A guest that does not come to its end (an MRS that traps to it) is stopped by a timer.
+
+    Args:
+        features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the caller for speed.
+        names: keys of GUEST_REGISTERS, at most eight.
+
+    Raises:
+        KvmError: the kernel refuses something.
+        KvmarmError: the guest did not end as it should within GUEST_TIME_LIMIT.
+    """
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    for word in _guest_code(names):
+        memory.write(word.to_bytes(4, "little"))
+    with ScratchVcpu(system, target, features) as vcpu, _TimeLimit(GUEST_TIME_LIMIT):
+        vcpu.vm.set_memory(_CODE_ADDRESS, memory)
+        if "pmu_v3" in features:
+            vcpu.init_pmu()
+        vcpu.set(uapi.REG_ARM64_CORE_PC, _CODE_ADDRESS)
+        vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)
+        try:
+            run = vcpu.run()
+        except KvmError as error:
+            if error.errno != errno.EINTR:
+                raise
+            raise KvmarmError(f"the scratch guest did not end within {GUEST_TIME_LIMIT:g} s") from None
+        if run.exit_reason != uapi.EXIT_MMIO or run.phys_addr != _EXIT_ADDRESS:
+            raise KvmarmError(
+                f"the scratch guest ended with exit {run.exit_reason} at {run.phys_addr:#x}, not at its last instruction"
+            )
+        return {name: vcpu.get(uapi.REG_ARM64_CORE_X0 + 2 * index) for index, name in enumerate(names)}
+
+
+def _guest_code(names: tuple[str, ...]) -> list[int]:
+    code = [_mrs(GUEST_REGISTERS[name], index) for index, name in enumerate(names)]
+    return [*code, 0xF9000000 | _EXIT_REGISTER << 5]  # str x0, [x9]
+
+
+def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
+    """The A64 instruction `mrs x<into>, <register>` (Arm ARM C6.2, MRS)."""
+    op0, op1, crn, crm, op2 = register
+    return 0xD5200000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | into
+
+
+class _TimeLimit:
+    """Interrupts a system call of the main thread after some seconds: KVM_RUN then fails with EINTR."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        self._handler = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._handler)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""KVM's numbers and structs, as in <linux/kvm.h> and <asm/kvm.h> of arm64 and (until Linux 5.7) arm.
+
+Nothing here acts. Names are the kernel's, less their common prefix.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+API_VERSION = 12
+EXIT_MMIO = 6
+
+# -- ioctls ------------------------------------------------------------------------------------------------------------
+
+IOCTLS = {
+    "KVM_GET_API_VERSION": 0xAE00,
+    "KVM_CREATE_VM": 0xAE01,
+    "KVM_CHECK_EXTENSION": 0xAE03,
+    "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
+    "KVM_CREATE_VCPU": 0xAE41,
+    "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
+    "KVM_RUN": 0xAE80,
+    "KVM_GET_ONE_REG": 0x4010AEAB,
+    "KVM_SET_ONE_REG": 0x4010AEAC,
+    "KVM_ARM_VCPU_INIT": 0x4020AEAE,
+    "KVM_ARM_PREFERRED_TARGET": 0x8020AEAF,
+    "KVM_GET_REG_LIST": 0xC008AEB0,
+    "KVM_ARM_GET_REG_WRITABLE_MASKS": 0x8040AEB6,
+    "KVM_ARM_VCPU_FINALIZE": 0x4004AEC2,
+    "KVM_CREATE_DEVICE": 0xC00CAEE0,
+    "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
+}
+
+# -- capabilities ------------------------------------------------------------------------------------------------------
+
+CAPABILITIES = {
+    "ARM_PSCI": 87,
+    "ARM_EL1_32BIT": 93,
+    "ARM_PSCI_0_2": 102,
+    "ARM_PMU_V3": 126,
+    "ARM_VM_IPA_SIZE": 165,
+    "ARM_SVE": 170,
+    "ARM_PTRAUTH_ADDRESS": 171,
+    "ARM_PTRAUTH_GENERIC": 172,
+    "STEAL_TIME": 187,
+    "ARM_MTE": 205,
+    "COUNTER_OFFSET": 227,
+    "ARM_SUPPORTED_REG_MASK_RANGES": 230,
+    "ARM_WRITABLE_IMP_ID_REGS": 239,
+    "ARM_EL2": 240,
+    "ARM_EL2_E2H0": 241,
+}
+
+# -- targets: the numbers overlap, so each is only ever used with its KVM architecture -----------------------------------
+
+TARGETS = {
+    "arm": {"CORTEX_A15": 0, "CORTEX_A7": 1},
+    "arm64": {
+        "AEM_V8": 0,
+        "FOUNDATION_V8": 1,
+        "CORTEX_A57": 2,
+        "XGENE_POTENZA": 3,
+        "CORTEX_A53": 4,
+        "GENERIC_V8": 5,
+    },
+}
+
+# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order is the one QEMU's
+# target/arm/kvm64.c had until 10.1 (cpus_to_try); kvmtool has the same.
+FALLBACK_TARGETS = {
+    "arm": ("CORTEX_A15", "CORTEX_A7"),
+    "arm64": ("AEM_V8", "FOUNDATION_V8", "CORTEX_A57"),
+}
+
+# -- vCPU features: bit numbers of kvm_vcpu_init.features ---------------------------------------------------------------
+
+VCPU_FEATURES = {
+    "el1_32bit": 1,
+    "psci_0_2": 2,
+    "pmu_v3": 3,
+    "sve": 4,
+    "ptrauth_address": 5,
+    "ptrauth_generic": 6,
+    "has_el2": 7,
+    "has_el2_e2h0": 8,
+}
+FINALIZE_SVE = VCPU_FEATURES["sve"]
+
+# -- devices and attributes --------------------------------------------------------------------------------------------
+
+DEVICE_TYPE_ARM_VGIC = {2: 5, 3: 7}  # GIC version → KVM_DEV_TYPE_ARM_VGIC_*
+CREATE_DEVICE_TEST = 1
+VCPU_PMU_V3_CTRL, VCPU_PMU_V3_INIT = 0, 1
+
+# -- register ids ------------------------------------------------------------------------------------------------------
+
+REG_SIZE_SHIFT, REG_SIZE_MASK = 52, 0xF  # log2 of the size in bytes
+REG_ARM64_CORE_X0 = 0x6030000000100000  # user_pt_regs.regs[0]; x1 is two further, and so on
+REG_ARM64_CORE_PC = 0x6030000000100040  # user_pt_regs.pc: byte 256, counted in 32-bit words
+REG_ARM64_SVE_VLS = 0x606000000015FFFF
+REG_ARM_PSCI_VERSION = 0x6030000000140000
+
+
+def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
+    """KVM's id of an AArch64 system register (ARM64_SYS_REG in <asm/kvm.h>)."""
+    return 0x6030000000130000 | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+
+
+# -- structs -----------------------------------------------------------------------------------------------------------
+
+
+class OneReg(ctypes.Structure):
+    """struct kvm_one_reg"""
+
+    _fields_ = [("id", ctypes.c_uint64), ("addr", ctypes.c_uint64)]
+
+
+class VcpuInit(ctypes.Structure):
+    """struct kvm_vcpu_init"""
+
+    _fields_ = [("target", ctypes.c_uint32), ("features", ctypes.c_uint32 * 7)]
+
+
+class UserspaceMemoryRegion(ctypes.Structure):
+    """struct kvm_userspace_memory_region"""
+
+    _fields_ = [
+        ("slot", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("guest_phys_addr", ctypes.c_uint64),
+        ("memory_size", ctypes.c_uint64),
+        ("userspace_addr", ctypes.c_uint64),
+    ]
+
+
+class CreateDevice(ctypes.Structure):
+    """struct kvm_create_device"""
+
+    _fields_ = [("type", ctypes.c_uint32), ("fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
+
+
+class DeviceAttr(ctypes.Structure):
+    """struct kvm_device_attr"""
+
+    _fields_ = [
+        ("flags", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
+        ("attr", ctypes.c_uint64),
+        ("addr", ctypes.c_uint64),
+    ]
+
+
+class RegMaskRange(ctypes.Structure):
+    """struct reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7)"""
+
+    _fields_ = [("addr", ctypes.c_uint64), ("range", ctypes.c_uint32), ("reserved", ctypes.c_uint32 * 13)]
+
+
+class RunMmio(ctypes.Structure):
+    """struct kvm_run as far as KVM_EXIT_MMIO needs it"""
+
+    _fields_ = [
+        ("request_interrupt_window", ctypes.c_uint8),
+        ("immediate_exit", ctypes.c_uint8),
+        ("padding1", ctypes.c_uint8 * 6),
+        ("exit_reason", ctypes.c_uint32),
+        ("padding2", ctypes.c_uint8 * 20),
+        ("phys_addr", ctypes.c_uint64),
+        ("data", ctypes.c_uint8 * 8),
+        ("len", ctypes.c_uint32),
+        ("is_write", ctypes.c_uint8),
+    ]
+
+
+FEATURE_ID_MASKS = 192  # 3 values of op1 (0, 1, 3) × 8 of CRm × 8 of op2
+
+
+def feature_id_registers() -> list[int]:
+    """Register ids in the order of the masks ioctl: ``((op1 & 3) - ((op1 & 3) == 3)) << 6 | crm << 3 | op2``."""
+    return [sysreg(3, op1, 0, crm, op2) for op1 in (0, 1, 3) for crm in range(8) for op2 in range(8)]
+
+
+def reg_list_struct(count: int) -> type[ctypes.Structure]:
+    """struct kvm_reg_list with room for `count` ids."""
+
+    class RegList(ctypes.Structure):
+        _fields_ = [("n", ctypes.c_uint64), ("reg", ctypes.c_uint64 * count)]
+
+    return RegList

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The policy: what the operator prefers where a domain leaves the choice open (/etc/kvmarm/policy.yaml, --policy).
+
+What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the policy. See docs/policy.md.
+"""
+
+from __future__ import annotations
+
+from .errors import KvmarmError
+from .value import Value
+
+DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
+
+
+class PolicyError(KvmarmError):
+    """The policy cannot be used."""
+
+
+class Policy(Value):
+    """What to prefer.
+
+    Attributes:
+        prefer_named: take a named model such as cortex-a57 where QEMU and KVM accept one; otherwise always "host" with every knob explicit.
+        pmu, sve, pauth: True on, False off, None what the host has.
+        sve_max_length: longest SVE vector in bits; None for all that the host has.
+        cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets on a big.LITTLE host.
+    """
+
+    __slots__ = ("cluster", "pauth", "pmu", "prefer_named", "sve", "sve_max_length")
+    prefer_named: bool
+    pmu: bool | None
+    sve: bool | None
+    pauth: bool | None
+    sve_max_length: int | None
+    cluster: str | int
+
+    def __init__(
+        self,
+        *,
+        prefer_named: bool = True,
+        pmu: bool | None = None,
+        sve: bool | None = None,
+        pauth: bool | None = None,
+        sve_max_length: int | None = None,
+        cluster: str | int = "biggest",
+    ) -> None:
+        self._freeze(locals())
+
+
+def loads(text: str, name: str = "policy") -> Policy:
+    """A policy from YAML; an empty document is the default policy.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        PolicyError: not YAML, an unknown key, or a value that the key does not take.
+    """
+    import yaml  # 15 ms, and most hosts have no policy file
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise PolicyError(f"{name} is not YAML{place}: {getattr(error, 'problem', error)}", "see man kvmarm-policy") from None
+    if document is None:
+        return Policy()
+    if not isinstance(document, dict):
+        raise PolicyError(f"{name} is not a list of settings", "write one setting a line, such as: pmu: off")
+    settings = {}
+    for key, value in document.items():
+        if key not in _SETTINGS:
+            raise PolicyError(f"{name} has an unknown setting {key!r}", f"known are {', '.join(_SETTINGS)}")
+        field, known, what = _SETTINGS[key]
+        if not known(value):
+            raise PolicyError(f"{name}: {key} cannot be {value!r}", f"it takes {what}")
+        settings[field] = value
+    return _policy(settings)
+
+
+def _policy(settings: dict[str, object]) -> Policy:
+    if "prefer_named" in settings:
+        settings["prefer_named"] = settings["prefer_named"] == "named"
+    for name in ("pmu", "sve", "pauth"):
+        if settings.get(name) == "auto":
+            settings[name] = None
+    return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool) or value == "auto"
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 128 <= value <= 2048 and value % 128 == 0
+
+
+def _is_cluster(value: object) -> bool:
+    return value in ("biggest", "smallest") or (isinstance(value, int) and 0 < value < 1 << 32)
+
+
+_SETTINGS = {
+    "prefer": ("prefer_named", lambda value: value in ("named", "host"), "named or host"),
+    "pmu": ("pmu", _is_switch, "on, off or auto"),
+    "sve": ("sve", _is_switch, "on, off or auto"),
+    "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits"),
+    "pauth": ("pauth", _is_switch, "on, off or auto"),
+    "cluster": ("cluster", _is_cluster, "biggest, smallest or a MIDR such as 0x410fd080"),
+}

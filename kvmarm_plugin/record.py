@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The record: a target in the domain's metadata, with the user's intent and where it was made.
+
+`Record.format` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are inverse. The element's schema is
+xml-templates/kvmarm-target.rng. libvirt keeps the element through define, migration, save and snapshot, and keeps one of each namespace.
+"""
+
+from __future__ import annotations
+
+from .domain import Element
+from .errors import KvmarmError
+from .registers.text import format_values, parse_values, unpack_ids
+from .target import Target
+from .value import Value
+
+NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
+NAMESPACE = NAMESPACE_STEM + "1"
+
+_STEP = b"  "
+_LINE = 120  # columns of the long lists, for people who read dumpxml
+
+
+class RecordError(KvmarmError):
+    """A <kvmarm:target> that cannot be trusted: broken, or of a version this program does not know."""
+
+
+class Intent(Value):
+    """What the user had written where `rewrite` changed the domain.
+
+    Attributes:
+        added: names of the elements that were not there.
+        kept: the elements that were, as they were written: <cpu> always, <type>, <gic>, and containers that were empty.
+    """
+
+    __slots__ = ("added", "kept")
+    added: tuple[str, ...]
+    kept: tuple[bytes, ...]
+
+    def __init__(self, added: tuple[str, ...], kept: tuple[bytes, ...]) -> None:
+        self._freeze(locals())
+
+
+class Origin(Value):
+    """Where a record was made.
+
+    Attributes:
+        host: the host's name.
+        profile: digest of the host profile, "sha256:…".
+        by: program and version.
+    """
+
+    __slots__ = ("by", "host", "profile")
+    host: str
+    profile: str
+    by: str
+
+    def __init__(self, host: str, profile: str, by: str) -> None:
+        self._freeze(locals())
+
+
+class Record(Value):
+    """Target, intent and origin."""
+
+    __slots__ = ("intent", "origin", "target")
+    target: Target
+    intent: Intent
+    origin: Origin
+
+    def __init__(self, target: Target, intent: Intent, origin: Origin) -> None:
+        self._freeze(locals())
+
+
+def format_record(intent: Intent, facts: bytes, indent: bytes) -> bytes:
+    """The <kvmarm:target> element.
+
+    Args:
+        intent: of this domain.
+        facts: from `format_facts`; the same for every domain that gets this target.
+        indent: line break and white space to put in front of each child; empty puts all on one line.
+    """
+    added = b" added=" + _quote(" ".join(intent.added)) if intent.added else b""
+    inner = indent + _STEP if indent else b""
+    parts = [
+        b"<kvmarm:target xmlns:kvmarm=" + _quote(NAMESPACE) + b">",
+        b"<kvmarm:intent" + added + b">" + b"".join(intent.kept) + b"</kvmarm:intent>",
+        *facts.splitlines(),
+    ]
+    return inner.join(parts) + indent + b"</kvmarm:target>"
+
+
+def format_facts(target: Target, origin: Origin) -> bytes:
+    """The children of <kvmarm:target> that come from the host, one a line."""
+    sve = [f"<kvmarm:sve lengths='{' '.join(map(str, target.sve_lengths))}'/>"] if target.sve_lengths else []
+    seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
+    lines = [
+        f"<kvmarm:vcpu architecture='{target.architecture}' target='{target.number}' features='{' '.join(target.features)}'/>",
+        f"<kvmarm:qemu model={_attribute(target.model)} machine={_attribute(target.machine)}/>",
+        f"<kvmarm:guest gic='{target.gic}' psci='{target.psci}' ipa='{target.ipa_bits}'/>",
+        *sve,
+        *seen,
+        *_wrapped("registers", format_values(target.registers)),
+        *_wrapped("reglist", target.reglist),
+        f"<kvmarm:origin host={_attribute(origin.host)} profile='{origin.profile}' by={_attribute(origin.by)}/>",
+    ]
+    return "\n".join(lines).encode()
+
+
+def find(domain: Element) -> Element | None:
+    """The domain's <kvmarm:target>, or None.
+
+    Raises:
+        RecordError: more than one, or one of another version: never half-read.
+    """
+    metadata = domain.find("metadata")
+    ours = [child for child in metadata.children if child.name.startswith(NAMESPACE_STEM)] if metadata else []
+    if not ours:
+        return None
+    if len(ours) > 1:
+        raise RecordError("the domain has more than one kvmarm record", "remove all but one with: virsh edit")
+    namespace, _, name = ours[0].name.partition(" ")
+    if namespace != NAMESPACE or name != "target":
+        version = namespace[len(NAMESPACE_STEM) :] or "none"
+        raise RecordError(
+            f"the domain's kvmarm record is of version {version}; this kvmarm knows version 1", "upgrade kvmarm on this host"
+        )
+    return ours[0]
+
+
+def read(element: Element) -> Record:
+    """The record in an element that `find` returned.
+
+    Raises:
+        RecordError: something is missing or is not what the schema says.
+    """
+    try:
+        return Record(_read_target(element), _read_intent(element), _read_origin(element))
+    except (KeyError, ValueError) as error:
+        what = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"the domain's kvmarm record is broken: {what}", "resolve the domain again from its intent") from None
+
+
+def intent_of(element: Element) -> Element:
+    """The <kvmarm:intent> of a record: its children are elements as the user had written them. Raises RecordError."""
+    intent = element.find(f"{NAMESPACE} intent")
+    if intent is None:
+        raise RecordError("the domain's kvmarm record holds no intent", "remove the record with: virsh edit")
+    return intent
+
+
+def names_added(intent: Element) -> tuple[str, ...]:
+    """The names of the elements that were not there before; see `Intent.added`."""
+    return tuple(intent.attributes.get("added", "").split())
+
+
+def _read_target(element: Element) -> Target:
+    vcpu, qemu, guest = (_child(element, name).attributes for name in ("vcpu", "qemu", "guest"))
+    sve = element.find(f"{NAMESPACE} sve")
+    seen = element.find(f"{NAMESPACE} seen")
+    registers = parse_values(_child(element, "registers").body.decode())
+    reglist = " ".join(_child(element, "reglist").body.decode().split())
+    if not registers or not unpack_ids(reglist):
+        raise ValueError("no registers in it")
+    if vcpu["architecture"] not in ("arm", "arm64"):
+        raise ValueError(f"architecture {vcpu['architecture']!r}")
+    return Target(
+        architecture=vcpu["architecture"],
+        number=int(vcpu["target"]),
+        features=tuple(vcpu["features"].split()),
+        model=qemu["model"],
+        machine=qemu["machine"],
+        gic=int(guest["gic"]),
+        ipa_bits=int(guest["ipa"]),
+        sve_lengths=tuple(int(length) for length in sve.attributes["lengths"].split()) if sve else (),
+        seen=parse_values(seen.body.decode()) if seen else {},
+        registers=registers,
+        reglist=reglist,
+    )
+
+
+def _read_intent(element: Element) -> Intent:
+    intent = intent_of(element)
+    return Intent(names_added(intent), tuple(child.text for child in intent.children))
+
+
+def _read_origin(element: Element) -> Origin:
+    origin = _child(element, "origin").attributes
+    return Origin(origin["host"], origin["profile"], origin["by"])
+
+
+def _child(element: Element, name: str) -> Element:
+    child = element.find(f"{NAMESPACE} {name}")
+    if child is None:
+        raise KeyError(name)
+    return child
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    """An element around a long list, broken into lines at white space."""
+    lines = [f"<kvmarm:{name}>"]
+    for word in text.split():
+        if len(lines[-1]) + len(word) >= _LINE:
+            lines.append(word)
+        else:
+            lines[-1] += word if lines[-1].endswith(">") else f" {word}"
+    lines[-1] += f"</kvmarm:{name}>"
+    return lines
+
+
+def _attribute(value: str) -> str:
+    """A quoted and escaped attribute value."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
+        value = value.replace(character, entity)
+    return f"'{value}'"
+
+
+def _quote(value: str) -> bytes:
+    return _attribute(value).encode()

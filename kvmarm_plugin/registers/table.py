@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names, ids and fields of KVM's registers.
+
+A register is known here by the name that the Arm ARM or the kernel's UAPI gives it; the generic spelling of the Arm ARM (``S3_0_C0_C4_3``) serves
+those that have none yet, and a plain hexadecimal id everything that is not a system register.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..value import Value
+
+_SYSREG = 0x6030000000130000  # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG
+_GROUP = 0xFFFFFFFFFFFF0000
+
+# The register groups whose every member tells what a vCPU is: cache ids, firmware interfaces, SVE lengths.
+_IDENTITY_GROUPS = frozenset(
+    {
+        0x6020000000110000,  # CCSIDR by level (KVM_REG_ARM_DEMUX)
+        0x6030000000140000,  # PSCI version, mitigations (KVM_REG_ARM_FW)
+        0x6030000000160000,  # hypercalls offered (KVM_REG_ARM_FW_FEAT_BMAP)
+        0x4020000000110000,  # CCSIDR by level on 32-bit hosts
+    }
+)
+_SVE_VLS = 0x606000000015FFFF
+_OSLSR_EL1 = 0x603000000013808C
+_MPIDR = 0x603000000013C005
+
+
+class Field(Value):
+    """One field of an ID register.
+
+    Attributes:
+        register, name: as in the Arm ARM.
+        msb, lsb: bit numbers.
+        signed: whether the value is a two's complement number.
+        policy: how the kernel makes two values one: LOWER_SAFE, HIGHER_SAFE, HIGHER_OR_ZERO_SAFE, EXACT, or "-" where it has no rule.
+        safe_value: as the kernel's table has it, the value that EXACT falls back to.
+        meaning: for people.
+    """
+
+    __slots__ = ("lsb", "meaning", "msb", "name", "policy", "register", "safe_value", "signed")
+    register: str
+    name: str
+    msb: int
+    lsb: int
+    signed: bool
+    policy: str
+    safe_value: str
+    meaning: str
+
+    def __init__(
+        self, register: str, name: str, msb: int, lsb: int, signed: bool, policy: str, safe_value: str, meaning: str
+    ) -> None:
+        self._freeze(locals())
+
+    def of(self, value: int) -> int:
+        """This field's value in a register's value, unsigned."""
+        return value >> self.lsb & (1 << self.msb - self.lsb + 1) - 1
+
+
+class _Tables:
+    """Both tables, read once, on first use."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.ids: dict[str, int] = {}
+        self.descriptions: dict[str, str] = {}
+        for kvm_id, name, description in _rows("registers.tsv"):
+            self.names[int(kvm_id, 16)] = name
+            self.ids[name] = int(kvm_id, 16)
+            self.descriptions[name] = description
+
+
+_tables: _Tables | None = None
+_fields: dict[str, list[Field]] | None = None
+
+
+def name_of(reg: int) -> str:
+    """The name of a KVM register id."""
+    name = _load().names.get(reg)
+    if name:
+        return name
+    if reg & _GROUP == _SYSREG:
+        return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
+    return f"{reg:#x}"
+
+
+def id_of(name: str) -> int:
+    """The inverse of `name_of`. Raises ValueError for a name that is none."""
+    reg = _load().ids.get(name)
+    if reg is not None:
+        return reg
+    if name.startswith("0x"):
+        return int(name, 16)
+    parts = name.split("_")
+    if len(parts) == 5 and (parts[0][:1], parts[2][:1], parts[3][:1]) == ("S", "C", "C"):
+        op0, op1, crn, crm, op2 = int(parts[0][1:]), int(parts[1]), int(parts[2][1:]), int(parts[3][1:]), int(parts[4])
+        return _SYSREG | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+    raise ValueError(f"unknown register {name!r}")
+
+
+def describe(name: str) -> str:
+    """What a register is, for people; empty where the table does not know it."""
+    return _load().descriptions.get(name, "")
+
+
+def fields_of(name: str) -> list[Field]:
+    """The fields of a register, from the highest bit down; empty where the table knows none."""
+    global _fields
+    if _fields is None:
+        _fields = {}
+        for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in _rows("fields.tsv"):
+            entry = Field(register, field, int(msb), int(lsb), sign == "S", policy, safe_value, meaning)
+            _fields.setdefault(register, []).append(entry)
+    return _fields.get(name, [])
+
+
+def is_identity(reg: int) -> bool:
+    """Whether a register tells what a vCPU is rather than what it is doing.
+
+    These are what a target records: the ID register space (op0 3, CRn 0, which is also what KVM_ARM_GET_REG_WRITABLE_MASKS covers), the cache
+    ids, the firmware interface and the SVE lengths. MPIDR_EL1 and CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn 0 of cp15, which
+    is what invariant_cp15 of arch/arm/kvm/coproc.c covered.
+    """
+    group = reg & _GROUP
+    if group == _SYSREG:
+        in_id_space = reg >> 14 & 3 == 3 and reg >> 7 & 15 == 0 and reg >> 11 & 7 in (0, 1, 3)
+        return (in_id_space and reg != _MPIDR) or reg == _OSLSR_EL1
+    if group == 0x40200000000F0000:
+        return reg & 0x7800 == 0 and reg & 0x78 != 0x10 and reg & 0x7FF != 5
+    return group in _IDENTITY_GROUPS or reg == _SVE_VLS
+
+
+def _load() -> _Tables:
+    global _tables
+    if _tables is None:
+        _tables = _Tables()
+    return _tables
+
+
+def _rows(file_name: str) -> list[list[str]]:
+    """The rows of a table beside this file, without comments and the header."""
+    with open(os.path.join(os.path.dirname(__file__), file_name), encoding="utf-8") as file:
+        lines = [line for line in file.read().splitlines() if line and line[0] != "#"]
+    return [line.split("\t") for line in lines[1:]]

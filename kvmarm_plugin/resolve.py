@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Resolve: intent + host profile + policy → target → concrete domain XML.
+
+`Resolver` does it for the domains of one host. It reads what a domain asks for, decides the features, looks up the vCPU that was measured with exactly those, and hands the
+target to `rewrite`. Domains that do not ask (no host-model, another architecture, no KVM) come back byte for byte.
+"""
+
+from __future__ import annotations
+
+from . import __version__, record, rewrite
+from .domain import Element, asks_for_host_model, parse
+from .emit import Features, Form, choose_form
+from .errors import KvmarmError
+from .policy import Policy
+from .profile import Cluster, HostProfile, Qemu
+from .record import Origin
+from .target import Target
+from .value import Value
+
+# The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
+_PAUTH = ("ptrauth_address", "ptrauth_generic")
+
+_UNITS = {"b": 1, "bytes": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
+_UNITS.update({name: 1024**power for power, names in enumerate(("k kib", "m mib", "g gib", "t tib"), 1) for name in names.split()})
+
+
+class ResolveError(KvmarmError):
+    """This host cannot give what the domain asks for."""
+
+
+class Wish(Value):
+    """What a domain asks for.
+
+    Attributes:
+        architecture: of the guest: "aarch64" or "armv7l".
+        machine: the machine type as written; empty for the default.
+        gic: version as written: "2", "3", or anything else for whatever there is.
+        pmu: True, False, or None where the domain says nothing.
+        features: (name, required or None if optional or False if off) of each <feature>, in document order.
+        ipa_bits: the address space that the guest's memory needs.
+    """
+
+    __slots__ = ("architecture", "features", "gic", "ipa_bits", "machine", "pmu")
+    architecture: str
+    machine: str
+    gic: str
+    pmu: bool | None
+    features: tuple[tuple[str, bool | None], ...]
+    ipa_bits: int
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        machine: str,
+        gic: str,
+        pmu: bool | None,
+        features: tuple[tuple[str, bool | None], ...],
+        ipa_bits: int,
+    ) -> None:
+        self._freeze(locals())
+
+    def key(self) -> tuple[object, ...]:
+        """For a dictionary."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+class Resolver:
+    """Resolves domains for one host.
+
+    Args:
+        profile: of the host that the domains will run on.
+        policy: what to prefer.
+
+    Raises:
+        ResolveError: the profile shows no KVM or no QEMU.
+    """
+
+    def __init__(self, profile: HostProfile, policy: Policy) -> None:
+        self.profile = profile
+        self.policy = policy
+        self._origin = Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
+        self._answers: dict[tuple[object, ...], tuple[rewrite.Emission, bytes]] = {}
+
+    def resolve(self, source: bytes) -> bytes:
+        """A domain's XML with its host-model made concrete; the XML as it is if the domain does not ask.
+
+        Raises:
+            DomainXMLError, RecordError: the XML or the record in it cannot be used.
+            ResolveError: this host cannot give what the domain asks for.
+        """
+        domain = parse(source)
+        if not asks_for_host_model(domain, self.profile.architecture):
+            return source
+        if record.find(domain) is not None:
+            # Resolved before, and the user has written host-model anew: start from the user's XML.
+            source = rewrite.restore(source, domain, cpu=False)
+            domain = parse(source)
+        wish = read_wish(domain, self.profile.architecture)
+        key = wish.key()
+        if key not in self._answers:
+            target, form = self._decide(wish)
+            self._answers[key] = (_emission(target, form), record.format_facts(target, self._origin))
+        return rewrite.concretise(source, domain, *self._answers[key])
+
+    def target(self, wish: Wish) -> Target:
+        """The target that a domain with this wish gets here. Raises ResolveError."""
+        return self._decide(wish)[0]
+
+    def _decide(self, wish: Wish) -> tuple[Target, Form]:
+        profile = self.profile
+        if not profile.clusters:
+            why = next(
+                (problem for problem in profile.problems if not problem.startswith("libvirt")), "its profile has no CPU cluster"
+            )
+            raise ResolveError(f"host {profile.name} cannot run KVM guests: {why}", "probe the host again once that is mended")
+        if profile.qemu is None:
+            why = next((problem for problem in profile.problems if problem.startswith("QEMU")), "QEMU: not probed")
+            raise ResolveError(f"host {profile.name} has no usable {why}", "install QEMU there and probe again")
+        cluster = _choose_cluster(profile, self.policy)
+        features = _choose_features(wish, cluster, profile, self.policy)
+        form = choose_form(cluster, profile.qemu, features, self.policy.prefer_named)
+        vcpu = cluster.vcpu(form.number, features.vcpu)
+        if vcpu is None:
+            raise ResolveError(
+                f"host {profile.name} makes no vCPU of target {form.number} with features {', '.join(features.vcpu) or 'none'}",
+                "turn features off in the policy, or probe the host again",
+            )
+        registers = vcpu.registers
+        if features.sve_lengths:
+            # What QEMU will set before it finalises SVE. KVM takes any set that is the host's own up to some length (set_sve_vls).
+            bitmap = sum(1 << length // 128 - 1 for length in features.sve_lengths)
+            registers = {**registers, "SVE_VLS": bitmap}
+        target = Target(
+            architecture=profile.kvm_architecture,
+            number=form.number,
+            features=features.vcpu,
+            model=form.model,
+            machine=_choose_machine(wish, profile.qemu, profile.name),
+            gic=_choose_gic(wish, profile),
+            ipa_bits=_choose_ipa_bits(wish, profile),
+            sve_lengths=features.sve_lengths,
+            seen={name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in features.vcpu},
+            registers=registers,
+            reglist=vcpu.reglist,
+        )
+        return target, form
+
+
+# -- what the domain asks for --------------------------------------------------------------------------------------------------
+
+
+def read_wish(domain: Element, host_architecture: str) -> Wish:
+    """What a domain that asks for host-model wants.
+
+    Raises:
+        ResolveError: more than one <cpu>, or a memory size that is none.
+    """
+    cpus = domain.find_all("cpu")
+    if len(cpus) != 1:
+        raise ResolveError("the domain has more than one <cpu>", "libvirt reads only one: remove the others")
+    os_type, gic, pmu = domain.find("os/type"), domain.find("features/gic"), domain.find("features/pmu")
+    assert os_type is not None  # asks_for_host_model has seen it
+    return Wish(
+        architecture=os_type.attributes.get("arch", host_architecture),
+        machine=os_type.attributes.get("machine", ""),
+        gic=gic.attributes.get("version", "") if gic else "",
+        pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
+        features=tuple(_read_feature(feature) for feature in cpus[0].find_all("feature")),
+        ipa_bits=_ipa_bits(max(_memory(domain.find("memory")), _memory(domain.find("maxMemory")))),
+    )
+
+
+def _read_feature(feature: Element) -> tuple[str, bool | None]:
+    policy = feature.attributes.get("policy", "require")
+    return feature.attributes.get("name", ""), {"optional": None, "disable": False, "forbid": False}.get(policy, True)
+
+
+def _memory(element: Element | None) -> int:
+    """The size in bytes that a <memory> says; libvirt's default unit is KiB (virDomainParseMemory)."""
+    if element is None:
+        return 0
+    unit = element.attributes.get("unit", "KiB")
+    try:
+        return int(element.body) * _UNITS[unit.lower()]
+    except (KeyError, ValueError):
+        raise ResolveError(f"<{element.name}> is not a size: {element.text[:80].decode(errors='replace')}") from None
+
+
+def _ipa_bits(memory: int) -> int:
+    """The guest physical address space of QEMU's virt machine with this much memory, in bits.
+
+    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, the last of them 512 GiB of PCIe space
+    (virt_set_high_memmap, hw/arm/virt.c). Less than 40 bits is never asked for.
+    """
+    gib = 1 << 30
+    high_regions = max(256 * gib, memory + 2 * gib) + gib
+    pcie = -(-high_regions // (512 * gib)) * 512 * gib
+    return max(40, (pcie + 512 * gib - 1).bit_length())
+
+
+# -- what the host gives -------------------------------------------------------------------------------------------------------
+
+
+def _choose_cluster(profile: HostProfile, policy: Policy) -> Cluster:
+    """The cluster that the policy names; the biggest is the one of the highest capacity, then of the highest part number."""
+    by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
+    if policy.cluster == "biggest":
+        return by_size[-1]
+    if policy.cluster == "smallest":
+        return by_size[0]
+    for cluster in by_size:
+        if cluster.midr == policy.cluster:
+            return cluster
+    known = ", ".join(f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size)
+    raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
+
+
+def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy) -> Features:
+    """What the domain says, else what the policy says, else what the host has."""
+    asked = _read_cpu_features(wish)
+    aarch32 = profile.kvm_architecture == "arm64" and wish.architecture == "armv7l"
+    if profile.kvm_architecture == "arm" and wish.architecture != "armv7l":
+        raise ResolveError(f"host {profile.name} is 32-bit and the guest is {wish.architecture}", "use an aarch64 host")
+    if aarch32 and not cluster.has("el1_32bit"):
+        raise ResolveError(
+            f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no AArch32 at EL1",
+            "use an aarch64 guest",
+        )
+    base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
+    pmu = ("pmu_v3",) if _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile) else ()
+    if aarch32:
+        return Features(("el1_32bit", *base, *pmu), ())
+    sve = _switch("SVE", asked.get("sve"), policy.sve, cluster.has("sve"), profile)
+    pauth = _switch("PAuth", asked.get("pauth"), policy.pauth, cluster.has(_PAUTH[0]), profile)
+    lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
+    vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(_PAUTH if pauth else ()))
+    return Features(vcpu, lengths)
+
+
+def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
+    """The domain's own <feature> elements: "sve", "pauth" and lengths such as "sve256"; the last word on a name counts."""
+    known = {"sve", "pauth", *(f"sve{length}" for length in range(128, 2049, 128))}
+    asked = {}
+    for name, required in wish.features:
+        if name not in known:
+            raise ResolveError(f"libvirt knows no ARM CPU feature {name!r}", "known are sve, sve128 to sve2048, and pauth")
+        asked[name] = required
+    if any(required for name, required in asked.items() if name not in ("sve", "pauth")):
+        asked.setdefault("sve", True)  # as libvirt has it: a length adds sve
+    return asked
+
+
+def _switch(what: str, asked: bool | None, policy: bool | None, offered: bool, profile: HostProfile) -> bool:
+    wanted = policy if asked is None else asked
+    if wanted and not offered:
+        by = "the policy" if asked is None else "the domain"
+        raise ResolveError(f"{by} wants {what}, which KVM on host {profile.name} does not offer", f"turn {what} off there")
+    return offered if wanted is None else wanted
+
+
+def _sve_lengths(asked: dict[str, bool | None], cluster: Cluster, profile: HostProfile, policy: Policy) -> tuple[int, ...]:
+    """The lengths up to the longest that is wanted: KVM takes no set with a gap that the host does not have."""
+    required = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}")]
+    refused = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}") is False]
+    missing = [length for length in required if length not in cluster.sve_lengths]
+    if missing:
+        have = ", ".join(map(str, cluster.sve_lengths))
+        raise ResolveError(f"the domain wants sve{missing[0]}, host {profile.name} has lengths {have}", "remove that feature")
+    longest = max(required, default=policy.sve_max_length or max(cluster.sve_lengths))
+    lengths = tuple(length for length in cluster.sve_lengths if length <= longest and length < min(refused, default=longest + 1))
+    if not lengths or any(length not in lengths for length in required):
+        raise ResolveError(
+            f"no SVE vector length is left for the guest on host {profile.name}", "turn SVE off, or allow a longer one"
+        )
+    return lengths
+
+
+def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
+    written = wish.machine or "virt"
+    machine = qemu.aliases.get(written, written)
+    if machine not in qemu.machines:
+        newest = qemu.machines[0] if qemu.machines else "none"
+        raise ResolveError(
+            f"QEMU {qemu.version} on host {host} has no machine type {written!r} that can migrate",
+            f"its newest is {newest}: use that, or virt",
+        )
+    return machine
+
+
+def _choose_gic(wish: Wish, profile: HostProfile) -> int:
+    if not profile.gic_versions:
+        raise ResolveError(
+            f"KVM on host {profile.name} offers no virtual GIC", "this board cannot run QEMU's virt machine under KVM"
+        )
+    if wish.gic not in ("2", "3"):
+        return max(profile.gic_versions)
+    if int(wish.gic) not in profile.gic_versions:
+        have = ", ".join(map(str, profile.gic_versions))
+        raise ResolveError(f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}", "remove <gic>")
+    return int(wish.gic)
+
+
+def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
+    """Below 40 bits QEMU leaves the high regions out, so a guest that needs no more than 40 takes what there is."""
+    if wish.ipa_bits > max(profile.ipa_bits, 40):
+        raise ResolveError(
+            f"the guest's memory needs {wish.ipa_bits} bits of physical address space, KVM on host {profile.name} has {profile.ipa_bits}",
+            "give the guest less memory",
+        )
+    return min(wish.ipa_bits, profile.ipa_bits)
+
+
+def _emission(target: Target, form: Form) -> rewrite.Emission:
+    """A target in its form, as XML."""
+    state = "on" if "pmu_v3" in target.features else "off"
+    features = [f"<feature policy='{'require' if enabled else 'disable'}' name='{name}'/>" for name, enabled in form.features]
+    return rewrite.Emission(
+        cpu=form.cpu.encode(),
+        model=form.model_element.encode(),
+        features=tuple(feature.encode() for feature in features),
+        gic=f"<gic version='{target.gic}'/>".encode(),
+        # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
+        pmu=f"<pmu state='{state}'/>".encode() if target.architecture == "arm64" else b"",
+        machine=target.machine.encode(),
+    )

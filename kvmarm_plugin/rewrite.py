@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Host-model out of a domain's XML, and back in.
+
+`concretise` writes a concrete CPU, GIC, PMU and machine type where the user had left them open, and the record beside them. `restore` is its inverse: what
+was added goes, what was replaced comes back as the user had written it. Both change nothing else, to the byte.
+"""
+
+from __future__ import annotations
+
+import re
+
+from . import record
+from .domain import Edits, Element
+from .record import Intent
+from .value import Value
+
+_STEP = b"  "
+
+# The children of <cpu> that belong to host-model. <topology>, <numa>, <cache> and <maxphysaddr> are the user's in every mode.
+_OWNED_BY_CPU = ("model", "vendor", "feature")
+
+
+class Emission(Value):
+    """What libvirt has to be told to get a target.
+
+    Attributes:
+        cpu: attributes of <cpu>, as text.
+        model: the <model> element; empty for modes without one.
+        features: the <feature> elements, in order.
+        gic: the <gic> element.
+        pmu: the <pmu> element; empty where QEMU has no such switch.
+        machine: value of <type machine=…>.
+    """
+
+    __slots__ = ("cpu", "features", "gic", "machine", "model", "pmu")
+    cpu: bytes
+    model: bytes
+    features: tuple[bytes, ...]
+    gic: bytes
+    pmu: bytes
+    machine: bytes
+
+    def __init__(self, *, cpu: bytes, model: bytes, features: tuple[bytes, ...], gic: bytes, pmu: bytes, machine: bytes) -> None:
+        self._freeze(locals())
+
+
+def concretise(source: bytes, domain: Element, emission: Emission, facts: bytes) -> bytes:
+    """The domain's XML with the emission in place and the record in its metadata.
+
+    Args:
+        source: the domain's XML, without a record.
+        domain: `source` parsed; it has a <cpu>, an <os><type> and no concrete answer where the emission gives one.
+        facts: from record.format_facts.
+    """
+    edits = Edits(source)
+    added: list[str] = []
+    kept: list[bytes] = []
+    _concrete_cpu(edits, kept, _need(domain, "cpu"), emission)
+    _concrete_machine(edits, kept, _need(domain, "os/type"), emission.machine)
+    _concrete_features(edits, added, kept, domain, emission)
+    _add_record(edits, added, kept, domain, facts)
+    return edits.apply()
+
+
+def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
+    """The user's XML again: the inverse of `concretise`; without a record, the XML as it is.
+
+    What the user changed since stays: <topology> and <numa> inside <cpu>, other features, other metadata.
+
+    Args:
+        cpu: False leaves <cpu> alone, for a domain whose <cpu> the user has written anew.
+
+    Raises:
+        RecordError: the record is of another version, or holds no intent.
+    """
+    element = record.find(domain)
+    if element is None:
+        return source
+    # Nothing else of the record is needed, so a broken one can still be undone.
+    intent = record.intent_of(element)
+    originals = {child.name: child for child in intent.children}
+    added = record.names_added(intent)
+    edits = Edits(source)
+    if cpu and "cpu" in originals:
+        _restore_cpu(edits, domain, originals["cpu"])
+    _put_back(edits, domain.find("os/type"), originals.get("type"))
+    _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
+    _restore_container(edits, domain.find("metadata"), (element.name,), (*added, element.name), originals)
+    return edits.apply()
+
+
+def _concrete_cpu(edits: Edits, kept: list[bytes], cpu: Element, emission: Emission) -> None:
+    kept.append(cpu.text)
+    edits.replace(cpu.start, cpu.end, _compose_cpu(cpu, emission.cpu, emission.model, emission.features, _unowned(cpu)))
+
+
+def _compose_cpu(place: Element, attributes: bytes, model: bytes, features: tuple[bytes, ...], others: bytes) -> bytes:
+    """A <cpu> of these parts, indented as the one in its place is."""
+    indent = place.indent
+    inner = place.children[0].indent if place.children else indent and indent + _STEP
+    body = b"".join([inner + model if model else b"", others.rstrip(), *(inner + feature for feature in features)])
+    return b"<cpu " + attributes + (b">" + body + indent + b"</cpu>" if body else b"/>")
+
+
+def _unowned(cpu: Element) -> bytes:
+    """What is inside <cpu> and not ours: elements, comments and white space, as written."""
+    inside = Edits(cpu.body)
+    offset = cpu.body_start
+    for child in cpu.children:
+        if child.name in _OWNED_BY_CPU:
+            inside.replace(child.start - len(child.indent) - offset, child.end - offset, b"")
+    return inside.apply()
+
+
+def _restore_cpu(edits: Edits, domain: Element, original: Element) -> None:
+    cpu = domain.find("cpu")
+    if cpu is None:
+        return
+    others = _unowned(cpu)
+    text = original.text
+    if others.split() != _unowned(original).split():
+        # The user has changed the rest of <cpu> since: keep that, and put back only what was host-model's.
+        attributes = original.head[len(b"<cpu") :].rstrip(b"/>").strip()
+        model = b"".join(child.text for child in original.children if child.name in ("model", "vendor"))
+        text = _compose_cpu(cpu, attributes, model, tuple(child.text for child in original.find_all("feature")), others)
+    edits.replace(cpu.start, cpu.end, text)
+
+
+def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine: bytes) -> None:
+    written = os_type.attributes.get("machine", "").encode()
+    if written == machine:
+        return
+    kept.append(os_type.text)
+    attribute = b" machine='" + machine + b"'"
+    head = re.sub(rb"""\smachine\s*=\s*("[^"]*"|'[^']*')""", attribute, os_type.head)
+    edits.replace(os_type.start, os_type.body_start, head if written else head[:-1] + attribute + b">")
+
+
+def _concrete_features(edits: Edits, added: list[str], kept: list[bytes], domain: Element, emission: Emission) -> None:
+    features, cpu = domain.find("features"), _need(domain, "cpu")
+    missing = []
+    for name, text in (("gic", emission.gic), ("pmu", emission.pmu)):
+        present = features.find(name) if features else None
+        if present is None and text:
+            missing.append(text)
+            added.append(name)
+        elif present is not None and name == "gic" and present.attributes.get("version") not in ("2", "3"):
+            kept.append(present.text)
+            edits.replace(present.start, present.end, text)
+    if features is None and missing:
+        added.append("features")
+        inner = cpu.indent and cpu.indent + _STEP
+        text = b"<features>" + b"".join(inner + element for element in missing) + cpu.indent + b"</features>"
+        edits.replace(cpu.start, cpu.start, text + cpu.indent)
+    elif features is not None and missing:
+        _keep_if_empty(kept, features)
+        _append(edits, features, missing)
+
+
+def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: bytes) -> None:
+    metadata = domain.find("metadata")
+    if metadata is not None:
+        _keep_if_empty(kept, metadata)
+        indent = metadata.children[-1].indent if metadata.children else metadata.indent and metadata.indent + _STEP
+        element = record.format_record(Intent(tuple(added), tuple(kept)), facts, indent)
+        _append(edits, metadata, [element])
+        return
+    added.append("metadata")
+    # libvirt's own place for it: behind the names and before everything else.
+    titles = [child for child in domain.children if child.name in ("name", "uuid", "genid", "title", "description")]
+    indent = titles[-1].indent if titles else b""
+    inner = indent and indent + _STEP
+    element = record.format_record(Intent(tuple(added), tuple(kept)), facts, inner)
+    place = titles[-1].end if titles else domain.body_start
+    edits.replace(place, place, indent + b"<metadata>" + inner + element + indent + b"</metadata>")
+
+
+def _keep_if_empty(kept: list[bytes], container: Element) -> None:
+    """The intent holds a container that had no children: `_append` changes its tags."""
+    if not container.children:
+        kept.append(container.text)
+
+
+def _append(edits: Edits, container: Element, elements: list[bytes]) -> None:
+    """Put elements behind the last child of a container."""
+    if container.children:
+        last = container.children[-1]
+        edits.replace(last.end, last.end, b"".join(last.indent + element for element in elements))
+        return
+    name = container.name.encode()
+    inner = container.indent and container.indent + _STEP
+    body = container.body.rstrip() + b"".join(inner + element for element in elements)
+    edits.replace(container.start, container.end, b"<" + name + b">" + body + container.indent + b"</" + name + b">")
+
+
+def _restore_container(
+    edits: Edits, container: Element | None, names: tuple[str, ...], added: tuple[str, ...], originals: dict[str, Element]
+) -> None:
+    """Undo what was done to the named children of a container, and to the container if nothing else is in it."""
+    if container is None:
+        return
+    only_ours = all(child.name in names and child.name in added for child in container.children)
+    if only_ours and container.name in added:
+        edits.remove(container)
+    elif only_ours and container.name in originals:
+        _put_back(edits, container, originals[container.name])
+    else:
+        for child in container.children:
+            if child.name in names and child.name in added:
+                edits.remove(child)
+            elif child.name in names:
+                _put_back(edits, child, originals.get(child.name))
+
+
+def _put_back(edits: Edits, current: Element | None, original: Element | None) -> None:
+    if current is not None and original is not None:
+        edits.replace(current.start, current.end, original.text)
+
+
+def _need(domain: Element, path: str) -> Element:
+    element = domain.find(path)
+    assert element is not None, path  # resolve has looked at it
+    return element

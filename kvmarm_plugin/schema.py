@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Domain XML and records against their RELAX NG schemas: libvirt's own, where it is installed, and xml-templates/kvmarm-target.rng.
+
+Schemas tell whether XML is written right, not whether a host can run it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lxml import etree
+
+from .errors import KvmarmError
+from .files import shipped
+from .record import NAMESPACE
+
+LIBVIRT_SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+
+
+class SchemaError(KvmarmError):
+    """The XML is not what its schema allows."""
+
+
+def validate(source: bytes) -> None:
+    """Check a domain that domain.parse has accepted.
+
+    Raises:
+        SchemaError: the domain or its record is not valid, or libvirt's schema is not installed.
+    """
+    if not LIBVIRT_SCHEMA.exists():
+        raise SchemaError(f"{LIBVIRT_SCHEMA} is missing", "it comes with libvirt's daemon: install it, or leave out --validate")
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    domain = etree.fromstring(source, parser)
+    _check(LIBVIRT_SCHEMA, domain, "the domain")
+    for element in domain.iterfind(f"metadata/{{{NAMESPACE}}}target"):
+        _check(shipped("xml-templates", "kvmarm-target.rng"), element, "the kvmarm record")
+
+
+def _check(schema: Path, element: etree._Element, what: str) -> None:
+    relaxng = etree.RelaxNG(file=str(schema))
+    if not relaxng.validate(etree.ElementTree(element)):
+        first = relaxng.error_log[0]
+        raise SchemaError(f"{what} is not valid: {first.message}, line {first.line}", f"the schema is {schema}")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Records and targets for people, and as JSON for tools."""
+
+from __future__ import annotations
+
+from .kvm.uapi import TARGETS
+from .record import Record
+from .registers.table import describe, fields_of
+from .registers.text import unpack_ids
+from .target import Target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def target_name(target: Target) -> str:
+    """ "arm64 target 5 (GENERIC_V8)"."""
+    names = {number: name for name, number in TARGETS[target.architecture].items()}
+    return f"{target.architecture} target {target.number} ({names.get(target.number, 'unknown')})"
+
+
+def as_text(title: str, record: Record, every_register: bool) -> str:
+    """A record in a few lines.
+
+    Args:
+        title: what it is the record of.
+        every_register: with the value and the fields of each register.
+    """
+    target = record.target
+    rows = [
+        ("domain", title),
+        ("target", f"{target_name(target)}, features {' '.join(target.features) or 'none'}"),
+        ("QEMU", f"-cpu {target.model} on {target.machine}"),
+        ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
+        ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
+        *((name, _seen_text(name, value)) for name, value in target.seen.items()),
+        ("registers", f"{len(target.registers)} that identify the vCPU, {len(unpack_ids(target.reglist))} in all"),
+        ("intent", " ".join(" ".join(kept.decode(errors="replace").split()) for kept in record.intent.kept)),
+        ("made", f"on {record.origin.host} by {record.origin.by}"),
+        ("profile", record.origin.profile),
+    ]
+    lines = [f"{label:<11} {text}" for label, text in rows]
+    if every_register:
+        lines += [_register_text(name, value) for name, value in target.registers.items()]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """A record as JSON; register values are hexadecimal strings, since JSON's numbers end at 2^53."""
+    target, intent, origin = record.target, record.intent, record.origin
+    return {
+        "target": {
+            **{name: getattr(target, name) for name in target.__slots__},
+            "psci": target.psci,
+            "seen": _hex(target.seen),
+            "registers": _hex(target.registers),
+        },
+        "intent": {"added": intent.added, "kept": [kept.decode(errors="replace") for kept in intent.kept]},
+        "origin": {name: getattr(origin, name) for name in origin.__slots__},
+    }
+
+
+def _hex(values: dict[str, int]) -> dict[str, str]:
+    return {name: hex(value) for name, value in values.items()}
+
+
+def _seen_text(name: str, value: int) -> str:
+    if name == "CNTFRQ_EL0":
+        return f"{value / 1e6:g} MHz, the guest's timer"
+    if name == "DCZID_EL0":
+        return "DC ZVA prohibited" if value & 16 else f"DC ZVA clears {4 << (value & 15)} bytes"
+    if name == "PMCR_EL0":
+        return f"{value >> 11 & 31} event counters"
+    return f"{value:#x}"
+
+
+def _register_text(name: str, value: int) -> str:
+    fields = [f"{field.name}={field.of(value):#x}" for field in fields_of(name) if field.of(value)]
+    return f"  {name:<20} {value:#018x}  {' '.join(fields) or describe(name)}".rstrip()

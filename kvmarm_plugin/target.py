@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The target: what a guest is promised.
+
+`resolve` makes it from a host profile, `record` writes it into the domain's metadata and reads it back.
+"""
+
+from __future__ import annotations
+
+from .value import Value
+
+
+class Target(Value):
+    """A vCPU that can be made again, and what a guest sees of it.
+
+    Attributes:
+        architecture: KVM's, "arm64" or "arm". Target numbers overlap, so a number is nothing without it.
+        number: of KVM_ARM_VCPU_INIT.
+        features: of KVM_ARM_VCPU_INIT, keys of kvm.uapi.VCPU_FEATURES, in the order of their bits.
+        model: QEMU's CPU model: "host", or the name of a model such as "cortex-a57".
+        machine: QEMU's versioned machine type, such as "virt-10.0".
+        gic: version of the guest's interrupt controller, 2 or 3.
+        ipa_bits: size of the guest's physical address space.
+        sve_lengths: vector lengths in bits, ascending; empty without SVE.
+        seen: what a guest of a few instructions read: name of a register → value. CNTFRQ_EL0 in Hz; DCZID_EL0; PMCR_EL0 with a PMU.
+            Empty where no guest was run (a profile of a 32-bit host).
+        registers: name → value of every register that identifies the vCPU (registers.table.is_identity).
+        reglist: the packed list of all its registers (registers.text.pack_ids).
+    """
+
+    __slots__ = (
+        "architecture",
+        "features",
+        "gic",
+        "ipa_bits",
+        "machine",
+        "model",
+        "number",
+        "registers",
+        "reglist",
+        "seen",
+        "sve_lengths",
+    )
+    architecture: str
+    number: int
+    features: tuple[str, ...]
+    model: str
+    machine: str
+    gic: int
+    ipa_bits: int
+    sve_lengths: tuple[int, ...]
+    seen: dict[str, int]
+    registers: dict[str, int]
+    reglist: str
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        number: int,
+        features: tuple[str, ...],
+        model: str,
+        machine: str,
+        gic: int,
+        ipa_bits: int,
+        sve_lengths: tuple[int, ...],
+        seen: dict[str, int],
+        registers: dict[str, int],
+        reglist: str,
+    ) -> None:
+        self._freeze(locals())
+
+    @property
+    def psci(self) -> str:
+        """The PSCI version offered to the guest, such as "1.1"; "0.1" where the vCPU has none to tell.
+
+        Source: KVM_REG_ARM_PSCI_VERSION, Documentation/virt/kvm/arm/fw-pseudo-registers.rst.
+        """
+        version = self.registers.get("PSCI_VERSION", 1)
+        return f"{version >> 16}.{version & 0xFFFF}"
