@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(subparsers, name: str, run, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # argparse's are private
+def _command(subparsers, name: str, run, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(run=run)
     return parser

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each command of `kvmarm` does; `cli` parses, this acts. Each function takes the parsed arguments and returns the exit status."""
+"""What each command of `kvmarm` does; `cli` parses, this acts. Each function takes the parsed arguments and returns the
+exit status."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Domain XML, read so that every other byte of it can stay as the user wrote it.
 
-`parse` checks the document and gives a tree of elements that know where in the text they are. `Edits` changes the text between such places. lxml
-would lose the formatting (it keeps no positions), and the hook has only the standard library; so this is the only reader of domain XML here.
+`parse` checks the document and gives a tree of elements that know where in the text they are. `Edits` changes the text
+between such places. lxml would lose the formatting (it keeps no positions), and the hook has only the standard library;
+so this is the only reader of domain XML here.
 
 Domain XML is untrusted input to a root process: no DOCTYPE, and so no entities; nothing is fetched; a size limit.
 """
@@ -29,21 +30,29 @@ class Element:
     Attributes:
         name: with its namespace and a space in front if it has one.
         attributes: name → value.
-        start, end: byte offsets of its first byte and past its last one.
+        start: byte offset of its first byte.
+        parent: of <domain>, a nameless element that stands for the document.
         children: in document order; empty for <devices>.
+
+    The other places are worked out when they are asked for: most never are.
     """
 
-    __slots__ = ("_source", "_tail", "attributes", "children", "end", "name", "parent", "start")
+    __slots__ = ("_closing", "_source", "attributes", "children", "name", "parent", "start")
 
     def __init__(self, source: bytes, name: str, attributes: dict[str, str], start: int, parent: Element | None) -> None:
         self._source = source
-        self._tail = 0
+        # Where expat stood at the element's end: at the "<" of its end tag, or past its empty-element tag.
+        self._closing = 0
         self.name = name
         self.attributes = attributes
         self.start = start
-        self.end = 0
         self.parent = parent
         self.children: list[Element] = []
+
+    @property
+    def end(self) -> int:
+        """Past its last byte."""
+        return self._closing if self._is_empty_tag() else self._source.index(b">", self._closing) + 1
 
     @property
     def body_start(self) -> int:
@@ -53,7 +62,7 @@ class Element:
     @property
     def body_end(self) -> int:
         """Before the end tag; the same as `body_start` for an empty-element tag."""
-        return self._tail
+        return self._closing
 
     @property
     def head(self) -> bytes:
@@ -68,32 +77,41 @@ class Element:
     @property
     def body(self) -> bytes:
         """What is written between its tags."""
-        return self._source[self.body_start : self.body_end]
+        return self._source[self.body_start : self._closing]
 
     @property
     def indent(self) -> bytes:
         """The line break and white space in front of it; nothing if something else stands on its line."""
         line = self._source.rfind(b"\n", 0, self.start)
         space = self._source[line : self.start]
-        return space if line >= 0 and not space.strip() else b""
+        return space if line >= 0 and space.isspace() else b""
 
     def find(self, path: str) -> Element | None:
         """The first element at a path of names, such as "os/type"."""
-        element: Element | None = self
+        element = self
         for name in path.split("/"):
-            element = next((child for child in element.children if child.name == name), None) if element else None
+            for child in element.children:
+                if child.name == name:
+                    element = child
+                    break
+            else:
+                return None
         return element
 
     def find_all(self, name: str) -> list[Element]:
         """The children of this name."""
         return [child for child in self.children if child.name == name]
 
+    def _is_empty_tag(self) -> bool:
+        return self._source[self._closing - 2 : self._closing] == b"/>" and self.body_start == self._closing
+
 
 def parse(source: bytes) -> Element:
     """The <domain> element of a document.
 
     Args:
-        source: the whole document. Offsets are in these bytes, so it has to be in UTF-8, ASCII or Latin-1: one byte an ASCII character.
+        source: the whole document. Offsets are in these bytes, so it has to be in UTF-8, ASCII or Latin-1: one byte an
+            ASCII character.
 
     Raises:
         DomainXMLError: not well-formed; a DOCTYPE; not one <domain>; larger than SIZE_LIMIT; UTF-16.
@@ -106,13 +124,13 @@ def parse(source: bytes) -> Element:
         raise DomainXMLError("the document is empty", "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN")
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
         raise DomainXMLError("the document is in UTF-16", "convert it: iconv -f UTF-16 -t UTF-8")
-    builder = _Builder(source)
     try:
-        builder.parser.Parse(source, True)
+        root = _build(source)
     except ExpatError as error:
         raise DomainXMLError(f"not well-formed XML: {ErrorString(error.code)}, line {error.lineno}", _hint(error.code)) from None
-    root = builder.root
-    assert root is not None  # expat has seen one element, or it would have failed
+    except (LookupError, ValueError):
+        # From the codec that the XML declaration names: Python has none of that name, or it takes several bytes a character.
+        raise DomainXMLError("the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8") from None
     if root.name != "domain":
         raise DomainXMLError(
             f"the document is a <{root.name}>, not a <domain>", "give domain XML, for instance from: virsh dumpxml"
@@ -136,62 +154,71 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
     )
 
 
-class _Builder:
-    """Makes the tree from expat's events."""
+def _build(source: bytes) -> Element:
+    """The tree of a document, from expat's events. Closures, because this is most of the time that resolving takes."""
+    parser = ParserCreate(namespace_separator=" ")
+    document = Element(source, "", {}, 0, None)
+    current = document
+    depth = 0
 
-    def __init__(self, source: bytes) -> None:
-        self.source = source
-        self.root: Element | None = None
-        self.current: Element | None = None
-        self.parser = ParserCreate(namespace_separator=" ")
-        self.parser.StartDoctypeDeclHandler = self._doctype
-        self._watch_all()
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal current, depth
+        element = Element(source, name, attributes, parser.CurrentByteIndex, current)
+        current.children.append(element)
+        current = element
+        depth += 1
+        if depth == 2 and name == _SKIPPED:
+            parser.StartElementHandler = None
+            parser.EndElementHandler = end_skipped
 
-    def _watch_all(self) -> None:
-        self.parser.StartElementHandler = self._start
-        self.parser.EndElementHandler = self._end
+    def end(name: str) -> None:
+        nonlocal current, depth
+        if current.name != name or current.parent is None:
+            raise DomainXMLError(f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {parser.CurrentLineNumber}", "libvirt knows none")
+        current._closing = parser.CurrentByteIndex
+        current = current.parent
+        depth -= 1
 
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        parent = self.current
-        element = Element(self.source, name, attributes, self.parser.CurrentByteIndex, parent)
-        if parent is None:
-            self.root = element
-        else:
-            parent.children.append(element)
-            if name == _SKIPPED and parent is self.root:
-                self.parser.StartElementHandler = None
-                self.parser.EndElementHandler = self._end_skipped
-        self.current = element
-
-    def _end(self, name: str) -> None:
-        element = self.current
-        if element is None or element.name != name:
-            raise DomainXMLError(f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {self.parser.CurrentLineNumber}", "libvirt knows none")
-        # At an end tag expat's position is its "<"; at the end of an empty-element tag it is past the tag.
-        position, head_end = self.parser.CurrentByteIndex, element.body_start
-        empty = self.source[head_end - 2 : head_end] == b"/>"
-        element._tail = head_end if empty else position
-        element.end = head_end if empty else self.source.index(b">", position) + 1
-        self.current = element.parent
-
-    def _end_skipped(self, name: str) -> None:
+    def end_skipped(name: str) -> None:
         if name == _SKIPPED:
-            self._watch_all()
-            self._end(name)
+            parser.StartElementHandler = start
+            parser.EndElementHandler = end
+            end(name)
 
-    def _doctype(self, *_declaration: object) -> None:
-        line = self.parser.CurrentLineNumber
+    def doctype(*_declaration: object) -> None:
+        line = parser.CurrentLineNumber
         raise DomainXMLError(f"a DOCTYPE is refused, line {line}", "domain XML has none: remove it, and the entities it declares")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.StartDoctypeDeclHandler = doctype
+    parser.Parse(source, True)
+    return document.children[0]
 
 
 def _tag_end(source: bytes, start: int) -> int:
     """The offset past the tag that starts here; an attribute's value may hold a ">"."""
+    end = source.index(b">", start)
+    single, double = source.count(b"'", start, end), source.count(b'"', start, end)
+    if (single and double) or (single + double) % 2:
+        return _tag_end_slowly(source, start)
+    return end + 1
+
+
+def _tag_end_slowly(source: bytes, start: int) -> int:
+    """The same, one attribute after another. Each mark is looked for again only once it has been passed: a million attributes
+    take no longer than the tag is long."""
+    end = single = double = -1
     while True:
-        end = source.index(b">", start)
-        quotes = [place for place in (source.find(b'"', start, end), source.find(b"'", start, end)) if place >= 0]
-        if not quotes:
+        if end < start:
+            end = source.index(b">", start)
+        if single < start:
+            single = source.find(b"'", start, end) % (end + 1)  # none: end
+        if double < start:
+            double = source.find(b'"', start, end) % (end + 1)
+        opening = min(single, double)
+        if opening == end:
             return end + 1
-        opening = min(quotes)
         start = source.index(source[opening : opening + 1], opening + 1) + 1
 
 

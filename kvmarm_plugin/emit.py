@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The forms in which libvirt and QEMU can be told to make a target: one emitter a form, the first that fits is taken.
 
-A form answers two questions: does it fit (QEMU offers it, KVM takes it, it gives just these features), and what is its XML. Forms that
-QEMU does not have yet get their emitter here, in front of `HostPassthrough`, each chosen by what `Qemu.host_properties` or
-`Qemu.cpu_models` shows: `SYSREG_*` properties of "host" that set ID registers, and named KVM models such as neoverse-v2-v1.
+A form answers two questions: does it fit (QEMU offers it, KVM takes it, it gives just these features), and what is its
+XML. Forms that QEMU does not have yet get their emitter here, in front of `HostPassthrough`, each chosen by what
+`Qemu.host_properties` or `Qemu.cpu_models` shows: `SYSREG_*` properties of "host" that set ID registers, and named KVM
+models such as neoverse-v2-v1.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def choose_form(cluster: Cluster, qemu: Qemu, features: Features, prefer_named: 
 
 
 def _named_model(cluster: Cluster, features: Features) -> Form | None:
-    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are have neither SVE, PAuth nor an AArch32 form."""
+    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are have neither SVE, PAuth
+    nor an AArch32 form."""
     if set(features.vcpu) & {"sve", _PAUTH, "el1_32bit"}:
         return None
     for model, number in cluster.models.items():

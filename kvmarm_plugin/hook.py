@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The hook's door: what hooks/qemu.d/50-kvmarm runs when libvirt is about to start a guest.
 
-libvirt holds the domain's lock meanwhile, so this file runs as `python3 -I -S`, imports nothing for guests that are none of our business, and only modules
-of the standard library for the others. It never calls libvirt (which would wait for itself) and never logs the XML (which may hold secrets).
+libvirt holds the domain's lock meanwhile, so this file runs as `python3 -I -S`, imports nothing for guests that are
+none of our business, and only modules of the standard library for the others. It never calls libvirt (which would wait
+for itself) and never logs the XML (which may hold secrets).
 """
 
 from __future__ import annotations

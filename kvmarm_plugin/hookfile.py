@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Puts the hook where libvirt looks for it, and takes it away again.
 
-libvirt runs /etc/libvirt/hooks/qemu.d/* since 6.5, in the order of their names. It notices a new directory or file when it is told to reload.
+libvirt runs /etc/libvirt/hooks/qemu.d/* since 6.5, in the order of their names. It notices a new directory or file when
+it is told to reload.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class Policy(Value):
     """What to prefer.
 
     Attributes:
-        prefer_named: take a named model such as cortex-a57 where QEMU and KVM accept one; otherwise always "host" with every knob explicit.
+        prefer_named: take a named model such as cortex-a57 where QEMU and KVM accept one; otherwise always "host" with
+            every knob explicit.
         pmu, sve, pauth: True on, False off, None what the host has.
         sve_max_length: longest SVE vector in bits; None for all that the host has.
         cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets on a big.LITTLE host.
@@ -72,8 +73,8 @@ def loads(text: str, name: str = "policy") -> Policy:
     for key, value in document.items():
         if key not in _SETTINGS:
             raise PolicyError(f"{name} has an unknown setting {key!r}", f"known are {', '.join(_SETTINGS)}")
-        field, known, what = _SETTINGS[key]
-        if not known(value):
+        field, takes, what = _SETTINGS[key]
+        if not takes(value):
             raise PolicyError(f"{name}: {key} cannot be {value!r}", f"it takes {what}")
         settings[field] = value
     return _policy(settings)
@@ -86,6 +87,10 @@ def _policy(settings: dict[str, object]) -> Policy:
         if settings.get(name) == "auto":
             settings[name] = None
     return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
+
+
+def _is_preference(value: object) -> bool:
+    return value in ("named", "host")
 
 
 def _is_switch(value: object) -> bool:
@@ -101,7 +106,7 @@ def _is_cluster(value: object) -> bool:
 
 
 _SETTINGS = {
-    "prefer": ("prefer_named", lambda value: value in ("named", "host"), "named or host"),
+    "prefer": ("prefer_named", _is_preference, "named or host"),
     "pmu": ("pmu", _is_switch, "on, off or auto"),
     "sve": ("sve", _is_switch, "on, off or auto"),
     "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits"),

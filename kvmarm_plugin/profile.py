@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host profile: everything measured about one host, as one JSON document.
 
-`host.probe` makes it, `resolve` reads it; it is also what people send in for tests/hosts/. `loads` and `dumps` are inverse. The format is
-described in docs/profile.md and by docs/profile.schema.json.
+`host.probe` makes it, `resolve` reads it; it is also what people send in for tests/hosts/. `loads` and `dumps` are
+inverse. The format is described in docs/profile.md and by docs/profile.schema.json.
 
-A cluster gives the vCPU of every feature set that a policy can choose: the first in full, the others as what differs from it. All are
-measured, none is computed.
+A cluster gives the vCPU of every feature set that a policy can choose: the first in full, the others as what differs
+from it. All are measured, none is computed.
 """
 
 from __future__ import annotations
@@ -227,7 +227,8 @@ class HostProfile(Value):
         return "arm64" if self.architecture == "aarch64" else "arm"
 
     def digest(self) -> str:
-        """A name for what this host gives to guests: the same for hosts that differ in name only, and for the same host probed again."""
+        """A name for what this host gives to guests: the same for hosts that differ in name only, and for the same host
+        probed again."""
         facts = _encode(self)
         for personal in ("name", "origin", "made_by", "problems"):
             del facts[personal]

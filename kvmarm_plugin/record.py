@@ -2,7 +2,8 @@
 """The record: a target in the domain's metadata, with the user's intent and where it was made.
 
 `Record.format` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are inverse. The element's schema is
-xml-templates/kvmarm-target.rng. libvirt keeps the element through define, migration, save and snapshot, and keeps one of each namespace.
+xml-templates/kvmarm-target.rng. libvirt keeps the element through define, migration, save and snapshot, and keeps one
+of each namespace.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .value import Value
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "1"
 
+_HEAD = f"<kvmarm:target xmlns:kvmarm='{NAMESPACE}'>".encode()
 _STEP = b"  "
 _LINE = 120  # columns of the long lists, for people who read dumpxml
 
@@ -70,26 +72,22 @@ class Record(Value):
         self._freeze(locals())
 
 
-def format_record(intent: Intent, facts: bytes, indent: bytes) -> bytes:
+def format_record(added: list[str], kept: list[bytes], facts: list[bytes], indent: bytes) -> bytes:
     """The <kvmarm:target> element.
 
     Args:
-        intent: of this domain.
+        added, kept: the intent, as `Intent` has it.
         facts: from `format_facts`; the same for every domain that gets this target.
         indent: line break and white space to put in front of each child; empty puts all on one line.
     """
-    added = b" added=" + _quote(" ".join(intent.added)) if intent.added else b""
-    inner = indent + _STEP if indent else b""
-    parts = [
-        b"<kvmarm:target xmlns:kvmarm=" + _quote(NAMESPACE) + b">",
-        b"<kvmarm:intent" + added + b">" + b"".join(intent.kept) + b"</kvmarm:intent>",
-        *facts.splitlines(),
-    ]
-    return inner.join(parts) + indent + b"</kvmarm:target>"
+    attribute = f" added='{' '.join(added)}'" if added else ""
+    intent = f"<kvmarm:intent{attribute}>".encode() + b"".join(kept) + b"</kvmarm:intent>"
+    inner = indent and indent + _STEP
+    return inner.join([_HEAD, intent, *facts]) + indent + b"</kvmarm:target>"
 
 
-def format_facts(target: Target, origin: Origin) -> bytes:
-    """The children of <kvmarm:target> that come from the host, one a line."""
+def format_facts(target: Target, origin: Origin) -> list[bytes]:
+    """The children of <kvmarm:target> that come from the host, as lines."""
     sve = [f"<kvmarm:sve lengths='{' '.join(map(str, target.sve_lengths))}'/>"] if target.sve_lengths else []
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
     lines = [
@@ -102,7 +100,7 @@ def format_facts(target: Target, origin: Origin) -> bytes:
         *_wrapped("reglist", target.reglist),
         f"<kvmarm:origin host={_attribute(origin.host)} profile='{origin.profile}' by={_attribute(origin.by)}/>",
     ]
-    return "\n".join(lines).encode()
+    return [line.encode() for line in lines]
 
 
 def find(domain: Element) -> Element | None:
@@ -211,7 +209,3 @@ def _attribute(value: str) -> str:
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
         value = value.replace(character, entity)
     return f"'{value}'"
-
-
-def _quote(value: str) -> bytes:
-    return _attribute(value).encode()

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Resolve: intent + host profile + policy → target → concrete domain XML.
 
-`Resolver` does it for the domains of one host. It reads what a domain asks for, decides the features, looks up the vCPU that was measured with exactly those, and hands the
-target to `rewrite`. Domains that do not ask (no host-model, another architecture, no KVM) come back byte for byte.
+`Resolver` does it for the domains of one host. It reads what a domain asks for, decides the features, looks up the vCPU
+that was measured with exactly those, and hands the target to `rewrite`. Domains that do not ask (no host-model, another
+architecture, no KVM) come back byte for byte.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from . import __version__, record, rewrite
 from .domain import Element, asks_for_host_model, parse
@@ -15,7 +18,6 @@ from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Target
-from .value import Value
 
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
@@ -28,7 +30,7 @@ class ResolveError(KvmarmError):
     """This host cannot give what the domain asks for."""
 
 
-class Wish(Value):
+class Wish(NamedTuple):
     """What a domain asks for.
 
     Attributes:
@@ -40,29 +42,12 @@ class Wish(Value):
         ipa_bits: the address space that the guest's memory needs.
     """
 
-    __slots__ = ("architecture", "features", "gic", "ipa_bits", "machine", "pmu")
     architecture: str
     machine: str
     gic: str
     pmu: bool | None
     features: tuple[tuple[str, bool | None], ...]
     ipa_bits: int
-
-    def __init__(
-        self,
-        *,
-        architecture: str,
-        machine: str,
-        gic: str,
-        pmu: bool | None,
-        features: tuple[tuple[str, bool | None], ...],
-        ipa_bits: int,
-    ) -> None:
-        self._freeze(locals())
-
-    def key(self) -> tuple[object, ...]:
-        """For a dictionary."""
-        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Resolver:
@@ -80,7 +65,7 @@ class Resolver:
         self.profile = profile
         self.policy = policy
         self._origin = Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
-        self._answers: dict[tuple[object, ...], tuple[rewrite.Emission, bytes]] = {}
+        self._answers: dict[Wish, tuple[rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
         """A domain's XML with its host-model made concrete; the XML as it is if the domain does not ask.
@@ -97,11 +82,10 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
-        key = wish.key()
-        if key not in self._answers:
+        if wish not in self._answers:
             target, form = self._decide(wish)
-            self._answers[key] = (_emission(target, form), record.format_facts(target, self._origin))
-        return rewrite.concretise(source, domain, *self._answers[key])
+            self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
+        return rewrite.concretise(source, domain, *self._answers[wish])
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""
@@ -305,7 +289,7 @@ def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
     """Below 40 bits QEMU leaves the high regions out, so a guest that needs no more than 40 takes what there is."""
     if wish.ipa_bits > max(profile.ipa_bits, 40):
         raise ResolveError(
-            f"the guest's memory needs {wish.ipa_bits} bits of physical address space, KVM on host {profile.name} has {profile.ipa_bits}",
+            f"the guest needs a physical address space of {wish.ipa_bits} bits, KVM on host {profile.name} has {profile.ipa_bits}",
             "give the guest less memory",
         )
     return min(wish.ipa_bits, profile.ipa_bits)

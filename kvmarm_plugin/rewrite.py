@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Host-model out of a domain's XML, and back in.
 
-`concretise` writes a concrete CPU, GIC, PMU and machine type where the user had left them open, and the record beside them. `restore` is its inverse: what
-was added goes, what was replaced comes back as the user had written it. Both change nothing else, to the byte.
+`concretise` writes a concrete CPU, GIC, PMU and machine type where the user had left them open, and the record beside
+them. `restore` is its inverse: what was added goes, what was replaced comes back as the user had written it. Both
+change nothing else, to the byte.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import re
 
 from . import record
 from .domain import Edits, Element
-from .record import Intent
 from .value import Value
 
 _STEP = b"  "
 
 # The children of <cpu> that belong to host-model. <topology>, <numa>, <cache> and <maxphysaddr> are the user's in every mode.
 _OWNED_BY_CPU = ("model", "vendor", "feature")
+
+_MACHINE = re.compile(rb"""\smachine\s*=\s*("[^"]*"|'[^']*')""")
 
 
 class Emission(Value):
@@ -44,7 +46,7 @@ class Emission(Value):
         self._freeze(locals())
 
 
-def concretise(source: bytes, domain: Element, emission: Emission, facts: bytes) -> bytes:
+def concretise(source: bytes, domain: Element, emission: Emission, facts: list[bytes]) -> bytes:
     """The domain's XML with the emission in place and the record in its metadata.
 
     Args:
@@ -55,9 +57,12 @@ def concretise(source: bytes, domain: Element, emission: Emission, facts: bytes)
     edits = Edits(source)
     added: list[str] = []
     kept: list[bytes] = []
-    _concrete_cpu(edits, kept, _need(domain, "cpu"), emission)
-    _concrete_machine(edits, kept, _need(domain, "os/type"), emission.machine)
-    _concrete_features(edits, added, kept, domain, emission)
+    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    assert cpu is not None  # resolve has looked at both
+    assert os_type is not None
+    _concrete_cpu(edits, kept, cpu, emission)
+    _concrete_machine(edits, kept, os_type, emission.machine)
+    _concrete_features(edits, added, kept, domain.find("features"), cpu, emission)
     _add_record(edits, added, kept, domain, facts)
     return edits.apply()
 
@@ -104,6 +109,8 @@ def _compose_cpu(place: Element, attributes: bytes, model: bytes, features: tupl
 
 def _unowned(cpu: Element) -> bytes:
     """What is inside <cpu> and not ours: elements, comments and white space, as written."""
+    if not cpu.children:
+        return cpu.body
     inside = Edits(cpu.body)
     offset = cpu.body_start
     for child in cpu.children:
@@ -132,12 +139,16 @@ def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine
         return
     kept.append(os_type.text)
     attribute = b" machine='" + machine + b"'"
-    head = re.sub(rb"""\smachine\s*=\s*("[^"]*"|'[^']*')""", attribute, os_type.head)
-    edits.replace(os_type.start, os_type.body_start, head if written else head[:-1] + attribute + b">")
+    head, found = _MACHINE.subn(lambda _: attribute, os_type.head)
+    if not found:
+        close = -2 if head.endswith(b"/>") else -1
+        head = head[:close] + attribute + head[close:]
+    edits.replace(os_type.start, os_type.body_start, head)
 
 
-def _concrete_features(edits: Edits, added: list[str], kept: list[bytes], domain: Element, emission: Emission) -> None:
-    features, cpu = domain.find("features"), _need(domain, "cpu")
+def _concrete_features(
+    edits: Edits, added: list[str], kept: list[bytes], features: Element | None, cpu: Element, emission: Emission
+) -> None:
     missing = []
     for name, text in (("gic", emission.gic), ("pmu", emission.pmu)):
         present = features.find(name) if features else None
@@ -157,12 +168,12 @@ def _concrete_features(edits: Edits, added: list[str], kept: list[bytes], domain
         _append(edits, features, missing)
 
 
-def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: bytes) -> None:
+def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]) -> None:
     metadata = domain.find("metadata")
     if metadata is not None:
         _keep_if_empty(kept, metadata)
         indent = metadata.children[-1].indent if metadata.children else metadata.indent and metadata.indent + _STEP
-        element = record.format_record(Intent(tuple(added), tuple(kept)), facts, indent)
+        element = record.format_record(added, kept, facts, indent)
         _append(edits, metadata, [element])
         return
     added.append("metadata")
@@ -170,7 +181,7 @@ def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Eleme
     titles = [child for child in domain.children if child.name in ("name", "uuid", "genid", "title", "description")]
     indent = titles[-1].indent if titles else b""
     inner = indent and indent + _STEP
-    element = record.format_record(Intent(tuple(added), tuple(kept)), facts, inner)
+    element = record.format_record(added, kept, facts, inner)
     place = titles[-1].end if titles else domain.body_start
     edits.replace(place, place, indent + b"<metadata>" + inner + element + indent + b"</metadata>")
 
@@ -215,9 +226,3 @@ def _restore_container(
 def _put_back(edits: Edits, current: Element | None, original: Element | None) -> None:
     if current is not None and original is not None:
         edits.replace(current.start, current.end, original.text)
-
-
-def _need(domain: Element, path: str) -> Element:
-    element = domain.find(path)
-    assert element is not None, path  # resolve has looked at it
-    return element

@@ -43,7 +43,7 @@ class Connection:
         self._libvirt = libvirt
         self._connection = self._ask(lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version")
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Connection:  # noqa: PYI034  # Self is typing's, from 3.11 on
         return self
 
     def __exit__(self, *_exc: object) -> None:

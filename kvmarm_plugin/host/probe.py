@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host profile, put together from the edges.
 
-`probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with every feature set that a policy
-can choose. What cannot be measured is a line in the profile's problems, never a crash.
+`probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with
+every feature set that a policy can choose. What cannot be measured is a line in the profile's problems, never a crash.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import platform
@@ -133,7 +134,7 @@ class _Probe:
                     self.problems.append(f"{title}: this process may not run there (cpuset or affinity)")
                     continue
                 os.sched_setaffinity(0, cpus)
-                measured = self._timed(title, lambda here=cluster: self._cluster(here, system, capabilities, qemu))  # type: ignore[misc]
+                measured = self._timed(title, functools.partial(self._cluster, cluster, system, capabilities, qemu))
                 if measured is not None:
                     clusters.append(measured)
         finally:
@@ -264,5 +265,6 @@ def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | N
 
 
 def _overrides(command_line: str) -> tuple[str, ...]:
-    """The words of a kernel command line that change what CPUs offer to guests (Documentation/arch/arm64/cpu-feature-registers.rst)."""
+    """The words of a kernel command line that change what CPUs offer to guests
+    (Documentation/admin-guide/kernel-parameters.txt)."""
     return tuple(word for word in command_line.split() if word.startswith(("arm64.", "id_aa64", "kvm-arm.")))

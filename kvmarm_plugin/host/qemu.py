@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU on this host, asked over QMP as libvirt asks it: an emulator without a machine, with KVM if it can.
 
-The client is twenty lines because QEMU's own (the library qemu.qmp) is in no distribution, and one question after another on a pipe needs no more.
+The client is twenty lines because QEMU's own (the library qemu.qmp) is in no distribution, and one question after
+another on a pipe needs no more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _BINARIES = {
 TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
 
 # QEMU's named models that set a KVM target: the only ones besides "host" and "max" that start under KVM. Source: the kvm_target of
-# aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of cortex_a15_initfn in target/arm/tcg/cpu32.c while QEMU had 32-bit KVM (until 5.2).
+# aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of cortex_a15_initfn in target/arm/tcg/cpu32.c
+# while QEMU had 32-bit KVM (until 5.2).
 NAMED_MODELS = {
     "arm64": {"cortex-a57": "CORTEX_A57", "cortex-a53": "CORTEX_A53"},
     "arm": {"cortex-a15": "CORTEX_A15"},
@@ -93,7 +95,7 @@ class _Monitor:
             raise QemuError(f"cannot run {binary}: {error.strerror}") from None
         self.timer = threading.Timer(TIME_LIMIT, self.process.kill)
 
-    def __enter__(self) -> _Monitor:
+    def __enter__(self) -> _Monitor:  # noqa: PYI034  # Self is typing's, from 3.11 on
         self.timer.start()
         self._read()  # the greeting
         self.ask("qmp_capabilities")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """System → VM → VCPU: /dev/kvm with one short method an ioctl.
 
-Each object owns a file descriptor and is a context manager. What the kernel refuses is raised as `KvmError`, which names the ioctl and the
-errno. All of them talk to a `Kernel`; a test passes another one and so plays any kernel there ever was.
+Each object owns a file descriptor and is a context manager. What the kernel refuses is raised as `KvmError`, which
+names the ioctl and the errno. All of them talk to a `Kernel`; a test passes another one and so plays any kernel there
+ever was.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ class System(_Handle):
         except OSError as error:
             raise KvmUnavailable(f"cannot open {path}: {error.strerror}") from None
         super().__init__(kernel, fd)
-        version = self.ioctl("KVM_GET_API_VERSION")
+        try:
+            version = self.ioctl("KVM_GET_API_VERSION")
+        except KvmError:
+            self.close()
+            raise
         if version != uapi.API_VERSION:
             self.close()
             raise KvmUnavailable(f"{path} speaks KVM API version {version}, not {uapi.API_VERSION}")

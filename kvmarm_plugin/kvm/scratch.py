@@ -15,8 +15,9 @@ from ..errors import KvmarmError
 from . import uapi
 from .device import VCPU, VM, KvmError, System
 
-# What the guest reads. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have one, but there the guest may see something
-# else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped, PMCR_EL0.N is the PMU's.
+# What the guest reads. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have one, but there the guest
+# may see something else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped,
+# PMCR_EL0.N is the PMU's.
 GUEST_REGISTERS = {
     "CNTFRQ_EL0": (3, 3, 14, 0, 0),
     "DCZID_EL0": (3, 3, 0, 0, 7),
@@ -117,8 +118,9 @@ def sve_bitmap(lengths: tuple[int, ...]) -> int:
 def run_guest(system: System, target: int, features: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:
     """Let a guest read registers, and return what it saw.
 
-    The guest is one page of code: an MRS for each register into x0, x1, …, then a store to an address where nothing is, which ends KVM_RUN
-    with KVM_EXIT_MMIO. A guest that does not come to its end (an MRS that traps to it) is stopped by a timer.
+    The guest is one page of code: an MRS for each register into x0, x1, …, then a store to an address where nothing is,
+    which ends KVM_RUN with KVM_EXIT_MMIO. A guest that does not come to its end (an MRS that traps to it) is stopped by
+    a timer.
 
     Args:
         features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the caller for speed.
@@ -162,14 +164,17 @@ def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
 
 
 class _TimeLimit:
-    """Interrupts a system call of the main thread after some seconds: KVM_RUN then fails with EINTR."""
+    """Interrupts a system call of the main thread after some seconds: KVM_RUN then fails with EINTR.
+
+    And again after as many seconds: the first signal is lost if it comes right before KVM_RUN.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def __enter__(self) -> None:
         self._handler = signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
 
     def __exit__(self, *_exc: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Names, ids and fields of KVM's registers.
 
-A register is known here by the name that the Arm ARM or the kernel's UAPI gives it; the generic spelling of the Arm ARM (``S3_0_C0_C4_3``) serves
-those that have none yet, and a plain hexadecimal id everything that is not a system register.
+A register is known here by the name that the Arm ARM or the kernel's UAPI gives it; the generic spelling of the Arm ARM
+(``S3_0_C0_C4_3``) serves those that have none yet, and a plain hexadecimal id everything that is not a system register.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Field(Value):
         register, name: as in the Arm ARM.
         msb, lsb: bit numbers.
         signed: whether the value is a two's complement number.
-        policy: how the kernel makes two values one: LOWER_SAFE, HIGHER_SAFE, HIGHER_OR_ZERO_SAFE, EXACT, or "-" where it has no rule.
+        policy: how the kernel makes two values one: LOWER_SAFE, HIGHER_SAFE, HIGHER_OR_ZERO_SAFE, EXACT, or "-" where
+            it has no rule.
         safe_value: as the kernel's table has it, the value that EXACT falls back to.
         meaning: for people.
     """
@@ -120,9 +121,10 @@ def fields_of(name: str) -> list[Field]:
 def is_identity(reg: int) -> bool:
     """Whether a register tells what a vCPU is rather than what it is doing.
 
-    These are what a target records: the ID register space (op0 3, CRn 0, which is also what KVM_ARM_GET_REG_WRITABLE_MASKS covers), the cache
-    ids, the firmware interface and the SVE lengths. MPIDR_EL1 and CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn 0 of cp15, which
-    is what invariant_cp15 of arch/arm/kvm/coproc.c covered.
+    These are what a target records: the ID register space (op0 3, CRn 0, which is also what
+    KVM_ARM_GET_REG_WRITABLE_MASKS covers), the cache ids, the firmware interface and the SVE lengths. MPIDR_EL1 and
+    CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn 0 of cp15, which is what invariant_cp15 of
+    arch/arm/kvm/coproc.c covered.
     """
     group = reg & _GROUP
     if group == _SYSREG:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Register values and register lists as text: what profiles and records hold.
 
-Values are ``NAME=0x…`` separated by white space. A register list is packed: ids that share their upper 48 bits are a group, written as
-``6030000000130000:8000-800e/2,c000,c005``: lower 16 bits in hexadecimal, ``first-last/step``, step 1 left out. Some 350 ids take about 700 bytes.
+Values are ``NAME=0x…`` separated by white space. A register list is packed: ids that share their upper 48 bits are a
+group, written as ``6030000000130000:8000-800e/2,c000,c005``: lower 16 bits in hexadecimal, ``first-last/step``, step 1
+left out. Some 350 ids take about 700 bytes.
 """
 
 from __future__ import annotations
 
 from .table import id_of
+
+# Far more registers than a vCPU has. A record is untrusted: without a limit ten MiB of ranges would keep the hook busy for an hour.
+_MOST_IDS = 10000
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ def pack_ids(ids: Iterable[int]) -> str:
 def unpack_ids(text: str) -> frozenset[int]:
     """The inverse of `pack_ids`. Raises ValueError."""
     ids: set[int] = set()
+    room = _MOST_IDS
     for part in text.split():
         group, colon, runs = part.partition(":")
         if not colon:
@@ -52,7 +57,11 @@ def unpack_ids(text: str) -> frozenset[int]:
             low, high = int(first, 16), int(last or first, 16)
             if not low <= high <= 0xFFFF:
                 raise ValueError(f"not a range of ids: {run[:60]!r}")
-            ids.update(range(base + low, base + high + 1, int(step or "1", 16)))
+            run_of_ids = range(base + low, base + high + 1, int(step or "1", 16))
+            room -= len(run_of_ids)
+            if room < 0:
+                raise ValueError(f"more than {_MOST_IDS} ids")
+            ids.update(run_of_ids)
     return frozenset(ids)
 
 

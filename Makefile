@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Everything a developer does. Each target sets up what it needs: on a fresh Debian machine `make demo` and `make test` are all there is to type.
+
+# The distribution's own interpreter: libvirt-python has no wheel, and this is what operators run.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+RUN := PYTHONPATH=. $(VENV)/bin/python
+SOURCES := kvmarm_plugin tests
+
+PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc
+
+.PHONY: demo test unit lab lint bench golden profiles clean
+
+demo: $(VENV)/ready
+	@$(RUN) -m tests.lab.demo
+
+test: $(VENV)/ready
+	@$(RUN) -m tests.lab setup
+	@$(RUN) -m pytest $(TESTS)
+
+# The tests that need no lab: seconds.
+unit: $(VENV)/ready
+	@$(RUN) -m pytest -m "not lab" $(TESTS)
+
+lab: $(VENV)/ready
+	@$(RUN) -m tests.lab setup
+	@$(RUN) -m pytest -m lab $(TESTS)
+
+lint: $(VENV)/ready
+	@$(VENV)/bin/ruff check $(SOURCES)
+	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/mypy
+
+bench: $(VENV)/ready
+	@tests/install-packages virtinst
+	@$(RUN) tests/bench.py
+
+# Write the golden files anew; read the difference before you commit it.
+golden: $(VENV)/ready
+	@$(RUN) -m pytest tests/test_golden.py --regenerate-output
+
+# Record the profile of every host that the lab can make (ten minutes).
+profiles: $(VENV)/ready
+	@$(RUN) -m tests.lab setup
+	@$(RUN) -m tests.lab.record
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/ready: tests/requirements.txt tests/install-packages Makefile
+	@tests/install-packages $(PACKAGES)
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@echo "kvmarm: installing the tools of tests/requirements.txt into $(VENV)"
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
