@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kvmarm: {error}", file=sys.stderr)
         return commands.ERROR
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python must not complain when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return commands.ERROR
+        return commands.ERROR  # whoever read the output has seen enough
     except KeyboardInterrupt:
         return 130
     return status

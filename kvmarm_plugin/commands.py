@@ -52,7 +52,7 @@ def define(arguments: Namespace) -> int:
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
         name = connection.define(result.decode(), arguments.validate)
-    print(f"Domain '{name}' defined from {arguments.file}{_summary(result)}")
+    _print(f"Domain '{name}' defined from {arguments.file}{_summary(result)}\n")
     return DONE
 
 
@@ -63,7 +63,7 @@ def create(arguments: Namespace) -> int:
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
         name = connection.create(result.decode(), arguments.validate, arguments.paused)
-    print(f"Domain '{name}' created from {arguments.file}{_summary(result)}")
+    _print(f"Domain '{name}' created from {arguments.file}{_summary(result)}\n")
     return DONE
 
 
@@ -77,11 +77,11 @@ def show(arguments: Namespace) -> int:
         raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
     found = record.read(element)
     if arguments.json:
-        print(json.dumps(readable.as_json(found), indent=1))
+        _print(json.dumps(readable.as_json(found), indent=1) + "\n")
     else:
         name = root.find("name")
         title = name.body.decode(errors="replace") if name else arguments.domain
-        sys.stdout.write(readable.as_text(title, found, arguments.verbose))
+        _print(readable.as_text(title, found, arguments.verbose))
     return DONE
 
 
@@ -90,7 +90,7 @@ def hook(arguments: Namespace) -> int:
     from . import hookfile
 
     for line in hookfile.install() if arguments.action == "install" else hookfile.uninstall():
-        print(line)
+        _print(f"{line}\n")
     return DONE
 
 
@@ -173,11 +173,24 @@ def _policy(name: str | None) -> policy.Policy:
 
 
 def _output(name: str | None, data: bytes) -> None:
+    """Write to a file, or to standard output for None. Raises KvmarmError; BrokenPipeError if nobody reads any more."""
     if name:
         files.write(name, data)
-    else:
+        return
+    try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python must not try again when it flushes what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise KvmarmError(f"cannot write standard output: {error.strerror}", "check the free space where it goes") from None
+
+
+def _print(text: str) -> None:
+    """Text to standard output; characters that it cannot show as escapes."""
+    _output(None, text.encode(sys.stdout.encoding, "backslashreplace"))
 
 
 def _say(line: str) -> None:

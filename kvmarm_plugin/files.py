@@ -22,6 +22,8 @@ def read(name: str) -> bytes:
     """
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise KvmarmError("cannot read standard input: it is closed", "give a file name")
             return sys.stdin.buffer.read(SIZE_LIMIT + 1)
         with open(name, "rb") as file:
             return file.read(SIZE_LIMIT + 1)
@@ -37,8 +39,13 @@ def read_text(name: str) -> str:
         raise KvmarmError(f"{name} is not a text in UTF-8", "is it the right file?") from None
 
 
-def write(name: str, data: bytes, mode: int = 0o644) -> None:
+def write(name: str, data: bytes, mode: int | None = None) -> None:
     """Replace a file: whoever reads it sees the old contents or the new, whole, and a failure leaves the old.
+
+    What is no file, such as /dev/stdout, is written to and stays what it is.
+
+    Args:
+        mode: of the file; None keeps that of the old file, and leaves that of a new one to the umask.
 
     Raises:
         KvmarmError: the directory or the disk does not allow it.
@@ -46,17 +53,29 @@ def write(name: str, data: bytes, mode: int = 0o644) -> None:
     target = os.path.realpath(name)
     temporary = ""
     try:
+        if os.path.exists(name) and not os.path.isfile(name):
+            with open(name, "wb") as device:
+                device.write(data)
+            return
         descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)}.")
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        os.chmod(temporary, _usual_mode(target) if mode is None else mode)
         os.replace(temporary, target)
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
+
+
+def _usual_mode(path: str) -> int:
+    if os.path.exists(path):
+        return os.stat(path).st_mode & 0o7777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def shipped(room: str, name: str) -> Path:

@@ -65,6 +65,8 @@ def loads(text: str, name: str = "policy") -> Policy:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise PolicyError(f"{name} is not YAML{place}: {getattr(error, 'problem', error)}", "see man kvmarm-policy") from None
+    except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
+        raise PolicyError(f"{name} is not YAML: {error}", "see man kvmarm-policy") from None
     if document is None:
         return Policy()
     if not isinstance(document, dict):
@@ -72,12 +74,30 @@ def loads(text: str, name: str = "policy") -> Policy:
     settings = {}
     for key, value in document.items():
         if key not in _SETTINGS:
-            raise PolicyError(f"{name} has an unknown setting {key!r}", f"known are {', '.join(_SETTINGS)}")
+            raise PolicyError(f"{name} has an unknown setting {_shown(key)}", f"known are {', '.join(_SETTINGS)}")
         field, takes, what = _SETTINGS[key]
         if not takes(value):
-            raise PolicyError(f"{name}: {key} cannot be {value!r}", f"it takes {what}")
-        settings[field] = value
+            raise PolicyError(f"{name}: {key} cannot be {_shown(value)}", f"it takes {what}")
+        if field:  # the others are the hook's: see `refuses`
+            settings[field] = value
     return _policy(settings)
+
+
+def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
+    """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare, on-migrate or on-restore.
+
+    The hook has only the standard library, hence no YAML: it looks for the line. `loads` lets pass only what is read alike
+    here; a file that cannot be read or holds something else means refuse.
+
+    Args:
+        operation: libvirt's: "prepare", "migrate" or "restore".
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.partition("#")[0].split() for line in file.read().splitlines()]
+    except (OSError, ValueError):
+        return True
+    return [f"on-{operation}:", "warn"] not in lines
 
 
 def _policy(settings: dict[str, object]) -> Policy:
@@ -87,6 +107,15 @@ def _policy(settings: dict[str, object]) -> Policy:
         if settings.get(name) == "auto":
             settings[name] = None
     return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
+
+
+def _is_reaction(value: object) -> bool:
+    return value in ("refuse", "warn")
+
+
+def _shown(value: object) -> str:
+    """A value for a message. Not a list's items: with anchors and aliases a few bytes of YAML make billions of them."""
+    return repr(value)[:60] if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
 def _is_preference(value: object) -> bool:
@@ -102,10 +131,13 @@ def _is_length(value: object) -> bool:
 
 
 def _is_cluster(value: object) -> bool:
-    return value in ("biggest", "smallest") or (isinstance(value, int) and 0 < value < 1 << 32)
+    return value in ("biggest", "smallest") or (type(value) is int and 0 < value < 1 << 32)
 
 
 _SETTINGS = {
+    "on-prepare": ("", _is_reaction, "refuse or warn"),
+    "on-migrate": ("", _is_reaction, "refuse or warn"),
+    "on-restore": ("", _is_reaction, "refuse or warn"),
     "prefer": ("prefer_named", _is_preference, "named or host"),
     "pmu": ("pmu", _is_switch, "on, off or auto"),
     "sve": ("sve", _is_switch, "on, off or auto"),

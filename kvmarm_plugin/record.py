@@ -82,7 +82,7 @@ def format_record(added: list[str], kept: list[bytes], facts: list[bytes], inden
     """
     attribute = f" added='{' '.join(added)}'" if added else ""
     intent = f"<kvmarm:intent{attribute}>".encode() + b"".join(kept) + b"</kvmarm:intent>"
-    inner = indent and indent + _STEP
+    inner = indent + _STEP if indent else b" "  # never nothing: a list goes over several lines
     return inner.join([_HEAD, intent, *facts]) + indent + b"</kvmarm:target>"
 
 

@@ -94,13 +94,18 @@ class Resolver:
     def _decide(self, wish: Wish) -> tuple[Target, Form]:
         profile = self.profile
         if not profile.clusters:
-            why = next(
-                (problem for problem in profile.problems if not problem.startswith("libvirt")), "its profile has no CPU cluster"
+            others = (problem for problem in profile.problems if not problem.startswith(("libvirt", "QEMU")))
+            why = next(others, "its profile has no CPU cluster")
+            raise ResolveError(
+                f"host {profile.name} cannot run KVM guests: {why}",
+                "" if "(hint: " in why else "probe the host again once that is mended",
             )
-            raise ResolveError(f"host {profile.name} cannot run KVM guests: {why}", "probe the host again once that is mended")
         if profile.qemu is None:
             why = next((problem for problem in profile.problems if problem.startswith("QEMU")), "QEMU: not probed")
-            raise ResolveError(f"host {profile.name} has no usable {why}", "install QEMU there and probe again")
+            raise ResolveError(
+                f"host {profile.name} has no usable {why}",
+                "" if "(hint: " in why else "install QEMU there and probe again",
+            )
         cluster = _choose_cluster(profile, self.policy)
         features = _choose_features(wish, cluster, profile, self.policy)
         form = choose_form(cluster, profile.qemu, features, self.policy.prefer_named)
@@ -168,7 +173,10 @@ def _memory(element: Element | None) -> int:
     try:
         return int(element.body) * _UNITS[unit.lower()]
     except (KeyError, ValueError):
-        raise ResolveError(f"<{element.name}> is not a size: {element.text[:80].decode(errors='replace')}") from None
+        raise ResolveError(
+            f"<{element.name}> is not a size: {element.text[:80].decode(errors='replace')}",
+            "libvirt's form is <memory unit='MiB'>512</memory>",
+        ) from None
 
 
 def _ipa_bits(memory: int) -> int:

@@ -30,7 +30,10 @@ def validate(source: bytes) -> None:
     if not LIBVIRT_SCHEMA.exists():
         raise SchemaError(f"{LIBVIRT_SCHEMA} is missing", "it comes with libvirt's daemon: install it, or leave out --validate")
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
-    domain = etree.fromstring(source, parser)
+    try:
+        domain = etree.fromstring(source, parser)
+    except etree.XMLSyntaxError as error:  # what expat takes and libvirt's parser does not, such as 300 levels
+        raise SchemaError(f"libvirt cannot read the domain: {error.msg}", "check it with: xmllint --noout FILE") from None
     _check(LIBVIRT_SCHEMA, domain, "the domain")
     for element in domain.iterfind(f"metadata/{{{NAMESPACE}}}target"):
         _check(shipped("xml-templates", "kvmarm-target.rng"), element, "the kvmarm record")

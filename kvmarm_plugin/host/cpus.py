@@ -14,6 +14,7 @@ import yaml
 from ..value import Value
 
 _PARTS = Path(__file__).with_name("parts.yaml")
+_CPUINFO_FIELDS = ("CPU implementer", "CPU variant", "CPU part", "CPU revision")
 
 
 class CpuCluster(Value):
@@ -92,19 +93,25 @@ def _capacity(system: Path, cpus: list[int]) -> int | None:
 
 
 def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
-    """CPU number → MIDR put together from the "CPU implementer", "variant", "part" and "revision" lines."""
+    """CPU number → MIDR put together from the "CPU implementer", "variant", "part" and "revision" lines.
+
+    Kernels of old (arm64 before 3.19, arm before 3.8) list all processors first and describe them once, behind.
+    """
     midrs: dict[int, int] = {}
+    processors: list[int] = []
     fields: dict[str, int] = {}
     for line in text.splitlines():
-        key, _, value = line.partition(":")
-        key = key.strip()
-        if key == "processor" and value.strip().isdigit():
-            fields = {"processor": int(value)}
-        elif key.startswith("CPU ") and fields:
-            fields[key[4:]] = int(value, 0)
-        if {"processor", "implementer", "variant", "part", "revision"} <= fields.keys():
-            identity = fields["implementer"] << 24 | fields["variant"] << 20 | 0xF << 16
-            midrs[fields["processor"]] = identity | fields["part"] << 4 | fields["revision"]
+        key, value = (part.strip() for part in line.partition(":")[::2])
+        if key == "processor" and value.isdigit():
+            if fields:
+                processors, fields = [], {}
+            processors.append(int(value))
+        elif key in _CPUINFO_FIELDS:
+            fields[key] = int(value, 0) if value[:1].isdigit() else -1
+        if len(fields) == len(_CPUINFO_FIELDS) and min(fields.values()) >= 0:
+            implementer, variant, part, revision = (fields[key] for key in _CPUINFO_FIELDS)
+            midr = implementer << 24 | variant << 20 | 0xF << 16 | part << 4 | revision
+            midrs.update(dict.fromkeys(processors, midr))
     return midrs
 
 

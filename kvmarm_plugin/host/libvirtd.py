@@ -20,8 +20,11 @@ class LibvirtError(KvmarmError):
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a connection goes to another host than this."""
-    return bool(urlsplit(uri).netloc)
+    """Whether a connection goes to another host than this. Raises LibvirtError for what is no URI."""
+    try:
+        return bool(urlsplit(uri).netloc)
+    except ValueError as error:
+        raise LibvirtError(f"{uri} is not a URI: {error}", "give one such as qemu:///system") from None
 
 
 class Connection:

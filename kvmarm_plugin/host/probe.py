@@ -93,8 +93,8 @@ class _Probe:
             system = self._or_problem("KVM", lambda: System(host.kvm))
             if system is not None:
                 with system:
-                    capabilities = {name: answer for name in uapi.CAPABILITIES if (answer := system.check_extension(name))}
-                    gics = self._gics(system)
+                    capabilities = self._or_problem("KVM capabilities", lambda: _capabilities(system)) or {}
+                    gics = self._or_problem("virtual GICs", lambda: _gics(system)) or ()
                     clusters = self._clusters(system, capabilities, qemu)
         return HostProfile(
             name=host.name,
@@ -116,10 +116,6 @@ class _Probe:
 
     # -- KVM -----------------------------------------------------------------------------------------------------------
 
-    def _gics(self, system: System) -> tuple[int, ...]:
-        with system.create_vm() as vm:
-            return tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
-
     def _clusters(self, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> tuple[Cluster, ...]:
         found = find_clusters(self.host.root)
         if not found:
@@ -133,20 +129,21 @@ class _Probe:
                 if not cpus:
                     self.problems.append(f"{title}: this process may not run there (cpuset or affinity)")
                     continue
-                os.sched_setaffinity(0, cpus)
-                measured = self._timed(title, functools.partial(self._cluster, cluster, system, capabilities, qemu))
+                measure = functools.partial(self._cluster, cluster, cpus, system, capabilities, qemu)
+                measured = self._or_problem(title, functools.partial(self._timed, title, measure))
                 if measured is not None:
                     clusters.append(measured)
         finally:
             os.sched_setaffinity(0, allowed)
         return tuple(clusters)
 
-    def _cluster(self, found: CpuCluster, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> Cluster | None:
+    def _cluster(
+        self, found: CpuCluster, cpus: list[int], system: System, capabilities: dict[str, int], qemu: Qemu | None
+    ) -> Cluster | None:
+        os.sched_setaffinity(0, cpus)
         title = f"cluster {format_cpu_list(found.cpus)}"
         architecture = _ARCHITECTURES[self.host.architecture]
-        target = self._or_problem(title, lambda: preferred_target(system, architecture))
-        if target is None:
-            return None
+        target = preferred_target(system, architecture)
         models = _models_taken(system, architecture, target, capabilities, qemu)
         vcpus = [
             vcpu
@@ -211,7 +208,7 @@ class _Probe:
     def _or_problem(self, what: str, measure: Callable[[], T]) -> T | None:
         try:
             return measure()
-        except KvmarmError as error:
+        except (KvmarmError, OSError) as error:
             self.problems.append(f"{what}: {error}")
             return None
 
@@ -220,6 +217,15 @@ class _Probe:
             return (self.host.root / path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
         except OSError:
             return ""
+
+
+def _capabilities(system: System) -> dict[str, int]:
+    return {name: answer for name in uapi.CAPABILITIES if (answer := system.check_extension(name))}
+
+
+def _gics(system: System) -> tuple[int, ...]:
+    with system.create_vm() as vm:
+        return tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
 
 
 def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple[str, ...]]:

@@ -39,6 +39,10 @@ class QemuError(KvmarmError):
     """QEMU is missing, or does not answer."""
 
 
+class QemuRefusal(QemuError):
+    """QEMU answers a question with an error."""
+
+
 def find_binary(architecture: str) -> str:
     """The path of the emulator for hosts of this architecture (uname -m). Raises QemuError."""
     for path in _BINARIES.get(architecture, ()):
@@ -59,7 +63,7 @@ def ask(binary: str) -> Qemu:
         models = monitor.ask("query-cpu-definitions")
         try:
             expansion = monitor.ask("query-cpu-model-expansion", {"type": "full", "model": {"name": "host"}})
-        except QemuError:
+        except QemuRefusal:
             expansion = {"model": {"props": {}}}  # without KVM there is no "host"
     return Qemu(
         binary=binary,
@@ -97,8 +101,12 @@ class _Monitor:
 
     def __enter__(self) -> _Monitor:  # noqa: PYI034  # Self is typing's, from 3.11 on
         self.timer.start()
-        self._read()  # the greeting
-        self.ask("qmp_capabilities")
+        try:
+            self._read()  # the greeting
+            self.ask("qmp_capabilities")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -117,7 +125,7 @@ class _Monitor:
         while True:
             answer = self._read(command)
             if "error" in answer:
-                raise QemuError(f"{self.binary}: {command}: {answer['error']['desc']}")
+                raise QemuRefusal(f"{self.binary}: {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
 
@@ -126,7 +134,10 @@ class _Monitor:
         line = self.process.stdout.readline()
         if not line:
             raise self._gone(command)
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise QemuError(f"{self.binary}: {command}: not an answer: {line[:80]!r}") from None
         return answer
 
     def _gone(self, command: str) -> QemuError:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Check: would a target run on the host of a profile? The answers of `verdict.judge` from a profile instead of a kernel."""
+
+from __future__ import annotations
+
+from .profile import Cluster, HostProfile
+from .registers.rules import Kernel, accepts, kernel_version
+from .target import Target
+from .verdict import REFUSES, WRONG, Finding, Offer, judge
+
+
+class ProfileOffer(Offer):
+    """What the host of a profile gives to a guest of one target, on one of its clusters."""
+
+    def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
+        writable = cluster.writable if cluster else None
+        super().__init__(profile.name, profile.kvm_architecture, Kernel(kernel_version(profile.kernel), writable))
+        self.machines = profile.qemu.machines if profile.qemu else ()
+        self.gic_versions = profile.gic_versions
+        self.ipa_bits = profile.ipa_bits
+        if cluster is None:
+            self.problem = f"KVM could not be used on {profile.name} when it was probed"
+            return
+        # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
+        number = cluster.target if target.model == "host" else cluster.models.get(target.model)
+        vcpu = None if number is None else cluster.vcpu(number, target.features)
+        if vcpu is None:
+            self.problem = (
+                f"KVM on {profile.name} does not take QEMU's {target.model}"
+                if number is None
+                else f"KVM on {profile.name} makes no vCPU with features {' '.join(target.features)}"
+            )
+            return
+        self.registers = vcpu.registers
+        self.reglist = vcpu.reglist
+        self.sve_lengths = cluster.sve_lengths
+        self.seen = cluster.seen
+
+    def accepts(self, register: str, value: int) -> bool:
+        return accepts(register, value, self.registers[register], self.kernel)
+
+
+def check(target: Target, profile: HostProfile) -> list[Finding]:
+    """The findings of a target against a host; on a host of several clusters, of the one that suits it best."""
+    verdicts = [judge(target, ProfileOffer(target, profile, cluster)) for cluster in profile.clusters or (None,)]
+    return min(verdicts, key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings))

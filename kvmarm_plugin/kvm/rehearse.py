@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Rehearse: push a recorded target into a scratch vCPU on this host, and let the kernel itself say yes or no.
+
+The answers of `verdict.judge` from a live kernel. The vCPU is the one that QEMU would make here, and is never run; what
+no register tells is read by the scratch guest in another.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import KvmarmError
+from ..registers.rules import Kernel, kernel_version
+from ..registers.table import id_of, is_identity, name_of
+from ..registers.text import pack_ids
+from ..target import Target
+from ..verdict import Finding, Offer, judge
+from . import uapi
+from .device import VCPU, KvmError, System
+from .scratch import ScratchVcpu, preferred_target, run_guest, sve_lengths
+
+
+class KernelOffer(Offer):
+    """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on; a context manager."""
+
+    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
+        name = os.uname()
+        architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
+        with system.create_vm() as vm:
+            try:
+                writable = {name_of(reg): mask for reg, mask in vm.writable_masks().items()}
+            except KvmError:
+                writable = None  # before Linux 6.7
+            super().__init__(name.nodename, architecture, Kernel(kernel_version(name.release), writable))
+            self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+        self.machines = machines
+        self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
+        self._system = system
+        self._scratch: ScratchVcpu | None = None
+        if architecture == target.architecture:
+            self._make(target)
+
+    def _make(self, target: Target) -> None:
+        try:
+            # "host" is whatever QEMU makes of it here; a named model has one target number everywhere.
+            number = preferred_target(self._system, self.architecture) if target.model == "host" else target.number
+            if "sve" in target.features:
+                with ScratchVcpu(self._system, number, target.features) as vcpu:
+                    self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
+            self._scratch = ScratchVcpu(self._system, number, target.features)
+        except KvmarmError as error:
+            self.problem = f"KVM on {self.host} makes no such vCPU: {error.message}"
+            return
+        vcpu = self._scratch.vcpu
+        ids = vcpu.reg_list()
+        self.reglist = pack_ids(ids)
+        self.registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
+        if target.seen:
+            self.seen = run_guest(self._system, number, _without_sve(target.features), tuple(target.seen))
+
+    def accepts(self, register: str, value: int) -> bool:
+        """Pushes the value, and looks whether it stuck."""
+        assert self._scratch is not None
+        vcpu: VCPU = self._scratch.vcpu
+        try:
+            vcpu.set(id_of(register), value)
+        except (KvmError, OverflowError):
+            return False
+        return vcpu.get(id_of(register)) == value
+
+    def __enter__(self) -> KernelOffer:  # noqa: PYI034  # Self is typing's, from 3.11 on
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
+
+
+def rehearse(target: Target, system: System, machines: tuple[str, ...] = ()) -> list[Finding]:
+    """The findings of a target against this host.
+
+    Args:
+        machines: machine types of the local QEMU; empty leaves that question to libvirt, which asks it first.
+
+    Raises:
+        KvmarmError: /dev/kvm fails in a way that says nothing about the target.
+    """
+    with KernelOffer(target, system, machines) as offer:
+        return judge(target, offer)
+
+
+def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:
+    """The scratch guest reads the same without SVE, which would have to be finalised."""
+    return tuple(feature for feature in features if feature in ("psci_0_2", "pmu_v3"))

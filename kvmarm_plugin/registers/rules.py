@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kernel's rules for writing the registers that identify a vCPU, for answering without the kernel.
+
+`accepts` is KVM_SET_ONE_REG on a fresh vCPU: the local value is the limit, the kernel's masks say what user space may
+change, and fields.tsv how far. The kernel's functions that are named here are those of arch/arm64/kvm/sys_regs.c and
+hypercalls.c in Linux 7.2; older kernels do the same with fewer bits.
+"""
+
+from __future__ import annotations
+
+from ..value import Value
+from .table import Field, fields_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Writable by the masks ioctl since 6.15, and by KVM_SET_ONE_REG only in a VM with KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, which no
+# QEMU up to 11.1 enables (set_imp_id_reg).
+IMPLEMENTATION_ID = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
+
+# What kernels without the masks ioctl (before 6.7) let user space write: CSV2 and CSV3 of ID_AA64PFR0_EL1 since 5.11
+# (set_id_aa64pfr0_el1), the PMU's version since 6.2 (set_id_aa64dfr0_el1, set_id_dfr0_el1).
+_WRITABLE_BEFORE_MASKS = {"ID_AA64PFR0_EL1": 0xFF00000000000000}
+_WRITABLE_BEFORE_MASKS_6_2 = {**_WRITABLE_BEFORE_MASKS, "ID_AA64DFR0_EL1": 0xF00, "ID_DFR0_EL1": 0xF000000}
+
+# kvm_arm64_ftr_safe_value treats these as LOWER_SAFE whatever cpufeature's table says.
+_LOWER_SAFE_IN_KVM = {("ID_AA64DFR0_EL1", "PMUVer"), ("ID_AA64DFR0_EL1", "DebugVer"), ("ID_DFR0_EL1", "PerfMon")}
+
+# Fields with a smallest value (set_id_aa64dfr0_el1, set_id_dfr0_el1, set_id_aa64pfr0_el1).
+_SMALLEST = {
+    ("ID_AA64DFR0_EL1", "DebugVer"): 6,
+    ("ID_DFR0_EL1", "CopDbg"): 6,
+    ("ID_AA64PFR0_EL1", "EL0"): 1,
+    ("ID_AA64PFR0_EL1", "EL1"): 1,
+}
+
+
+class Kernel(Value):
+    """What the rules need to know of a kernel.
+
+    Attributes:
+        version: (6, 1) for 6.1.
+        writable: register name → mask, from the kernel's own mouth; None where it has no masks ioctl.
+    """
+
+    __slots__ = ("version", "writable")
+    version: tuple[int, int]
+    writable: Mapping[str, int] | None
+
+    def __init__(self, version: tuple[int, int], writable: Mapping[str, int] | None) -> None:
+        self._freeze(locals())
+
+    def mask(self, register: str) -> int:
+        """The bits of a register that user space may write."""
+        if register in IMPLEMENTATION_ID:
+            return 0
+        if self.writable is not None:
+            return self.writable.get(register, 0)
+        return (_WRITABLE_BEFORE_MASKS if self.version < (6, 2) else _WRITABLE_BEFORE_MASKS_6_2).get(register, 0)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """(6, 12) from "6.12.117+deb13-cloud-arm64"; (0, 0) from what is no version."""
+    numbers = release.split("-")[0].split("+")[0].split(".")
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 and numbers[0].isdigit() and numbers[1].isdigit() else (0, 0)
+
+
+def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:
+    """Whether KVM_SET_ONE_REG of `value` succeeds where a fresh vCPU has `limit`."""
+    if value == limit:
+        return True
+    rule = _RULES.get(register)
+    if rule is not None:
+        return rule(value, limit)
+    if register.startswith("CCSIDR_") or register == "CLIDR_EL1":
+        # set_ccsidr, set_clidr: any geometry that can be, since 6.3; a kernel with masks has that, whatever its number.
+        return kernel.writable is not None or kernel.version >= (6, 3)
+    return not refused_fields(register, value, limit, kernel) and not _unnamed_bits(register, value, limit, kernel)
+
+
+def refused_fields(register: str, value: int, limit: int, kernel: Kernel) -> list[Field]:
+    """The fields for which arm64_check_features refuses `value`; a field that is not writable has to be equal."""
+    mask = kernel.mask(register)
+    return [field for field in fields_of(register) if not _accepts_field(field, field.of(value), field.of(limit), mask)]
+
+
+def differing_fields(register: str, value: int, limit: int) -> list[Field]:
+    """The fields in which two values of a register differ."""
+    return [field for field in fields_of(register) if field.of(value) != field.of(limit)]
+
+
+def _accepts_field(field: Field, value: int, limit: int, mask: int) -> bool:
+    if value == limit:
+        return True
+    bits = (1 << field.msb + 1) - (1 << field.lsb)
+    # "-": no entry in the kernel's table. The masks ioctl may call such a field writable; arm64_check_features does not look.
+    if field.policy == "-" or mask & bits != bits:
+        return False
+    if value < _SMALLEST.get((field.register, field.name), 0):
+        return False
+    if (field.register, field.name) in (("ID_AA64DFR0_EL1", "PMUVer"), ("ID_DFR0_EL1", "PerfMon")):
+        value = 0 if value == 0xF else value  # IMP_DEF, which old kernels showed, is taken for none
+        if field.name == "PerfMon" and 0 < value < 3:
+            return False
+    return safe_value(field, value, limit) == value
+
+
+def safe_value(field: Field, ours: int, theirs: int) -> int:
+    """The value that both can have (arm64_ftr_safe_value, arch/arm64/kernel/cpufeature.c, and KVM's exceptions to it)."""
+    policy = "LOWER_SAFE" if (field.register, field.name) in _LOWER_SAFE_IN_KVM else field.policy
+    pair = [ours, theirs]
+    if field.signed:
+        width = field.msb - field.lsb + 1
+        pair.sort(key=lambda value: value - (1 << width) if value >> width - 1 else value)
+    else:
+        pair.sort()
+    if policy == "LOWER_SAFE":
+        return pair[0]
+    if policy == "HIGHER_SAFE":
+        return pair[1]
+    if policy == "HIGHER_OR_ZERO_SAFE":
+        return 0 if 0 in pair else pair[1]
+    return int(field.safe_value, 0)
+
+
+def _unnamed_bits(register: str, value: int, limit: int, kernel: Kernel) -> int:
+    """The differing bits of a register that no field covers: never writable."""
+    covered = sum((1 << field.msb + 1) - (1 << field.lsb) for field in fields_of(register))
+    return (value ^ limit) & ~covered
+
+
+def _at_most(value: int, limit: int) -> bool:
+    return value <= limit
+
+
+def _workaround_2(value: int, limit: int) -> bool:
+    """0 not available and 1 unknown count as one level, 2 available and 3 not required as another; 0x10 is "enabled"."""
+    return value & ~0x10 in (0, 1, 2, 3) and (value & 2 <= limit & 2)
+
+
+def _subset(value: int, limit: int) -> bool:
+    return not value & ~limit
+
+
+def _equal_but_lock(value: int, limit: int) -> bool:
+    return not (value ^ limit) & ~2
+
+
+# The registers that are no ID registers: kvm_arm_set_fw_reg, kvm_arm_set_fw_reg_bmap, set_oslsr_el1.
+_RULES = {
+    "PSCI_VERSION": _at_most,
+    "SMCCC_ARCH_WORKAROUND_1": _at_most,
+    "SMCCC_ARCH_WORKAROUND_2": _workaround_2,
+    "SMCCC_ARCH_WORKAROUND_3": _at_most,
+    "STD_BMAP": _subset,
+    "STD_HYP_BMAP": _subset,
+    "VENDOR_HYP_BMAP": _subset,
+    "VENDOR_HYP_BMAP_2": _subset,
+    "OSLSR_EL1": _equal_but_lock,
+}

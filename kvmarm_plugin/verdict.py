@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verdict: would a target run on a host, and if not, why, in words that a person can act on.
+
+`judge` compares a target with an `Offer`, which is what a host gives: from its profile (`check`) or from its kernel
+(`kvm.rehearse`). Both are asked the same questions here, so that they can only differ in the answers.
+"""
+
+from __future__ import annotations
+
+from .registers.rules import IMPLEMENTATION_ID, Kernel, differing_fields, refused_fields
+from .registers.table import Field, describe, name_of
+from .registers.text import unpack_ids
+from .target import Target
+from .value import Value
+
+REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
+
+# Kernel command-line words that take a feature from a host, and the first kernel that knows each
+# (arch/arm64/kernel/idreg-override.c).
+_OVERRIDES = {
+    "SVE": "arm64.nosve",
+    "SME": "arm64.nosme",
+    "BT": "arm64.nobti",
+    "MTE": "arm64.nomte",
+    **dict.fromkeys(("APA", "API", "APA3", "GPA", "GPI", "GPA3"), "arm64.nopauth"),
+    "MOPS": "arm64.nomops (Linux 6.12)",
+    "VARange": "arm64.nolva (Linux 6.12)",
+    "GCS": "arm64.nogcs (Linux 7.2)",
+    "MPAM": "arm64.nompam (Linux 7.2)",
+    "ECV": "id_aa64mmfr0.ecv=0 (Linux 7.2)",
+}
+# The vCPU features that a policy can turn off, by the field that shows them.
+_SWITCHES = {
+    "SVE": "sve",
+    **dict.fromkeys(("APA", "API", "APA3", "GPA", "GPI", "GPA3"), "pauth"),
+    "PMUVer": "pmu",
+    "PerfMon": "pmu",
+}
+
+
+class Finding(Value):
+    """One reason.
+
+    Attributes:
+        subject: "REGISTER.FIELD", or another such as "machine type".
+        meaning: what that is, for people.
+        recorded, local: the two values, as text.
+        rule: whose rule it is, and what it says.
+        severity: REFUSES, WRONG or HARMLESS.
+        remedy: what to do.
+    """
+
+    __slots__ = ("local", "meaning", "recorded", "remedy", "rule", "severity", "subject")
+    subject: str
+    meaning: str
+    recorded: str
+    local: str
+    rule: str
+    severity: str
+    remedy: str
+
+    def __init__(self, *, subject: str, meaning: str, recorded: str, local: str, rule: str, severity: str, remedy: str) -> None:
+        self._freeze(locals())
+
+    def __str__(self) -> str:
+        meaning = f" ({self.meaning})" if self.meaning else ""
+        text = f"{self.subject}{meaning}: recorded {self.recorded}, here {self.local}: {self.severity}. {self.rule}"
+        return f"{text}. Remedy: {self.remedy}" if self.remedy else text
+
+
+class Offer:
+    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in.
+
+    Attributes:
+        host: its name.
+        architecture: KVM's.
+        machines: machine types of its QEMU; empty where it was not asked.
+        gic_versions: empty where KVM was not asked.
+        ipa_bits: the largest guest physical address space.
+        problem: why no vCPU can be made for the target; empty if one can.
+        registers, reglist: of the vCPU that QEMU would make.
+        sve_lengths: that KVM offers, in bits, ascending.
+        seen: what a guest read there.
+        kernel: for telling which field of a refused register is to blame.
+    """
+
+    def __init__(self, host: str, architecture: str, kernel: Kernel) -> None:
+        self.host = host
+        self.architecture = architecture
+        self.kernel = kernel
+        self.machines: tuple[str, ...] = ()
+        self.gic_versions: tuple[int, ...] = ()
+        self.ipa_bits = 0
+        self.problem = ""
+        self.registers: dict[str, int] = {}
+        self.reglist = ""
+        self.sve_lengths: tuple[int, ...] = ()
+        self.seen: dict[str, int] = {}
+
+    def accepts(self, register: str, value: int) -> bool:
+        """Whether the kernel takes this value for a register whose own value differs."""
+        raise NotImplementedError
+
+
+def worst(findings: list[Finding]) -> str:
+    """The verdict in a word: the highest severity, or "" if nothing was found."""
+    return next((severity for severity in (REFUSES, WRONG, HARMLESS) if any(f.severity == severity for f in findings)), "")
+
+
+def judge(target: Target, offer: Offer) -> list[Finding]:
+    """Every reason why a target would not run as it did, the most blocking first; empty if there is none."""
+    if target.architecture != offer.architecture:
+        return [
+            _refusal("architecture", "KVM's", target.architecture, offer.architecture, "target numbers are another architecture's")
+        ]
+    findings = [*_judge_machine(target, offer)]
+    if offer.problem:
+        return [*findings, _refusal("vCPU", "target and features", _vcpu_text(target), "not made", offer.problem)]
+    findings += _judge_sve(target, offer)
+    if target.registers != offer.registers:
+        findings += [finding for name in target.registers for finding in _judge_register(name, target, offer)]
+    if target.reglist != offer.reglist:
+        findings += _judge_reglist(target, offer)
+    if target.seen != offer.seen:
+        findings += _judge_seen(target, offer)
+    order = (REFUSES, WRONG, HARMLESS)
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
+    findings = []
+    if offer.machines and target.machine not in offer.machines:
+        newest = offer.machines[0]
+        findings.append(
+            _refusal(
+                "machine type",
+                "QEMU's versioned board",
+                target.machine,
+                f"unknown to QEMU, whose newest is {newest}",
+                "QEMU refuses a machine type it does not know",
+                f"resolve the guest with machine='{newest}', which both sides know, or upgrade QEMU on {offer.host}",
+            )
+        )
+    if offer.gic_versions and target.gic not in offer.gic_versions:
+        have = ", ".join(map(str, offer.gic_versions))
+        rule = "KVM_CREATE_DEVICE refuses a GIC that the hardware cannot give"
+        findings.append(_refusal("GIC", "interrupt controller version", str(target.gic), have, rule, _never(offer)))
+    if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
+        rule = "KVM_CREATE_VM refuses a larger address space"
+        remedy = "give the guest less memory, and resolve it again"
+        findings.append(
+            _refusal("IPA size", "guest physical address bits", str(target.ipa_bits), str(offer.ipa_bits), rule, remedy)
+        )
+    return findings
+
+
+def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
+    """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
+    if not target.sve_lengths:
+        return []
+    possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
+    if possible == target.sve_lengths:
+        return []
+    common = [length for length in possible if length in target.sve_lengths]
+    remedy = (
+        f"set sve-max-length: {max(common)} in the policy and resolve the guest again" if common else "turn SVE off in the policy"
+    )
+    return [
+        _refusal(
+            "SVE lengths",
+            "vector lengths in bits",
+            " ".join(map(str, target.sve_lengths)),
+            " ".join(map(str, offer.sve_lengths)) or "none",
+            "KVM takes only a set that is the host's own up to its longest (set_sve_vls)",
+            remedy,
+        )
+    ]
+
+
+def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
+    recorded = target.registers[name]
+    # A register that is not there is a matter of the register list; the lengths of SVE have been judged.
+    if name not in offer.registers or offer.registers[name] == recorded or name == "SVE_VLS":
+        return []
+    local = offer.registers[name]
+    if offer.accepts(name, recorded):
+        rule = "KVM takes the recorded value, and the guest keeps it"
+        fields = differing_fields(name, recorded, local)
+        return [_of_field(field, recorded, local, rule, HARMLESS, "") for field in fields] or [
+            _of_register(name, recorded, local, rule, HARMLESS, "")
+        ]
+    fields = refused_fields(name, recorded, local, offer.kernel) or differing_fields(name, recorded, local)
+    if not fields:
+        rule = "KVM_SET_ONE_REG refuses the recorded value"
+        return [_of_register(name, recorded, local, rule, REFUSES, _never(offer))]
+    return [_refused_field(field, recorded, local, offer) for field in fields]
+
+
+def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Finding:
+    ours, theirs = field.of(recorded), field.of(local)
+    if field.register in IMPLEMENTATION_ID:
+        rule = "no QEMU up to 11.1 asks KVM to virtualise the CPU's identity (KVM_CAP_ARM_WRITABLE_IMP_ID_REGS)"
+        return _of_field(field, recorded, local, rule, REFUSES, _never(offer))
+    if offer.kernel.mask(field.register) >> field.lsb & 1 and field.policy != "-":
+        rule = f"KVM takes only values that the host can give (policy {field.policy})"
+    else:
+        rule = "this kernel lets user space change nothing here: the value has to be the host's own"
+    return _of_field(field, recorded, local, rule, REFUSES, _remedy(field, ours, theirs, offer))
+
+
+def _remedy(field: Field, recorded: int, local: int, offer: Offer) -> str:
+    switch, override = _SWITCHES.get(field.name), _OVERRIDES.get(field.name)
+    if switch:
+        return f"turn {switch} off in the policy and resolve the guest again" + (
+            f", or boot the hosts that have it with {override}" if override else ""
+        )
+    if override:
+        where = "the host that the guest comes from" if recorded > local else offer.host
+        return f"boot {where} with {override}, and resolve the guest again if that is its own"
+    if recorded < local:
+        return f"a newer kernel on {offer.host} may let the guest keep the smaller value; or start the guest where it is smallest"
+    return f"resolve the guest again on {offer.host}, if the hosts it comes from take the smaller value"
+
+
+def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
+    missing = unpack_ids(target.reglist) - unpack_ids(offer.reglist)
+    if not missing:
+        return []
+    names = [name_of(reg) for reg in sorted(missing)]
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return [
+        _refusal(
+            "register list",
+            "registers that the guest's state has",
+            shown,
+            "unknown to KVM",
+            "QEMU does not load a register that the destination's KVM does not have (cpu_post_load)",
+            f"move guests from older to newer kernels only, or resolve the guest on {offer.host} and move it from there",
+        )
+    ]
+
+
+def _judge_seen(target: Target, offer: Offer) -> list[Finding]:
+    findings = []
+    for name, recorded in target.seen.items():
+        local = offer.seen.get(name, recorded)
+        if name == "CNTFRQ_EL0" and local != recorded:
+            rule = f"nothing checks it, and the guest's clock would run at {local / recorded:.2g} of its speed"
+            findings.append(_of_register(name, recorded, local, rule, WRONG, _never(offer), unit=" Hz"))
+        elif name == "DCZID_EL0" and local != recorded:
+            rule = "nothing checks it, and DC ZVA would clear another number of bytes than the guest believes"
+            findings.append(_of_register(name, recorded, local, rule, WRONG, _never(offer)))
+        elif name == "PMCR_EL0" and _counters(local) < _counters(recorded):
+            rule = "nothing checks it, and the guest would count with counters that are not there"
+            remedy = "turn pmu off in the policy and resolve the guest again"
+            findings.append(
+                Finding(
+                    subject="PMCR_EL0.N",
+                    meaning="event counters of the PMU",
+                    recorded=str(_counters(recorded)),
+                    local=str(_counters(local)),
+                    rule=rule,
+                    severity=WRONG,
+                    remedy=remedy,
+                )
+            )
+    return findings
+
+
+def _counters(pmcr: int) -> int:
+    return pmcr >> 11 & 31
+
+
+def _vcpu_text(target: Target) -> str:
+    return f"{target.model}, target {target.number} with {' '.join(target.features) or 'no features'}"
+
+
+def _never(offer: Offer) -> str:
+    return f"none: this guest and {offer.host} do not go together; keep it on hosts like the one it was made on"
+
+
+def _refusal(subject: str, meaning: str, recorded: str, local: str, rule: str, remedy: str = "") -> Finding:
+    return Finding(subject=subject, meaning=meaning, recorded=recorded, local=local, rule=rule, severity=REFUSES, remedy=remedy)
+
+
+def _of_field(field: Field, recorded: int, local: int, rule: str, severity: str, remedy: str) -> Finding:
+    return Finding(
+        subject=f"{field.register}.{field.name}",
+        meaning=field.meaning,
+        recorded=hex(field.of(recorded)),
+        local=hex(field.of(local)),
+        rule=rule,
+        severity=severity,
+        remedy=remedy,
+    )
+
+
+def _of_register(name: str, recorded: int, local: int, rule: str, severity: str, remedy: str, unit: str = "") -> Finding:
+    values = [f"{value}{unit}" if unit else hex(value) for value in (recorded, local)]
+    return Finding(
+        subject=name, meaning=describe(name), recorded=values[0], local=values[1], rule=rule, severity=severity, remedy=remedy
+    )

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One host: a host-model guest, which stock libvirt refuses to start, becomes concrete, starts, and is what its record says.
+
+Every test runs on each of four hosts, with real libvirt, QEMU and KVM. They share the host and stand in the order of a user's day.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from lxml import etree
+
+from kvmarm_plugin.registers.table import id_of
+
+from .guest import HELLO, MIDR, REGISTER_READER, Guest, domain_xml
+from .host import Host, HostSpec
+from .registers import END, parse_registers
+from .trace import vcpu_inits
+
+TEMPLATES = Path(__file__).parents[2] / "xml-templates"
+HOST_MODEL = "<cpu mode='host-model'/>"
+FEATURE_BITS = {"el1_32bit": 1, "psci_0_2": 2, "pmu_v3": 3, "sve": 4, "ptrauth_address": 5, "ptrauth_generic": 6}
+
+
+class Case(NamedTuple):
+    """A kind of host, and the target that a host-model guest gets there."""
+
+    suite: str
+    cpu: str
+    model: str
+    number: int
+    features: tuple[str, ...]
+    aarch32: bool
+
+
+PAUTH = ("ptrauth_address", "ptrauth_generic")
+CASES = (
+    Case("bookworm", "cortex-a57", "cortex-a57", 2, ("psci_0_2", "pmu_v3"), True),
+    Case("trixie", "neoverse-n1", "host", 5, ("psci_0_2", "pmu_v3"), False),
+    Case("trixie", "max", "host", 5, ("psci_0_2", "pmu_v3", "sve", *PAUTH), True),
+    Case("sid", "neoverse-n1", "host", 5, ("psci_0_2", "pmu_v3"), False),
+)
+
+
+class Set(NamedTuple):
+    """A host with the project on it."""
+
+    host: Host
+    case: Case
+
+    def kvmarm(self, arguments: str, xml: str | None = None) -> str:
+        return self.host.run(f"kvmarm {arguments}", xml).stdout
+
+    def define(self, name: str, **domain: Any) -> Guest:
+        """Resolve and define a host-model guest."""
+        self.kvmarm("define -", domain_xml(name, HOST_MODEL, "", **domain))
+        return Guest(self.host, name)
+
+    def record(self, name: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.kvmarm(f"show --json {name}"))
+        return record
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.suite}-{case.cpu}")
+def lab(request: pytest.FixtureRequest, wheel: Path) -> Iterator[Set]:
+    case: Case = request.param
+    with Host(HostSpec(suite=case.suite, cpu=case.cpu, name=f"{case.suite}-{case.cpu}")) as host:
+        host.install(wheel)
+        yield Set(host, case)
+
+
+def test_the_whole_host_is_measured(lab: Set) -> None:
+    profile = json.loads(lab.kvmarm("probe"))
+    assert profile["problems"] == []
+    (cluster,) = profile["clusters"]
+    assert cluster["target"] == lab.case.number
+    assert cluster["seen"].keys() == {"CNTFRQ_EL0", "DCZID_EL0", "CTR_EL0", "MIDR_EL1", "PMCR_EL0"}
+    assert profile["qemu"]["host_properties"]["pauth"] is ("ptrauth_address" in lab.case.features)
+
+
+def test_stock_libvirt_refuses_host_model(lab: Set) -> None:
+    guest = Guest(lab.host, "plain").define(domain_xml("plain", HOST_MODEL))
+    refusal = lab.host.run("virsh start plain", check=False)
+    assert refusal.rc != 0
+    assert "CPU mode 'host-model' for aarch64 kvm domain" in refusal.stderr
+    guest.destroy()
+
+
+def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:
+    assert "told libvirtd" in lab.kvmarm("hook install")
+    assert "up to date" in lab.kvmarm("hook install")
+    guest = Guest(lab.host, "demo").define(domain_xml("demo", HOST_MODEL))
+    refusal = lab.host.run("virsh start demo", check=False)
+    advice = re.search(r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*kvmarm define -)", refusal.stderr)
+    assert advice, refusal.stderr
+    lab.host.run(advice[1])
+    guest.start().wait_for(HELLO)
+    midr = int(guest.wait_for(MIDR)[1], 16)
+    assert midr == int(lab.record("demo")["target"]["registers"]["MIDR_EL1"], 16)
+    guest.destroy()
+    assert "removed" in lab.kvmarm("hook uninstall")
+
+
+def test_the_target_is_the_expected_one(lab: Set) -> None:
+    guest = lab.define("target")
+    target = lab.record("target")["target"]
+    assert (target["architecture"], target["number"], target["model"]) == ("arm64", lab.case.number, lab.case.model)
+    assert tuple(target["features"]) == lab.case.features
+    assert target["sve_lengths"] == ([128 * step for step in range(1, 17)] if "sve" in lab.case.features else [])
+    guest.destroy()
+
+
+def test_the_guest_sees_what_the_record_says(lab: Set) -> None:
+    guest = lab.define("reader", kernel=REGISTER_READER, memory=64)
+    guest.start().wait_for(rf"(?m)^{END}\r?$")
+    seen = parse_registers(guest.console())
+    target = lab.record("reader")["target"]
+    promised = {name: int(value, 16) for name, value in {**target["registers"], **target["seen"]}.items()}
+    named = {_generic(name): value for name, value in promised.items() if _generic(name) in seen}
+    assert len(named) > 50
+    assert {name: hex(value) for name, value in seen.items() if name in named} == {name: hex(value) for name, value in named.items()}
+    guest.destroy()
+
+
+def test_the_vcpu_is_the_one_of_cpu_host(lab: Set) -> None:
+    """KVM_ARM_VCPU_INIT, as the kernel sees it: recorded = resolved guest = host-passthrough with the same features."""
+    guest = lab.define("resolved")
+    target = lab.record("resolved")["target"]
+    recorded = (target["number"], sum(1 << FEATURE_BITS[feature] for feature in target["features"]))
+    assert _vcpu_init(guest) == {recorded}
+    plain = Guest(lab.host, "passthrough").define(domain_xml("passthrough", "<cpu mode='host-passthrough'/>"))
+    assert _vcpu_init(plain) == {recorded}
+    guest.destroy()
+    plain.destroy()
+
+
+def test_features_pinned_off_are_off(lab: Set) -> None:
+    lab.host.put(b"prefer: host\npmu: off\nsve: off\npauth: off\n", "/tmp/off.yaml")
+    lab.kvmarm("define --policy /tmp/off.yaml -", domain_xml("off", HOST_MODEL, ""))
+    target = lab.record("off")["target"]
+    assert (target["model"], target["features"]) == ("host", ["psci_0_2"])
+    guest = Guest(lab.host, "off")
+    assert _vcpu_init(guest) == {(target["number"], 1 << FEATURE_BITS["psci_0_2"])}
+    guest.destroy()
+
+
+def test_a_32_bit_guest_gets_its_vcpu_or_a_refusal(lab: Set) -> None:
+    xml = domain_xml("armv7l", HOST_MODEL, "").replace("aarch64", "armv7l")
+    result = lab.host.run("kvmarm define -", xml, check=False)
+    if not lab.case.aarch32:
+        assert (result.rc, "has no AArch32 at EL1" in result.stderr) == (1, True)
+        return
+    assert result.rc == 0, result.stderr
+    record = lab.record("armv7l")["target"]
+    assert record["features"] == ["el1_32bit", "psci_0_2", "pmu_v3"]
+    # Its kernel is a 64-bit one, so it is only made, and not let run.
+    guest = Guest(lab.host, "armv7l")
+    with vcpu_inits(lab.host) as inits:
+        lab.host.run("virsh start --paused armv7l")
+    assert {(init.target, init.features) for init in inits if init.is_guest} == {(record["number"], 0b1110)}
+    guest.destroy()
+
+
+def test_libvirt_keeps_the_record_and_the_intent_comes_back(lab: Set) -> None:
+    guest = lab.define("kept")
+    before = lab.record("kept")
+    stored = lab.host.run("virsh dumpxml --inactive kept").stdout
+    assert len(etree.tostring(etree.fromstring(stored).find("metadata"))) < 6144
+    assert lab.kvmarm("resolve --validate", stored) == stored
+    lab.host.run("virsh dumpxml --inactive kept > /tmp/kept.xml && virsh undefine kept && virsh define /tmp/kept.xml")
+    assert lab.record("kept") == before
+    restored = etree.fromstring(lab.kvmarm("resolve --restore-intent", stored))
+    assert restored.find("cpu").attrib["mode"] == "host-model"
+    assert restored.find("os/type").attrib["machine"] == "virt"
+    assert restored.find("metadata") is None
+    guest.destroy()
+
+
+def test_templates_start(lab: Set) -> None:
+    """The direct kernel and the UEFI template, as they are but for their files; for UEFI reaching the firmware is enough."""
+    host = lab.host
+    host.run("mkdir -p /var/lib/libvirt/images && cd /var/lib/libvirt/images && ln -sf /var/lib/lab/vmlinuz vmlinuz &&"
+             " ln -sf /var/lib/lab/guest.cpio.gz initrd.img && qemu-img create -q -f qcow2 uefi.qcow2 64M")
+    direct = Guest(host, "direct-kernel")
+    lab.kvmarm("define -", _with_console((TEMPLATES / "direct-kernel.xml").read_text(), "direct-kernel"))
+    direct.start().wait_for(HELLO)
+    direct.destroy()
+    # This lab's libvirtd has no network driver.
+    uefi_xml = re.sub(r"(?s)    <interface.*?</interface>\n", "", (TEMPLATES / "uefi.xml").read_text())
+    uefi = Guest(host, "uefi")
+    lab.kvmarm("define -", _with_console(uefi_xml.replace("<memory unit='GiB'>2", "<memory unit='GiB'>1"), "uefi"))
+    uefi.start().wait_for("UEFI firmware|BdsDxe|Tianocore|EDK II")
+    uefi.destroy()
+
+
+def _vcpu_init(guest: Guest) -> set[tuple[int, int]]:
+    """(target, features) of every vCPU of a guest that is started and stopped again."""
+    with vcpu_inits(guest.host) as inits:
+        guest.start()
+    guest.host.run(["virsh", "--quiet", "destroy", guest.name])
+    return {(init.target, init.features) for init in inits if init.is_guest}
+
+
+def _with_console(template: str, name: str) -> str:
+    """A template whose console goes to the file that `Guest` reads."""
+    console = f"<serial type='file'><source path='/var/log/lab/{name}.log' append='on'/></serial>"
+    return template.replace("<console type='pty'/>", console)
+
+
+def _generic(name: str) -> str:
+    """The register reader's name for a register: by its encoding."""
+    reg = id_of(name)
+    return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}" if reg >> 16 == 0x603000000013 else name

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The project as a wheel, for `Host.install`: built from a copy, so that nothing is left in the tree."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .errors import LabError
+
+_PROJECT = Path(__file__).parents[2]
+_NEEDED = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "kvmarm_plugin", "hooks", "xml-templates", "docs")
+
+
+def build_wheel(directory: Path) -> Path:
+    """Build the wheel into an empty directory."""
+    source = directory / "source"
+    source.mkdir()
+    for name in _NEEDED:
+        path = _PROJECT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(directory.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        raise LabError(f"the wheel was not built:\n{done.stderr[-2000:]}")
+    return wheels[0]
