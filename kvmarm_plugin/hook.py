@@ -55,9 +55,15 @@ def _explain_host_model(name: str, source: bytes) -> int:
         return 0  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
     sys.stderr.write(
         f"kvmarm: {name} asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: "
-        f"virsh dumpxml --inactive --security-info {name} | kvmarm define -\n"
+        f"virsh dumpxml --inactive --security-info {_quoted(name)} | kvmarm define -\n"
     )
     return 1
+
+
+def _quoted(name: str) -> str:
+    """A name as one word of a shell, for people who paste it (shlex.quote would import re)."""
+    plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "-"
+    return name if plain else "'" + name.replace("'", "'\\''") + "'"
 
 
 def _verify(name: str, operation: str, source: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -33,7 +34,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
             f"{directory.parent.parent} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)"
         )
     _check_version()
-    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8").replace("@PACKAGE@", str(_PACKAGE))
+    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
     path = directory / NAME
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text and os.access(path, os.X_OK):
         return [f"{path} is up to date"]

@@ -216,10 +216,10 @@ def _restore_container(
     elif only_ours and container.name in originals:
         _put_back(edits, container, originals[container.name])
     else:
-        for child in container.children:
-            if child.name in names and child.name in added:
+        for child in filter(None, map(container.find, names)):  # the first of each name, as `concretise` has it
+            if child.name in added:
                 edits.remove(child)
-            elif child.name in names:
+            else:
                 _put_back(edits, child, originals.get(child.name))
 
 

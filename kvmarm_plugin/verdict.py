@@ -64,8 +64,8 @@ class Finding(Value):
 
     def __str__(self) -> str:
         meaning = f" ({self.meaning})" if self.meaning else ""
-        text = f"{self.subject}{meaning}: recorded {self.recorded}, here {self.local}: {self.severity}. {self.rule}"
-        return f"{text}. Remedy: {self.remedy}" if self.remedy else text
+        text = f"{self.subject}{meaning}: recorded {self.recorded}, here {self.local}; {self.severity}: {self.rule}"
+        return f"{text}; remedy: {self.remedy}" if self.remedy else text
 
 
 class Offer:

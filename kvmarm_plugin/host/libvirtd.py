@@ -55,7 +55,9 @@ class Connection:
     def define(self, xml: str, validate: bool) -> str:
         """Define a domain or replace its definition; the old one stays if this fails. Returns its name. Raises LibvirtError."""
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
-        name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags)).name()
+        # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
+        hint = "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive DOMAIN | kvmarm define -"
+        name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
         return name
 
     def create(self, xml: str, validate: bool, paused: bool) -> str:

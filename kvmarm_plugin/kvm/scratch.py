@@ -174,8 +174,9 @@ class _TimeLimit:
 
     def __enter__(self) -> None:
         self._handler = signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
 
     def __exit__(self, *_exc: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._handler)
+        signal.setitimer(signal.ITIMER_REAL, *self._timer)  # the hook's own time limit goes on
