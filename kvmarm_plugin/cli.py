@@ -65,6 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.add_argument("-v", "--verbose", action="store_true", help="with every register and its fields")
 
+    check = _command(
+        subparsers, "check", commands.check, "say whether a recorded guest would run here, or on other hosts, and why not"
+    )
+    check.add_argument(
+        "domain", metavar="DOMAIN-or-FILE", help="name or UUID of a domain, or a file with its XML (- for standard input)"
+    )
+    check.add_argument(
+        "--host", metavar="PROFILE", action="append", help="ask of the host of this profile instead; may be repeated"
+    )
+    _add_connect(check)
+    check.add_argument("--json", action="store_true", help="print it as JSON")
+
+    compare = _command(
+        subparsers, "compare", commands.compare, "say between which hosts guests can migrate, and why not between the others"
+    )
+    compare.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
+    compare.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    compare.add_argument("--json", action="store_true", help="print it as JSON")
+
     hook = _command(subparsers, "hook", commands.hook, "put libvirt's hook in place, or take it away")
     hook.add_argument("action", choices=("install", "uninstall"))
     return parser
@@ -92,4 +111,5 @@ def _add_connect(parser: argparse.ArgumentParser) -> None:
 def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="PROFILE", help="resolve for the host of this profile (default: probe this host)")
     parser.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    parser.add_argument("--refresh", action="store_true", help="resolve a domain that has a record anew, from its intent")
     parser.add_argument("--validate", action="store_true", help="check the result against libvirt's schema")

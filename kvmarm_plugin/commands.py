@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import platform
 import sys
 
 from . import domain, files, policy, profile, record
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from .profile import HostProfile
+    from .target import Target
+    from .verdict import Finding
 
 DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3
 
@@ -71,18 +74,38 @@ def show(arguments: Namespace) -> int:
     """`kvmarm show`"""
     from . import show as readable
 
-    root = domain.parse(_domain_or_file(arguments))
-    element = record.find(root)
-    if element is None:
-        raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
-    found = record.read(element)
+    found, title = _record(arguments)
     if arguments.json:
         _print(json.dumps(readable.as_json(found), indent=1) + "\n")
     else:
-        name = root.find("name")
-        title = name.body.decode(errors="replace") if name else arguments.domain
         _print(readable.as_text(title, found, arguments.verbose))
     return DONE
+
+
+def check(arguments: Namespace) -> int:
+    """`kvmarm check`"""
+    from .check import check as check_profile
+
+    found, title = _record(arguments)
+    if arguments.host:
+        hosts = [profile.loads(files.read_text(name), name) for name in arguments.host]
+        verdicts = {host.name: check_profile(found.target, host) for host in hosts}
+    else:
+        verdicts = {platform.node(): _rehearse(found.target)}
+    return _print_verdicts(title, verdicts, arguments.json)
+
+
+def compare(arguments: Namespace) -> int:
+    """`kvmarm compare`"""
+    from . import compare as comparison
+
+    hosts = [profile.loads(files.read_text(name), name) for name in arguments.profiles]
+    pairs = comparison.compare(hosts, _policy(arguments.policy))
+    if arguments.json:
+        _print(json.dumps([pair.as_json() for pair in pairs], indent=1) + "\n")
+    else:
+        _print(comparison.as_text(hosts, pairs))
+    return DONE if all(pair.possible for pair in pairs) else INCOMPATIBLE
 
 
 def hook(arguments: Namespace) -> int:
@@ -101,7 +124,11 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
     from .resolve import Resolver
 
     # Most domains do not ask, and then neither a profile nor a policy is needed.
-    if not domain.asks_for_host_model(domain.parse(source)):
+    root = domain.parse(source)
+    if arguments.refresh and record.find(root) is not None:
+        source = _restored(source)
+        root = domain.parse(source)
+    if not domain.asks_for_host_model(root):
         return source
     return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
 
@@ -139,6 +166,42 @@ def _summary(result: bytes) -> str:
 
     target = record.read(element).target
     return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
+
+
+def _record(arguments: Namespace) -> tuple[record.Record, str]:
+    """The record of a domain or a file, and the domain's name."""
+    root = domain.parse(_domain_or_file(arguments))
+    element = record.find(root)
+    if element is None:
+        raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
+    name = root.find("name")
+    return record.read(element), name.body.decode(errors="replace") if name else arguments.domain
+
+
+def _rehearse(target: Target) -> list[Finding]:
+    from .host import qemu
+    from .kvm.device import System
+    from .kvm.rehearse import rehearse
+
+    with System() as system:
+        return rehearse(target, system, qemu.ask(qemu.find_binary(platform.machine())).machines)
+
+
+def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: bool) -> int:
+    """What `check` says. Returns the exit status."""
+    from .verdict import HARMLESS, worst
+
+    if as_json:
+        report = {
+            host: {"verdict": worst(findings) or "same", "findings": [finding.as_json() for finding in findings]}
+            for host, findings in verdicts.items()
+        }
+        _print(json.dumps({"domain": title, "hosts": report}, indent=1) + "\n")
+    else:
+        for host, findings in verdicts.items():
+            answer = {"": "yes, as recorded", HARMLESS: "yes, as recorded; by itself the host would give something else now"}
+            _print("\n  ".join([f"{title} on {host}: {answer.get(worst(findings), 'no')}", *map(str, findings)]) + "\n")
+    return DONE if all(worst(findings) in ("", HARMLESS) for findings in verdicts.values()) else INCOMPATIBLE
 
 
 def _domain_or_file(arguments: Namespace) -> bytes:

@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .verdict import Finding
-
 TIME_LIMIT = 2  # seconds for everything; a rehearsal takes some hundredths
 
 _OPERATIONS = ("prepare", "migrate", "restore")
@@ -73,8 +69,7 @@ def _verify(name: str, operation: str, source: bytes) -> int:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(TIME_LIMIT)
     try:
-        blocking = _blocking(source)
-        reason = "; ".join(str(finding) for finding in blocking)
+        reason = _reason(source)
     except Exception as error:
         # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a traceback.
         reason = str(error) or type(error).__name__
@@ -83,22 +78,23 @@ def _verify(name: str, operation: str, source: bytes) -> int:
     return _refuse(name, operation, reason) if reason else 0
 
 
-def _blocking(source: bytes) -> list[Finding]:
-    """The findings that forbid this guest to run here; none for a guest without a record, whatever its XML mentions."""
+def _reason(source: bytes) -> str:
+    """Why this guest must not run here; empty if it may, and for a guest without a record, whatever its XML mentions."""
     from kvmarm_plugin import record
     from kvmarm_plugin.domain import parse
 
     domain = parse(source)
     element = record.find(domain)
     if element is None:
-        return []
+        return ""
     target = record.read(element).target
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.kvm.rehearse import rehearse
-    from kvmarm_plugin.verdict import HARMLESS
+    from kvmarm_plugin.verdict import HARMLESS, in_short
 
     with System() as system:
-        return [finding for finding in rehearse(target, system) if finding.severity != HARMLESS]
+        blocking = [finding for finding in rehearse(target, system) if finding.severity != HARMLESS]
+    return "; ".join(in_short(blocking))
 
 
 def _refuse(name: str, operation: str, reason: str) -> int:

@@ -62,6 +62,10 @@ class Finding(Value):
     def __init__(self, *, subject: str, meaning: str, recorded: str, local: str, rule: str, severity: str, remedy: str) -> None:
         self._freeze(locals())
 
+    def as_json(self) -> dict[str, str]:
+        """The attributes by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def __str__(self) -> str:
         meaning = f" ({self.meaning})" if self.meaning else ""
         text = f"{self.subject}{meaning}: recorded {self.recorded}, here {self.local}; {self.severity}: {self.rule}"
@@ -107,6 +111,12 @@ def worst(findings: list[Finding]) -> str:
     return next((severity for severity in (REFUSES, WRONG, HARMLESS) if any(f.severity == severity for f in findings)), "")
 
 
+def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
+    """The first findings as text, and how many more there are."""
+    more = len(findings) - limit
+    return [*map(str, findings[:limit]), *([f"and {more} more"] if more > 0 else [])]
+
+
 def judge(target: Target, offer: Offer) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is none."""
     if target.architecture != offer.architecture:
@@ -124,7 +134,8 @@ def judge(target: Target, offer: Offer) -> list[Finding]:
     if target.seen != offer.seen:
         findings += _judge_seen(target, offer)
     order = (REFUSES, WRONG, HARMLESS)
-    return sorted(findings, key=lambda finding: order.index(finding.severity))
+    # A cache's geometry differs wherever the CPU does, and explains least.
+    return sorted(findings, key=lambda finding: (order.index(finding.severity), finding.subject.startswith("CCSIDR")))
 
 
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:

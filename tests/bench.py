@@ -47,9 +47,19 @@ def main() -> None:
         domain = TEMPLATE.read_bytes()
         resolved = Resolver(profile.loads(PROFILE.read_text()), Policy()).resolve(domain)
         shell, python = ["/bin/sh", "-c", ":"], [PYTHON, "-I", "-S", "-c", "pass"]
-        _compare("hook, operation not ours", [hook, "guest", "started", "begin", "-"], "/bin/sh -c :", shell, domain, 200, "close to 1")
+        _compare(
+            "hook, operation not ours", [hook, "guest", "started", "begin", "-"], "/bin/sh -c :", shell, domain, 200, "close to 1"
+        )
         plain = domain.replace(b"host-model", b"host-passthrough")
-        _compare("hook, guest without a record", [hook, "guest", "prepare", "begin", "-"], "python3 -I -S -c pass", python, plain, 100, "close to 1")
+        _compare(
+            "hook, guest without a record",
+            [hook, "guest", "prepare", "begin", "-"],
+            "python3 -I -S -c pass",
+            python,
+            plain,
+            100,
+            "close to 1",
+        )
         _compare(
             "kvmarm resolve, whole process",
             [PYTHON, "-m", "kvmarm_plugin", "resolve", "--host", str(PROFILE)],

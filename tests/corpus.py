@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests work on: the host profiles of tests/hosts, the templates of xml-templates, and variations of both."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from kvmarm_plugin import profile
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.profile import HostProfile
+from kvmarm_plugin.resolve import Resolver
+from kvmarm_plugin.value import Value
+
+TESTS = Path(__file__).parent
+HOSTS = {path.stem: path for path in sorted((TESTS / "hosts").glob("*.json"))}
+TEMPLATES = {path.stem: path for path in sorted((TESTS.parent / "xml-templates").glob("*.xml"))}
+RECORD_SCHEMA = TESTS.parent / "xml-templates" / "kvmarm-target.rng"
+
+AnyValue = TypeVar("AnyValue", bound=Value)
+
+
+@lru_cache(maxsize=None)
+def host(name: str) -> HostProfile:
+    """A profile of tests/hosts, by its file's name without .json."""
+    return profile.loads(HOSTS[name].read_text(encoding="utf-8"), name)
+
+
+@lru_cache(maxsize=None)
+def resolver(name: str) -> Resolver:
+    """A resolver for a host of tests/hosts under the default policy."""
+    return Resolver(host(name), Policy())
+
+
+@lru_cache(maxsize=None)
+def template(name: str) -> bytes:
+    """A template of xml-templates, by its file's name without .xml."""
+    return TEMPLATES[name].read_bytes()
+
+
+def vary(value: AnyValue, **changes: object) -> AnyValue:
+    """The same value with other fields."""
+    fields = {name: getattr(value, name) for name in value.__slots__}
+    assert changes.keys() <= fields.keys()
+    return type(value)(**{**fields, **changes})
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error, which must be one line and say something."""
+    text = str(error)
+    assert text
+    assert len(text.splitlines()) == 1
+    return text

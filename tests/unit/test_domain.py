@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The reader of domain XML: it knows where everything stands, refuses what it must, and never fails in another way."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kvmarm_plugin import record
+from kvmarm_plugin.domain import SIZE_LIMIT, DomainXMLError, Edits, Element, asks_for_host_model, parse
+from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.resolve import Resolver
+from kvmarm_plugin.rewrite import restore
+from tests.corpus import TEMPLATES, one_line, resolver, template
+
+from .domains import domains
+
+
+def found(source: bytes, path: str) -> Element:
+    element = parse(source).find(path)
+    assert element is not None
+    return element
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "body"),
+    [
+        (b"<x/>", b"<x/>", b""),
+        (b"<x />", b"<x />", b""),
+        (b"<x></x>", b"<x>", b""),
+        (b"<x\n></x\t>", b"<x\n>", b""),
+        (b"<x> <y/></x>", b"<x>", b" <y/>"),
+        (b"<x><y/></x>", b"<x>", b"<y/>"),
+        (b"<x><y></y></x>", b"<x>", b"<y></y>"),
+        (b"<x><x/></x>", b"<x>", b"<x/>"),
+        (b"<x><x>1</x></x>", b"<x>", b"<x>1</x>"),
+        (b"<x a='>'/>", b"<x a='>'/>", b""),
+        (b"<x a='/>'>t</x>", b"<x a='/>'>", b"t"),
+        (b"<x a='/>'></x>", b"<x a='/>'>", b""),
+        (b"<x a='\">' b=\">'\">t</x>", b"<x a='\">' b=\">'\">", b"t"),
+        (b"<x a=\"it's\" b='>'>t</x>", b"<x a=\"it's\" b='>'>", b"t"),
+        (b"<x\n  a = '1'\n  b='2'\n/>", b"<x\n  a = '1'\n  b='2'\n/>", b""),
+        (b"<x><!-- </x> > --></x>", b"<x>", b"<!-- </x> > -->"),
+        (b"<x><![CDATA[</x><x a='>'>]]></x>", b"<x>", b"<![CDATA[</x><x a='>'>]]>"),
+        (b"<x><?p </x> ?></x>", b"<x>", b"<?p </x> ?>"),
+        ("<x>ä€😀<y/></x>".encode(), b"<x>", "ä€😀<y/>".encode()),
+        (b"<x>&lt;/x&gt;</x>", b"<x>", b"&lt;/x&gt;"),
+    ],
+)
+@pytest.mark.parametrize(
+    "around", [b"<domain>%s</domain>", b"<domain><a/>%s<b/></domain>", "\ufeff<domain>ä <a></a>\n%s\r\n<b/></domain>\n".encode()]
+)
+def test_an_element_knows_its_places(text: bytes, head: bytes, body: bytes, around: bytes) -> None:
+    source = around.replace(b"%s", text)
+    element = found(source, "x")
+    assert element.text == text
+    assert element.head == head
+    assert element.body == body
+    assert source[element.start : element.end] == text
+    assert source[element.start : element.body_start] == head
+    assert source[element.body_start : element.body_end] == body
+    if text.endswith(b"/>"):
+        assert element.body_start == element.body_end == element.end
+
+
+def _names(element: Element) -> list[object]:
+    return [element.name, *(_names(child) for child in element.children)]
+
+
+def test_the_tree_has_all_elements_in_order_but_those_of_devices() -> None:
+    source = b"<domain><a><b/><c/></a><devices><a/><b><c/></b></devices><a/><x><devices><y/></devices></x></domain>"
+    assert _names(parse(source)) == [
+        "domain",
+        ["a", ["b"], ["c"]],
+        ["devices"],
+        ["a"],
+        ["x", ["devices", ["y"]]],
+    ]
+    assert found(source, "devices").text == b"<devices><a/><b><c/></b></devices>"
+
+
+@pytest.mark.parametrize("devices", [b"<devices/>", b"<devices></devices>", b"<devices a='>'><!-- </devices> --></devices>"])
+def test_empty_devices(devices: bytes) -> None:
+    root = parse(b"<domain>" + devices + b"<cpu/></domain>")
+    assert [child.name for child in root.children] == ["devices", "cpu"]
+    assert root.children[0].text == devices
+    assert root.children[1].text == b"<cpu/>"
+
+
+def test_names_have_their_namespace_and_parents_are_known() -> None:
+    source = b"<domain xmlns:p='urn:p'><p:a p:b='1'/><q xmlns='urn:q'/></domain>"
+    root = parse(source)
+    assert [child.name for child in root.children] == ["urn:p a", "urn:q q"]
+    assert root.children[0].attributes == {"urn:p b": "1"}
+    assert root.children[0].parent is root
+
+
+def test_attributes_are_read_with_their_entities() -> None:
+    assert parse(b"<domain a='&lt;&#x41;&amp;' b=' x\n'/>").attributes == {"a": "<A&", "b": " x "}
+
+
+def test_find() -> None:
+    source = b"<domain><os><type>1</type></os><os><type>2</type><boot/></os><cpu/><cpu/></domain>"
+    root = parse(source)
+    assert found(source, "os/type").body == b"1"
+    assert root.find("os/boot") is None
+    assert root.find("clock/timer") is None
+    assert [child.start for child in root.find_all("cpu")] == [source.index(b"<cpu/>"), source.rindex(b"<cpu/>")]
+    assert root.find_all("os/type") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "indent"),
+    [
+        (b"", b""),
+        (b"\n", b"\n"),
+        (b"\n  ", b"\n  "),
+        (b"\r\n\t ", b"\n\t "),
+        (b"\n\n    ", b"\n    "),
+        (b"\n  <a/>", b""),
+        (b"\n  <a/> ", b""),
+        (b"\n <!-- c -->", b""),
+        (b"  ", b""),
+    ],
+)
+def test_indent(before: bytes, indent: bytes) -> None:
+    assert found(b"<domain>" + before + b"<x/></domain>", "x").indent == indent
+
+
+def test_the_first_element_of_a_file_has_no_indent() -> None:
+    assert parse(b"   <domain/>").indent == b""
+    assert parse(b"\n  <domain/>").indent == b"\n  "
+
+
+@pytest.mark.parametrize(
+    ("declaration", "encoding"),
+    [
+        ("", "utf-8"),
+        ("<?xml version='1.0'?>", "utf-8"),
+        ("<?xml version='1.0' encoding='UTF-8'?>", "utf-8-sig"),
+        ("", "utf-8-sig"),
+        ("<?xml version='1.0' encoding='ISO-8859-1'?>", "latin-1"),
+        ("<?xml version='1.0' encoding='windows-1252'?>", "cp1252"),
+    ],
+)
+def test_encodings_of_one_byte_an_ascii_character(declaration: str, encoding: str) -> None:
+    source = (declaration + "<domain><title>äö</title><name>ü</name><x y='é'/></domain>").encode(encoding)
+    assert found(source, "title").text.decode(encoding) == "<title>äö</title>"
+    assert found(source, "name").body.decode(encoding) == "ü"
+    assert found(source, "x").text.decode(encoding) == "<x y='é'/>"
+    assert found(source, "x").attributes == {"y": "é"}
+
+
+def test_comments_and_instructions_around_the_root() -> None:
+    source = b"<?xml version='1.0'?>\n<!-- <domain> -->\n<?p <domain> ?>\n<domain><x/></domain>\n<!-- end -->\n"
+    assert parse(source).text == b"<domain><x/></domain>"
+
+
+@given(domains())
+def test_bodies_and_heads_make_up_the_element(source: bytes) -> None:
+    waiting = [parse(source)]
+    while waiting:
+        element = waiting.pop()
+        waiting += element.children
+        if element.name == "devices":
+            continue
+        tail = source[element.body_end : element.end]
+        assert element.head + element.body + tail == element.text
+        assert element.text.startswith(b"<" + element.name.partition(" ")[0].encode()[:1]) or " " in element.name
+        assert tail == b"" or tail.startswith(b"</")
+        last = element.body_start
+        for child in element.children:
+            assert last <= child.start < child.end <= element.body_end
+            last = child.end
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+_DOMAIN = b"<domain type='kvm'><name>x</name></domain>"
+
+_REFUSED = {
+    "DOCTYPE": (b"<!DOCTYPE domain>" + _DOMAIN, "DOCTYPE is refused, line 1"),
+    "entities": (b"\n<!DOCTYPE domain [<!ENTITY a 'b'>]><domain>&a;</domain>", "DOCTYPE is refused, line 2"),
+    "an external DTD": (b"<!DOCTYPE domain SYSTEM 'http://192.0.2.1/x.dtd'>" + _DOMAIN, "DOCTYPE"),
+    "parameter entities": (b"<!DOCTYPE d [<!ENTITY % a SYSTEM 'file:///etc/passwd'> %a;]>" + _DOMAIN, "DOCTYPE"),
+    "an entity that nobody declared": (b"<domain>&file;</domain>", "undefined entity"),
+    "two roots": (_DOMAIN * 2, "split the file"),
+    "text behind the root": (_DOMAIN + b"x", "line 1"),
+    "another root": (b"<domainsnapshot>" + _DOMAIN + b"</domainsnapshot>", "a <domainsnapshot>, not a <domain>"),
+    "another namespace": (b"<domain xmlns='urn:x'/>", "not a <domain>"),
+    "UTF-16": (_DOMAIN.decode().encode("utf-16"), "UTF-16"),
+    "UTF-16 without a mark, little": (_DOMAIN.decode().encode("utf-16-le"), "UTF-16"),
+    "UTF-16 without a mark, big": (_DOMAIN.decode().encode("utf-16-be"), "UTF-16"),
+    "UTF-16 in name only": (b"<?xml version='1.0' encoding='UTF-16'?>" + _DOMAIN, "encoding"),
+    "UTF-32": (_DOMAIN.decode().encode("utf-32"), "UTF-16"),
+    "no UTF-8": ("<domain>ä</domain>".encode("latin-1"), "not well-formed"),
+    "nothing": (b"", "empty"),
+    "only white space": (b" \n\t\r\n", "empty"),
+    "only a comment": (b"<!-- a -->", "line 1"),
+    "only a mark": (b"\xef\xbb\xbf", "line 1"),
+    "an end too many": (b"<domain></domain></domain>", "line 1"),
+    "an end too few": (b"<domain>\n<os>\n</domain>", "mismatched tag, line 3"),
+    "a cut": (_DOMAIN[:-5], "line 1"),
+    "an attribute twice": (b"<domain a='1' a='2'/>", "duplicate attribute"),
+    "an attribute without quotes": (b"<domain a=1/>", "not well-formed"),
+    "a prefix that nobody declared": (b"<domain><metadata><q:x/></metadata></domain>", "prefix"),
+    "devices in devices": (b"<domain><devices><devices/></devices></domain>", "a <devices> inside <devices>, line 1"),
+    "devices in devices, and a CPU": (
+        b"<domain><devices>\n<devices></devices>\n<cpu mode='host-model'/></devices></domain>",
+        "inside",
+    ),
+    "devices in devices, in both": (b"<domain><devices><x><devices/></x></devices></domain>", "inside"),
+    "too much": (b"<domain>" + b" " * SIZE_LIMIT + b"</domain>", "larger than 10 MiB"),
+    "noise": (bytes(range(1, 256)), "not well-formed"),
+    "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "not well-formed"),
+    "JSON": (b'{"domain": {}}', "not well-formed"),
+    **{
+        f"encoding {name}": (f"<?xml version='1.0' encoding='{name}'?>".encode() + _DOMAIN, "encoding")
+        for name in ("shift_jis", "UTF-7", "UTF-32", "cp037", "no-such", "rot13", "hex", "idna", "punycode", "undefined")
+    },
+}
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_refusals_say_why_in_one_line(name: str) -> None:
+    source, why = _REFUSED[name]
+    with pytest.raises(DomainXMLError) as caught:
+        parse(source)
+    assert why in one_line(caught.value)
+    assert caught.value.hint
+
+
+def test_the_size_limit_itself_is_allowed() -> None:
+    frame = b"<domain></domain>"
+    assert parse(frame[:8] + b" " * (SIZE_LIMIT - len(frame)) + frame[8:]).name == "domain"
+
+
+def test_entities_of_xml_itself_are_allowed() -> None:
+    assert found(b"<domain><name>a&amp;&#65;</name></domain>", "name").body == b"a&amp;&#65;"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"<domain><cpu " + b" ".join(b"a%d='\">'" % number for number in range(20000)) + b"/></domain>",
+        b"<domain><cpu " + b" ".join(b"a%d=''" % number for number in range(40000)) + b" b='>'/></domain>",
+        b"<domain>" + b"<a>" * 100000 + b"</a>" * 100000 + b"<cpu/></domain>",
+        b"<domain>" + b"<cpu/>" * 100000 + b"</domain>",
+        b"<domain><cpu a='" + b">" * 500000 + b"'/></domain>",
+    ],
+    ids=["attributes with both quotes", "attributes", "depth", "breadth", "a long value"],
+)
+def test_hostile_documents_take_no_time(source: bytes) -> None:
+    start = time.process_time()
+    root = parse(source)
+    cpu = root.find("cpu")
+    assert cpu is not None
+    assert cpu.text.startswith(b"<cpu")
+    assert cpu.text.endswith(b"/>")
+    assert time.process_time() - start < 2
+
+
+# -- fuzzing -----------------------------------------------------------------------------------------------------------
+
+
+def _use(source: bytes) -> None:
+    """Everything that is done to a domain's XML from outside."""
+    root = parse(source)
+    asks_for_host_model(root)
+    element = record.find(root)
+    if element is not None:
+        record.read(element)
+    restore(source, root)
+    result = resolver("trixie-max").resolve(source)
+    if result != source:
+        # What comes out is a domain, and resolving can be undone, whatever the accident was.
+        assert restore(result, parse(result)) == restore(source, root, cpu=False)
+
+
+_originals = st.sampled_from([template(name) for name in TEMPLATES] + [resolver("trixie-max").resolve(template("sve"))])
+_insertions = st.one_of(
+    st.binary(max_size=4),
+    st.sampled_from(
+        [
+            b"<",
+            b">",
+            b"/>",
+            b"'",
+            b'"',
+            b"&",
+            b"&a;",
+            b"<devices>",
+            b"</devices>",
+            b"<cpu>",
+            b"<!--",
+            b"]]>",
+            b"<![CDATA[",
+            b"<?xml ",
+        ]
+    ),
+    st.sampled_from([b"\xef\xbb\xbf", b"\0", b"<cpu mode='host-model'/>", b"<metadata/>", b"<os/>", b" machine=''", b"<features>"]),
+)
+
+
+@st.composite
+def _mutated(draw: st.DrawFn) -> bytes:
+    """A template or a resolved domain after some accidents."""
+    source = draw(_originals)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(source)))
+        end = draw(st.one_of(st.just(start), st.integers(start, min(len(source), start + 40))))
+        source = source[:start] + draw(_insertions) + source[end:]
+    return source
+
+
+@settings(max_examples=600, deadline=None)
+@given(_mutated())
+@example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>")
+@example(b"<domain type='kvm'><os><type machine=''/></os><cpu mode='host-model'/><cpu/></domain>")
+@example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/><memory>9" + b"9" * 5000 + b"</memory></domain>")
+def test_nothing_but_a_kvmarm_error_comes_out_of_a_mutated_domain(source: bytes) -> None:
+    try:
+        _use(source)
+    except KvmarmError as error:
+        one_line(error)
+
+
+def _elements(element: Element) -> list[Element]:
+    return [element, *(below for child in element.children for below in _elements(child))]
+
+
+@st.composite
+def _rearranged(draw: st.DrawFn) -> bytes:
+    """A generated or resolved domain whose elements were removed, repeated or put elsewhere: well-formed, and seldom sensible."""
+    source = draw(st.one_of(domains(), domains().map(resolver("trixie-max").resolve)))
+    for _ in range(draw(st.integers(1, 4))):
+        try:
+            elements = _elements(parse(source))
+        except DomainXMLError:
+            break  # a prefix without its declaration, <devices> in <devices>
+        picked, place = draw(st.sampled_from(elements)), draw(st.sampled_from(elements))
+        piece = draw(
+            st.sampled_from([picked.text, picked.body, b"<cpu mode='host-model'/>", b"<gic/>", b"<metadata/>", b"<features/>"])
+        )
+        edit = draw(st.sampled_from(["remove", "before", "after", "inside", "empty"]))
+        if edit == "remove" and picked.parent is not None and picked.parent.parent is not None:
+            source = source[: picked.start] + source[picked.end :]
+        elif edit == "before" and place.name != "domain":
+            source = source[: place.start] + piece + source[place.start :]
+        elif edit == "after" and place.name != "domain":
+            source = source[: place.end] + piece + source[place.end :]
+        elif edit == "inside" and place.body_start != place.end:
+            source = source[: place.body_start] + piece + source[place.body_start :]
+        elif edit == "empty" and place.name != "domain":
+            source = source[: place.body_start] + source[place.body_end :]
+    return source
+
+
+@settings(max_examples=400, deadline=None)
+@given(_rearranged())
+def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: bytes) -> None:
+    try:
+        _use(source)
+    except KvmarmError as error:
+        one_line(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"<domain>{text}</domain>".encode("utf-8", "replace"))
+    )
+)
+def test_nothing_but_a_kvmarm_error_comes_out_of_noise(source: bytes) -> None:
+    try:
+        _use(source)
+    except KvmarmError as error:
+        one_line(error)
+
+
+def test_every_truncation_of_a_template_is_refused() -> None:
+    source = template("uefi").rstrip()
+    for length in range(len(source)):
+        with pytest.raises(DomainXMLError) as caught:
+            parse(source[:length])
+        one_line(caught.value)
+
+
+def test_every_truncation_of_a_record_is_refused_or_read() -> None:
+    """The lists of a record cut short inside well-formed XML: shorter lists, or an error that says so."""
+    source = Resolver(resolver("trixie-max").profile, resolver("trixie-max").policy).resolve(template("direct-kernel"))
+    for name in ("registers", "reglist", "seen"):
+        element = record.find(parse(source))
+        assert element is not None
+        place = element.find(f"{record.NAMESPACE} {name}")
+        assert place is not None
+        outcomes = set()
+        for end in range(place.body_start, place.body_end):
+            cut = record.find(parse(source[:end] + source[place.body_end :]))
+            assert cut is not None
+            try:
+                record.read(cut)
+                outcomes.add("read")
+            except record.RecordError as error:
+                one_line(error)
+                outcomes.add("refused")
+        assert outcomes == {"read", "refused"}
+
+
+# -- who asks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "host", "asks"),
+    [
+        ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>", "aarch64", True),
+        ("<domain type='kvm'><os><type arch='armv7l'/></os><cpu mode='host-model'/></domain>", "aarch64", True),
+        ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "aarch64", True),
+        ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "armv7l", True),
+        ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "x86_64", False),
+        ("<domain type='kvm'><os><type arch='x86_64'/></os><cpu mode='host-model'/></domain>", "aarch64", False),
+        ("<domain type='qemu'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>", "aarch64", False),
+        ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='custom'/></domain>", "aarch64", False),
+        ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu/></domain>", "aarch64", False),
+        ("<domain type='kvm'><os><type arch='aarch64'/></os></domain>", "aarch64", False),
+        ("<domain type='kvm'><os/><cpu mode='host-model'/></domain>", "aarch64", False),
+        ("<domain type='kvm'><cpu mode='host-model'/></domain>", "aarch64", False),
+        ("<domain/>", "aarch64", False),
+    ],
+)
+def test_who_asks_for_host_model(source: str, host: str, asks: bool) -> None:
+    assert asks_for_host_model(parse(source.encode()), host) is asks
+
+
+# -- edits -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_edits_change_nothing() -> None:
+    assert Edits(b"abc").apply() == b"abc"
+
+
+def test_edits_are_applied_by_place_whatever_their_order() -> None:
+    edits = Edits(b"0123456789")
+    edits.replace(7, 9, b"")
+    edits.replace(2, 4, b"<>")
+    edits.replace(10, 10, b"end")
+    edits.replace(0, 0, b"start")
+    assert edits.apply() == b"start01<>4569end"
+
+
+def test_an_insertion_stands_in_front_of_what_is_replaced_at_the_same_place() -> None:
+    edits = Edits(b"abc")
+    edits.replace(1, 2, b"B")
+    edits.replace(1, 1, b"+")
+    edits.replace(1, 1, b"-")
+    assert edits.apply() == b"a+-Bc"
+
+
+@pytest.mark.parametrize(
+    ("source", "rest"),
+    [
+        (b"<domain>\n  <x/>\n  <y/>\n</domain>", b"<domain>\n  <y/>\n</domain>"),
+        (b"<domain>\n  <x>\n  </x>\n</domain>", b"<domain>\n</domain>"),
+        (b"<domain><x/><y/></domain>", b"<domain><y/></domain>"),
+        (b"<domain>\n <y/> <x/>\n</domain>", b"<domain>\n <y/> \n</domain>"),
+    ],
+)
+def test_an_element_is_removed_with_its_indentation(source: bytes, rest: bytes) -> None:
+    edits = Edits(source)
+    edits.remove(found(source, "x"))
+    assert edits.apply() == rest
+
+
+@given(st.binary(max_size=30), st.data())
+def test_edits_equal_slicing(source: bytes, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(source)), max_size=8)))
+    spans = list(zip(cuts[::2], cuts[1::2]))
+    edits, expected = Edits(source), source
+    for start, end in spans:
+        edits.replace(start, end, b"|")
+    for start, end in reversed(spans):
+        expected = expected[:start] + b"|" + expected[end:]
+    assert edits.apply() == expected

@@ -1,0 +1,541 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hook as libvirt runs it: which operations it lets pass without a look, which guests it stops, and what it costs."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmarm_plugin import hook, hookfile, policy
+from kvmarm_plugin import profile as profiles
+from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.kvm import device
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.resolve import Resolver
+
+from .fakekernel import FakeKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ROOT = Path(__file__).parent.parent.parent
+_HOOK = _ROOT / "kvmarm_plugin/hook.py"
+_PYTHON = "/usr/bin/python3"
+
+_DOMAIN = """\
+<domain type='kvm'>
+  <name>guest</name>
+  <memory unit='MiB'>512</memory>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <cpu mode='host-model'/>
+  <devices/>
+</domain>
+"""
+_SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/>"
+_RECORD = f"<metadata>{_SECOND}</metadata>"
+_RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace("<memory", _RECORD + "<memory")
+
+# Every operation that libvirt calls hooks/qemu with (https://libvirt.org/hooks.html), and the three that are looked at.
+_LOOKED_AT = [("prepare", "begin"), ("migrate", "begin"), ("restore", "begin")]
+_PASSED = [
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+    ("reconnect", "begin"),
+    ("attach", "begin"),
+    ("prepare", "end"),
+    ("migrate", "end"),
+    ("some-new-operation", "begin"),
+    ("begin", "prepare"),
+    ("", ""),
+]
+
+
+@pytest.fixture
+def libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """/etc/libvirt of a machine on which no daemon runs. Returns the directory for hooks."""
+    (tmp_path / "etc/libvirt").mkdir(parents=True)
+    monkeypatch.setattr(hookfile, "_check_version", lambda: None)
+    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    return tmp_path / "etc/libvirt/hooks/qemu.d"
+
+
+@pytest.fixture
+def script(libvirt: Path) -> Path:
+    """The hook, installed."""
+    hookfile.install(libvirt)
+    return libvirt / hookfile.NAME
+
+
+def _call(script: Path, *arguments: str, source: str | bytes = _DOMAIN, trace: bool = False) -> tuple[int, str, str]:
+    """Call the hook with libvirt's environment."""
+    environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "USER": "root", "LOGNAME": "root"}
+    command = ["/bin/sh", "-x", str(script)] if trace else [str(script)]
+    process = subprocess.Popen(
+        [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    out, err = process.communicate(source.encode() if isinstance(source, str) else source, timeout=30)
+    return process.returncode, out.decode(), err.decode()
+
+
+# -- what passes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("operation", "stage"), _PASSED)
+@pytest.mark.parametrize("source", [_DOMAIN, _RECORDED, ""], ids=["host-model", "recorded", "nothing"])
+def test_operations_that_are_not_looked_at(script: Path, operation: str, stage: str, source: str) -> None:
+    assert _call(script, "guest", operation, stage, "-", source=source) == (0, "", "")
+
+
+@pytest.mark.parametrize(("operation", "stage"), _PASSED)
+def test_nothing_is_started_for_them(script: Path, operation: str, stage: str) -> None:
+    """Seen by the shell's own trace: one `case`, and the end."""
+    status, _, trace = _call(script, "guest", operation, stage, "-", trace=True)
+    assert status == 0
+    assert [line for line in trace.splitlines() if line.startswith("+")] == ["+ exit 0"]
+
+
+@pytest.mark.parametrize(("operation", "stage"), _LOOKED_AT)
+def test_an_interpreter_is_started_for_the_others(script: Path, operation: str, stage: str) -> None:
+    trace = _call(script, "guest", operation, stage, "-", trace=True)[2]
+    assert f"+ exec {_PYTHON} -I -S {_HOOK} guest {operation} {stage} -" in trace
+
+
+@pytest.mark.parametrize("arguments", [(), ("guest",), ("guest", "prepare"), ("guest", "prepare", "")])
+def test_too_few_arguments(script: Path, arguments: tuple[str, ...]) -> None:
+    assert _call(script, *arguments) == (0, "", "")
+    assert subprocess.run([_PYTHON, "-I", "-S", str(_HOOK), *arguments], input=b"", check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("operation", "stage"), _LOOKED_AT)
+@pytest.mark.parametrize(
+    "source",
+    [
+        _DOMAIN.replace("aarch64", "x86_64"),
+        _DOMAIN.replace("type='kvm'", "type='qemu'"),
+        _DOMAIN.replace("host-model", "host-passthrough"),
+        _DOMAIN.replace("<name>guest", "<title>host-model</title><name>guest").replace("mode='host-model'", "mode='custom'"),
+        "",
+        "\0" * 100,
+        "host-model",
+        "<domain type='kvm'><cpu mode='host-model'",
+        f"<!DOCTYPE x>{_DOMAIN}",
+        "<?xml version='1.0' encoding='x-unheard-of'?>" + _DOMAIN,
+        "<?xml version='1.0' encoding='euc-jp'?>" + _DOMAIN,
+        "<?xml version='1.0' encoding='rot13'?>" + _DOMAIN,
+        "<a>" * 100_000 + "host-model",
+        b"\xff\xfe" + _DOMAIN.encode("utf-16-le"),
+        bytes(range(256)) + b"host-model",
+        _DOMAIN.encode().ljust(50 * 1024 * 1024),
+    ],
+    ids=[
+        "x86",
+        "TCG",
+        "host-passthrough",
+        "mentioned",
+        "empty",
+        "zeros",
+        "word",
+        "truncated",
+        "DOCTYPE",
+        "unknown encoding",
+        "encoding of many bytes",
+        "encoding that is none",
+        "deep",
+        "UTF-16",
+        "binary",
+        "50 MB",
+    ],
+)
+def test_guests_that_are_not_ours(script: Path, operation: str, stage: str, source: str | bytes) -> None:
+    assert _call(script, "guest", operation, stage, "-", source=source) == (0, "", "")
+
+
+# -- host-model that is still there --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["aarch64", "armv7l"])
+def test_a_guest_that_libvirt_could_not_start(script: Path, architecture: str) -> None:
+    status, out, err = _call(script, "guest", "prepare", "begin", "-", source=_DOMAIN.replace("aarch64", architecture))
+    assert (status, out) == (1, "")
+    assert err.startswith("kvmarm: guest asks for host-model, which libvirt cannot start on ARM.")
+    assert err.endswith("virsh dumpxml --inactive --security-info guest | kvmarm define -\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "it's", 'quo"te', "*", "-rf", "gäst", "\\", "a'$(touch pwned)'b"],
+)
+def test_names_that_a_shell_would_read_otherwise(script: Path, tmp_path: Path, name: str) -> None:
+    """The name comes from the domain's owner; the advice is pasted by root."""
+    status, out, err = _call(script, name, "prepare", "begin", "-")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert not list(tmp_path.rglob("pwned"))
+    advice = err.partition("start it again: ")[2].partition(" | kvmarm")[0]
+    assert shlex.split(advice) == ["virsh", "dumpxml", "--inactive", "--security-info", name]
+    # And as the argument of another operation it changes nothing.
+    assert _call(script, name, "reconnect", "begin", "-") == (0, "", "")
+
+
+@pytest.mark.parametrize("secret", ["<graphics type='vnc' passwd='s3cret'/>", "<name>s3cret</name>"])
+def test_the_xml_is_not_shown(script: Path, secret: str) -> None:
+    for source in (_DOMAIN.replace("<devices/>", f"<devices>{secret}</devices>"), _RECORDED.replace("<devices/>", secret)):
+        status, out, err = _call(script, "guest", "prepare", "begin", "-", source=source)
+        assert (status, out) == (1, "")
+        assert "s3cret" not in err
+
+
+# -- guests with a record ------------------------------------------------------------------------------------------------------
+
+
+class Door:
+    """`hook.main` in this process, on a host whose kernel is played."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capture = monkeypatch, capfd
+        self.policy = tmp_path / "policy.yaml"
+        self.log: list[str] = []
+        monkeypatch.setattr("syslog.syslog", lambda _priority, text: self.log.append(text))
+        monkeypatch.setattr("syslog.openlog", lambda *_: None)
+        monkeypatch.setattr(policy.refuses, "__defaults__", (str(self.policy),))
+
+    def __call__(self, source: bytes, host: str, operation: str = "prepare") -> tuple[int, str]:
+        profile = _profile(host)
+        kernel = FakeKernel.from_profile(profile)
+        name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
+        self._patch.setattr(os, "uname", lambda: name)
+        kernel.current_cpu = lambda: 0
+        self._patch.setattr(device, "Kernel", lambda: kernel)
+        self._patch.setattr(sys, "argv", ["hook", "guest", operation, "begin", "-"])
+        self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source)))
+        status = hook.main()
+        assert not kernel.handles, "a file descriptor was left open"
+        out, err = self._capture.readouterr()
+        assert out == "", "output taints the domain"
+        return status, err
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Door:
+    return Door(tmp_path, monkeypatch, capfd)
+
+
+def _profile(name: str) -> profiles.HostProfile:
+    return profiles.loads((_ROOT / f"tests/hosts/{name}.json").read_text(encoding="utf-8"), name)
+
+
+def _resolved(host: str) -> bytes:
+    return Resolver(_profile(host), Policy()).resolve(_DOMAIN.encode())
+
+
+@pytest.mark.parametrize("host", ["trixie-cortex-a57", "trixie-neoverse-n1", "trixie-max", "trixie-a64fx", "bookworm-cortex-a57"])
+@pytest.mark.parametrize("operation", ["prepare", "migrate", "restore"])
+def test_a_guest_on_the_host_it_was_resolved_for(door: Door, host: str, operation: str) -> None:
+    assert door(_resolved(host), host, operation) == (0, "")
+    assert door.log == []
+
+
+@pytest.mark.parametrize("operation", ["prepare", "migrate", "restore"])
+def test_a_guest_on_a_host_that_does_not_do(door: Door, operation: str) -> None:
+    status, err = door(_resolved("trixie-max"), "trixie-cortex-a57", operation)
+    assert status == 1
+    assert err.startswith("kvmarm: guest cannot run on this host as it was promised: ")
+    assert err.count("\n") == 1
+    assert door.log == [f"{operation}: {err.rstrip()}"]
+
+
+def test_a_policy_may_only_warn(door: Door) -> None:
+    door.policy.write_text("on-migrate: warn\n")
+    assert door(_resolved("trixie-max"), "trixie-cortex-a57", "migrate")[0] == 0
+    assert door(_resolved("trixie-max"), "trixie-cortex-a57", "prepare")[0] == 1
+    assert ["should not" in line for line in door.log] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (_RECORDED, "broken"),
+        (_RECORDED.replace("target:1", "target:2"), "version 2"),
+        (
+            _RECORDED.replace(_RECORD, _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></m")),
+            "more than one",
+        ),
+        (_RECORDED[:-20], "not well-formed"),
+        (_RECORDED.ljust(11 << 20), "larger than"),
+    ],
+    ids=["empty record", "newer record", "two records", "truncated", "large"],
+)
+def test_a_record_that_cannot_be_read_refuses(door: Door, source: str, says: str) -> None:
+    status, err = door(source.encode(), "trixie-cortex-a57")
+    assert status == 1
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_namespace_that_is_only_mentioned(door: Door) -> None:
+    source = _DOMAIN.replace("host-model", "maximum").replace("<name>", "<!-- urn:kvmarm-plugin:target:1 --><name>")
+    assert door(source.encode(), "trixie-cortex-a57") == (0, "")
+
+
+def test_without_dev_kvm_a_record_refuses(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeKernel, "open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    status, err = door(_resolved("trixie-cortex-a57"), "trixie-cortex-a57")
+    assert status == 1
+    assert "/dev/kvm does not exist" in err
+
+
+def test_no_timer_is_left_running(door: Door) -> None:
+    door(_resolved("trixie-cortex-a57"), "trixie-cortex-a57")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+# -- half an installation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", [str(_HOOK), _PYTHON], ids=["package", "interpreter"])
+def test_an_installation_with_a_hole(script: Path, gone: str) -> None:
+    script.write_text(script.read_text().replace(gone, "/nowhere/at-all"))
+    for operation, stage in (*_LOOKED_AT, *_PASSED):
+        assert _call(script, "guest", operation, stage, "-", source=_DOMAIN) == (0, "", "")
+        assert _call(script, "guest", operation, stage, "-", source="") == (0, "", "")
+    for operation, stage in _PASSED:
+        assert _call(script, "guest", operation, stage, "-", source=_RECORDED) == (0, "", "")
+    for operation, stage in _LOOKED_AT:
+        status, out, err = _call(script, "guest", operation, stage, "-", source=_RECORDED)
+        assert (status, out) == (1, "")
+        assert err.startswith("kvmarm: guest has a recorded CPU that cannot be checked: ")
+        assert "/nowhere/at-all" in err
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------------------
+
+_LIST_MODULES = """\
+import sys
+path = sys.argv.pop(1)
+with open(path) as file:
+    code = compile(file.read(), path, "exec")
+before = set(sys.modules)
+try:
+    exec(code, {"__name__": "__main__", "__file__": path, "__package__": None})
+except SystemExit as end:
+    print(end.code, *sorted(set(sys.modules) - before))
+"""
+
+# The standard library's slow ones, and what is not in it.
+_TOO_SLOW = {
+    "dataclasses",
+    "typing",
+    "re",
+    "json",
+    "enum",
+    "inspect",
+    "pathlib",
+    "subprocess",
+    "tempfile",
+    "yaml",
+    "lxml",
+    "libvirt",
+}
+
+
+def _modules(source: str, *arguments: str) -> tuple[str, set[str]]:
+    """The exit status, and what the hook has imported beyond a bare interpreter."""
+    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, str(_HOOK), *arguments]
+    run = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    status, *modules = run.stdout.decode().split()
+    return status, set(modules)
+
+
+@pytest.mark.parametrize("arguments", [("guest", "prepare", "begin", "-"), ("guest", "reconnect", "begin", "-"), ()])
+@pytest.mark.parametrize("source", ["", _DOMAIN.replace("host-model", "host-passthrough")])
+def test_nothing_is_imported_for_other_guests(source: str, arguments: tuple[str, ...]) -> None:
+    # The interpreter itself imports __future__ for a `from __future__` line: a file of three lines.
+    assert _modules(source, *arguments) == ("0", {"__future__"})
+
+
+def test_little_is_imported_to_explain() -> None:
+    status, modules = _modules(_DOMAIN, "guest", "prepare", "begin", "-")
+    assert status == "1"
+    assert {"kvmarm_plugin.domain", "kvmarm_plugin.errors", "pyexpat"} <= modules
+    assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
+
+
+def test_little_is_imported_to_read_a_record() -> None:
+    status, modules = _modules(_RECORDED, "guest", "prepare", "begin", "-")
+    assert status == "1"
+    assert "kvmarm_plugin.record" in modules
+    assert not {module.partition(".")[0] for module in modules} & (_TOO_SLOW - {"enum"})  # the time limit's `signal` needs it
+
+
+def test_every_module_is_python_3_9() -> None:
+    """Newer syntax would show only there; its grammar is asked for here."""
+    for path in (_ROOT / "kvmarm_plugin").rglob("*.py"):
+        ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 9))
+
+
+# -- installing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_install_and_uninstall(libvirt: Path) -> None:
+    path = libvirt / "50-kvmarm"
+    told = "no libvirt daemon is running: it will find the hook when it starts"
+    assert hookfile.install(libvirt) == [f"installed {path}", told]
+    assert path.stat().st_mode & 0o7777 == 0o755
+    assert hookfile.install(libvirt) == [f"{path} is up to date"]
+    assert hookfile.uninstall(libvirt) == [f"removed {path}", told]
+    assert not path.exists()
+    assert hookfile.uninstall(libvirt) == [f"{path} is not there"]
+
+
+def test_the_installed_hook_names_the_package(script: Path) -> None:
+    text = script.read_text()
+    assert f"hook={_HOOK}\n" in text
+    assert "@PACKAGE@" not in text
+    assert subprocess.run(["/bin/sh", "-n", str(script)], check=True).returncode == 0
+
+
+@pytest.mark.parametrize("directory", ["my apps", "it's", "$(touch pwned)", "a;b"])
+def test_a_package_in_a_directory_with_a_difficult_name(
+    libvirt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    package = tmp_path / directory / "kvmarm_plugin"
+    package.parent.mkdir()
+    package.symlink_to(_HOOK.parent)
+    monkeypatch.setattr(hookfile, "_PACKAGE", package)
+    hookfile.install(libvirt)
+    status, out, err = _call(libvirt / hookfile.NAME, "guest", "prepare", "begin", "-")
+    assert (status, out) == (1, "")
+    assert err.startswith("kvmarm: guest asks for host-model")
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("change", ["text", "mode"])
+def test_an_older_hook_is_renewed(libvirt: Path, change: str) -> None:
+    hookfile.install(libvirt)
+    path = libvirt / hookfile.NAME
+    text = path.read_text()
+    if change == "text":
+        path.write_text("#!/bin/sh\nexit 1\n")
+    else:
+        path.chmod(0o644)
+    assert hookfile.install(libvirt)[0] == f"installed {path}"
+    assert (path.read_text(), path.stat().st_mode & 0o7777) == (text, 0o755)
+
+
+def test_it_is_replaced_whole(libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt may run the hook at any moment: the old one is there until the new one is complete, and stays if that fails."""
+    hookfile.install(libvirt)
+    path = libvirt / hookfile.NAME
+    path.write_text("#!/bin/sh\nexit 0\n")
+
+    def fail(*_: object) -> None:
+        assert path.read_text() == "#!/bin/sh\nexit 0\n"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KvmarmError, match="No space left on device"):
+        hookfile.install(libvirt)
+    assert path.read_text() == "#!/bin/sh\nexit 0\n"
+    assert [each.name for each in libvirt.iterdir()] == [hookfile.NAME], "a temporary file would be run as a hook, too"
+
+
+def test_the_temporary_file_is_no_hook_meanwhile(libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt runs what is executable in the directory; a file becomes that only when it is renamed, or is hidden from it."""
+    seen: list[str] = []
+    replace = os.replace
+
+    def look(source: str, target: str) -> None:
+        seen.append(os.path.basename(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    hookfile.install(libvirt)
+    assert len(seen) == 1
+    assert seen[0].startswith(".")
+
+
+def test_a_machine_without_libvirt(tmp_path: Path) -> None:
+    with pytest.raises(KvmarmError, match=r"does not exist \(hint: install libvirt"):
+        hookfile.install(tmp_path / "etc/libvirt/hooks/qemu.d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made(libvirt: Path) -> None:
+    (libvirt.parent).write_text("a file where a directory should be")
+    with pytest.raises(KvmarmError, match=r"cannot make .*\(hint: "):
+        hookfile.install(libvirt)
+
+
+def test_a_directory_where_the_hook_should_be(libvirt: Path) -> None:
+    (libvirt / hookfile.NAME / "x").mkdir(parents=True)
+    with pytest.raises(KvmarmError, match=r"cannot write .*\(hint: "):
+        hookfile.install(libvirt)
+    with pytest.raises(KvmarmError, match=r"cannot remove .*\(hint: "):
+        hookfile.uninstall(libvirt)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("libvirtd (libvirt) 6.4.0\n", True),
+        ("libvirtd (libvirt) 6.5.0\n", False),
+        ("virtqemud (libvirt) 11.3.0\n", False),
+        ("?", False),
+    ],
+)
+def test_libvirt_before_6_5(monkeypatch: pytest.MonkeyPatch, answer: str, refused: bool) -> None:
+    found = subprocess.CompletedProcess([], 0, stdout=answer)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: found)
+    if refused:
+        with pytest.raises(KvmarmError, match=r"libvirt 6\.4\.0 does not look into hooks/qemu\.d \(hint: upgrade"):
+            hookfile._check_version()
+    else:
+        hookfile._check_version()
+
+
+@pytest.mark.parametrize("running", ["virtqemud", "libvirtd"])
+def test_a_running_daemon_is_told(monkeypatch: pytest.MonkeyPatch, running: str) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(hookfile, "_pid", lambda daemon: 4711 if daemon == running else 0)
+    monkeypatch.setattr(os, "kill", lambda *call: sent.append(call))
+    assert hookfile._reload() == f"told {running} (process 4711) to look for hooks"
+    assert sent == [(4711, signal.SIGHUP)]
+
+
+def test_a_daemon_that_may_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 4711)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert hookfile._reload().endswith("do it with: systemctl reload virtqemud")
+
+
+def test_a_stale_pid_is_nobodys() -> None:
+    """This process's number is not a libvirt daemon's, whatever a PID file says: the name is compared."""
+    source = Path(hookfile.__file__).read_text(encoding="utf-8")
+    assert re.search(r"/proc/\{pid\}/comm", source)
+    assert hookfile._pid("no-such-daemon") == 0
+
+
+def test_the_command(libvirt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from kvmarm_plugin.cli import main
+
+    for function in (hookfile.install, hookfile.uninstall):
+        monkeypatch.setattr(function, "__defaults__", (libvirt,))
+    calls: list[Callable[[], int]] = [lambda: main(["hook", "install"]), lambda: main(["hook", "uninstall"])]
+    assert [call() for call in calls] == [0, 0]
+    path = libvirt / hookfile.NAME
+    assert [line for line in capsys.readouterr().out.splitlines() if str(path) in line] == [f"installed {path}", f"removed {path}"]

@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""host/: CPU clusters from made-up sysfs trees, QEMU from a program that plays it, and whole probes of played hosts.
+
+The probe of a host that is made from a recorded profile gives that profile back; what is missing becomes a line, not a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmarm_plugin import profile as profiles
+from kvmarm_plugin.host import cpus, qemu
+from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, format_cpu_list, name_part, parse_cpu_list
+from kvmarm_plugin.host.probe import Host, probe
+from kvmarm_plugin.host.qemu import QemuError
+from kvmarm_plugin.kvm import scratch, uapi
+from kvmarm_plugin.registers.table import id_of
+
+from .fakehost import Scheduler, numbers, write, write_cpu, write_emulator, write_host, write_online
+from .fakekernel import FakeKernel, Made, kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmarm_plugin.profile import HostProfile
+
+_A53, _A72, _A57 = 0x410FD034, 0x410FD083, 0x411FD070
+_RECORDED = sorted((Path(__file__).parent.parent / "hosts").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def _no_probe_lasts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short limits; and no emulator's watchdog may outlive its question, since it would keep the command from ending."""
+    monkeypatch.setattr(qemu, "TIME_LIMIT", 5)
+    monkeypatch.setattr(scratch, "GUEST_TIME_LIMIT", 0.05)
+    before = set(threading.enumerate())
+    yield
+    watchdogs = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
+    for watchdog in watchdogs:
+        assert watchdog.finished.is_set(), "an emulator's watchdog is still running"
+
+
+# -- clusters ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_of_one_kind(tmp_path: Path) -> None:
+    for cpu in range(4):
+        write_cpu(tmp_path, cpu, _A57, 0, 1024)
+    write_online(tmp_path, "0-3")
+    assert find_clusters(tmp_path) == [CpuCluster((0, 1, 2, 3), _A57, 0, 1024)]
+
+
+def test_big_little(tmp_path: Path) -> None:
+    for cpu in range(4):
+        write_cpu(tmp_path, cpu, _A53, 0, 485)
+    for cpu in (4, 5):
+        write_cpu(tmp_path, cpu, _A72, 0, 1024)
+    write_online(tmp_path, "0-5")
+    assert find_clusters(tmp_path) == [CpuCluster((0, 1, 2, 3), _A53, 0, 485), CpuCluster((4, 5), _A72, 0, 1024)]
+
+
+def test_clusters_may_interleave_and_capacities_differ(tmp_path: Path) -> None:
+    for cpu in range(6):
+        write_cpu(tmp_path, cpu, _A72 if cpu % 2 else _A53, 0, 500 + cpu)
+    write_online(tmp_path, "0-5")
+    assert find_clusters(tmp_path) == [CpuCluster((0, 2, 4), _A53, 0, 504), CpuCluster((1, 3, 5), _A72, 0, 505)]
+
+
+def test_revidr_makes_a_cluster(tmp_path: Path) -> None:
+    write_cpu(tmp_path, 0, _A57, 0)
+    write_cpu(tmp_path, 1, _A57, 0x180)
+    write_online(tmp_path, "0-1")
+    assert [(cluster.cpus, cluster.revidr) for cluster in find_clusters(tmp_path)] == [((0,), 0), ((1,), 0x180)]
+
+
+def test_a_cpu_that_is_offline_is_not_there(tmp_path: Path) -> None:
+    for cpu in range(4):
+        write_cpu(tmp_path, cpu, _A57)
+    write_online(tmp_path, "0,3")
+    assert [cluster.cpus for cluster in find_clusters(tmp_path)] == [(0, 3)]
+
+
+_CPUINFO_64 = """\
+processor\t: 0
+BogoMIPS\t: 48.00
+Features\t: fp asimd evtstrm
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd03
+CPU revision\t: 4
+
+processor\t: 1
+BogoMIPS\t: 48.00
+Features\t: fp asimd evtstrm
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+
+_CPUINFO_32 = """\
+processor\t: 0
+model name\t: ARMv7 Processor rev 4 (v7l)
+BogoMIPS\t: 38.40
+Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae
+CPU implementer\t: 0x41
+CPU architecture: 7
+CPU variant\t: 0x2
+CPU part\t: 0xc0f
+CPU revision\t: 4
+
+processor\t: 1
+model name\t: ARMv7 Processor rev 4 (v7l)
+CPU implementer\t: 0x41
+CPU architecture: 7
+CPU variant\t: 0x2
+CPU part\t: 0xc0f
+CPU revision\t: 4
+
+Hardware\t: ARM-Versatile Express
+Revision\t: 0000
+Serial\t\t: 0000000000000000
+"""
+
+# arm64 until 3.18 and arm until 3.7: the CPU is described once, behind the list of processors. These are the kernels that
+# preferred_target's fallback is for.
+_CPUINFO_OLD = """\
+Processor\t: AArch64 Processor rev 0 (aarch64)
+processor\t: 0
+processor\t: 1
+Features\t: fp asimd
+CPU implementer\t: 0x41
+CPU architecture: AArch64
+CPU variant\t: 0x1
+CPU part\t: 0xd07
+CPU revision\t: 0
+
+Hardware\t: FVP Base
+"""
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (_CPUINFO_64, [((0,), _A53), ((1,), 0x410FD083)]),
+        (_CPUINFO_32, [((0, 1), 0x412FC0F4)]),
+        (_CPUINFO_OLD, [((0, 1), _A57)]),
+        ("", []),
+        ("processor : x\nCPU part : 0xd03\n", []),
+        ("processor : 0\nCPU implementer : ?\nCPU variant : 0\nCPU part : 0xd03\nCPU revision : 4\n", []),
+    ],
+    ids=["arm64", "arm", "before 3.19", "empty", "no number", "unknown"],
+)
+def test_without_sysfs_proc_cpuinfo_tells(tmp_path: Path, cpuinfo: str, expected: list[tuple[tuple[int, ...], int]]) -> None:
+    write(tmp_path / "proc/cpuinfo", cpuinfo)
+    write_online(tmp_path, "0-1")
+    found = find_clusters(tmp_path)
+    assert [(cluster.cpus, cluster.midr) for cluster in found] == expected
+    assert all(cluster.revidr is None and cluster.capacity is None for cluster in found)
+
+
+def test_sysfs_comes_before_proc_cpuinfo(tmp_path: Path) -> None:
+    write(tmp_path / "proc/cpuinfo", _CPUINFO_64)
+    write_cpu(tmp_path, 0, _A57)
+    write_online(tmp_path, "0-1")
+    assert [(cluster.cpus, cluster.midr) for cluster in find_clusters(tmp_path)] == [((0,), _A57), ((1,), _A72)]
+
+
+def test_a_number_that_is_none_is_left_out(tmp_path: Path) -> None:
+    write_cpu(tmp_path, 0, _A57)
+    write_cpu(tmp_path, 1, None)
+    write(tmp_path / "sys/devices/system/cpu/cpu1/regs/identification/midr_el1", "what?\n")
+    write(tmp_path / "sys/devices/system/cpu/cpu0/cpu_capacity", "")
+    write_online(tmp_path, "0-1")
+    assert find_clusters(tmp_path) == [CpuCluster((0,), _A57, 0, None)]
+
+
+def test_a_host_without_anything(tmp_path: Path) -> None:
+    assert find_clusters(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("0-1,4,6-7\n", (0, 1, 4, 6, 7)), ("", ()), ("\n", ())],
+)
+def test_cpu_lists(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_cpu_list(text) == expected
+    assert format_cpu_list(expected) == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("midr", "expected"),
+    [
+        (_A53, ("ARM", "Cortex-A53")),
+        (_A72, ("ARM", "Cortex-A72")),
+        (0x412FC0F4, ("ARM", "Cortex-A15")),
+        (0x414FD0C1, ("ARM", "Neoverse-N1")),
+        (0x410F0000, ("ARM", "")),  # ARM, but no such part
+        (0x000F0510, ("", "")),  # QEMU's -cpu max
+        (0xFF0FFFF0, ("", "")),
+    ],
+)
+def test_names_of_parts(midr: int, expected: tuple[str, str]) -> None:
+    assert name_part(midr) == expected
+
+
+def test_allowed_cpus_are_this_process_own() -> None:
+    assert set(cpus.allowed_cpus()) == os.sched_getaffinity(0)
+
+
+# -- QEMU ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_qemu_is_asked(tmp_path: Path) -> None:
+    answer = qemu.ask(write_emulator(tmp_path / "qemu"))
+    assert (answer.version, answer.machines, answer.aliases) == ("10.0.2", ("virt-10.0",), {"virt": "virt-10.0"})
+    assert answer.cpu_models == ("cortex-a57", "host")
+    assert answer.host_properties == {"pauth": True}
+
+
+def test_machines_are_ordered_by_age_not_by_letter(tmp_path: Path) -> None:
+    made = profiles.Qemu(
+        binary="",
+        version="11.0.0",
+        machines=("virt-2.6", "virt-9.2", "virt-10.0", "virt-rhel9.4.0"),
+        aliases={"virt": "virt-10.0"},
+        cpu_models=(),
+        host_properties={},
+    )
+    assert qemu.ask(write_emulator(tmp_path / "qemu", made)).machines == ("virt-10.0", "virt-rhel9.4.0", "virt-9.2", "virt-2.6")
+
+
+def test_without_kvm_there_is_no_host_model_to_expand(tmp_path: Path) -> None:
+    assert qemu.ask(write_emulator(tmp_path / "qemu", without="query-cpu-model-expansion")).host_properties == {}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        ("dies", "ended during greeting: qemu: libfoo.so.1: cannot open"),
+        ("dies in qmp_capabilities", "ended during qmp_capabilities: qemu: assertion failed"),
+        ("dies in query-machines", "ended during query-machines: qemu: assertion failed"),
+        ("dies in query-cpu-model-expansion", "ended during query-cpu-model-expansion"),
+        ("babbles in query-version", "query-version: "),
+    ],
+)
+def test_an_emulator_that_fails(tmp_path: Path, behaviour: str, says: str) -> None:
+    binary = write_emulator(tmp_path / "qemu", behaviour=behaviour)
+    with pytest.raises(QemuError) as caught:
+        qemu.ask(binary)
+    assert binary in str(caught.value)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["qmp_capabilities", "query-machines", "query-cpu-model-expansion"])
+def test_an_emulator_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(qemu, "TIME_LIMIT", 0.3)
+    with pytest.raises(QemuError, match=f"ended during {command}: no answer in time"):
+        qemu.ask(write_emulator(tmp_path / "qemu", behaviour=f"hangs in {command}"))
+
+
+@pytest.mark.parametrize("command", ["query-version", "query-machines", "query-cpu-definitions"])
+def test_an_emulator_that_refuses(tmp_path: Path, command: str) -> None:
+    with pytest.raises(QemuError, match=f"{command}: no {command} here"):
+        qemu.ask(write_emulator(tmp_path / "qemu", without=command))
+
+
+def test_an_emulator_that_is_no_program(tmp_path: Path) -> None:
+    (tmp_path / "qemu").write_bytes(b"\x7fELF and nothing more")
+    (tmp_path / "qemu").chmod(0o755)
+    for path in (tmp_path / "qemu", tmp_path / "missing", tmp_path):
+        with pytest.raises(QemuError, match=f"cannot run {path}: "):
+            qemu.ask(str(path))
+
+
+@pytest.mark.parametrize("architecture", ["aarch64", "armv7l", "riscv64"])
+def test_an_emulator_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(QemuError, match=r"QEMU is not installed \(hint: install qemu-system-arm"):
+        qemu.find_binary(architecture)
+
+
+# -- whole probes --------------------------------------------------------------------------------------------------------------
+
+
+class Lab:
+    """A host to probe, with one kind of CPU unless told otherwise."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for cpu in range(2):
+            write_cpu(root, cpu, _A57, 0, 1024)
+        write_online(root, "0-1")
+        write(root / "proc/cmdline", "root=/dev/vda arm64.nosve quiet kvm-arm.mode=nvhe\n")
+        write(root / "sys/class/dmi/id/product_name", "Made-up Server\n")
+        self.root = root
+        self.scheduler = Scheduler(monkeypatch, range(2))
+        registers = {id_of("MIDR_EL1"): _A57, id_of("PSCI_VERSION"): 0x10001}
+        guest = {"CNTFRQ_EL0": 25_000_000, "DCZID_EL0": 4, "CTR_EL0": 0x8444C004, "MIDR_EL1": _A57, "PMCR_EL0": 0x3000}
+        self.made = made = kind(
+            5, ("psci_0_2", "pmu_v3"), ("psci_0_2",), registers=registers, guest=guest, masks={id_of("CTR_EL0"): 31}
+        )
+        capabilities = {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_VM_IPA_SIZE": 44}
+        self.kernel = FakeKernel({0: made, 1: made}, capabilities)
+        self.emulator = write_emulator(root / "qemu")
+
+    def probe(self, architecture: str = "aarch64") -> HostProfile:
+        host = Host(self.root, self.kernel, architecture, "6.12.0", "lab")
+        result = probe(host, self.emulator)
+        assert not self.kernel.handles, "a file descriptor was left open"
+        assert self.scheduler.allowed == self.scheduler.initial, "the thread was left on one cluster"
+        # Whatever happened, the result can be written and read again.
+        assert profiles.loads(profiles.dumps(result)) == result
+        return result
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(tmp_path, monkeypatch)
+
+
+def _problems(profile: HostProfile) -> str:
+    return "\n".join(line for line in profile.problems if not line.startswith("libvirt"))
+
+
+def test_a_whole_probe(lab: Lab) -> None:
+    profile = lab.probe()
+    assert _problems(profile) == ""
+    assert (profile.name, profile.origin, profile.kernel, profile.ipa_bits) == ("lab", "measured", "6.12.0", 44)
+    assert (profile.overrides, profile.platform) == (("arm64.nosve", "kvm-arm.mode=nvhe"), "Made-up Server")
+    (cluster,) = profile.clusters
+    assert (cluster.cpus, cluster.part, cluster.target) == ("0-1", "Cortex-A57", 5)
+    assert [vcpu.features for vcpu in cluster.vcpus] == [("psci_0_2", "pmu_v3"), ("psci_0_2",)]
+    assert cluster.vcpus[0].registers == {"MIDR_EL1": _A57, "PSCI_VERSION": 0x10001}
+    assert cluster.seen["CNTFRQ_EL0"] == 25_000_000
+    assert cluster.writable == {"CTR_EL0": 31}
+
+
+def test_the_steps_are_told(lab: Lab) -> None:
+    steps: list[str] = []
+    probe(Host(lab.root, lab.kernel, "aarch64", "6.12.0", "lab"), lab.emulator, steps.append)
+    assert [step.partition(":")[0] for step in steps] == ["QEMU", "cluster 0-1", "libvirt"]
+
+
+@pytest.mark.parametrize("path", _RECORDED, ids=[path.stem for path in _RECORDED])
+def test_a_recorded_host_gives_its_profile_back(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = profiles.loads(path.read_text(encoding="utf-8"), path.name)
+    if not recorded.clusters:
+        pytest.skip("recorded without KVM")
+    write_host(tmp_path, recorded)
+    Scheduler(monkeypatch, [cpu for cluster in recorded.clusters for cpu in numbers(cluster.cpus)])
+    kernel = FakeKernel.from_profile(recorded)
+    emulator = write_emulator(tmp_path / "qemu", recorded.qemu) if recorded.qemu else str(tmp_path / "missing")
+    measured = probe(Host(tmp_path, kernel, recorded.architecture, recorded.kernel, recorded.name), emulator)
+    assert measured.clusters == recorded.clusters
+    for name in ("name", "architecture", "kernel", "overrides", "platform", "capabilities", "ipa_bits", "gic_versions"):
+        assert getattr(measured, name) == getattr(recorded, name), name
+    if recorded.qemu:
+        assert measured.qemu
+        for name in ("version", "machines", "aliases", "cpu_models", "host_properties"):
+            assert getattr(measured.qemu, name) == getattr(recorded.qemu, name), name
+    assert not kernel.handles
+
+
+def test_there_are_recorded_hosts() -> None:
+    assert len(_RECORDED) >= 5, "tests/hosts/ has lost its profiles, and the test above its subject"
+
+
+def test_each_cluster_is_measured_on_its_own_cpus(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RK3399-like: before Linux 6.6 the kernel answers for the CPU that the thread is on, and takes no other target there."""
+    little = kind(4, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A53}, guest={"CNTFRQ_EL0": 24_000_000})
+    big = kind(5, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A72}, guest={"CNTFRQ_EL0": 24_000_000})
+    for cpu in range(6):
+        write_cpu(lab.root, cpu, _A53 if cpu < 4 else _A72, 0, 485 if cpu < 4 else 1024)
+    write_online(lab.root, "0-5")
+    lab.scheduler = Scheduler(monkeypatch, range(6))
+    lab.kernel = FakeKernel({cpu: little if cpu < 4 else big for cpu in range(6)}, {"ARM_PSCI_0_2": 1})
+    profile = lab.probe()
+    assert lab.scheduler.moves[:2] == [{0, 1, 2, 3}, {4, 5}]
+    assert [(c.cpus, c.target, c.vcpus[0].registers["MIDR_EL1"]) for c in profile.clusters] == [("0-3", 4, _A53), ("4-5", 5, _A72)]
+
+
+def test_a_cpuset_that_forbids_a_cluster(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cpu(lab.root, 2, _A72)
+    write_online(lab.root, "0-2")
+    profile = lab.probe()
+    assert [cluster.cpus for cluster in profile.clusters] == ["0-1"]
+    assert _problems(profile) == "cluster 2: this process may not run there (cpuset or affinity)"
+
+
+def test_a_cpu_that_goes_away_meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int, cpus: object) -> None:
+        if cpus != lab.scheduler.initial and set(cpus) != lab.scheduler.initial:  # type: ignore[call-overload]
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    write_cpu(lab.root, 1, _A72)
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    profile = lab.probe()
+    assert profile.clusters == ()
+    assert "cluster 0: " in _problems(profile)
+    assert "cluster 1: " in _problems(profile)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(errno.ENOENT, "KVM: /dev/kvm does not exist"), (errno.EACCES, "KVM: no permission to open /dev/kvm")],
+)
+def test_no_kvm(lab: Lab, code: int, says: str) -> None:
+    lab.kernel.open_errno = code
+    profile = lab.probe()
+    assert says in _problems(profile)
+    assert (profile.clusters, profile.capabilities, profile.ipa_bits) == ((), {}, 0)
+    assert profile.qemu is not None
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "riscv64"])
+def test_a_host_that_is_not_arm(lab: Lab, architecture: str) -> None:
+    profile = lab.probe(architecture)
+    assert f"this is a {architecture} host: KVM on ARM needs" in _problems(profile)
+    assert not lab.kernel.calls, "another architecture's KVM is not to be asked"
+
+
+def test_no_qemu(lab: Lab) -> None:
+    lab.emulator = str(lab.root / "missing")
+    profile = lab.probe()
+    assert profile.qemu is None
+    assert "QEMU: cannot run" in _problems(profile)
+    assert len(profile.clusters) == 1
+
+
+@pytest.mark.parametrize("behaviour", ["dies", "babbles in query-version"])
+def test_a_broken_qemu(lab: Lab, behaviour: str) -> None:
+    lab.emulator = write_emulator(lab.root / "qemu", behaviour=behaviour)
+    profile = lab.probe()
+    assert profile.qemu is None
+    assert _problems(profile).startswith("QEMU: ")
+    assert len(profile.clusters) == 1
+
+
+def test_no_cpus(lab: Lab) -> None:
+    write_online(lab.root, "")
+    assert "CPU clusters: neither sysfs nor /proc/cpuinfo tells MIDR_EL1" in _problems(lab.probe())
+
+
+def test_kvm_that_makes_no_vcpu(lab: Lab) -> None:
+    lab.kernel.failures["KVM_ARM_VCPU_INIT"] = errno.EINVAL
+    profile = lab.probe()
+    assert profile.clusters == ()
+    assert _problems(profile) == "cluster 0-1: KVM makes no vCPU of target 5"
+
+
+def test_a_scratch_guest_that_does_not_end_is_only_a_problem(lab: Lab) -> None:
+    del lab.made.guest["DCZID_EL0"]
+    profile = lab.probe()
+    assert profile.clusters[0].seen == {}
+    assert "cluster 0-1, scratch guest: the scratch guest did not end within" in _problems(profile)
+
+
+def test_kernels_without_what_came_later(lab: Lab) -> None:
+    """Linux 3.12: no preferred target, no IPA size, no masks, no PMU, PSCI 0.1."""
+    old = kind(2, (), registers={id_of("MIDR_EL1"): _A57}, guest={"CNTFRQ_EL0": 100_000_000})
+    old.guest.update(dict.fromkeys(("DCZID_EL0", "CTR_EL0", "MIDR_EL1"), 4))
+    old.preferred = OSError(errno.EINVAL, "")
+    lab.kernel = FakeKernel({0: old, 1: old}, {}, gics=(2,))
+    profile = lab.probe()
+    (cluster,) = profile.clusters
+    assert (cluster.target, cluster.vcpus[0].features, cluster.writable) == (2, (), None)
+    assert (profile.ipa_bits, profile.gic_versions, profile.capabilities) == (40, (2,), {})
+    assert set(cluster.seen) == {"CNTFRQ_EL0", "DCZID_EL0", "CTR_EL0", "MIDR_EL1"}
+
+
+def test_a_32_bit_host(lab: Lab) -> None:
+    vcpu = {Made(0, frozenset({"psci_0_2"})): {0x40200000000F0000: 0x412FC0F4}}
+    old = kind()
+    old.vcpus, old.preferred = vcpu, 0
+    lab.kernel = FakeKernel({0: old, 1: old}, {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_SVE": 1}, gics=(2,))
+    profile = lab.probe("armv7l")
+    (cluster,) = profile.clusters
+    assert (cluster.target, cluster.seen) == (0, {})
+    assert [vcpu.features for vcpu in cluster.vcpus] == [("psci_0_2",)]
+
+
+# -- whatever fails, there is a profile ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(uapi.IOCTLS))
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EINVAL, errno.EIO])
+def test_an_ioctl_that_always_fails(lab: Lab, name: str, code: int) -> None:
+    lab.kernel.failures[name] = code
+    profile = lab.probe()
+    optional = name in ("KVM_ARM_VCPU_FINALIZE", "KVM_CREATE_DEVICE", "KVM_ARM_PREFERRED_TARGET", "KVM_ARM_GET_REG_WRITABLE_MASKS")
+    assert optional or _problems(profile), f"{name} failed and nobody was told"
+
+
+@pytest.mark.parametrize("call", range(0, 60, 4))
+def test_an_ioctl_that_fails_once(lab: Lab, call: int) -> None:
+    lab.kernel.fail_call = (call, errno.ENOMEM)
+    lab.probe()  # which has its own assertions
+    assert len(lab.kernel.calls) > call, "so many calls are not made: the failure was none"

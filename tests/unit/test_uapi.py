@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm/uapi.py against the kernel's own headers: <linux/kvm.h> and arm64's <asm/kvm.h>, read and evaluated here without a compiler.
+
+Debian ships both in linux-libc-dev-arm64-cross; on an arm64 host linux-libc-dev has them. What an installed header is
+too old to know is skipped by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from kvmarm_plugin.kvm import uapi
+
+# Where the headers for arm64 may be: Debian's cross package, linux-libc-dev for all architectures (from trixie on), an arm64 host.
+_PLACES = (
+    Path("/usr/aarch64-linux-gnu/include"),
+    Path("/usr/lib/linux/uapi/arm64"),
+    Path("/usr/include/aarch64-linux-gnu"),
+)
+_GENERIC = Path("/usr/include")
+_SIZES = {"__u8": 1, "__u16": 2, "__u32": 4, "__u64": 8, "int": 4}
+
+_STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "kvm_one_reg": uapi.OneReg,
+    "kvm_vcpu_init": uapi.VcpuInit,
+    "kvm_userspace_memory_region": uapi.UserspaceMemoryRegion,
+    "kvm_create_device": uapi.CreateDevice,
+    "kvm_device_attr": uapi.DeviceAttr,
+    "reg_mask_range": uapi.RegMaskRange,
+}
+
+
+# -- the headers ---------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _headers() -> str:
+    """<asm/kvm.h> of arm64, <linux/kvm.h> and what they include of <linux/psci.h>, without comments."""
+    for place in _PLACES:
+        if (place / "asm/kvm.h").is_file():
+            generic = place if (place / "linux/kvm.h").is_file() else _GENERIC
+            texts = [(root / name).read_text() for root, name in ((place, "asm/kvm.h"), (generic, "linux/kvm.h"))]
+            joined = re.sub(r"/\*.*?\*/", "", "\n".join(texts), flags=re.DOTALL)
+            return re.sub(r"\\\n", " ", joined)
+    pytest.skip("no <asm/kvm.h> of arm64: install linux-libc-dev-arm64-cross (Debian)")
+
+
+@cache
+def _macros() -> dict[str, tuple[list[str], str]]:
+    """Macro → parameters and body."""
+    found = re.findall(r"^[ \t]*#[ \t]*define[ \t]+(\w+)(\([^)]*\))?[ \t]+(.+?)[ \t]*$", _headers(), re.MULTILINE)
+    macros = {name: ([word.strip() for word in parameters.strip("()").split(",")], body) for name, parameters, body in found}
+    # An enum of which each member has a macro of its own name: kvm_device_type. The value is counted.
+    enum = re.search(r"enum kvm_device_type \{(.*?)\}", _headers(), re.DOTALL)
+    value = 0
+    for member, number in re.findall(r"^\s*(\w+)(?:\s*=\s*(\d+))?,", enum.group(1), re.MULTILINE) if enum else ():
+        value = int(number or value)
+        macros[member] = ([""], str(value))
+        value += 1
+    return macros
+
+
+def _value(name: str) -> int:
+    """What a macro means. Skips for a macro that the header is too old for."""
+    if name not in _macros():
+        pytest.skip(f"the installed <linux/kvm.h> is too old to have {name}")
+    return _evaluate(_macros()[name][1])
+
+
+def _evaluate(text: str) -> int:
+    ioctl = re.fullmatch(r"(_IO[RW]*)\(\s*KVMIO\s*,\s*(\w+)\s*(?:,\s*(?:struct\s+)?(\w+)\s*)?\)", text)
+    if ioctl:
+        # <asm-generic/ioctl.h>: bits 31:30 direction (write 1, read 2), 29:16 size, 15:8 type, 7:0 number.
+        direction = {"_IO": 0, "_IOW": 1, "_IOR": 2, "_IOWR": 3}[ioctl[1]]
+        size = _size_of(ioctl[3]) if ioctl[3] else 0
+        return direction << 30 | size << 16 | _value("KVMIO") << 8 | int(ioctl[2], 0)
+    expression = re.sub(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]*\b", r"\1", text)
+    return int(eval(expression, {"__builtins__": {}}, _Names()))  # the text is the system's own header
+
+
+class _Names(dict[str, object]):
+    """Macros by name, for `eval`: numbers, and those with parameters as functions."""
+
+    def __missing__(self, name: str) -> object:
+        parameters, body = _macros()[name]
+        if not parameters[0]:
+            return _evaluate(body)
+        function: Callable[..., int] = lambda *values: _evaluate(_substitute(parameters, body, values))  # noqa: E731
+        return function
+
+
+def _substitute(parameters: list[str], body: str, values: tuple[int, ...]) -> str:
+    for parameter, value in zip(parameters, values):
+        body = re.sub(rf"\b{parameter}\b", str(value), body)
+    return body
+
+
+def _size_of(name: str) -> int:
+    if name in _SIZES:
+        return _SIZES[name]
+    if name == "kvm_reg_list":
+        return 8  # u64 n and a flexible array
+    return _layout(_body_of(name))[1]
+
+
+def _body_of(name: str) -> str:
+    """The members of a struct."""
+    match = re.search(rf"^struct {name} \{{\n(.*?)^\}};", _headers(), re.DOTALL | re.MULTILINE)
+    if not match:
+        pytest.skip(f"the installed <linux/kvm.h> is too old to have struct {name}")
+    return re.sub(r"#ifdef __KVM_S390.*?#endif", "", match.group(1), flags=re.DOTALL)
+
+
+def _layout(body: str) -> tuple[dict[str, tuple[int, int]], int]:
+    """Member → offset and size, and the size of the whole: each member at a multiple of its own alignment, as the ABI says."""
+    members: dict[str, tuple[int, int]] = {}
+    offset, widest = 0, 1
+    for kind, name, count in re.findall(r"^\s*(\w+)\s+(\w+)(?:\[(\d+)\])?;", body, re.MULTILINE):
+        size = _SIZES[kind]
+        offset = -(-offset // size) * size
+        members[name] = (offset, size * int(count or 1))
+        offset += size * int(count or 1)
+        widest = max(widest, size)
+    return members, -(-offset // widest) * widest
+
+
+def _members(struct: type[ctypes.Structure]) -> dict[str, tuple[int, int]]:
+    return {field[0]: (getattr(struct, field[0]).offset, getattr(struct, field[0]).size) for field in struct._fields_}
+
+
+# -- the tests -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(uapi.IOCTLS))
+def test_ioctl_number(name: str) -> None:
+    assert uapi.IOCTLS[name] == _value(name)
+
+
+@pytest.mark.parametrize("name", sorted(uapi.CAPABILITIES))
+def test_capability_number(name: str) -> None:
+    assert uapi.CAPABILITIES[name] == _value(f"KVM_CAP_{name}")
+
+
+@pytest.mark.parametrize("name", sorted(uapi.TARGETS["arm64"]))
+def test_arm64_target_number(name: str) -> None:
+    assert uapi.TARGETS["arm64"][name] == _value(f"KVM_ARM_TARGET_{name}")
+
+
+def test_there_is_no_arm64_target_that_is_not_known_here() -> None:
+    assert sorted(uapi.TARGETS["arm64"].values()) == list(range(_value("KVM_ARM_NUM_TARGETS")))
+
+
+@pytest.mark.parametrize("name", sorted(uapi.VCPU_FEATURES))
+def test_vcpu_feature_bit(name: str) -> None:
+    assert uapi.VCPU_FEATURES[name] == _value(f"KVM_ARM_VCPU_{name.upper()}")
+
+
+def test_features_are_listed_in_the_order_of_their_bits() -> None:
+    assert list(uapi.VCPU_FEATURES.values()) == sorted(uapi.VCPU_FEATURES.values())
+
+
+@pytest.mark.parametrize("name", sorted(_STRUCTS))
+def test_struct_layout(name: str) -> None:
+    members, size = _layout(_body_of(name))
+    assert members, "the parser understood nothing of the header"
+    assert _members(_STRUCTS[name]) == members
+    assert ctypes.sizeof(_STRUCTS[name]) == size
+
+
+def test_register_list_layout() -> None:
+    body = re.sub(r"__DECLARE_FLEX_ARRAY\(__u64, reg\)|__u64 reg\[0?\]", "__u64 reg[3]", _body_of("kvm_reg_list"))
+    members, size = _layout(body)
+    struct = uapi.reg_list_struct(3)
+    assert (_members(struct), ctypes.sizeof(struct)) == (members, size)
+
+
+def test_run_layout_as_far_as_an_mmio_exit_needs_it() -> None:
+    body = _body_of("kvm_run")
+    head, _, union = body.partition("union {")
+    members, size = _layout(head)
+    mmio = re.search(r"struct \{([^{}]*)\} mmio;", union)
+    assert mmio
+    inside, _ = _layout(mmio.group(1))
+    ours = _members(uapi.RunMmio)
+    assert size == 32
+    for name in ("request_interrupt_window", "immediate_exit", "exit_reason"):
+        assert ours[name] == members[name], name
+    for name, (offset, length) in inside.items():
+        assert ours[name] == (size + offset, length), name
+
+
+@pytest.mark.parametrize(
+    ("ours", "macro"),
+    [
+        (uapi.API_VERSION, "KVM_API_VERSION"),
+        (uapi.EXIT_MMIO, "KVM_EXIT_MMIO"),
+        (uapi.FINALIZE_SVE, "KVM_ARM_VCPU_SVE"),
+        (uapi.DEVICE_TYPE_ARM_VGIC[2], "KVM_DEV_TYPE_ARM_VGIC_V2"),
+        (uapi.DEVICE_TYPE_ARM_VGIC[3], "KVM_DEV_TYPE_ARM_VGIC_V3"),
+        (uapi.CREATE_DEVICE_TEST, "KVM_CREATE_DEVICE_TEST"),
+        (uapi.VCPU_PMU_V3_CTRL, "KVM_ARM_VCPU_PMU_V3_CTRL"),
+        (uapi.VCPU_PMU_V3_INIT, "KVM_ARM_VCPU_PMU_V3_INIT"),
+        (uapi.REG_SIZE_SHIFT, "KVM_REG_SIZE_SHIFT"),
+        (uapi.REG_SIZE_MASK << uapi.REG_SIZE_SHIFT, "KVM_REG_SIZE_MASK"),
+        (uapi.REG_ARM_PSCI_VERSION, "KVM_REG_ARM_PSCI_VERSION"),
+        (uapi.REG_ARM64_SVE_VLS, "KVM_REG_ARM64_SVE_VLS"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_number(ours: int, macro: str) -> None:
+    assert ours == _value(macro)
+
+
+def test_system_register_ids() -> None:
+    shifts = {name: _value(f"KVM_REG_ARM64_SYSREG_{name}_SHIFT") for name in ("OP0", "OP1", "CRN", "CRM", "OP2")}
+    group = _value("KVM_REG_ARM64") | _value("KVM_REG_ARM64_SYSREG") | _value("KVM_REG_SIZE_U64")
+    # One bit at a time, the highest of each field: a field too narrow or misplaced shows.
+    for values in ((2, 0, 0, 0, 0), (0, 4, 0, 0, 0), (0, 0, 8, 0, 0), (0, 0, 0, 8, 0), (0, 0, 0, 0, 4), (3, 7, 15, 15, 7)):
+        expected = group
+        for value, shift in zip(values, shifts.values()):
+            expected |= value << shift
+        assert uapi.sysreg(*values) == expected
+
+
+def test_core_register_ids() -> None:
+    """KVM_REG_ARM_CORE_REG counts 32-bit words; user_pt_regs is regs[31], sp, pc, pstate (<asm/ptrace.h>)."""
+    group = _value("KVM_REG_ARM64") | _value("KVM_REG_SIZE_U64") | _value("KVM_REG_ARM_CORE")
+    assert group == uapi.REG_ARM64_CORE_X0
+    assert group | (31 + 1) * 8 // 4 == uapi.REG_ARM64_CORE_PC
+
+
+def test_masks_cover_the_id_space_in_the_kernels_order() -> None:
+    """KVM_ARM_FEATURE_ID_RANGE_IDX of <asm/kvm.h> (6.7), where that is installed, else as the kernel's documents have it."""
+    registers = uapi.feature_id_registers()
+    assert len(registers) == len(set(registers)) == uapi.FEATURE_ID_MASKS
+    for index, reg in enumerate(registers):
+        op1, crm, op2 = reg >> 11 & 7, reg >> 3 & 15, reg & 7
+        assert index == (((op1 & 3) - (1 if op1 == 3 else 0)) << 6) | crm << 3 | op2
+        assert reg == uapi.sysreg(3, op1, 0, crm, op2)
+    if "KVM_ARM_FEATURE_ID_RANGE_SIZE" in _macros():
+        assert len(registers) == _value("KVM_ARM_FEATURE_ID_RANGE_SIZE")
+
+
+def test_targets_of_32_bit_hosts() -> None:
+    """No header has them since Linux 5.7 took KVM on 32-bit ARM away; as arch/arm/include/uapi/asm/kvm.h of 5.6 had them."""
+    assert uapi.TARGETS["arm"] == {"CORTEX_A15": 0, "CORTEX_A7": 1}
+
+
+@pytest.mark.parametrize("architecture", sorted(uapi.TARGETS))
+def test_fallback_targets_are_targets_of_that_architecture(architecture: str) -> None:
+    assert set(uapi.FALLBACK_TARGETS[architecture]) <= set(uapi.TARGETS[architecture])
