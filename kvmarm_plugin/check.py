@@ -34,7 +34,7 @@ class ProfileOffer(Offer):
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
-        self.seen = cluster.seen
+        self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
 
     def accepts(self, register: str, value: int) -> bool:
         return accepts(register, value, self.registers[register], self.kernel)

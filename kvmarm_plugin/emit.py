@@ -9,10 +9,9 @@ models such as neoverse-v2-v1.
 
 from __future__ import annotations
 
-from .profile import Cluster, Qemu
+from .profile import Cluster, HostProfile
 from .value import Value
 
-# The knobs of "host" in their canonical order: migration and restore compare <feature> elements by index.
 _PAUTH = "ptrauth_address"
 
 
@@ -54,10 +53,20 @@ class Form(Value):
         self._freeze(locals())
 
 
-def choose_form(cluster: Cluster, qemu: Qemu, features: Features, prefer_named: bool) -> Form:
-    """The form for a guest with these features on this cluster."""
+def choose_form(cluster: Cluster, knobs: frozenset[str], features: Features, prefer_named: bool) -> Form:
+    """The form for a guest with these features on this cluster.
+
+    Args:
+        knobs: from `knobs_of`.
+    """
     named = _named_model(cluster, features) if prefer_named else None
-    return named or _host_passthrough(cluster, qemu, features)
+    return named or _host_passthrough(cluster, knobs, features)
+
+
+def knobs_of(profile: HostProfile) -> frozenset[str]:
+    """The features of "host" that QEMU has a property for and libvirt a name. Without libvirt: all of QEMU's."""
+    properties = profile.qemu.host_properties if profile.qemu else {}
+    return frozenset(name for name in properties if profile.libvirt is None or name in profile.cpu_features)
 
 
 def _named_model(cluster: Cluster, features: Features) -> Form | None:
@@ -72,18 +81,19 @@ def _named_model(cluster: Cluster, features: Features) -> Form | None:
     return None
 
 
-def _host_passthrough(cluster: Cluster, qemu: Qemu, features: Features) -> Form:
-    """`<cpu mode='host-passthrough'>` with every knob that this QEMU has, on or off.
+def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Features) -> Form:
+    """`<cpu mode='host-passthrough'>` with every knob on or off.
 
     `sve=off` and `pauth=off` are said on hosts that have neither, so that the XML means the same on one that has.
     """
-    knobs: list[tuple[str, bool]] = []
-    if "sve" in qemu.host_properties:
-        knobs.append(("sve", "sve" in features.vcpu))
-        knobs += [(f"sve{length}", length in features.sve_lengths) for length in _sve_steps(features)]
-    if "pauth" in qemu.host_properties:
-        knobs.append(("pauth", _PAUTH in features.vcpu))
-    return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", tuple(knobs))
+    # This is their canonical order: migration and restore compare <feature> elements by index.
+    settings = [
+        ("sve", "sve" in features.vcpu),
+        *((f"sve{length}", length in features.sve_lengths) for length in _sve_steps(features)),
+        ("pauth", _PAUTH in features.vcpu),
+    ]
+    settings = [(name, enabled) for name, enabled in settings if name in knobs]
+    return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", tuple(settings))
 
 
 def _sve_steps(features: Features) -> range:

@@ -167,6 +167,7 @@ class HostProfile(Value):
         gic_versions: of virtual GICs.
         clusters: empty without KVM on ARM.
         qemu, libvirt: None where missing; libvirt is its version.
+        cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty where it is missing.
         problems: what could not be measured, and why, a line each.
     """
 
@@ -174,6 +175,7 @@ class HostProfile(Value):
         "architecture",
         "capabilities",
         "clusters",
+        "cpu_features",
         "gic_versions",
         "ipa_bits",
         "kernel",
@@ -199,6 +201,7 @@ class HostProfile(Value):
     clusters: tuple[Cluster, ...]
     qemu: Qemu | None
     libvirt: str | None
+    cpu_features: tuple[str, ...]
     problems: tuple[str, ...]
 
     def __init__(
@@ -217,6 +220,7 @@ class HostProfile(Value):
         clusters: tuple[Cluster, ...],
         qemu: Qemu | None,
         libvirt: str | None,
+        cpu_features: tuple[str, ...],
         problems: tuple[str, ...],
     ) -> None:
         self._freeze(locals())
@@ -279,14 +283,22 @@ def _encode(profile: HostProfile) -> dict[str, Any]:
 
 
 def _decode(document: dict[str, Any]) -> HostProfile:
-    fields = {name: document[name] for name in _ORDER}
-    for name in ("overrides", "gic_versions", "problems"):
+    fields = _take(document, _ORDER)
+    for name in ("overrides", "gic_versions", "cpu_features", "problems"):
         fields[name] = tuple(fields[name])
     fields["clusters"] = tuple(_decode_cluster(cluster) for cluster in document["clusters"])
     if document["qemu"] is not None:
-        qemu = {name: document["qemu"][name] for name in _QEMU_ORDER}
+        qemu = _take(document["qemu"], _QEMU_ORDER)
         fields["qemu"] = Qemu(**{**qemu, "machines": tuple(qemu["machines"]), "cpu_models": tuple(qemu["cpu_models"])})
     return HostProfile(**fields)
+
+
+def _take(document: dict[str, Any], types: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The members of these names, each of which must be of its type."""
+    for name, kind in types.items():
+        if not isinstance(document[name], kind):
+            raise TypeError(f"{name} cannot be {repr(document[name])[:40]}")
+    return {name: document[name] for name in types}
 
 
 def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
@@ -311,12 +323,12 @@ def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
 def _decode_cluster(document: dict[str, Any]) -> Cluster:
     written = document["base"]
     base = Vcpu(written["target"], tuple(written["features"]), _unhex(written["registers"]), written["reglist"])
-    fields = {name: document[name] for name in ("cpus", "implementer", "part", "capacity", "target", "models")}
+    fields = _take(document, _CLUSTER_PLAIN)
     return Cluster(
         **fields,
         midr=int(document["midr"], 16),
         revidr=None if document["revidr"] is None else int(document["revidr"], 16),
-        sve_lengths=tuple(document["sve_lengths"]),
+        sve_lengths=tuple(map(int, document["sve_lengths"])),
         seen=_unhex(document["seen"]),
         vcpus=(base, *(_apply(base, difference) for difference in document["variants"])),
         writable=None if document["writable"] is None else _unhex(document["writable"]),
@@ -337,7 +349,10 @@ def _difference(base: Vcpu, vcpu: Vcpu) -> dict[str, Any]:
 
 
 def _apply(base: Vcpu, difference: dict[str, Any]) -> Vcpu:
-    registers = {**base.registers, **{name: value and int(value, 16) for name, value in difference["registers"].items()}}
+    registers = {
+        **base.registers,
+        **{name: None if value is None else int(value, 16) for name, value in difference["registers"].items()},
+    }
     reglist = base.reglist
     added, removed = difference["reglist"]["added"], difference["reglist"]["removed"]
     if added or removed:
@@ -354,20 +369,37 @@ def _unhex(values: dict[str, str]) -> dict[str, int]:
     return {name: int(value, 16) for name, value in values.items()}
 
 
-_ORDER = (
-    "name",
-    "origin",
-    "made_by",
-    "architecture",
-    "kernel",
-    "overrides",
-    "platform",
-    "capabilities",
-    "ipa_bits",
-    "gic_versions",
-    "clusters",
-    "qemu",
-    "libvirt",
-    "problems",
-)
-_QEMU_ORDER = ("binary", "version", "machines", "aliases", "cpu_models", "host_properties")
+_MISSING = type(None)
+_ORDER: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "origin": str,
+    "made_by": str,
+    "architecture": str,
+    "kernel": str,
+    "overrides": list,
+    "platform": str,
+    "capabilities": dict,
+    "ipa_bits": int,
+    "gic_versions": list,
+    "clusters": list,
+    "qemu": (dict, _MISSING),
+    "libvirt": (str, _MISSING),
+    "cpu_features": list,
+    "problems": list,
+}
+_QEMU_ORDER: dict[str, type | tuple[type, ...]] = {
+    "binary": str,
+    "version": str,
+    "machines": list,
+    "aliases": dict,
+    "cpu_models": list,
+    "host_properties": dict,
+}
+_CLUSTER_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "cpus": str,
+    "implementer": str,
+    "part": str,
+    "capacity": (int, _MISSING),
+    "target": int,
+    "models": dict,
+}

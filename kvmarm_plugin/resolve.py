@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from . import __version__, record, rewrite
 from .domain import Element, asks_for_host_model, parse
-from .emit import Features, Form, choose_form
+from .emit import Features, Form, choose_form, knobs_of
 from .errors import KvmarmError
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
@@ -108,7 +108,7 @@ class Resolver:
             )
         cluster = _choose_cluster(profile, self.policy)
         features = _choose_features(wish, cluster, profile, self.policy)
-        form = choose_form(cluster, profile.qemu, features, self.policy.prefer_named)
+        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
@@ -222,9 +222,16 @@ def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy:
     base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
     pmu = ("pmu_v3",) if _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile) else ()
     if aarch32:
-        return Features(("el1_32bit", *base, *pmu), ())
+        # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is not, and KVM makes such a vCPU.
+        pauth32 = _PAUTH if cluster.has(_PAUTH[0]) else ()
+        return Features(("el1_32bit", *base, *pmu, *pauth32), ())
     sve = _switch("SVE", asked.get("sve"), policy.sve, cluster.has("sve"), profile)
     pauth = _switch("PAuth", asked.get("pauth"), policy.pauth, cluster.has(_PAUTH[0]), profile)
+    for name, enabled, offered in (("sve", sve, cluster.has("sve")), ("pauth", pauth, cluster.has(_PAUTH[0]))):
+        if offered and not enabled and name not in knobs_of(profile):
+            raise ResolveError(
+                f"libvirt {profile.libvirt} on host {profile.name} cannot turn {name} off", "upgrade libvirt or QEMU there"
+            )
     lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
     vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(_PAUTH if pauth else ()))
     return Features(vcpu, lengths)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,19 +21,19 @@ RECORD_SCHEMA = TESTS.parent / "xml-templates" / "kvmarm-target.rng"
 AnyValue = TypeVar("AnyValue", bound=Value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def host(name: str) -> HostProfile:
     """A profile of tests/hosts, by its file's name without .json."""
     return profile.loads(HOSTS[name].read_text(encoding="utf-8"), name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def resolver(name: str) -> Resolver:
     """A resolver for a host of tests/hosts under the default policy."""
     return Resolver(host(name), Policy())
 
 
-@lru_cache(maxsize=None)
+@cache
 def template(name: str) -> bytes:
     """A template of xml-templates, by its file's name without .xml."""
     return TEMPLATES[name].read_bytes()

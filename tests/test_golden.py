@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every template resolved for every host: tests/golden/<host>/<template>.xml, or .err with the refusal in one line.
 
-``make golden`` (``pytest tests/test_golden.py --regenerate-output``) writes them anew; the difference is what a change does to users.
+``make golden`` (``pytest tests/test_golden.py --regenerate-output``) writes them anew; the difference is what a change does
+to users.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_no_golden_file_is_left_over(regenerate_output: bool) -> None:
     assert not stale, f"{', '.join(sorted(str(path.relative_to(TESTS)) for path in stale))}: make golden"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _relaxng(path: Path) -> etree.RelaxNG:
     return etree.RelaxNG(file=str(path))
 

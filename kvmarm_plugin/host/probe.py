@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -111,6 +112,7 @@ class _Probe:
             clusters=clusters,
             qemu=qemu,
             libvirt=self._timed("libvirt", self._libvirt),
+            cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
             problems=tuple(self.problems),
         )
 
@@ -268,6 +270,12 @@ def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | N
         if error.ioctl in ("KVM_ARM_VCPU_INIT", "KVM_ARM_VCPU_FINALIZE"):
             return None
         raise
+
+
+def _cpu_features(cpu_map: str) -> tuple[str, ...]:
+    """The names of libvirt's CPU map that QEMU's "host" has a property of: SVE's and, not yet in libvirt 9.0, pauth."""
+    names = re.findall(r"""<feature name=['"]([a-z0-9]+)['"]""", cpu_map)
+    return tuple(name for name in names if name == "pauth" or name.startswith("sve"))
 
 
 def _overrides(command_line: str) -> tuple[str, ...]:

@@ -74,8 +74,9 @@ def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:
     if rule is not None:
         return rule(value, limit)
     if register.startswith("CCSIDR_") or register == "CLIDR_EL1":
-        # set_ccsidr, set_clidr: any geometry that can be, since 6.3; a kernel with masks has that, whatever its number.
-        return kernel.writable is not None or kernel.version >= (6, 3)
+        # Since 6.3; a kernel with masks has that, whatever its number. Before, they are the physical CPU's (demux_c15_set).
+        virtual = kernel.writable is not None or kernel.version >= (6, 3)
+        return virtual and (_clidr if register == "CLIDR_EL1" else _ccsidr)(value, limit)
     return not refused_fields(register, value, limit, kernel) and not _unnamed_bits(register, value, limit, kernel)
 
 
@@ -134,28 +135,51 @@ def _at_most(value: int, limit: int) -> bool:
     return value <= limit
 
 
+def _psci(value: int, limit: int) -> bool:
+    """A version that there is. 0.1 is for vCPUs without PSCI_0_2, whose own it is."""
+    return value in (0x2, 0x10000, 0x10001, 0x10002, 0x10003) and value <= limit
+
+
 def _workaround_2(value: int, limit: int) -> bool:
-    """0 not available and 1 unknown count as one level, 2 available and 3 not required as another; 0x10 is "enabled"."""
-    return value & ~0x10 in (0, 1, 2, 3) and (value & 2 <= limit & 2)
+    """0 not available and 1 unknown count as one level, 2 available and 3 not required as another. 0x10, "enabled", is for 2."""
+    return value in (0, 1, 2, 3, 0x12) and value & 2 <= limit & 2
 
 
 def _subset(value: int, limit: int) -> bool:
     return not value & ~limit
 
 
+def _vendor_hyp_bmap_2(value: int, limit: int) -> bool:
+    """A fresh vCPU has none of them, and may get the two that there are (KVM_ARM_SMCCC_VENDOR_HYP_FEATURES_2)."""
+    return not value & ~(limit | 0b11)
+
+
 def _equal_but_lock(value: int, limit: int) -> bool:
     return not (value ^ limit) & ~2
 
 
+def _ccsidr(value: int, limit: int) -> bool:
+    """Any geometry, but no shorter line: a fresh vCPU has the shortest that the host's CTR_EL0 allows (get_ccsidr)."""
+    return value < 1 << 32 and value & 7 >= limit & 7
+
+
+def _clidr(value: int, limit: int) -> bool:
+    """Any levels, but not that none has to be cleaned to the point of unification where the host's CTR_EL0.IDC denies it.
+    Without IDC a fresh vCPU has LoUU and LoUIS (reset_clidr)."""
+    louu, loc, louis = (1 << 30) - (1 << 27), (1 << 27) - (1 << 24), (1 << 24) - (1 << 21)
+    clean_anyway = not value & loc or not value & (louu | louis)
+    return value < 1 << 47 and (not limit & (louu | louis) or not clean_anyway)
+
+
 # The registers that are no ID registers: kvm_arm_set_fw_reg, kvm_arm_set_fw_reg_bmap, set_oslsr_el1.
 _RULES = {
-    "PSCI_VERSION": _at_most,
+    "PSCI_VERSION": _psci,
     "SMCCC_ARCH_WORKAROUND_1": _at_most,
     "SMCCC_ARCH_WORKAROUND_2": _workaround_2,
     "SMCCC_ARCH_WORKAROUND_3": _at_most,
     "STD_BMAP": _subset,
     "STD_HYP_BMAP": _subset,
     "VENDOR_HYP_BMAP": _subset,
-    "VENDOR_HYP_BMAP_2": _subset,
+    "VENDOR_HYP_BMAP_2": _vendor_hyp_bmap_2,
     "OSLSR_EL1": _equal_but_lock,
 }

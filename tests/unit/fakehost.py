@@ -47,6 +47,8 @@ def write_host(root: Path, profile: HostProfile) -> None:
             write_cpu(root, cpu, cluster.midr, cluster.revidr, cluster.capacity)
     write_online(root, ",".join(map(str, sorted(online))))
     write(root / "proc/cmdline", " ".join(["root=/dev/vda", *profile.overrides, "quiet"]) + "\n")
+    features = "".join(f"  <feature name='{name}'/>\n" for name in ("vfp", *profile.cpu_features, "aes"))
+    write(root / "usr/share/libvirt/cpu_map/arm_features.xml", f"<cpus>\n{features}</cpus>\n")
     if profile.platform:
         write(root / "sys/firmware/devicetree/base/model", profile.platform + "\0")
 

@@ -361,7 +361,17 @@ def test_a_recorded_host_gives_its_profile_back(path: Path, tmp_path: Path, monk
     emulator = write_emulator(tmp_path / "qemu", recorded.qemu) if recorded.qemu else str(tmp_path / "missing")
     measured = probe(Host(tmp_path, kernel, recorded.architecture, recorded.kernel, recorded.name), emulator)
     assert measured.clusters == recorded.clusters
-    for name in ("name", "architecture", "kernel", "overrides", "platform", "capabilities", "ipa_bits", "gic_versions"):
+    for name in (
+        "name",
+        "architecture",
+        "kernel",
+        "overrides",
+        "platform",
+        "capabilities",
+        "ipa_bits",
+        "gic_versions",
+        "cpu_features",
+    ):
         assert getattr(measured, name) == getattr(recorded, name), name
     if recorded.qemu:
         assert measured.qemu

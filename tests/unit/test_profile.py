@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import jsonschema
@@ -22,7 +22,7 @@ from tests.corpus import HOSTS, TESTS, host, one_line, vary
 _SCHEMA = TESTS.parent / "docs" / "profile.schema.json"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text(name: str) -> str:
     return HOSTS[name].read_text(encoding="utf-8")
 
@@ -32,7 +32,7 @@ def _document(name: str = "trixie-max") -> dict[str, Any]:
     return document
 
 
-@lru_cache(maxsize=None)
+@cache
 def _validator() -> Any:
     schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -235,7 +235,7 @@ def test_the_keys_tried_are_those_of_the_schema() -> None:
     assert required - {"schema"} <= {path[-1] for path in _KEYS}
 
 
-_WRONG = st.sampled_from([None, 5, "text", "0xg", [], ["x"], [[]], {}, {"x": "y"}, {"x": None}, True, 1.5])
+_WRONG: st.SearchStrategy[Any] = st.sampled_from([None, 5, "text", "0xg", [], ["x"], [[]], {}, {"x": "y"}, {"x": None}, True, 1.5])
 
 
 @settings(deadline=None, max_examples=400)
@@ -252,6 +252,22 @@ def test_a_wrong_type_is_refused_or_comes_back(path: tuple[Any, ...], wrong: Any
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
+        (("name",), 5),
+        (("name",), None),
+        (("kernel",), ["6.1"]),
+        (("capabilities",), []),
+        (("ipa_bits",), "48"),
+        (("ipa_bits",), None),
+        (("libvirt",), 9),
+        (("clusters",), {}),
+        (("clusters", 0, "capacity"), "big"),
+        (("clusters", 0, "target"), "5"),
+        (("clusters", 0, "models"), []),
+        (("clusters", 0, "sve_lengths"), [None]),
+        (("clusters", 0, "variants", 0, "registers"), {"ID_DFR0_EL1": {}}),
+        (("qemu", "version"), 10),
+        (("qemu", "aliases"), []),
+        (("qemu", "host_properties"), True),
         (("overrides",), None),
         (("gic_versions",), 3),
         (("problems",), 5),
