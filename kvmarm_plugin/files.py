@@ -65,9 +65,10 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
         os.chmod(temporary, _usual_mode(target) if mode is None else mode)
         os.replace(temporary, target)
     except OSError as error:
+        raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
+    finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
 
 
 def _usual_mode(path: str) -> int:

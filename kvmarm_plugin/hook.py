@@ -64,7 +64,7 @@ def _quoted(name: str) -> str:
 
 def _verify(name: str, operation: str, source: bytes) -> int:
     """Rehearse a recorded guest. Whatever goes wrong on the way refuses it: a target that cannot be confirmed is not one."""
-    import signal
+    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
 
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(TIME_LIMIT)

@@ -178,11 +178,9 @@ class _Probe:
         return self._or_problem(f"{title}, scratch guest", lambda: run_guest(system, base.number, base.features, names)) or {}
 
     def _writable(self, system: System) -> dict[str, int] | None:
-        try:
-            with system.create_vm() as vm:
-                return {name_of(reg): mask for reg, mask in vm.writable_masks().items()}
-        except KvmError:
-            return None  # before Linux 6.7
+        with system.create_vm() as vm:
+            masks = vm.writable_masks()
+        return None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
 
     # -- the other edges -------------------------------------------------------------------------------------------------
 
@@ -195,7 +193,7 @@ class _Probe:
                 answer = subprocess.run([daemon, "--version"], capture_output=True, text=True, timeout=30, check=True)
             except (OSError, subprocess.SubprocessError):
                 continue
-            return answer.stdout.split()[-1]
+            return answer.stdout.split()[-1] if answer.stdout.split() else ""
         self.problems.append("libvirt: neither virtqemud nor libvirtd is installed")
         return None
 

@@ -152,10 +152,15 @@ class VM(_Handle):
         self.ioctl("KVM_ARM_PREFERRED_TARGET", init)
         return int(init.target)
 
-    def writable_masks(self) -> dict[int, int]:
-        """Register id → mask of the bits that user space may write (Linux 6.7). Raises KvmError (ENOTTY before)."""
+    def writable_masks(self) -> dict[int, int] | None:
+        """Register id → mask of the bits that user space may write; None on kernels that do not tell (before 6.7)."""
         masks = (ctypes.c_uint64 * uapi.FEATURE_ID_MASKS)()
-        self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", uapi.RegMaskRange(addr=ctypes.addressof(masks)))
+        try:
+            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", uapi.RegMaskRange(addr=ctypes.addressof(masks)))
+        except KvmError as error:
+            if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
+                raise
+            return None
         return {reg: int(mask) for reg, mask in zip(uapi.feature_id_registers(), masks) if mask}
 
     def has_gic(self, version: int) -> bool:
@@ -163,7 +168,9 @@ class VM(_Handle):
         device = uapi.CreateDevice(type=uapi.DEVICE_TYPE_ARM_VGIC[version], flags=uapi.CREATE_DEVICE_TEST)
         try:
             self.ioctl("KVM_CREATE_DEVICE", device)
-        except KvmError:
+        except KvmError as error:
+            if error.errno != errno_codes.ENODEV:
+                raise
             return False
         return True
 

@@ -27,18 +27,20 @@ class KernelOffer(Offer):
         name = os.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         with system.create_vm() as vm:
-            try:
-                writable = {name_of(reg): mask for reg, mask in vm.writable_masks().items()}
-            except KvmError:
-                writable = None  # before Linux 6.7
+            masks = vm.writable_masks()
+            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
             super().__init__(name.nodename, architecture, Kernel(kernel_version(name.release), writable))
             self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
         self._scratch: ScratchVcpu | None = None
-        if architecture == target.architecture:
-            self._make(target)
+        try:
+            if architecture == target.architecture:
+                self._make(target)
+        except BaseException:
+            self.close()
+            raise
 
     def _make(self, target: Target) -> None:
         try:
@@ -79,6 +81,9 @@ class KernelOffer(Offer):
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         if self._scratch is not None:
             self._scratch.close()
 

@@ -7,9 +7,9 @@ A scratch vCPU is made with a target and features, read, and thrown away. `prefe
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections
 import errno
 import mmap
-import signal
 
 from ..errors import KvmarmError
 from . import uapi
@@ -73,7 +73,9 @@ def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
     """Whether the kernel makes a vCPU with this target and these features, on the CPU that this thread runs on."""
     try:
         ScratchVcpu(system, target, features).close()
-    except KvmError:
+    except KvmError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
         return False
     return True
 

@@ -121,8 +121,8 @@ def test_masks_of_every_index_come_back_under_their_register() -> None:
 
 
 def test_masks_on_a_kernel_before_6_7() -> None:
-    with System(FakeKernel(kind())) as system, system.create_vm() as vm, pytest.raises(KvmError, match="ENOTTY"):
-        vm.writable_masks()
+    with System(FakeKernel(kind())) as system, system.create_vm() as vm:
+        assert vm.writable_masks() is None
 
 
 # -- targets -------------------------------------------------------------------------------------------------------------------
