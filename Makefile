@@ -34,7 +34,7 @@ lint: $(VENV)/ready
 	@$(VENV)/bin/mypy --python-version 3.11 tests
 
 bench: $(VENV)/ready
-	@tests/install-packages virtinst
+	@tests/install-packages virtinst time
 	@$(RUN) tests/bench.py
 
 # Write the golden files anew; read the difference before you commit it.

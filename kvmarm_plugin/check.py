@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .profile import Cluster, HostProfile
-from .registers.rules import Kernel, accepts, kernel_version
+from .registers.rules import Kernel, accepts, ignores, kernel_version
 from .target import Target
 from .verdict import REFUSES, WRONG, Finding, Offer, judge
 
@@ -37,6 +37,8 @@ class ProfileOffer(Offer):
         self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
 
     def accepts(self, register: str, value: int) -> bool:
+        if ignores(register, self.registers, self.kernel):
+            return True
         return accepts(register, value, self.registers[register], self.kernel)
 
 

@@ -13,6 +13,10 @@ from .table import id_of
 # Far more registers than a vCPU has. A record is untrusted: without a limit ten MiB of ranges would keep the hook busy for an hour.
 _MOST_IDS = 10000
 
+# Hosts of one kernel have the same few lists, which are asked for again and again. (functools would cost the hook 3 ms.)
+_unpacked: dict[str, frozenset[int]] = {}
+_MOST_UNPACKED = 128
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,6 +48,15 @@ def pack_ids(ids: Iterable[int]) -> str:
 
 def unpack_ids(text: str) -> frozenset[int]:
     """The inverse of `pack_ids`. Raises ValueError."""
+    ids = _unpacked.get(text)
+    if ids is None:
+        if len(_unpacked) == _MOST_UNPACKED:
+            _unpacked.clear()
+        ids = _unpacked[text] = _unpack(text)
+    return ids
+
+
+def _unpack(text: str) -> frozenset[int]:
     ids: set[int] = set()
     room = _MOST_IDS
     for part in text.split():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The law of checking: on any host, `check` from the host's own profile and `rehearse` on its kernel give the same verdict.
 
-law.py asks both some two thousand questions on each of six hosts, one change to a target at a time. A question that a profile
-cannot answer is in EXCEPTIONS, with the reason; registers/rules.py says the same.
+law.py asks both some thousands of questions on each host, one change to a target at a time. What a profile cannot know (the docstring of
+registers/rules.py) does not come up here: the emulated CPUs have neither MPAM nor MTE nor nested virtualisation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ HOSTS = (
     ("bookworm", "neoverse-n1"),
     ("trixie", "neoverse-n1"),
     ("trixie", "max"),
+    ("trixie", "a64fx"),  # no AArch32
     ("sid", "neoverse-n1"),
     ("sid", "max"),
 )
-
-# (suite, CPU, what was asked) → why a profile cannot know.
-EXCEPTIONS: dict[tuple[str, str, str], str] = {}
-
 
 @pytest.fixture(scope="module", params=HOSTS, ids="-".join)
 def answers(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
@@ -40,10 +37,9 @@ def answers(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[tuple
 
 def test_check_and_rehearse_agree(answers: tuple[tuple[str, str], dict[str, Any]]) -> None:
     host, result = answers
-    differing = [question for question in result["differing"] if (*host, question["what"]) not in EXCEPTIONS]
     print(f"{'-'.join(host)}: {result['asked']} questions in {result['seconds']:.0f} s")
     assert result["asked"] > 500
-    assert not differing, "\n".join(
+    assert not result["differing"], "\n".join(
         f"{question['what']}: here {question['limit']}, asked {question['value']}: kernel says {question['kernel']}, check says {question['check']}"
-        for question in differing
+        for question in result["differing"]
     )
