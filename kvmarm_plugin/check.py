@@ -37,7 +37,7 @@ class ProfileOffer(Offer):
         self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
 
     def accepts(self, register: str, value: int) -> bool:
-        if ignores(register, self.registers, self.kernel):
+        if ignores(register, value, self.registers, self.kernel):
             return True
         return accepts(register, value, self.registers[register], self.kernel)
 

@@ -87,7 +87,7 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
     """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare, on-migrate or on-restore.
 
     The hook has only the standard library, hence no YAML: it looks for the line. `loads` lets pass only what is read alike
-    here; a file that cannot be read or holds something else means refuse.
+    here; a file that cannot be read or says something else means refuse.
 
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
@@ -97,7 +97,7 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
             lines = [line.partition("#")[0].split() for line in file.read().splitlines()]
     except (OSError, ValueError):
         return True
-    return [f"on-{operation}:", "warn"] not in lines
+    return [line[1:] for line in lines if line[:1] == [f"on-{operation}:"]][-1:] != [["warn"]]
 
 
 def _policy(settings: dict[str, object]) -> Policy:

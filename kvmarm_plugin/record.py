@@ -11,7 +11,7 @@ from __future__ import annotations
 from .domain import Element
 from .errors import KvmarmError
 from .registers.text import format_values, parse_values, unpack_ids
-from .target import Target
+from .target import VCPU_FEATURES, Target
 from .value import Value
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
@@ -100,7 +100,8 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
         *_wrapped("reglist", target.reglist),
         f"<kvmarm:origin host={_attribute(origin.host)} profile='{origin.profile}' by={_attribute(origin.by)}/>",
     ]
-    return [line.encode() for line in lines]
+    # The document may be in any encoding that holds ASCII as it is.
+    return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
 
 
 def find(domain: Element) -> Element | None:
@@ -160,6 +161,11 @@ def _read_target(element: Element) -> Target:
         raise ValueError("no registers in it")
     if vcpu["architecture"] not in ("arm", "arm64"):
         raise ValueError(f"architecture {vcpu['architecture']!r}")
+    if guest["gic"] not in ("2", "3"):
+        raise ValueError(f"GIC version {guest['gic']!r}")
+    unknown = set(vcpu["features"].split()) - set(VCPU_FEATURES)
+    if unknown:
+        raise ValueError(f"vCPU feature {min(unknown)!r}")
     return Target(
         architecture=vcpu["architecture"],
         number=int(vcpu["target"]),

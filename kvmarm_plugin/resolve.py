@@ -143,19 +143,21 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     """What a domain that asks for host-model wants.
 
     Raises:
-        ResolveError: more than one <cpu>, or a memory size that is none.
+        ResolveError: an element twice that there is one of, or a memory size that is none.
     """
-    cpus = domain.find_all("cpu")
-    if len(cpus) != 1:
-        raise ResolveError("the domain has more than one <cpu>", "libvirt reads only one: remove the others")
-    os_type, gic, pmu = domain.find("os/type"), domain.find("features/gic"), domain.find("features/pmu")
-    assert os_type is not None  # asks_for_host_model has seen it
+    for parent, name in ((domain, "cpu"), (domain, "features"), (domain.find("features"), "gic"), (domain.find("features"), "pmu")):
+        if parent is not None and len(parent.find_all(name)) > 1:
+            raise ResolveError(f"the domain has more than one <{name}>", "libvirt reads only one: remove the others")
+    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    assert cpu is not None  # asks_for_host_model has seen both
+    assert os_type is not None
+    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
         gic=gic.attributes.get("version", "") if gic else "",
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
-        features=tuple(_read_feature(feature) for feature in cpus[0].find_all("feature")),
+        features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         ipa_bits=_ipa_bits(max(_memory(domain.find("memory")), _memory(domain.find("maxMemory")))),
     )
 
@@ -210,18 +212,11 @@ def _choose_cluster(profile: HostProfile, policy: Policy) -> Cluster:
 
 def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy) -> Features:
     """What the domain says, else what the policy says, else what the host has."""
+    _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
-    aarch32 = profile.kvm_architecture == "arm64" and wish.architecture == "armv7l"
-    if profile.kvm_architecture == "arm" and wish.architecture != "armv7l":
-        raise ResolveError(f"host {profile.name} is 32-bit and the guest is {wish.architecture}", "use an aarch64 host")
-    if aarch32 and not cluster.has("el1_32bit"):
-        raise ResolveError(
-            f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no AArch32 at EL1",
-            "use an aarch64 guest",
-        )
     base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
     pmu = ("pmu_v3",) if _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile) else ()
-    if aarch32:
+    if profile.kvm_architecture == "arm64" and wish.architecture == "armv7l":
         # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is not, and KVM makes such a vCPU.
         pauth32 = _PAUTH if cluster.has(_PAUTH[0]) else ()
         return Features(("el1_32bit", *base, *pmu, *pauth32), ())
@@ -235,6 +230,18 @@ def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy:
     lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
     vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(_PAUTH if pauth else ()))
     return Features(vcpu, lengths)
+
+
+def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> None:
+    if wish.architecture == "aarch64" and profile.kvm_architecture == "arm":
+        raise ResolveError(f"host {profile.name} is 32-bit and the guest is {wish.architecture}", "use an aarch64 host")
+    if wish.architecture == "armv7l" and profile.kvm_architecture == "arm64" and not cluster.has("el1_32bit"):
+        raise ResolveError(
+            f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no AArch32 at EL1",
+            "use an aarch64 guest",
+        )
+    if wish.architecture == "armv7l" and any(required for _, required in wish.features):
+        raise ResolveError("a 32-bit guest can have neither SVE nor PAuth", "remove the <feature> elements of its <cpu>")
 
 
 def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
@@ -266,7 +273,7 @@ def _sve_lengths(asked: dict[str, bool | None], cluster: Cluster, profile: HostP
     if missing:
         have = ", ".join(map(str, cluster.sve_lengths))
         raise ResolveError(f"the domain wants sve{missing[0]}, host {profile.name} has lengths {have}", "remove that feature")
-    longest = max(required, default=policy.sve_max_length or max(cluster.sve_lengths))
+    longest = max(required, default=policy.sve_max_length or max(cluster.sve_lengths, default=0))
     lengths = tuple(length for length in cluster.sve_lengths if length <= longest and length < min(refused, default=longest + 1))
     if not lengths or any(length not in lengths for length in required):
         raise ResolveError(

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from .value import Value
 
+# What a vCPU can be given, by the kernel's names and in the order of its bits (kvm.uapi.VCPU_FEATURES has the numbers).
+VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
+
 
 class Target(Value):
     """A vCPU that can be made again, and what a guest sees of it.

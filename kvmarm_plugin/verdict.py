@@ -195,7 +195,7 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         return []
     local = offer.registers[name]
     if offer.accepts(name, recorded):
-        rule = "KVM takes the recorded value, and the guest keeps it"
+        rule = "KVM takes the recorded value"
         fields = differing_fields(name, recorded, local)
         return [_of_field(field, recorded, local, rule, HARMLESS, "") for field in fields] or [
             _of_register(name, recorded, local, rule, HARMLESS, "")

@@ -164,13 +164,25 @@ class VM(_Handle):
         return {reg: int(mask) for reg, mask in zip(uapi.feature_id_registers(), masks) if mask}
 
     def has_gic(self, version: int) -> bool:
-        """Whether the kernel would create a virtual GIC of this version (KVM_CREATE_DEVICE_TEST: nothing is created)."""
+        """Whether the kernel would create a virtual GIC of this version.
+
+        Kernels before 3.13 have no KVM_CREATE_DEVICE on ARM, and one kind of GIC, of version 2, made by KVM_CREATE_IRQCHIP.
+        """
         device = uapi.CreateDevice(type=uapi.DEVICE_TYPE_ARM_VGIC[version], flags=uapi.CREATE_DEVICE_TEST)
         try:
             self.ioctl("KVM_CREATE_DEVICE", device)
         except KvmError as error:
-            if error.errno != errno_codes.ENODEV:
+            if error.errno == errno_codes.ENODEV:
+                return False
+            if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
                 raise
+            return version == 2 and self._makes_irqchip()
+        return True
+
+    def _makes_irqchip(self) -> bool:
+        try:
+            self.ioctl("KVM_CREATE_IRQCHIP")
+        except KvmError:
             return False
         return True
 

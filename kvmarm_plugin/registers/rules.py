@@ -100,9 +100,10 @@ def refused_fields(register: str, value: int, limit: int, kernel: Kernel) -> lis
     return [field for field in fields_of(register) if not _accepts_field(field, field.of(value), field.of(limit), mask, kernel)]
 
 
-def ignores(register: str, registers: Mapping[str, int], kernel: Kernel) -> bool:
+def ignores(register: str, value: int, registers: Mapping[str, int], kernel: Kernel) -> bool:
     """Whether KVM takes any value for a register and keeps none, in a vCPU that has these registers."""
-    return register in _AARCH32 and kernel.version >= (6, 1) and registers.get("ID_AA64PFR0_EL1", 0) & 0xF == 1
+    without_aarch32 = registers.get("ID_AA64PFR0_EL1", 0) & 0xF == 1
+    return register in _AARCH32 and without_aarch32 and kernel.version >= (6, 1) and value < 1 << 64
 
 
 def differing_fields(register: str, value: int, limit: int) -> list[Field]:

@@ -62,6 +62,7 @@ _RECEIVERS = {
         "KVM_ARM_PREFERRED_TARGET",
         "KVM_ARM_GET_REG_WRITABLE_MASKS",
         "KVM_CREATE_DEVICE",
+        "KVM_CREATE_IRQCHIP",
         "KVM_CHECK_EXTENSION",
     ),
     "vcpu": (
@@ -264,6 +265,9 @@ class FakeKernel(Kernel):
     def _kvm_create_device(self, _vm: _Vm, arg: Any) -> int:
         assert arg.flags == 1, "KVM_CREATE_DEVICE_TEST: nothing is to be created"
         return 0 if arg.type in {{2: 5, 3: 7}[version] for version in self.gics} else -errno.ENODEV
+
+    def _kvm_create_irqchip(self, _vm: _Vm, _arg: Any) -> int:
+        return 0 if 2 in self.gics else -errno.ENODEV
 
     def _kvm_set_user_memory_region(self, vm: _Vm, arg: Any) -> int:
         if arg.guest_phys_addr % PAGE or arg.memory_size % PAGE or arg.userspace_addr % PAGE or not arg.memory_size:

@@ -108,6 +108,15 @@ def test_gics(kernel: FakeKernel) -> None:
         assert [version for version in (2, 3) if vm.has_gic(version)] == [3]
 
 
+@pytest.mark.parametrize(("gics", "found"), [((2,), [2]), ((), [])])
+def test_gics_of_a_kernel_before_devices(gics: tuple[int, ...], found: list[int]) -> None:
+    """Linux 3.10 makes its only GIC by KVM_CREATE_IRQCHIP."""
+    kernel = FakeKernel(kind(), gics=gics)
+    kernel.failures["KVM_CREATE_DEVICE"] = errno.EINVAL
+    with System(kernel) as system, system.create_vm() as vm:
+        assert [version for version in (2, 3) if vm.has_gic(version)] == found
+
+
 def test_writable_masks(kernel: FakeKernel) -> None:
     with System(kernel) as system, system.create_vm() as vm:
         assert vm.writable_masks() == {_PFR0: 0xFF0FFFFF, 0x603000000013D801: 0x1F}

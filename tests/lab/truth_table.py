@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The truth table: what kvmarm says of migrations, and what becomes of them. `python3 -m tests.lab.truth_table [--write] [PAIR…]`
+
+Each pair of hosts is booted, and a guest that kvmarm resolved on one is moved to the other, both ways. Three answers have to agree:
+
+- hook: of the hook that is installed on the destination, given the domain as `migrate begin` gets it;
+- check: of `kvmarm check --host` with the destination's profile, on the source;
+- really: what happens when the hook is taken away and the guest is migrated. A second guest, the register reader, starts paused and
+  moves before its first instruction: what it then prints is what a guest sees that came from there.
+
+docs/truth-table.md is written by this (`--write`); test_truth_table.py runs a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kvmarm_plugin.registers.table import id_of
+from kvmarm_plugin.verdict import REFUSES, WRONG
+
+from . import machine
+from .errors import LabError, say
+from .guest import HELLO, MIDR, REGISTER_READER, Guest, domain_xml
+from .host import Host, HostSpec, Result
+from .pair import Pair, migrate
+from .registers import END, parse_registers
+from .wheel import build_wheel
+
+WORKS = "works"
+HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
+PAGE = Path(__file__).parents[2] / "docs/truth-table.md"
+OFF = "sve: off\npauth: off\n"
+
+CLOCK_SECONDS = 12.0  # how long a guest's clock is held against ours
+RIGHT_SPEED = (0.6, 1.6)  # ticks a second; emulation is slow, and the wrong speeds here are 0.4 and 2.5
+MIGRATE_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A guest: what its user writes, and the policy that it is resolved with."""
+
+    title: str = "host-model"
+    machine: str = "virt"
+    policy: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair of hosts and the guests to move between them, both ways."""
+
+    name: str
+    first: HostSpec
+    second: HostSpec
+    guests: tuple[Wanted, ...] = (Wanted(),)
+
+
+def _trixie(cpu: str = "neoverse-n1", **more: Any) -> HostSpec:
+    return HostSpec(suite="trixie", cpu=cpu, **more)
+
+
+CASES = (
+    Case(
+        "sve-pauth",
+        _trixie("max"),
+        _trixie("max", append="arm64.nosve arm64.nopauth"),
+        (Wanted(), Wanted("host-model, policy sve: off, pauth: off", policy=OFF)),
+    ),
+    Case("cntfrq", _trixie(), _trixie(cntfrq=25_000_000)),
+    Case(
+        "trixie-sid",
+        _trixie(),
+        HostSpec(suite="sid", cpu="neoverse-n1"),
+        (Wanted("host-model, machine='virt-10.0'", machine="virt-10.0"), Wanted()),
+    ),
+    Case("midr", _trixie(), _trixie("neoverse-n1,midr=0x413fd0c1")),
+    Case("pmu", _trixie(), _trixie("neoverse-n1,pmu=off"), (Wanted(), Wanted("host-model, policy pmu: off", policy="pmu: off\n"))),
+    Case("a57-a72", _trixie("cortex-a57"), _trixie("cortex-a72")),
+    Case("bti", _trixie("max"), _trixie("max", append="arm64.nobti")),
+    Case(
+        "bookworm-trixie",
+        HostSpec(suite="bookworm", cpu="neoverse-n1"),
+        _trixie(),
+        (Wanted("host-model, machine='virt-7.2'", machine="virt-7.2"),),
+    ),
+    Case(
+        "bookworm-sid",
+        HostSpec(suite="bookworm", cpu="neoverse-n1"),
+        HostSpec(suite="sid", cpu="neoverse-n1"),
+        (Wanted("host-model, machine='virt-7.2'", machine="virt-7.2"),),
+    ),
+    Case("equal", _trixie(), _trixie()),
+    Case(
+        "sve-lengths",
+        _trixie("max"),
+        _trixie("max,sve-max-vq=2"),
+        (Wanted(), Wanted("host-model, policy sve-max-length: 256", policy="sve-max-length: 256\n")),
+    ),
+)
+
+
+@dataclass
+class Row:
+    """One migration."""
+
+    case: str
+    source: str
+    destination: str
+    guest: str
+    hook: str = ""
+    check: str = ""
+    really: str = ""
+    words: str = ""  # why it did not work, in the words of whoever said so
+    reasons: str = ""  # check's
+    unharmed: str = ""  # "yes" where a refused guest went on at the source, else what it did
+    seconds: float = 0.0
+
+    @property
+    def agrees(self) -> bool:
+        return self.hook == self.check == self.really and self.unharmed in ("", "yes")
+
+
+class Table:
+    """Runs cases, and keeps the rows and the versions of what they ran on."""
+
+    def __init__(self, wheel: Path) -> None:
+        self.wheel = wheel
+        self.rows: list[Row] = []
+        self.versions: dict[str, str] = {}
+
+    def run(self, case: Case) -> list[Row]:
+        first = HostSpec(**{**case.first.__dict__, "name": "alpha"})
+        second = HostSpec(**{**case.second.__dict__, "name": "beta"})
+        rows: list[Row] = []
+        with Pair(first, second) as hosts:
+            for host, peer in (hosts, hosts[::-1]):
+                self._prepare(host, peer)
+            for wanted in case.guests:
+                for row in self._move_both_ways(case, hosts, wanted):
+                    rows.append(row)
+                    say(f"{row.case}: {row.source} to {row.destination}: {row.hook} / {row.check} / {row.really} ({row.seconds:.0f} s)")
+        self.rows += rows
+        return rows
+
+    def _prepare(self, host: Host, peer: Host) -> None:
+        host.install(self.wheel)
+        host.run("kvmarm hook install && kvmarm probe -o /tmp/profile.json")
+        profile = host.get("/tmp/profile.json")
+        peer.put(profile, "/tmp/peer.json")
+        facts = json.loads(profile)
+        self.versions[host.spec.suite] = f"Linux {facts['kernel']}, QEMU {facts['qemu']['version']}, libvirt {facts['libvirt']}"
+
+    def _move_both_ways(self, case: Case, hosts: tuple[Host, Host], wanted: Wanted) -> Iterator[Row]:
+        ways = (hosts, hosts[::-1])
+        problems = {}
+        # Their boots take longest: all at once.
+        for source, _ in ways:
+            problems[source] = _start(source, wanted)
+        for source, destination in ways:
+            row = Row(case.name, _describe(source.spec), _describe(destination.spec), wanted.title)
+            start = time.monotonic()
+            if problems[source]:
+                row.hook = row.check = row.really = f"not there: {problems[source]}"
+            else:
+                _move(row, source, destination)
+            row.seconds = time.monotonic() - start
+            yield row
+        for source, _ in ways:
+            for host in hosts:
+                for name in _names(source):
+                    Guest(host, name).destroy()
+
+
+def _names(source: Host) -> tuple[str, str]:
+    """Of the Linux guest and of the register reader that are made on a host."""
+    return f"linux-{source.spec.name}", f"reader-{source.spec.name}"
+
+
+def _start(source: Host, wanted: Wanted) -> str:
+    """Resolve and start both guests; why not, if the host cannot give such a guest."""
+    linux, reader = _names(source)
+    source.put(wanted.policy.encode(), "/tmp/policy.yaml")
+    for name, more in ((linux, {}), (reader, {"kernel": REGISTER_READER, "memory": 64})):
+        xml = domain_xml(name, "<cpu mode='host-model'/>", "", machine=wanted.machine, **more)  # type: ignore[arg-type]
+        defined = source.run("kvmarm define --policy /tmp/policy.yaml -", xml, check=False)
+        if defined.rc != 0:
+            return defined.stderr.strip()
+    Guest(source, linux).start()
+    Guest(source, reader).host.run(["virsh", "--quiet", "start", "--paused", reader])
+    return ""
+
+
+def _move(row: Row, source: Host, destination: Host) -> None:
+    linux, reader = (Guest(source, name) for name in _names(source))
+    linux.wait_for(HELLO)
+    linux.wait_for("guest: tick [2-9]")
+    row.check, row.reasons = _check(linux)
+    row.hook, said = _ask_hook(linux, destination)
+    if row.hook == WORKS != row.check:
+        # What libvirt asks before it runs the hook is not asked again by it: let both answer.
+        refusal = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+        if refusal.rc != 0 and linux.on(destination).state() == "absent" and "operation failed: job" not in refusal.stderr:
+            row.hook, said = REFUSES, refusal.stderr
+    elif row.hook != WORKS:
+        # The same through libvirt: its client has to be told why.
+        refusal = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+        reached = refusal.rc != 0 and "kvmarm:" in refusal.stderr
+        row.unharmed = _still_running(linux) if reached else f"the hook's reason did not reach virsh: {refusal.stderr.strip()}"
+    destination.run(f"mv {HOOK} /tmp/hook")
+    try:
+        row.really, row.words = _really(linux, reader, destination)
+    finally:
+        destination.run(f"mv /tmp/hook {HOOK}")
+    if row.really == REFUSES and row.unharmed in ("", "yes"):
+        row.unharmed = _still_running(linux)
+    row.words = row.words or (said if row.hook != WORKS else "")
+
+
+def _check(guest: Guest) -> tuple[str, str]:
+    """The answer of kvmarm check, and its reasons."""
+    result = guest.host.run(f"kvmarm check --json --host /tmp/peer.json {guest.name}", check=False)
+    if result.rc not in (0, 3):
+        raise LabError(f"kvmarm check exited with {result.rc}: {result.stderr}")
+    findings = list(_findings(json.loads(result.stdout)))
+    severities = [finding["severity"] for finding in findings]
+    answer = next((severity for severity in (REFUSES, WRONG) if severity in severities), WORKS)
+    if (answer == WORKS) != (result.rc == 0):
+        raise LabError(f"kvmarm check exited with {result.rc}, and found {severities}")
+    blocking = [finding["subject"] for finding in findings if finding["severity"] in (REFUSES, WRONG)]
+    return answer, ", ".join(blocking[:4]) + (f" and {len(blocking) - 4} more" if len(blocking) > 4 else "")
+
+
+def _findings(document: Any) -> Iterator[dict[str, str]]:
+    """Every finding, wherever it is in the JSON of kvmarm check."""
+    if isinstance(document, dict) and "severity" in document and "subject" in document:
+        yield document
+    elif isinstance(document, (dict, list)):
+        for part in document.values() if isinstance(document, dict) else document:
+            yield from _findings(part)
+
+
+def _ask_hook(guest: Guest, destination: Host) -> tuple[str, str]:
+    """The answer of the hook on the destination, and what it said."""
+    xml = guest.host.run(["virsh", "dumpxml", "--migratable", guest.name]).stdout
+    result = destination.run(f"{HOOK} {guest.name} migrate begin -", xml, check=False)
+    if result.stdout:
+        raise LabError(f"the hook printed: {result.stdout}")
+    if result.rc == 0:
+        return WORKS, result.stderr
+    return next((severity for severity in (REFUSES, WRONG) if f"; {severity}:" in result.stderr), "failed"), result.stderr
+
+
+def _really(linux: Guest, reader: Guest, destination: Host) -> tuple[str, str]:
+    """What happens without the hook, and in whose words."""
+    result = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+    moved = linux.on(destination)
+    if result.rc != 0:
+        return REFUSES, _words(result, moved)
+    midr = linux.wait_for(MIDR)[1]
+    speed = _speed(moved)
+    if not RIGHT_SPEED[0] < speed < RIGHT_SPEED[1]:
+        return WRONG, f"the guest's clock runs at {speed:.2g} of its speed"
+    record = json.loads(reader.host.run(f"kvmarm show --json {reader.name}").stdout)["target"]
+    result = migrate(reader, destination, check=False, timeout=MIGRATE_SECONDS)
+    if result.rc != 0:
+        return "works, and the paused guest does not", _words(result, reader.on(destination))
+    other = _sees_otherwise(reader.on(destination), {**record["registers"], **record["seen"], "MIDR_EL1": midr})
+    return ("guest sees otherwise", other) if other else (WORKS, "")
+
+
+def _sees_otherwise(reader: Guest, promised: dict[str, str]) -> str:
+    """The registers that the reader, resumed where it is now, reads with other values than it was promised."""
+    reader.host.run(["virsh", "resume", reader.name])
+    reader.wait_for(rf"(?m)^{END}\r?$")
+    seen = parse_registers(reader.console())
+    pairs = {name: (int(value, 16), seen.get(_generic(name))) for name, value in promised.items()}
+    if sum(have is not None for _, have in pairs.values()) < 50:
+        raise LabError(f"the register reader printed {len(seen)} registers, and few of those that were promised")
+    return ", ".join(
+        f"{name}: promised {want:#x}, sees {have:#x}" for name, (want, have) in pairs.items() if have not in (None, want)
+    )
+
+
+def _generic(name: str) -> str:
+    """The register reader's name for a register: by its encoding."""
+    reg = id_of(name)
+    return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}" if reg >> 16 == 0x603000000013 else name
+
+
+def _speed(guest: Guest) -> float:
+    """The guest's seconds in one of ours."""
+    guest.wait_for("guest: tick")
+    first, start = guest.ticks(), time.monotonic()
+    time.sleep(CLOCK_SECONDS)
+    last, end = guest.ticks(), time.monotonic()
+    return (last - first) / (end - start)
+
+
+def _still_running(guest: Guest) -> str:
+    before, deadline = guest.ticks(), time.monotonic() + 15
+    while time.monotonic() < deadline:
+        if guest.state() == "running" and guest.ticks() > before + 1:
+            return "yes"
+        time.sleep(0.5)
+    return f"{guest.state()}, at tick {guest.ticks()} as before ({before})"
+
+
+def _words(result: Result, moved: Guest) -> str:
+    """libvirt's message; if it does not tell QEMU's last, that too."""
+    said = re.sub(r"^error: |\s*$", "", result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "no message")
+    if "qemu-system" in result.stderr:
+        lines = [line for line in result.stderr.splitlines() if "qemu-system" in line]
+        return re.sub(r"^.*?(?=qemu-system)", "", lines[-1])
+    log = moved.host.run(f"grep -h '^qemu-system\\|qemu-system-aarch64:' /var/log/libvirt/qemu/{shlex.quote(moved.name)}.log | tail -n 1", check=False)
+    return f"{said} / {log.stdout.strip()}" if log.stdout.strip() else said
+
+
+def _describe(spec: HostSpec) -> str:
+    cntfrq = f" at {spec.cntfrq / 1e6:g} MHz" if spec.cntfrq else ""
+    return f"{spec.suite} {spec.cpu}{cntfrq}{f' + {spec.append}' if spec.append else ''}"
+
+
+def page(table: Table, seconds: float) -> str:
+    """docs/truth-table.md"""
+    lines = [
+        "# The truth table",
+        "",
+        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with real libvirt, QEMU and KVM, and a guest that",
+        "kvmarm resolved on the source. Written by `make truth-table`; do not edit.",
+        "",
+        "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm check --host` with the destination's profile.",
+        "- **really** is what happened with the hook taken away. *works*: the guest ticks on at the right speed, and a guest that arrived before its",
+        "  first instruction reads in every ID register what was promised. *refuses*: libvirt or QEMU gave up, in the words of the last column.",
+        "- Every refused guest was found running on its source afterwards, and ticking.",
+        "",
+        *(f"- {suite}: {versions}" for suite, versions in sorted(table.versions.items())),
+        "",
+        "| source | destination | guest | hook | check | really | findings of check; the words of libvirt, QEMU or the lab |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table.rows:
+        words = "; ".join(part for part in (row.reasons, f"“{_cell(row.words)}”" if row.words else "") if part)
+        bold = "" if row.agrees else " **(disagree)**"
+        lines.append(f"| {row.source} | {row.destination} | {row.guest} | {row.hook} | {row.check} | {row.really}{bold} | {words} |")
+    agree = sum(row.agrees for row in table.rows)
+    lines += ["", f"{len(table.rows)} migrations, {agree} of them as foretold, in {seconds / 60:.0f} minutes on two cores."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text for a table's cell."""
+    flat = " ".join(text.replace("|", "/").split())
+    return flat if len(flat) <= 300 else flat[:300] + "…"
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    names = [name for name in arguments if name != "--write"]
+    unknown = set(names) - {case.name for case in CASES}
+    if unknown:
+        print(f"no such pair: {', '.join(unknown)}; there are {', '.join(case.name for case in CASES)}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    try:
+        machine.setup()
+        with TemporaryDirectory() as directory:
+            table = Table(build_wheel(Path(directory)))
+            for case in CASES:
+                if not names or case.name in names:
+                    table.run(case)
+    except LabError as error:
+        say(str(error))
+        return 1
+    text = page(table, time.monotonic() - start)
+    if "--write" in arguments:
+        PAGE.write_text(text)
+    else:
+        print(text)
+    return 0 if all(row.agrees for row in table.rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
