@@ -9,7 +9,7 @@ SOURCES := kvmarm_plugin tests
 
 PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc
 
-.PHONY: demo test unit lab lint bench golden profiles clean
+.PHONY: demo test unit lab lint bench golden profiles truth-table clean
 
 demo: $(VENV)/ready
 	@$(RUN) -m tests.lab.demo
@@ -45,6 +45,10 @@ golden: $(VENV)/ready
 profiles: $(VENV)/ready
 	@$(RUN) -m tests.lab setup
 	@$(RUN) -m tests.lab.record
+
+# Migrate guests between every pair of hosts that tells something, and write docs/truth-table.md (half an hour).
+truth-table: $(VENV)/ready
+	@$(RUN) -m tests.lab.truth_table --write
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ class ProfileOffer(Offer):
     def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
         writable = cluster.writable if cluster else None
         super().__init__(profile.name, profile.kvm_architecture, Kernel(kernel_version(profile.kernel), writable))
+        self._profile = profile
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -35,6 +36,9 @@ class ProfileOffer(Offer):
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
         self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
+
+    def qemu_version(self) -> tuple[int, int]:
+        return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
     def accepts(self, register: str, value: int) -> bool:
         if ignores(register, value, self.registers, self.kernel):

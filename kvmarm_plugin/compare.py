@@ -67,10 +67,10 @@ def as_text(hosts: list[HostProfile], pairs: list[Pair]) -> str:
     numbers = {host.name: str(number) for number, host in enumerate(hosts, 1)}
     width = max((len(host.name) for host in hosts), default=0)
     possible = {(pair.source, pair.destination): pair.possible for pair in pairs}
-    lines = ["from \\ to".ljust(width + 4) + " ".join(number.rjust(3) for number in numbers.values())]
+    lines = ["from \\ to".ljust(width + 5) + " ".join(number.rjust(3) for number in numbers.values())]
     for host in hosts:
         cells = ("-" if other is host else "yes" if possible[host.name, other.name] else "no" for other in hosts)
-        lines.append(f"{numbers[host.name]:>2}  {host.name.ljust(width)}" + " ".join(cell.rjust(3) for cell in cells))
+        lines.append(f"{numbers[host.name]:>2}  {host.name.ljust(width)} " + " ".join(cell.rjust(3) for cell in cells))
     for pair in pairs:
         if not pair.possible:
             reasons = [pair.problem] if pair.problem else in_short(pair.blocking)

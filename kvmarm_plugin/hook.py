@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hook's door: what hooks/qemu.d/50-kvmarm runs when a guest is about to start, to arrive or to be restored.
+"""The hook's door: what hooks/qemu.d/50-kvmarm calls when a guest of ours is about to start, to arrive or to be restored.
 
 A guest with a record is rehearsed on this host and refused if the kernel would not take it; a host-model guest without
-one is told how to get one; every other guest passes. libvirt holds the domain's lock meanwhile, so this file runs as
-`python3 -I -S` and imports nothing for guests that are none of our business, and only the standard library for the
-others. It never calls libvirt (which would wait for itself), never logs the XML (which may hold secrets), and prints
-nothing on standard output (which would taint the domain).
+one is told how to get one; for every other guest the script does not even import this. libvirt holds the domain's lock
+meanwhile, so this runs as `python3 -I -S` and imports only the standard library, and little of it. It never calls libvirt
+(which would wait for itself), never logs the XML (which may hold secrets), and prints nothing on standard output (which
+would taint the domain).
+
+An exception that leaves this module is the script's to tell: it refuses a guest with a record and lets others pass.
+docs/hook-faults.md lists what becomes of which fault.
 """
 
 from __future__ import annotations
@@ -13,47 +16,56 @@ from __future__ import annotations
 import sys
 
 TIME_LIMIT = 2  # seconds for everything; a rehearsal takes some hundredths
-
-_OPERATIONS = ("prepare", "migrate", "restore")
-_READ_LIMIT = 10 * 1024 * 1024 + 1  # bytes; domain.SIZE_LIMIT, without importing it for every guest
-_RECORD = b"urn:kvmarm-plugin:target:"  # record.NAMESPACE_STEM, likewise
+_LOG_INTERVAL = 0.2  # seconds; how long the system's log may block, twice
 
 
-def main() -> int:
-    """Exit status for libvirt: 0 lets the guest go on.
-
-    Arguments, as libvirt passes them: domain, operation, sub-operation, extra. Standard input: the domain's XML.
-    """
-    name, operation, stage = (*sys.argv[1:4], "", "", "")[:3]
-    if operation not in _OPERATIONS or stage != "begin":
-        return 0
-    source = sys.stdin.buffer.read(_READ_LIMIT)
-    ours = _RECORD in source
-    if not ours and b"host-model" not in source:
-        return 0
-    if not __package__:  # run as a file: the package is not on the path
-        sys.path.insert(0, __file__.rpartition("/kvmarm_plugin/")[0])
-    return _verify(name, operation, source) if ours else _explain_host_model(name, source)
+class _OutOfTime(Exception):
+    """The time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
 
 
-def _explain_host_model(name: str, source: bytes) -> int:
-    """libvirt is about to refuse host-model with a message that helps nobody; fail first, with one that does.
+def explain_host_model(name: str, xml: bytes) -> int:
+    """Exit status for a guest without a record whose XML mentions host-model: 0 lets it go on.
 
-    libvirt shows a hook's standard error only if the hook fails (virRunScript, src/util/virhook.c).
+    libvirt is about to refuse host-model with a message that helps nobody; fail first, with one that does. libvirt shows
+    a hook's standard error only if the hook fails (virRunScript, src/util/virhook.c).
     """
     from kvmarm_plugin.domain import asks_for_host_model, parse
     from kvmarm_plugin.errors import KvmarmError
 
     try:
-        if not asks_for_host_model(parse(source)):
+        if not asks_for_host_model(parse(xml)):
             return 0
     except KvmarmError:
         return 0  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
-    sys.stderr.write(
+    _say(
         f"kvmarm: {name} asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: "
-        f"virsh dumpxml --inactive --security-info {_quoted(name)} | kvmarm define -\n"
+        f"virsh dumpxml --inactive --security-info {_quoted(name)} | kvmarm define -"
     )
     return 1
+
+
+def verify(name: str, operation: str, xml: bytes) -> int:
+    """Exit status for a guest with a record: 0 lets it go on.
+
+    Rehearses it. Whatever goes wrong on the way refuses it, as far as the policy refuses: a target that cannot be confirmed
+    is not one.
+
+    Args:
+        operation: libvirt's: "prepare", "migrate" or "restore".
+    """
+    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
+
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(TIME_LIMIT)
+    try:
+        try:
+            reason = _reason(xml)
+        finally:
+            signal.alarm(0)
+    except Exception as error:
+        # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a traceback.
+        reason = str(error) if hasattr(error, "hint") or isinstance(error, _OutOfTime) else f"{type(error).__name__}: {error}"
+    return _refuse(name, operation, reason) if reason else 0
 
 
 def _quoted(name: str) -> str:
@@ -62,28 +74,12 @@ def _quoted(name: str) -> str:
     return name if plain else "'" + name.replace("'", "'\\''") + "'"
 
 
-def _verify(name: str, operation: str, source: bytes) -> int:
-    """Rehearse a recorded guest. Whatever goes wrong on the way refuses it: a target that cannot be confirmed is not one."""
-    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
-
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.alarm(TIME_LIMIT)
-    try:
-        reason = _reason(source)
-    except Exception as error:
-        # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a traceback.
-        reason = str(error) or type(error).__name__
-    finally:
-        signal.alarm(0)
-    return _refuse(name, operation, reason) if reason else 0
-
-
-def _reason(source: bytes) -> str:
+def _reason(xml: bytes) -> str:
     """Why this guest must not run here; empty if it may, and for a guest without a record, whatever its XML mentions."""
     from kvmarm_plugin import record
     from kvmarm_plugin.domain import parse
 
-    domain = parse(source)
+    domain = parse(xml)
     element = record.find(domain)
     if element is None:
         return ""
@@ -99,24 +95,48 @@ def _reason(source: bytes) -> str:
 
 def _refuse(name: str, operation: str, reason: str) -> int:
     """Say why on standard error, which reaches whoever started this, and in the system's log. A policy may let it pass."""
-    import syslog
-
     from kvmarm_plugin.policy import refuses
 
     refused = refuses(operation)
     message = f"kvmarm: {name} {'cannot' if refused else 'should not'} run on this host as it was promised: {reason}"
-    sys.stderr.write(message + "\n")
-    try:
-        syslog.openlog("kvmarm-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR if refused else syslog.LOG_WARNING, f"{operation}: {message}")
-    except OSError:
-        pass  # no log is no reason to decide otherwise
+    _say(message)
+    _log(f"{operation}: {_one_line(message)}", refused)
     return int(refused)
 
 
+def _say(message: str) -> None:
+    """A line on standard error. That it is closed or full decides nothing; and what a buffer kept would fail again at exit."""
+    import os
+
+    try:
+        if sys.stderr is not None:  # or 2 may be another file
+            os.write(2, (_one_line(message) + "\n").encode())
+    except OSError:
+        pass
+
+
+def _log(message: str, refused: bool) -> None:
+    """The same in the system's log, if there is one and it answers: a guest does not wait for it."""
+    import _signal as signal
+
+    # Without SA_RESTART the timer fails the send that blocks, and glibc's second try.
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _LOG_INTERVAL, _LOG_INTERVAL)
+    try:
+        import syslog
+
+        syslog.openlog("kvmarm-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_ERR if refused else syslog.LOG_WARNING, message)
+    except (ImportError, OSError):
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _one_line(text: str) -> str:
+    """What a terminal shows as one line, whatever the domain's owner has put into its name."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _out_of_time(*_signal: object) -> None:
-    raise TimeoutError(f"checking took longer than {TIME_LIMIT} s; is the host overloaded? See: kvmarm check")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    raise _OutOfTime(f"checking took longer than {TIME_LIMIT} s; is the host overloaded? See: kvmarm check")

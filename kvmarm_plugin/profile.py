@@ -150,6 +150,12 @@ class Qemu(Value):
     ) -> None:
         self._freeze(locals())
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version; (0, 0) if the version is none."""
+        major, minor = (*self.version.split("."), "")[:2]
+        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
 
 class HostProfile(Value):
     """One host.

@@ -14,16 +14,12 @@ import threading
 
 from ..errors import KvmarmError
 from ..profile import Qemu
+from .qemuversion import BINARIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
-_BINARIES = {
-    "aarch64": ("/usr/bin/qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
-    "armv7l": ("/usr/bin/qemu-system-arm",),
-}
 TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
 
 # QEMU's named models that set a KVM target: the only ones besides "host" and "max" that start under KVM. Source: the kvm_target of
@@ -45,7 +41,7 @@ class QemuRefusal(QemuError):
 
 def find_binary(architecture: str) -> str:
     """The path of the emulator for hosts of this architecture (uname -m). Raises QemuError."""
-    for path in _BINARIES.get(architecture, ()):
+    for path in BINARIES.get(architecture, ()):
         if os.access(path, os.X_OK):
             return path
     raise QemuError("QEMU is not installed", "install qemu-system-arm (Debian), qemu-system-aarch64 (Fedora) or qemu-kvm (RHEL)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from ..errors import KvmarmError
+from ..host.qemuversion import installed_version
 from ..registers.rules import Kernel, kernel_version
 from ..registers.table import id_of, is_identity, name_of
 from ..registers.text import pack_ids
@@ -61,6 +62,9 @@ class KernelOffer(Offer):
         names = tuple(name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features)
         if names:
             self.seen = run_guest(self._system, number, _without_sve(target.features), names)
+
+    def qemu_version(self) -> tuple[int, int]:
+        return installed_version()
 
     def accepts(self, register: str, value: int) -> bool:
         """Pushes the value, as QEMU will when the guest's state is loaded.

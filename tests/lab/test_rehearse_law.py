@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The law of checking: on any host, `check` from the host's own profile and `rehearse` on its kernel give the same verdict.
 
-law.py asks both some thousands of questions on each host, one change to a target at a time. What a profile cannot know (the docstring of
-registers/rules.py) does not come up here: the emulated CPUs have neither MPAM nor MTE nor nested virtualisation.
+law.py asks both some thousands of questions on each host, one change to a target at a time. What a profile cannot know (the
+docstring of registers/rules.py) does not come up here: the emulated CPUs have neither MPAM nor MTE nor nested virtualisation.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ HOSTS = (
     ("sid", "max"),
 )
 
+
 @pytest.fixture(scope="module", params=HOSTS, ids="-".join)
 def answers(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     suite, cpu = request.param
@@ -40,6 +41,7 @@ def test_check_and_rehearse_agree(answers: tuple[tuple[str, str], dict[str, Any]
     print(f"{'-'.join(host)}: {result['asked']} questions in {result['seconds']:.0f} s")
     assert result["asked"] > 500
     assert not result["differing"], "\n".join(
-        f"{question['what']}: here {question['limit']}, asked {question['value']}: kernel says {question['kernel']}, check says {question['check']}"
+        f"{question['what']}: here {question['limit']}, asked {question['value']}: "
+        f"kernel says {question['kernel']}, check says {question['check']}"
         for question in result["differing"]
     )

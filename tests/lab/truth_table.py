@@ -144,11 +144,12 @@ class Table:
         with Pair(first, second) as hosts:
             for host, peer in (hosts, hosts[::-1]):
                 self._prepare(host, peer)
-            for wanted in case.guests:
-                for row in self._move_both_ways(case, hosts, wanted):
+            for number, wanted in enumerate(case.guests):
+                for row in self._move_both_ways(case, hosts, wanted, number):
                     rows.append(row)
-                    say(f"{row.case}: {row.source} to {row.destination}: {row.hook} / {row.check} / {row.really} ({row.seconds:.0f} s)")
-        self.rows += rows
+                    self.rows.append(row)
+                    answers = f"{row.hook} / {row.check} / {row.really}"
+                    say(f"{row.case}: {row.source} to {row.destination}: {answers} ({row.seconds:.0f} s)")
         return rows
 
     def _prepare(self, host: Host, peer: Host) -> None:
@@ -159,48 +160,47 @@ class Table:
         facts = json.loads(profile)
         self.versions[host.spec.suite] = f"Linux {facts['kernel']}, QEMU {facts['qemu']['version']}, libvirt {facts['libvirt']}"
 
-    def _move_both_ways(self, case: Case, hosts: tuple[Host, Host], wanted: Wanted) -> Iterator[Row]:
+    def _move_both_ways(self, case: Case, hosts: tuple[Host, Host], wanted: Wanted, number: int) -> Iterator[Row]:
         ways = (hosts, hosts[::-1])
-        problems = {}
+        guests, problems = {}, {}
         # Their boots take longest: all at once.
         for source, _ in ways:
-            problems[source] = _start(source, wanted)
+            # Names of their own: a console's log stays on every host that a guest was on.
+            guests[source] = (
+                Guest(source, f"linux-{source.spec.name}-{number}"),
+                Guest(source, f"reader-{source.spec.name}-{number}"),
+            )
+            problems[source] = _start(*guests[source], wanted)
         for source, destination in ways:
             row = Row(case.name, _describe(source.spec), _describe(destination.spec), wanted.title)
             start = time.monotonic()
             if problems[source]:
                 row.hook = row.check = row.really = f"not there: {problems[source]}"
             else:
-                _move(row, source, destination)
+                _move(row, *guests[source], destination)
             row.seconds = time.monotonic() - start
             yield row
         for source, _ in ways:
             for host in hosts:
-                for name in _names(source):
-                    Guest(host, name).destroy()
+                for guest in guests[source]:
+                    guest.on(host).destroy()
 
 
-def _names(source: Host) -> tuple[str, str]:
-    """Of the Linux guest and of the register reader that are made on a host."""
-    return f"linux-{source.spec.name}", f"reader-{source.spec.name}"
-
-
-def _start(source: Host, wanted: Wanted) -> str:
+def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
     """Resolve and start both guests; why not, if the host cannot give such a guest."""
-    linux, reader = _names(source)
+    source = linux.host
     source.put(wanted.policy.encode(), "/tmp/policy.yaml")
-    for name, more in ((linux, {}), (reader, {"kernel": REGISTER_READER, "memory": 64})):
-        xml = domain_xml(name, "<cpu mode='host-model'/>", "", machine=wanted.machine, **more)  # type: ignore[arg-type]
+    for guest, more in ((linux, {}), (reader, {"kernel": REGISTER_READER, "memory": 64})):
+        xml = domain_xml(guest.name, "<cpu mode='host-model'/>", "", machine=wanted.machine, **more)  # type: ignore[arg-type]
         defined = source.run("kvmarm define --policy /tmp/policy.yaml -", xml, check=False)
         if defined.rc != 0:
             return defined.stderr.strip()
-    Guest(source, linux).start()
-    Guest(source, reader).host.run(["virsh", "--quiet", "start", "--paused", reader])
+    linux.start()
+    source.run(["virsh", "--quiet", "start", "--paused", reader.name])
     return ""
 
 
-def _move(row: Row, source: Host, destination: Host) -> None:
-    linux, reader = (Guest(source, name) for name in _names(source))
+def _move(row: Row, linux: Guest, reader: Guest, destination: Host) -> None:
     linux.wait_for(HELLO)
     linux.wait_for("guest: tick [2-9]")
     row.check, row.reasons = _check(linux)
@@ -273,11 +273,11 @@ def _really(linux: Guest, reader: Guest, destination: Host) -> tuple[str, str]:
     result = migrate(reader, destination, check=False, timeout=MIGRATE_SECONDS)
     if result.rc != 0:
         return "works, and the paused guest does not", _words(result, reader.on(destination))
-    other = _sees_otherwise(reader.on(destination), {**record["registers"], **record["seen"], "MIDR_EL1": midr})
+    other = sees_otherwise(reader.on(destination), {**record["registers"], **record["seen"], "MIDR_EL1": midr})
     return ("guest sees otherwise", other) if other else (WORKS, "")
 
 
-def _sees_otherwise(reader: Guest, promised: dict[str, str]) -> str:
+def sees_otherwise(reader: Guest, promised: dict[str, str]) -> str:
     """The registers that the reader, resumed where it is now, reads with other values than it was promised."""
     reader.host.run(["virsh", "resume", reader.name])
     reader.wait_for(rf"(?m)^{END}\r?$")
@@ -320,7 +320,10 @@ def _words(result: Result, moved: Guest) -> str:
     if "qemu-system" in result.stderr:
         lines = [line for line in result.stderr.splitlines() if "qemu-system" in line]
         return re.sub(r"^.*?(?=qemu-system)", "", lines[-1])
-    log = moved.host.run(f"grep -h '^qemu-system\\|qemu-system-aarch64:' /var/log/libvirt/qemu/{shlex.quote(moved.name)}.log | tail -n 1", check=False)
+    log = moved.host.run(
+        f"grep -h '^qemu-system\\|qemu-system-aarch64:' /var/log/libvirt/qemu/{shlex.quote(moved.name)}.log | tail -n 1",
+        check=False,
+    )
     return f"{said} / {log.stdout.strip()}" if log.stdout.strip() else said
 
 
@@ -334,12 +337,13 @@ def page(table: Table, seconds: float) -> str:
     lines = [
         "# The truth table",
         "",
-        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with real libvirt, QEMU and KVM, and a guest that",
-        "kvmarm resolved on the source. Written by `make truth-table`; do not edit.",
+        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with real libvirt, QEMU and KVM,",
+        "and a guest that kvmarm resolved on the source. Written by `make truth-table`; do not edit.",
         "",
-        "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm check --host` with the destination's profile.",
-        "- **really** is what happened with the hook taken away. *works*: the guest ticks on at the right speed, and a guest that arrived before its",
-        "  first instruction reads in every ID register what was promised. *refuses*: libvirt or QEMU gave up, in the words of the last column.",
+        "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm check --host` with its profile.",
+        "- **really** is what happened with the hook taken away. *works*: the guest ticks on at the right speed, and a guest that",
+        "  arrived before its first instruction reads in every ID register what was promised. *refuses*: libvirt or QEMU gave up,",
+        "  in the words of the last column.",
         "- Every refused guest was found running on its source afterwards, and ticking.",
         "",
         *(f"- {suite}: {versions}" for suite, versions in sorted(table.versions.items())),
@@ -350,7 +354,9 @@ def page(table: Table, seconds: float) -> str:
     for row in table.rows:
         words = "; ".join(part for part in (row.reasons, f"“{_cell(row.words)}”" if row.words else "") if part)
         bold = "" if row.agrees else " **(disagree)**"
-        lines.append(f"| {row.source} | {row.destination} | {row.guest} | {row.hook} | {row.check} | {row.really}{bold} | {words} |")
+        lines.append(
+            f"| {row.source} | {row.destination} | {row.guest} | {row.hook} | {row.check} | {row.really}{bold} | {words} |"
+        )
     agree = sum(row.agrees for row in table.rows)
     lines += ["", f"{len(table.rows)} migrations, {agree} of them as foretold, in {seconds / 60:.0f} minutes on two cores."]
     return "\n".join(lines) + "\n"
@@ -369,23 +375,23 @@ def main() -> int:
     if unknown:
         print(f"no such pair: {', '.join(unknown)}; there are {', '.join(case.name for case in CASES)}", file=sys.stderr)
         return 2
-    start = time.monotonic()
-    try:
-        machine.setup()
-        with TemporaryDirectory() as directory:
-            table = Table(build_wheel(Path(directory)))
-            for case in CASES:
-                if not names or case.name in names:
+    start, failed = time.monotonic(), False
+    machine.setup()
+    with TemporaryDirectory() as directory:
+        table = Table(build_wheel(Path(directory)))
+        for case in CASES:
+            if not names or case.name in names:
+                try:
                     table.run(case)
-    except LabError as error:
-        say(str(error))
-        return 1
+                except LabError as error:
+                    say(f"{case.name}: {error}")
+                    failed = True
     text = page(table, time.monotonic() - start)
     if "--write" in arguments:
         PAGE.write_text(text)
     else:
         print(text)
-    return 0 if all(row.agrees for row in table.rows) else 1
+    return int(failed or not all(row.agrees for row in table.rows))
 
 
 if __name__ == "__main__":

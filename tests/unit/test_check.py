@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Verdicts from profiles: laws over the whole corpus, what real hosts did, and every kind of finding with its remedy.
+
+The lab holds the same verdicts against kernels (tests/lab/test_rehearse_law.py) and migrations (tests/lab/test_truth_table.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmarm_plugin import cli, domain, profile, record
+from kvmarm_plugin.check import ProfileOffer, check
+from kvmarm_plugin.compare import as_text, compare
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.profile import HostProfile
+from kvmarm_plugin.registers.rules import Kernel, accepts, kernel_version, safe_value
+from kvmarm_plugin.registers.table import Field, fields_of
+from kvmarm_plugin.resolve import Resolver, Wish
+from kvmarm_plugin.target import Target
+from kvmarm_plugin.verdict import HARMLESS, REFUSES, WRONG, Finding, in_short, judge, worst
+from tests.corpus import HOSTS, host, template, vary
+
+
+def _target(name: str, machine: str = "", policy: Policy | None = None) -> Target:
+    """What an open guest gets on a host of the corpus."""
+    here = host(name)
+    architecture = "aarch64" if here.kvm_architecture == "arm64" else "armv7l"
+    return Resolver(here, policy or Policy()).target(Wish(architecture, machine, "", None, (), 40))
+
+
+def _subjects(findings: list[Finding], severity: str) -> set[str]:
+    return {finding.subject for finding in findings if finding.severity == severity}
+
+
+# -- laws ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_host_takes_its_own_guests(name: str) -> None:
+    assert check(_target(name), host(name)) == []
+
+
+@pytest.mark.parametrize("source", HOSTS)
+def test_every_pair_has_a_verdict_that_explains(source: str) -> None:
+    target = _target(source)
+    for destination in HOSTS:
+        findings = check(target, host(destination))
+        assert [finding.severity for finding in findings] == sorted(
+            (finding.severity for finding in findings), key=(REFUSES, WRONG, HARMLESS).index
+        )
+        for finding in findings:
+            assert "\n" not in str(finding)
+            assert finding.rule
+            assert bool(finding.remedy) is (finding.severity != HARMLESS) or finding.subject in ("architecture", "vCPU")
+
+
+def test_compare_is_directed_and_complete() -> None:
+    hosts = [host(name) for name in ("bookworm-neoverse-n1", "trixie-neoverse-n1", "sid-neoverse-n1")]
+    pairs = compare(hosts, Policy())
+    assert {(pair.source, pair.destination): pair.possible for pair in pairs} == {
+        ("bookworm-neoverse-n1", "trixie-neoverse-n1"): True,
+        ("bookworm-neoverse-n1", "sid-neoverse-n1"): True,
+        ("trixie-neoverse-n1", "sid-neoverse-n1"): True,
+        ("trixie-neoverse-n1", "bookworm-neoverse-n1"): False,
+        ("sid-neoverse-n1", "bookworm-neoverse-n1"): False,
+        ("sid-neoverse-n1", "trixie-neoverse-n1"): False,
+    }
+    text = as_text(hosts, pairs)
+    assert "sid-neoverse-n1 to trixie-neoverse-n1: no" in text
+    assert "register list" in text
+
+
+# -- what real hosts did (docs/truth-table.md) -----------------------------------------------------------------------------------
+
+_PINNED_OFF = Policy(sve=False, pauth=False)
+_REALITY = [
+    ("trixie-cortex-a57", "trixie-cortex-a72", Policy(prefer_named=False), "", REFUSES),
+    ("trixie-cortex-a57", "trixie-cortex-a57", Policy(), "", ""),
+    ("trixie-max-nosve-nopauth", "trixie-max", Policy(), "", ""),
+    ("trixie-max", "trixie-max-nosve-nopauth", Policy(), "", REFUSES),
+    ("trixie-max", "trixie-max-nosve-nopauth", _PINNED_OFF, "", ""),
+    ("trixie-max-nobti", "trixie-max", Policy(), "", HARMLESS),
+    ("trixie-max", "trixie-max-nobti", Policy(), "", REFUSES),
+    ("trixie-neoverse-n1", "sid-neoverse-n1", Policy(), "", HARMLESS),
+    ("sid-neoverse-n1", "trixie-neoverse-n1", Policy(), "virt", REFUSES),
+    ("sid-neoverse-n1", "trixie-neoverse-n1", Policy(), "virt-10.0", REFUSES),
+    ("bookworm-neoverse-n1", "trixie-neoverse-n1", Policy(), "virt-7.2", HARMLESS),
+]
+
+
+@pytest.mark.parametrize(("source", "destination", "policy", "machine", "verdict"), _REALITY)
+def test_what_real_hosts_did(source: str, destination: str, policy: Policy, machine: str, verdict: str) -> None:
+    assert worst(check(_target(source, machine, policy), host(destination))) == verdict
+
+
+# -- every kind of finding -------------------------------------------------------------------------------------------------------
+
+
+def _with_register(here: HostProfile, name: str, value: int) -> HostProfile:
+    """The host with another value of a register in every vCPU."""
+    (cluster,) = here.clusters
+    vcpus = tuple(vary(vcpu, registers={**vcpu.registers, name: value}) for vcpu in cluster.vcpus)
+    return vary(here, clusters=(vary(cluster, vcpus=vcpus),))
+
+
+def _with_seen(here: HostProfile, **seen: int) -> HostProfile:
+    (cluster,) = here.clusters
+    return vary(here, clusters=(vary(cluster, seen={**cluster.seen, **seen}),))
+
+
+def _n1() -> HostProfile:
+    return host("trixie-neoverse-n1")
+
+
+def _kinds() -> list[tuple[Target, HostProfile, str, str, str]]:
+    """(target, host, subject, severity, words of the remedy) of each kind of finding."""
+    n1, sve = _target("trixie-neoverse-n1"), _target("trixie-max")
+    pfr0 = n1.registers["ID_AA64PFR0_EL1"]
+    qemu = _n1().qemu
+    assert qemu is not None
+    return [
+        (n1, host("hand-made-a15-3.10"), "architecture", REFUSES, ""),
+        (n1, vary(_n1(), qemu=vary(qemu, machines=("virt-9.0",))), "machine type", REFUSES, "virt-9.0"),
+        (n1, vary(_n1(), gic_versions=(2,)), "GIC", REFUSES, "none"),
+        (n1, vary(_n1(), ipa_bits=36), "IPA size", REFUSES, "less memory"),
+        (sve, _n1(), "vCPU", REFUSES, ""),
+        (_target("trixie-cortex-a57"), _n1(), "vCPU", REFUSES, ""),
+        (sve, vary(host("trixie-max"), clusters=(vary(host("trixie-max").clusters[0], sve_lengths=(128, 256)),)), "SVE lengths",
+         REFUSES, "sve-max-length: 256"),
+        (n1, _with_register(_n1(), "MIDR_EL1", 0x413FD0C1), "MIDR_EL1.Variant", REFUSES, "none"),
+        (n1, _with_register(_n1(), "ID_AA64PFR0_EL1", pfr0 & ~(0xF << 60)), "ID_AA64PFR0_EL1.CSV3", REFUSES, "resolve"),
+        (n1, _with_register(_n1(), "ID_AA64PFR0_EL1", pfr0 | 1 << 48), "ID_AA64PFR0_EL1.DIT", HARMLESS, ""),
+        (n1, _with_register(_n1(), "PSCI_VERSION", 0x10000), "PSCI_VERSION", REFUSES, "none"),
+        (_target("trixie-max"), host("trixie-max-nobti"), "ID_AA64PFR1_EL1.BT", REFUSES, "arm64.nobti"),
+        (_target("sid-neoverse-n1", "virt-10.0"), _n1(), "register list", REFUSES, "older to newer"),
+        (n1, _with_seen(_n1(), CNTFRQ_EL0=25_000_000), "CNTFRQ_EL0", WRONG, "none"),
+        (n1, _with_seen(_n1(), DCZID_EL0=5), "DCZID_EL0", WRONG, "none"),
+        (n1, _with_seen(_n1(), PMCR_EL0=4 << 11), "PMCR_EL0.N", WRONG, "turn pmu off"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", range(len(_kinds())))
+def test_every_kind_of_finding(kind: int) -> None:
+    target, here, subject, severity, remedy = _kinds()[kind]
+    findings = check(target, here)
+    assert subject in _subjects(findings, severity), list(map(str, findings))
+    (finding,) = (finding for finding in findings if finding.subject == subject)
+    assert remedy in finding.remedy
+
+
+def test_more_counters_than_recorded_are_fine() -> None:
+    assert worst(check(_target("trixie-neoverse-n1"), _with_seen(_n1(), PMCR_EL0=31 << 11))) in ("", HARMLESS)
+
+
+def test_a_host_without_kvm_takes_nothing() -> None:
+    (finding,) = check(_target("trixie-neoverse-n1"), vary(_n1(), clusters=(), gic_versions=(), ipa_bits=0))
+    assert (finding.subject, finding.severity) == ("vCPU", REFUSES)
+
+
+def test_a_guest_may_live_on_one_cluster_of_several() -> None:
+    rk3399 = host("hand-made-rk3399")
+    for name in ("biggest", "smallest"):
+        target = Resolver(rk3399, Policy(cluster=name)).target(Wish("aarch64", "", "", None, (), 40))
+        assert check(target, rk3399) == []
+
+
+def test_in_short() -> None:
+    findings = check(_target("trixie-neoverse-n1"), host("trixie-cortex-a72"))
+    short = in_short(findings, 3)
+    assert len(short) == 4
+    assert short[-1] == f"and {len(findings) - 3} more"
+    assert in_short(findings[:2], 3) == list(map(str, findings[:2]))
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------------------
+
+_KERNELS = [Kernel((6, 1), None), Kernel((6, 12), host("trixie-neoverse-n1").clusters[0].writable)]
+_FIELDS = [field for name in ("ID_AA64PFR0_EL1", "ID_AA64MMFR0_EL1", "CTR_EL0", "ID_AA64DFR0_EL1") for field in fields_of(name)]
+
+
+@given(st.sampled_from(_FIELDS), st.data())
+def test_safe_values(field: Field, data: st.DataObject) -> None:
+    """The safe value of two is one of them or the field's own, whichever is asked first; of two equal ones it is that."""
+    values = st.integers(0, (1 << field.msb - field.lsb + 1) - 1)
+    ours, theirs = data.draw(values), data.draw(values)
+    if field.policy == "-":
+        return
+    assert safe_value(field, ours, theirs) == safe_value(field, theirs, ours)
+    if field.policy in ("LOWER_SAFE", "HIGHER_SAFE"):
+        assert safe_value(field, ours, theirs) in (ours, theirs)
+        assert safe_value(field, ours, ours) == ours
+
+
+@given(st.sampled_from(sorted(_n1().clusters[0].vcpus[0].registers)), st.integers(0, (1 << 64) - 1), st.sampled_from(_KERNELS))
+def test_a_kernel_takes_its_own_value_and_old_kernels_little_else(name: str, value: int, kernel: Kernel) -> None:
+    assert accepts(name, value, value, kernel)
+    limit = _n1().clusters[0].vcpus[0].registers[name]
+    if kernel.writable is None and name.startswith("ID_AA64ISAR") and value != limit:
+        assert not accepts(name, value, limit, kernel)
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.12.117+deb13-cloud-arm64", (6, 12)),
+        ("5.14.0-503.el9.aarch64", (5, 14)),
+        ("3.10.0", (3, 10)),
+        ("odd", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_kernel_versions(release: str, version: tuple[int, int]) -> None:
+    assert kernel_version(release) == version
+
+
+# -- the commands --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolved(tmp_path: Path) -> Path:
+    """A guest of trixie-neoverse-n1 in a file."""
+    path = tmp_path / "guest.xml"
+    path.write_bytes(Resolver(_n1(), Policy()).resolve(template("direct-kernel")))
+    return path
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().out
+
+
+def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same, older = HOSTS["trixie-neoverse-n1"], HOSTS["bookworm-neoverse-n1"]
+    assert _run(capsys, "check", resolved, "--host", same) == (0, "direct-kernel on trixie-neoverse-n1: yes, as recorded\n")
+    status, out = _run(capsys, "check", resolved, "--host", same, "--host", older)
+    assert status == 3
+    assert "direct-kernel on bookworm-neoverse-n1: no\n" in out
+    status, out = _run(capsys, "check", resolved, "--host", older, "--json")
+    report: dict[str, Any] = json.loads(out)
+    assert (status, report["domain"], report["hosts"]["bookworm-neoverse-n1"]["verdict"]) == (3, "direct-kernel", REFUSES)
+    assert set(report["hosts"]["bookworm-neoverse-n1"]["findings"][0]) == set(Finding.__slots__)
+
+
+def test_compare_says_who_can(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("trixie-neoverse-n1", "sid-neoverse-n1")
+    status, out = _run(capsys, "compare", *(HOSTS[name] for name in names))
+    assert status == 3
+    assert out.splitlines()[1].split() == ["1", "trixie-neoverse-n1", "-", "yes"]
+    status, out = _run(capsys, "compare", "--json", *(HOSTS[name] for name in names))
+    assert [(pair["source"], pair["possible"]) for pair in json.loads(out)] == [(names[0], True), (names[1], False)]
+
+
+def test_refresh_resolves_anew_from_the_intent(resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    newer = str(HOSTS["sid-neoverse-n1"])
+    arguments = ["resolve", str(resolved), "--host", newer]
+    assert cli.main(arguments) == 0
+    assert capsysbinary.readouterr().out == resolved.read_bytes()
+    assert cli.main([*arguments, "--refresh"]) == 0
+    renewed = capsysbinary.readouterr().out
+    assert renewed == Resolver(host("sid-neoverse-n1"), Policy()).resolve(template("direct-kernel"))
+    element = record.find(domain.parse(renewed))
+    assert element is not None
+    assert record.read(element).target.machine == "virt-11.1"
+
+
+def test_an_offer_is_of_the_model_that_was_recorded() -> None:
+    a57 = _target("trixie-cortex-a57")
+    assert a57.model == "cortex-a57"
+    offer = ProfileOffer(a57, host("trixie-cortex-a57"), host("trixie-cortex-a57").clusters[0])
+    assert offer.registers == a57.registers
+    assert judge(a57, offer) == []
+    assert profile.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"] == a57.number
