@@ -3,13 +3,16 @@
 
 The doors are `cli` (the command ``kvmarm``) and `hook` (what libvirt calls). Between them data flows one way:
 
-    kvm/, host/  --probe-->  profile  --resolve-->  target, record  --domain-->  domain XML
+    kvm/, host/  --probe-->  profile  --resolve-->  target  --record, rewrite-->  domain XML
+
+and back: a target out of the domain XML is judged (`verdict`) against a live kernel (`kvm.rehearse`) or a profile (`check`).
 
 `kvm` and `host` are the edges: the only modules that touch the kernel, sysfs, QEMU and libvirt. Everything in the middle
 takes values and returns values.
 
-The hook runs while libvirt holds the domain's lock. So this file and every module on the hook's path (`errors`, `domain`,
-`hook`) import neither dataclasses, typing, re nor json: together they cost more than the interpreter's own start.
+The hook runs while libvirt holds the domain's lock. So this file and whatever `hook` imports (`domain`, `record`, `target`,
+`verdict`, `registers`, `kvm` and what they need) import neither dataclasses, typing, re nor json: together they cost more than
+the interpreter's own start.
 """
 
 __version__ = "0.1.0"

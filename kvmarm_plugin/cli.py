@@ -42,8 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     resolve = _command(subparsers, "resolve", commands.resolve, "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
-    resolve.add_argument("-o", "--output", metavar="FILE", help="write to FILE, which may be the same")
-    resolve.add_argument("--print-diff", action="store_true", help="print what would change instead of the XML")
+    # Together they would replace the domain by a diff of it.
+    where = resolve.add_mutually_exclusive_group()
+    where.add_argument("-o", "--output", metavar="FILE", help="write to FILE, which may be the same")
+    where.add_argument("--print-diff", action="store_true", help="print what would change instead of the XML")
     resolve.add_argument("--restore-intent", action="store_true", help="give back the XML as it was before it was resolved")
 
     define = _command(subparsers, "define", commands.define, "resolve, then what virsh define does")

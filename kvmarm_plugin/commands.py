@@ -88,7 +88,7 @@ def check(arguments: Namespace) -> int:
 
     found, title = _record(arguments)
     if arguments.host:
-        hosts = [profile.loads(files.read_text(name), name) for name in arguments.host]
+        hosts = _profiles(arguments.host)
         verdicts = {host.name: check_profile(found.target, host) for host in hosts}
     else:
         verdicts = {platform.node(): _rehearse(found.target)}
@@ -99,7 +99,7 @@ def compare(arguments: Namespace) -> int:
     """`kvmarm compare`"""
     from . import compare as comparison
 
-    hosts = [profile.loads(files.read_text(name), name) for name in arguments.profiles]
+    hosts = _profiles(arguments.profiles)
     pairs = comparison.compare(hosts, _policy(arguments.policy))
     if arguments.json:
         _print(json.dumps([pair.as_json() for pair in pairs], indent=1) + "\n")
@@ -205,12 +205,26 @@ def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: boo
 
 
 def _domain_or_file(arguments: Namespace) -> bytes:
-    if arguments.domain == "-" or os.path.exists(arguments.domain):
-        return files.read(arguments.domain)
+    name = arguments.domain
+    # A slash can only be a file's, and is said so where the file is missing; a directory may be called as a domain is.
+    if name == "-" or "/" in name or (os.path.exists(name) and not os.path.isdir(name)):
+        return files.read(name)
     from .host.libvirtd import Connection
 
     with Connection(arguments.connect) as connection:
-        return connection.domain_xml(arguments.domain).encode()
+        return connection.domain_xml(name).encode()
+
+
+def _profiles(names: list[str]) -> list[HostProfile]:
+    """Profiles of hosts that the output can tell apart by their names."""
+    hosts: dict[str, HostProfile] = {}
+    files_of: dict[str, str] = {}
+    for name in names:
+        host = profile.loads(files.read_text(name), name)
+        if host.name in hosts:
+            raise KvmarmError(f"{files_of[host.name]} and {name} are both of a host {host.name}", 'change "name" in one of them')
+        hosts[host.name], files_of[host.name] = host, name
+    return list(hosts.values())
 
 
 def _host_profile(arguments: Namespace) -> HostProfile:
@@ -240,6 +254,8 @@ def _output(name: str | None, data: bytes) -> None:
     if name:
         files.write(name, data)
         return
+    if sys.stdout is None:
+        raise KvmarmError("cannot write standard output: it is closed", "open it, or send it to /dev/null")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -253,7 +269,7 @@ def _output(name: str | None, data: bytes) -> None:
 
 def _print(text: str) -> None:
     """Text to standard output; characters that it cannot show as escapes."""
-    _output(None, text.encode(sys.stdout.encoding, "backslashreplace"))
+    _output(None, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
 
 
 def _say(line: str) -> None:

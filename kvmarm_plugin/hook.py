@@ -23,8 +23,8 @@ class _OutOfTime(Exception):
     """The time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
 
 
-def explain_host_model(name: str, xml: bytes) -> int:
-    """Exit status for a guest without a record whose XML mentions host-model: 0 lets it go on.
+def explain_host_model(name: str, xml: bytes) -> bool:
+    """Whether to stop a guest without a record whose XML mentions host-model.
 
     libvirt is about to refuse host-model with a message that helps nobody; fail first, with one that does. libvirt shows
     a hook's standard error only if the hook fails (virRunScript, src/util/virhook.c).
@@ -34,18 +34,18 @@ def explain_host_model(name: str, xml: bytes) -> int:
 
     try:
         if not asks_for_host_model(parse(xml)):
-            return 0
+            return False
     except KvmarmError:
-        return 0  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
+        return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
     _say(
         f"kvmarm: {name} asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: "
         f"virsh dumpxml --inactive --security-info {_quoted(name)} | kvmarm define -"
     )
-    return 1
+    return True
 
 
-def verify(name: str, operation: str, xml: bytes) -> int:
-    """Exit status for a guest with a record: 0 lets it go on.
+def verify(name: str, operation: str, xml: bytes) -> bool:
+    """Whether to stop a guest with a record.
 
     Rehearses it. Whatever goes wrong on the way refuses it, as far as the policy refuses: a target that cannot be confirmed
     is not one.
@@ -56,16 +56,18 @@ def verify(name: str, operation: str, xml: bytes) -> int:
     import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
 
     signal.signal(signal.SIGALRM, _out_of_time)
-    signal.alarm(TIME_LIMIT)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
     try:
         try:
             reason = _reason(xml)
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except Exception as error:
         # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a traceback.
-        reason = str(error) if hasattr(error, "hint") or isinstance(error, _OutOfTime) else f"{type(error).__name__}: {error}"
-    return _refuse(name, operation, reason) if reason else 0
+        reason = str(error)
+        if not hasattr(error, "hint") and not isinstance(error, _OutOfTime):
+            reason = f"it cannot be checked: {type(error).__name__}: {error} (hint: install kvmarm again)"
+    return bool(reason) and _refuse(name, operation, reason)
 
 
 def _quoted(name: str) -> str:
@@ -93,7 +95,7 @@ def _reason(xml: bytes) -> str:
     return "; ".join(in_short(blocking))
 
 
-def _refuse(name: str, operation: str, reason: str) -> int:
+def _refuse(name: str, operation: str, reason: str) -> bool:
     """Say why on standard error, which reaches whoever started this, and in the system's log. A policy may let it pass."""
     from kvmarm_plugin.policy import refuses
 
@@ -101,7 +103,7 @@ def _refuse(name: str, operation: str, reason: str) -> int:
     message = f"kvmarm: {name} {'cannot' if refused else 'should not'} run on this host as it was promised: {reason}"
     _say(message)
     _log(f"{operation}: {_one_line(message)}", refused)
-    return int(refused)
+    return refused
 
 
 def _say(message: str) -> None:

@@ -27,14 +27,16 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     """Install or renew the hook, and tell libvirt. Returns what was done, a line each.
 
     Raises:
-        KvmarmError: no libvirt that looks there, or no permission.
+        KvmarmError: no libvirt that looks there, no interpreter for the hook, or no permission.
     """
     if not directory.parent.parent.is_dir():
         raise KvmarmError(
             f"{directory.parent.parent} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)"
         )
     _check_version()
-    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
+    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8")
+    _check_interpreter(re.findall(r"^python=(.*)$", text, re.MULTILINE)[0])
+    text = text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
     path = directory / NAME
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text and os.access(path, os.X_OK):
         return [f"{path} is up to date"]
@@ -71,6 +73,27 @@ def _check_version() -> None:
         if version and (int(version[1]), int(version[2])) < (6, 5):
             raise KvmarmError(f"libvirt {version[0]} does not look into hooks/qemu.d", "upgrade it to 6.5 or newer")
         return
+
+
+def _check_interpreter(python: str) -> None:
+    """The hook has this one, whatever runs `kvmarm`: Python 3.9 or newer, with those modules that distributions split off."""
+    try:
+        answer = subprocess.run(
+            [python, "-I", "-S", "-c", "import sys; print(*sys.version_info[:3], sep='.'); import ctypes, mmap, pyexpat"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KvmarmError(f"cannot run {python}, which the hook needs: {error}", "install the distribution's python3") from None
+    version = re.match(r"(\d+)\.(\d+)\.\d+", answer.stdout)
+    if version and (int(version[1]), int(version[2])) < (3, 9):
+        raise KvmarmError(f"{python} is Python {version[0]}, and the hook needs 3.9 or newer", "upgrade the distribution's python3")
+    if answer.returncode != 0:
+        why = (answer.stderr.strip() or f"exit status {answer.returncode}").splitlines()[-1]
+        raise KvmarmError(f"{python} cannot run the hook: {why}", "install the distribution's python3 with its standard library")
 
 
 def _reload() -> str:

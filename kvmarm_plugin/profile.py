@@ -334,11 +334,17 @@ def _decode_cluster(document: dict[str, Any]) -> Cluster:
         **fields,
         midr=int(document["midr"], 16),
         revidr=None if document["revidr"] is None else int(document["revidr"], 16),
-        sve_lengths=tuple(map(int, document["sve_lengths"])),
+        sve_lengths=tuple(map(_sve_length, document["sve_lengths"])),
         seen=_unhex(document["seen"]),
         vcpus=(base, *(_apply(base, difference) for difference in document["variants"])),
         writable=None if document["writable"] is None else _unhex(document["writable"]),
     )
+
+
+def _sve_length(length: Any) -> int:
+    if not 128 <= length <= 2048:
+        raise ValueError(f"an SVE length cannot be {repr(length)[:40]}")
+    return int(length)
 
 
 def _head(vcpu: Vcpu) -> dict[str, Any]:

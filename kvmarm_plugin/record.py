@@ -117,7 +117,9 @@ def find(domain: Element) -> Element | None:
     if len(ours) > 1:
         raise RecordError("the domain has more than one kvmarm record", "remove all but one with: virsh edit")
     namespace, _, name = ours[0].name.partition(" ")
-    if namespace != NAMESPACE or name != "target":
+    if namespace == NAMESPACE and name != "target":
+        raise RecordError(f"the domain's metadata holds a {name} of kvmarm's that is no record", "remove it with: virsh edit")
+    if namespace != NAMESPACE:
         version = namespace[len(NAMESPACE_STEM) :] or "none"
         raise RecordError(
             f"the domain's kvmarm record is of version {version}; this kvmarm knows version 1", "upgrade kvmarm on this host"

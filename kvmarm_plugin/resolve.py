@@ -84,7 +84,7 @@ class Resolver:
         wish = read_wish(domain, self.profile.architecture)
         if wish not in self._answers:
             target, form = self._decide(wish)
-            self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
+            self._answers[wish] = (_emission(target, form, self.profile), record.format_facts(target, self._origin))
         return rewrite.concretise(source, domain, *self._answers[wish])
 
     def target(self, wish: Wish) -> Target:
@@ -222,12 +222,14 @@ def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy:
         return Features(("el1_32bit", *base, *pmu, *pauth32), ())
     sve = _switch("SVE", asked.get("sve"), policy.sve, cluster.has("sve"), profile)
     pauth = _switch("PAuth", asked.get("pauth"), policy.pauth, cluster.has(_PAUTH[0]), profile)
+    knobs = knobs_of(profile)
+    speaker = f"{f'libvirt {profile.libvirt}' if profile.libvirt is not None else 'QEMU'} on host {profile.name}"
     for name, enabled, offered in (("sve", sve, cluster.has("sve")), ("pauth", pauth, cluster.has(_PAUTH[0]))):
-        if offered and not enabled and name not in knobs_of(profile):
-            raise ResolveError(
-                f"libvirt {profile.libvirt} on host {profile.name} cannot turn {name} off", "upgrade libvirt or QEMU there"
-            )
+        if offered and not enabled and name not in knobs:
+            raise ResolveError(f"{speaker} cannot turn {name} off", "upgrade libvirt or QEMU there")
     lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
+    if lengths and lengths != cluster.sve_lengths and f"sve{lengths[-1]}" not in knobs:
+        raise ResolveError(f"{speaker} cannot limit SVE to {lengths[-1]} bits", "upgrade libvirt or QEMU there")
     vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(_PAUTH if pauth else ()))
     return Features(vcpu, lengths)
 
@@ -317,8 +319,12 @@ def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
     return min(wish.ipa_bits, profile.ipa_bits)
 
 
-def _emission(target: Target, form: Form) -> rewrite.Emission:
+def _emission(target: Target, form: Form, profile: HostProfile) -> rewrite.Emission:
     """A target in its form, as XML."""
+    # Where KVM has no PMU (32-bit KVM never has), newer QEMU's "host" has no property to turn it off, and -cpu host,pmu=off does
+    # not start (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still has it, 10.0 does not).
+    properties = profile.qemu.host_properties if profile.qemu else {}
+    no_switch = form.model == "host" and "pmu" not in properties and "ARM_PMU_V3" not in profile.capabilities
     state = "on" if "pmu_v3" in target.features else "off"
     features = [f"<feature policy='{'require' if enabled else 'disable'}' name='{name}'/>" for name, enabled in form.features]
     return rewrite.Emission(
@@ -326,7 +332,6 @@ def _emission(target: Target, form: Form) -> rewrite.Emission:
         model=form.model_element.encode(),
         features=tuple(feature.encode() for feature in features),
         gic=f"<gic version='{target.gic}'/>".encode(),
-        # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
-        pmu=f"<pmu state='{state}'/>".encode() if target.architecture == "arm64" else b"",
+        pmu=b"" if target.architecture == "arm" or no_switch else f"<pmu state='{state}'/>".encode(),
         machine=target.machine.encode(),
     )

@@ -51,8 +51,7 @@ class CannedKernel(device.Kernel):
 device.Kernel = CannedKernel  # type: ignore[misc]
 machine = os.uname()
 os.uname = lambda: os.uname_result((machine[0], machine[1], "6.12.0", machine[3], "aarch64"))
-sys.argv = ["hook", *arguments]
 
-from kvmarm_plugin.hook import main  # noqa: E402
+from kvmarm_plugin import hook  # noqa: E402
 
-sys.exit(main())
+sys.exit(hook.verify(arguments[0], arguments[1], sys.stdin.buffer.read()))

@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate-output", action="store_true", help="write the golden files of tests/golden anew")
+    parser.addoption("--regenerate-output", action="store_true", help="write tests/golden and docs/hook-faults.md anew")
 
 
 @pytest.fixture

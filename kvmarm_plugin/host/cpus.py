@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's CPU clusters: which CPUs share MIDR_EL1 and REVIDR_EL1, what they are called, how fast they are.
 
-Read from sysfs (regs/identification, since Linux 4.7; cpu_capacity) and, where that is missing, from /proc/cpuinfo.
+Read from sysfs (regs/identification, since Linux 4.8; cpu_capacity) and, where that is missing, from /proc/cpuinfo.
 """
 
 from __future__ import annotations

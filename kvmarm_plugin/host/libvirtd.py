@@ -56,7 +56,7 @@ class Connection:
         """Define a domain or replace its definition; the old one stays if this fails. Returns its name. Raises LibvirtError."""
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
-        hint = "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive DOMAIN | kvmarm define -"
+        hint = "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive --security-info DOMAIN | kvmarm define -"
         name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
         return name
 

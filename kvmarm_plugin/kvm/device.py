@@ -18,6 +18,8 @@ from . import uapi
 
 DEVICE = "/dev/kvm"
 
+_PASSING = (errno_codes.ENOMEM, errno_codes.EMFILE, errno_codes.ENFILE, errno_codes.EAGAIN)
+
 
 class KvmError(KvmarmError):
     """An ioctl that the kernel refused.
@@ -25,12 +27,15 @@ class KvmError(KvmarmError):
     Attributes:
         ioctl: its name in <linux/kvm.h>.
         errno: the error number.
+        passing: whether it says something about the host at this moment, and nothing about what was asked for.
     """
 
     def __init__(self, ioctl: str, errno: int, about: str = "") -> None:
         self.ioctl = ioctl
         self.errno = errno
-        super().__init__(f"{ioctl}{f' of {about}' if about else ''}: {error_name(errno)}")
+        self.passing = errno in _PASSING
+        hint = "the host is short of memory or file descriptors: try again" if self.passing else ""
+        super().__init__(f"{ioctl}{f' of {about}' if about else ''}: {error_name(errno)}", hint)
 
 
 class KvmUnavailable(KvmarmError):
@@ -130,7 +135,8 @@ class System(_Handle):
     def create_vm(self) -> VM:
         """A VM with the address space that QEMU's virt machine asks for: 40 bits, or all there are where that is less.
 
-        Source: kvm_init_ipa_stage2_mmu_config / kvm_arm_setup_stage2, arch/arm64/kvm/: type 0 means 40 bits.
+        Source: kvm_init_ipa_range (mmu.c; kvm_arm_setup_stage2 until 6.1), arch/arm64/kvm/: type 0 means 40 bits, and is refused
+        where there are fewer.
         """
         limit = self.check_extension("ARM_VM_IPA_SIZE")
         return VM(self, self.ioctl("KVM_CREATE_VM", limit if 0 < limit < 40 else 0))

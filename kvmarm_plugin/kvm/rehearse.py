@@ -52,6 +52,8 @@ class KernelOffer(Offer):
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
             self._scratch = ScratchVcpu(self._system, number, target.features)
         except KvmarmError as error:
+            if isinstance(error, KvmError) and error.passing:
+                raise
             self.problem = f"KVM on {self.host} makes no such vCPU: {error.message}"
             return
         vcpu = self._scratch.vcpu
@@ -77,7 +79,9 @@ class KernelOffer(Offer):
         vcpu: VCPU = self._scratch.vcpu
         try:
             vcpu.set(id_of(register), value)
-        except (KvmError, OverflowError):
+        except (KvmError, OverflowError) as error:
+            if isinstance(error, KvmError) and error.passing:
+                raise
             return False
         return True
 

@@ -2,7 +2,7 @@
 """Scratch vCPUs: what a guest would get from KVM on the CPU that this thread runs on.
 
 A scratch vCPU is made with a target and features, read, and thrown away. `preferred_target` says which target a guest gets,
-`scratch_vcpu` makes the vCPU, `run_guest` runs a guest of a few instructions in one, for what KVM_GET_ONE_REG does not tell.
+`ScratchVcpu` makes the vCPU, `run_guest` runs a guest of a few instructions in one, for what KVM_GET_ONE_REG does not tell.
 """
 
 from __future__ import annotations

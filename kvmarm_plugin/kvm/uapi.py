@@ -67,8 +67,8 @@ TARGETS = {
     },
 }
 
-# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order is the one QEMU's
-# target/arm/kvm64.c had until 10.1 (cpus_to_try); kvmtool has the same.
+# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order is QEMU's until
+# 10.1 (cpus_to_try in target/arm/kvm64.c, later kvm.c); kvmtool has the same.
 FALLBACK_TARGETS = {
     "arm": ("CORTEX_A15", "CORTEX_A7"),
     "arm64": ("AEM_V8", "FOUNDATION_V8", "CORTEX_A57"),

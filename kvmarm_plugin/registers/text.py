@@ -32,7 +32,7 @@ def parse_values(text: str) -> dict[str, int]:
     values = {}
     for item in text.split():
         name, equals, value = item.partition("=")
-        if not equals or name in values:
+        if not equals or value.startswith("-") or name in values:
             raise ValueError(f"not NAME=VALUE, or named twice: {item[:60]!r}")
         values[name] = int(value, 16)
     return values

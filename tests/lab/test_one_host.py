@@ -141,6 +141,20 @@ def test_the_vcpu_is_the_one_of_cpu_host(lab: Set) -> None:
     plain.destroy()
 
 
+def test_the_host_takes_what_it_gave(lab: Set) -> None:
+    """By its kernel and by its own profile; and a record that does not fit is refused by both."""
+    guest = lab.define("checked")
+    name = f"{lab.case.suite}-{lab.case.cpu}"
+    lab.host.run("kvmarm probe -o /tmp/own.json")
+    for where in ("", " --host /tmp/own.json"):
+        assert lab.kvmarm(f"check checked{where}") == f"checked on {name}: yes, as recorded\n"
+    xml = re.sub(r"(MIDR_EL1=0x[0-9a-f]+)([0-9a-f])\b", r"\g<1>f", lab.host.run("virsh dumpxml checked").stdout)
+    for where in ("", " --host /tmp/own.json"):
+        refusal = lab.host.run(f"kvmarm check -{where}", xml, check=False)
+        assert (refusal.rc, "MIDR_EL1.Revision" in refusal.stdout) == (3, True), refusal
+    guest.destroy()
+
+
 def test_features_pinned_off_are_off(lab: Set) -> None:
     # libvirt 9.0 has no word for PAuth; the bookworm host has none to turn off.
     lab.host.put(b"prefer: host\npmu: off\nsve: off\npauth: off\n", "/tmp/off.yaml")

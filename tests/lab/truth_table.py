@@ -29,7 +29,7 @@ from kvmarm_plugin.verdict import REFUSES, WRONG
 
 from . import machine
 from .errors import LabError, say
-from .guest import HELLO, MIDR, REGISTER_READER, Guest, domain_xml
+from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
 from .registers import END, parse_registers
@@ -175,7 +175,8 @@ class Table:
             row = Row(case.name, _describe(source.spec), _describe(destination.spec), wanted.title)
             start = time.monotonic()
             if problems[source]:
-                row.hook = row.check = row.really = f"not there: {problems[source]}"
+                # What kvmarm gives has to start where it was made: this row does not agree.
+                row.hook, row.check, row.really, row.words = "not asked", "not asked", "does not start", problems[source]
             else:
                 _move(row, *guests[source], destination)
             row.seconds = time.monotonic() - start
@@ -187,7 +188,7 @@ class Table:
 
 
 def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
-    """Resolve and start both guests; why not, if the host cannot give such a guest."""
+    """Resolve and start both guests; the message, if that fails."""
     source = linux.host
     source.put(wanted.policy.encode(), "/tmp/policy.yaml")
     for guest, more in ((linux, {}), (reader, {"kernel": REGISTER_READER, "memory": 64})):
@@ -195,8 +196,10 @@ def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
         defined = source.run("kvmarm define --policy /tmp/policy.yaml -", xml, check=False)
         if defined.rc != 0:
             return defined.stderr.strip()
-    linux.start()
-    source.run(["virsh", "--quiet", "start", "--paused", reader.name])
+        source.run(["rm", "-f", console_path(guest.name)])
+        started = source.run(f"virsh --quiet start {'--paused' if more else ''} {guest.name}", check=False)
+        if started.rc != 0:
+            return started.stderr.strip()
     return ""
 
 
@@ -297,12 +300,16 @@ def _generic(name: str) -> str:
 
 
 def _speed(guest: Guest) -> float:
-    """The guest's seconds in one of ours."""
+    """The guest's seconds in one of ours. A busy machine slows a guest down for a while, a wrong clock stays wrong: three tries."""
     guest.wait_for("guest: tick")
-    first, start = guest.ticks(), time.monotonic()
-    time.sleep(CLOCK_SECONDS)
-    last, end = guest.ticks(), time.monotonic()
-    return (last - first) / (end - start)
+    for _ in range(3):
+        first, start = guest.ticks(), time.monotonic()
+        time.sleep(CLOCK_SECONDS)
+        last, end = guest.ticks(), time.monotonic()
+        speed = (last - first) / (end - start)
+        if RIGHT_SPEED[0] < speed < RIGHT_SPEED[1]:
+            break
+    return speed
 
 
 def _still_running(guest: Guest) -> str:

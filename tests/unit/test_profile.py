@@ -103,6 +103,7 @@ _profiles = st.builds(
     clusters=st.lists(_clusters, max_size=2).map(tuple),
     qemu=st.none() | _qemus,
     libvirt=st.none() | st.text(max_size=5),
+    cpu_features=st.lists(st.sampled_from(["sve", "sve128", "pauth"]), unique=True).map(tuple),
     problems=_lines,
 )
 

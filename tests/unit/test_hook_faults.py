@@ -1,0 +1,771 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hook when something is broken: every operation × every fault × every kind of guest.
+
+The installed script runs, in a copy of the package in which a fault is arranged, and with a kernel that answers from a table.
+`_FAULTS` says what has to come out; docs/hook-faults.md is made from it, by `pytest tests/unit/test_hook_faults.py
+--regenerate-output`, so that operators read what is tested.
+"""
+
+from __future__ import annotations
+
+import ast
+import marshal
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pytest
+
+from kvmarm_plugin import hookfile, record
+from kvmarm_plugin.domain import parse
+from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.kvm.uapi import REG_ARM64_CORE_X0
+from kvmarm_plugin.policy import DEFAULT_PATH
+from kvmarm_plugin.registers.table import id_of
+from kvmarm_plugin.registers.text import unpack_ids
+
+from ..corpus import resolver
+
+_ROOT = Path(__file__).parent.parent.parent
+_PACKAGE = _ROOT / "kvmarm_plugin"
+_SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
+_DOCUMENT = _ROOT / "docs/hook-faults.md"
+_PYTHON = "/usr/bin/python3"
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "USER": "root", "LOGNAME": "root"}
+
+_LOOKED_AT = [("prepare", "begin"), ("migrate", "begin"), ("restore", "begin")]
+_PASSED = [
+    ("start", "begin"),
+    ("started", "begin"),
+    ("reconnect", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+    ("attach", "begin"),
+]
+
+_TIME_LIMIT = 0.3  # seconds, in the copy; the real one is measured once
+_LONGEST = 5.0  # seconds, for a run that takes some hundredths: the machine may be busy
+_SIZE = 50 * 1000 * 1000
+
+# -- the guests ----------------------------------------------------------------------------------------------------------------
+
+_HERE, _ELSEWHERE = "trixie-neoverse-n1", "trixie-cortex-a72"
+_DOMAIN = b"""\
+<domain type='kvm'>
+  <name>guest</name>
+  <memory unit='MiB'>512</memory>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <cpu mode='host-model'/>
+  <devices/>
+</domain>
+"""
+
+
+def _guests() -> dict[str, bytes]:
+    """Kind of guest → its XML."""
+    return {
+        "plain": _DOMAIN.replace(b"host-model", b"host-passthrough"),
+        "host-model": _DOMAIN,
+        "fits": resolver(_HERE).resolve(_DOMAIN),
+        "does not fit": resolver(_ELSEWHERE).resolve(_DOMAIN),
+    }
+
+
+_RECORDED = ("fits", "does not fit")
+
+# What is appended to kvm/device.py in the copy: as tests/benchhook.py has it, but it refuses, fails and takes its time.
+_PLAYED_KERNEL = """
+
+import marshal, time
+with open({answers!r}, "rb") as _file:
+    _answers = marshal.load(_file)
+_machine = os.uname()
+os.uname = lambda: os.uname_result((_machine[0], "here", "6.12.0", _machine[3], "aarch64"))
+
+
+class Kernel(Kernel):
+    open_errno, failures, slow = 0, dict(), ""
+
+    def open(self, path):
+        if self.slow == "open":
+            time.sleep(60)
+        if self.open_errno:
+            raise OSError(self.open_errno, os.strerror(self.open_errno))
+        return 1000
+
+    def close(self, fd):
+        pass
+
+    def ioctl(self, fd, name, arg):
+        if name == self.slow:
+            time.sleep(60)
+        if name in self.failures:
+            raise KvmError(name, self.failures[name])
+        if name == "KVM_GET_ONE_REG":
+            value = _answers["registers"].get(arg.id, 0).to_bytes(register_size(arg.id), "little")
+            ctypes.memmove(arg.addr, value, len(value))
+        elif name == "KVM_SET_ONE_REG":
+            value = int.from_bytes(ctypes.string_at(arg.addr, register_size(arg.id)), "little")
+            if arg.id in _answers["identity"] and value != _answers["registers"][arg.id]:
+                raise KvmError(name, errno_codes.EINVAL)
+        elif name == "KVM_GET_REG_LIST":
+            ids = _answers["reglist"]
+            if arg.n < len(ids):
+                arg.n = len(ids)
+                raise KvmError(name, errno_codes.E2BIG)
+            arg.reg[:] = ids
+        elif name == "KVM_ARM_PREFERRED_TARGET":
+            arg.target = _answers["target"]
+        elif name == "KVM_CHECK_EXTENSION":
+            return 48 if arg == uapi.CAPABILITIES["ARM_VM_IPA_SIZE"] else 1
+        return uapi.API_VERSION if name == "KVM_GET_API_VERSION" else 0
+
+    def map_run(self, fd, size):
+        return uapi.RunMmio(exit_reason=uapi.EXIT_MMIO, phys_addr=0x80000000)
+"""
+
+# And to __init__.py: what goes into the system's log goes into a file.
+_PLAYED_LOG = """
+
+import sys
+class _Log:
+    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = 0
+    def openlog(*_): pass
+    def syslog(_priority, message):
+        with open({log!r}, "a") as file: file.write(message + "\\n")
+sys.modules["syslog"] = _Log
+"""
+
+
+def _answers() -> bytes:
+    """Of the host on which a guest of the kind "fits" was made."""
+    element = record.find(parse(_guests()["fits"]))
+    assert element is not None
+    target = record.read(element).target
+    identity = {id_of(name): value for name, value in target.registers.items()}
+    seen = {REG_ARM64_CORE_X0 + 2 * index: value for index, value in enumerate(target.seen.values())}
+    reglist = sorted(unpack_ids(target.reglist))
+    return marshal.dumps(
+        {"registers": {**identity, **seen}, "identity": set(identity), "reglist": reglist, "target": target.number}
+    )
+
+
+# -- the place where faults are arranged ---------------------------------------------------------------------------------------
+
+
+class Place:
+    """A hook installed with a package of its own.
+
+    Attributes:
+        package, policy, log: the paths.
+        name: the domain's.
+        redirections: shell redirections that libvirt would not make.
+        change: what becomes of the XML of a guest, by its kind.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.package = directory / "kvmarm_plugin"
+        self.policy = directory / "policy.yaml"
+        self.log = directory / "log"
+        self._hook = directory / "50-kvmarm"
+        self.name = "guest"
+        self.redirections = ""
+        self.change: Callable[[str, bytes], bytes] = lambda _kind, xml: xml
+        shutil.copytree(_PACKAGE, self.package)
+        self._hook.write_text(_SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package))))
+        self._hook.chmod(0o755)
+        (directory / "answers").write_bytes(_answers())
+        self.append("kvm/device.py", _PLAYED_KERNEL.format(answers=str(directory / "answers")))
+        self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
+        self.replace("policy.py", DEFAULT_PATH, str(self.policy))
+        self.replace("hook.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
+
+    def append(self, module: str, text: str) -> None:
+        with (self.package / module).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def replace(self, module: str, old: str, new: str) -> None:
+        path = self.package / module
+        text = path.read_text(encoding="utf-8")
+        assert old in text, f"{module} has changed"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def interpreter(self, path: str) -> None:
+        self._hook.write_text(self._hook.read_text().replace(f"python={_PYTHON}\n", f"python={path}\n"))
+
+    def call(self, operation: str, stage: str, kind: str) -> tuple[int, str, str, float]:
+        """Status, standard output and error, and the seconds that it took."""
+        command = [str(self._hook), self.name, operation, stage, "-"]
+        if self.redirections:
+            command = ["/bin/sh", "-c", f'exec "$@" {self.redirections}', "sh", *command]
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_ENVIRONMENT)
+        out, err = process.communicate(self.change(kind, _guests_once()[kind]), timeout=30)
+        return process.returncode, out.decode(), err.decode(), time.monotonic() - start
+
+
+_guests_once = cache(_guests)
+
+# -- the table -----------------------------------------------------------------------------------------------------------------
+
+PASSES = ""
+WARNED = "warned: "  # passes with a message, which libvirt throws away and the log keeps
+NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
+UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
+MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
+ADVICE = (
+    "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: virsh dumpxml "
+    "--inactive --security-info GUEST | kvmarm define -"
+)
+AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
+NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
+NO_PACKAGE = f"{UNCHECKED}ModuleNotFoundError: No module named 'kvmarm_plugin' (…/kvmarm_plugin, Python …). {AGAIN}"
+DAMAGED = NOT_THERE + "it cannot be checked: "
+REINSTALL = "(hint: install kvmarm again)"
+
+
+class Fault(NamedTuple):
+    """A row: what is broken, and what the three operations that are looked at then do to each kind of guest.
+
+    An outcome is the message with which the guest is refused ("…" is any text, GUEST the name), PASSES, or WARNED and the message.
+    Where standard error is broken, only the log can have it.
+    """
+
+    what: str
+    arrange: Callable[[Place], object]
+    fits: str = PASSES
+    misfit: str = MISFIT
+    host_model: str = ADVICE
+    plain: str = PASSES
+    lost: bool = False
+
+    def outcome(self, kind: str) -> str:
+        return {"plain": self.plain, "host-model": self.host_model, "fits": self.fits, "does not fit": self.misfit}[kind]
+
+
+def _both(what: str, message: str, arrange: Callable[[Place], object], host_model: str = ADVICE) -> Fault:
+    """A fault that refuses every guest with a record."""
+    return Fault(what, arrange, fits=message, misfit=message, host_model=host_model)
+
+
+def _everybody(outcome: str) -> tuple[str, str, str, str]:
+    return outcome, outcome, outcome, outcome
+
+
+def _set(**changes: object) -> Callable[[Place], object]:
+    def arrange(place: Place) -> None:
+        for name, value in changes.items():
+            setattr(place, name, value)
+
+    return arrange
+
+
+def _all(*steps: Callable[[Place], object]) -> Callable[[Place], object]:
+    return lambda place: [step(place) for step in steps]
+
+
+def _interpreter(text: str) -> Callable[[Place], object]:
+    """An interpreter that is a script of this text; none if it is empty."""
+
+    def arrange(place: Place) -> None:
+        path = place.package.parent / "python3"
+        if text:
+            path.write_text(text)
+            path.chmod(0o755)
+        place.interpreter(str(path))
+
+    return arrange
+
+
+def _no_package(place: Place) -> None:
+    shutil.rmtree(place.package)
+
+
+def _without(module: str) -> Callable[[Place], object]:
+    return lambda place: (place.package / module).unlink()
+
+
+def _damaged(module: str) -> Callable[[Place], object]:
+    """Ends in the middle of a line."""
+    return lambda place: place.append(module, "\n\ndef broken(")
+
+
+def _empty(module: str) -> Callable[[Place], object]:
+    return lambda place: (place.package / module).write_text("")
+
+
+def _policy(text: bytes | None) -> Callable[[Place], object]:
+    """A policy of this text; None puts something there that cannot be read, even by root."""
+    return lambda place: place.policy.mkdir() if text is None else place.policy.write_bytes(text)
+
+
+def _kernel(setting: str) -> Callable[[Place], object]:
+    return lambda place: place.append("kvm/device.py", f"\n    {setting}\n")
+
+
+def _log(text: str) -> Callable[[Place], object]:
+    return lambda place: place.append("__init__.py", f"\n{text}\n")
+
+
+def _in_records(change: Callable[[bytes], bytes]) -> Callable[[Place], object]:
+    return _set(change=lambda kind, xml: change(xml) if kind in _RECORDED else xml)
+
+
+def _no_bytecode(place: Place) -> None:
+    for path in [*place.package.rglob("__pycache__")]:
+        shutil.rmtree(path)
+        path.write_text("a file where a directory should be")
+
+
+_WARN = b"on-prepare: warn\non-migrate: warn\non-restore: warn\n"
+_NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
+_SHORT = "(hint: the host is short of memory or file descriptors: try again)"
+
+_FAULTS: dict[str, list[Fault]] = {
+    "The installation": [
+        Fault("nothing", lambda _place: None),
+        _both("the interpreter is gone", NO_PYTHON, _interpreter(""), PASSES),
+        _both(
+            "the interpreter does not start",
+            NO_PYTHON,
+            _interpreter("#!/bin/sh\nexit 127\n"),
+            PASSES,
+        ),
+        _both(
+            "the interpreter's own library is damaged",
+            UNCHECKED + "…/python3 is missing or broken (status 1). " + AGAIN,
+            _interpreter("#!/bin/sh\nexit 1\n"),
+            PASSES,
+        ),
+        _both(
+            "the interpreter is killed at its start",
+            UNCHECKED + "…/python3 is missing or broken (status 137). " + AGAIN,
+            _interpreter("#!/bin/sh\nkill -9 $$\n"),
+            PASSES,
+        ),
+        Fault(
+            "the interpreter is killed at work",
+            _interpreter("#!/bin/sh\ncat >/dev/null\nkill -9 $$\n"),
+            *_everybody("kvmarm: GUEST cannot be checked for a recorded CPU: …/python3 was killed (status 137). Start it again"),
+        ),
+        _both(
+            "the package is gone",
+            NO_PACKAGE,
+            _no_package,
+            PASSES,
+        ),
+        _both(
+            "hook.py is gone", UNCHECKED + "ImportError: …hook… (…/kvmarm_plugin, Python …). " + AGAIN, _without("hook.py"), PASSES
+        ),
+        _both("hook.py is damaged", UNCHECKED + "SyntaxError: … (hook.py, line …) (…). " + AGAIN, _damaged("hook.py"), PASSES),
+        _both("hook.py is empty", UNCHECKED + "AttributeError: …verify… (…). " + AGAIN, _empty("hook.py"), PASSES),
+        _both(
+            "another module that it needs is gone",
+            DAMAGED + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain' {REINSTALL}",
+            _without("domain.py"),
+            PASSES,
+        ),
+        _both(
+            "another module that it needs is damaged",
+            DAMAGED + f"SyntaxError: … (rehearse.py, line …) {REINSTALL}",
+            _damaged("kvm/rehearse.py"),
+        ),
+        _both(
+            "a data file is gone", DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}", _without("registers/registers.tsv")
+        ),
+        Fault("policy.py is gone", _without("policy.py"), misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN),
+        Fault("no place for compiled modules (disk full, read-only)", _no_bytecode),
+    ],
+    "The policy": [
+        Fault("it cannot be read", _policy(None)),
+        Fault("it is no text", _policy(b"\xff\xfe\0" + _WARN)),
+        Fault("it is not YAML", _policy(b"on-prepare: [warn\non-migrate: {warn\non-restore: &warn\n")),
+        Fault("it says warn", _policy(_WARN), misfit=WARNED + MISFIT.replace("cannot", "should not")),
+        _both(
+            "it says warn, and /dev/kvm does not exist",
+            WARNED + NOT_THERE.replace("cannot", "should not") + "/dev/kvm does not exist (hint: …)",
+            _all(_policy(_WARN), _kernel("open_errno = errno_codes.ENOENT")),
+        ),
+        Fault(
+            "it says warn, and policy.py is gone",
+            _all(_policy(_WARN), _without("policy.py")),
+            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
+        ),
+    ],
+    "The kernel": [
+        _both(
+            "/dev/kvm does not exist",
+            NOT_THERE + "/dev/kvm does not exist (hint: is this an ARM host booted at EL2, with KVM in its kernel? See: …)",
+            _kernel("open_errno = errno_codes.ENOENT"),
+        ),
+        _both(
+            "/dev/kvm may not be opened",
+            NOT_THERE + "no permission to open /dev/kvm (hint: run as root or join the group kvm)",
+            _kernel("open_errno = errno_codes.EACCES"),
+        ),
+        _both(
+            "/dev/kvm cannot be opened",
+            NOT_THERE + "cannot open /dev/kvm: Too many open files in system",
+            _kernel("open_errno = errno_codes.ENFILE"),
+        ),
+        _both(
+            "no file descriptors for a VM",
+            NOT_THERE + f"KVM_CREATE_VM: EMFILE (Too many open files) {_SHORT}",
+            _kernel("failures = dict(KVM_CREATE_VM=errno_codes.EMFILE)"),
+        ),
+        _both(
+            "no memory for a vCPU",
+            NOT_THERE + f"KVM_CREATE_VCPU: ENOMEM (Cannot allocate memory) {_SHORT}",
+            _kernel("failures = dict(KVM_CREATE_VCPU=errno_codes.ENOMEM)"),
+        ),
+        _both(
+            "no memory to set a register",
+            NOT_THERE + f"KVM_SET_ONE_REG of register 0x…: ENOMEM (Cannot allocate memory) {_SHORT}",
+            _kernel("failures = dict(KVM_SET_ONE_REG=errno_codes.ENOMEM)"),
+        ),
+        _both(
+            "it refuses the vCPU",
+            NOT_THERE + "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such vCPU: "
+            "KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)",
+            _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
+        ),
+        _both(
+            "it answers slowly",
+            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            _kernel("slow = 'KVM_CREATE_VM'"),
+        ),
+        _both(
+            "/dev/kvm hangs when it is opened",
+            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            _kernel("slow = 'open'"),
+        ),
+    ],
+    "The record": [
+        _both(
+            "the XML ends in it",
+            NOT_THERE + "not well-formed XML: …, line … (hint: …)",
+            _in_records(lambda xml: xml[: xml.index(b"<kvmarm:reglist>") + 100]),
+        ),
+        _both(
+            "a part of it is missing",
+            NOT_THERE
+            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: resolve the domain again from its intent)",
+            _in_records(lambda xml: re.sub(rb"<kvmarm:registers>[^<]*</kvmarm:registers>", b"", xml)),
+        ),
+        _both(
+            "it is of an unknown version",
+            NOT_THERE
+            + "the domain's kvmarm record is of version 2; this kvmarm knows version 1 (hint: upgrade kvmarm on this host)",
+            _in_records(lambda xml: xml.replace(b"urn:kvmarm-plugin:target:1", b"urn:kvmarm-plugin:target:2")),
+        ),
+        _both(
+            "there are two",
+            NOT_THERE + "the domain has more than one kvmarm record (hint: remove all but one with: virsh edit)",
+            _in_records(lambda xml: xml.replace(b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata>")),
+        ),
+    ],
+    "What libvirt gives": [
+        Fault("standard input is empty", _set(change=lambda *_: b""), *_everybody(PASSES)),
+        Fault("standard input is closed", _set(redirections="<&-"), *_everybody(PASSES)),
+        Fault(
+            "standard input is closed, and the interpreter is gone",
+            _all(_set(redirections="<&-"), _interpreter("")),
+            *_everybody(PASSES),
+        ),
+        _both(
+            "the XML has 50 MB",
+            NOT_THERE + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)",
+            _set(change=lambda _kind, xml: xml.ljust(_SIZE)),
+            PASSES,
+        ),
+        _both(
+            "the XML has 50 MB, and the interpreter is gone",
+            NO_PYTHON,
+            _all(_set(change=lambda _kind, xml: xml.ljust(_SIZE)), _interpreter("")),
+            PASSES,
+        ),
+        Fault("standard output is closed", _set(redirections=">&-")),
+        Fault("standard output is full", _set(redirections=">/dev/full")),
+        Fault("standard error is closed", _set(redirections="2>&-"), lost=True),
+        Fault("standard error is full", _set(redirections="2>/dev/full"), lost=True),
+        Fault("all three are closed", _set(redirections="<&- >&- 2>&-"), *_everybody(PASSES)),
+        Fault(
+            "standard error is full, and the policy says warn",
+            _all(_set(redirections="2>/dev/full"), _policy(_WARN)),
+            misfit=WARNED + MISFIT.replace("cannot", "should not"),
+            lost=True,
+        ),
+        *(
+            _both(
+                f"standard error is {state}, and {what}", message, _all(_set(redirections=redirection), arrange), PASSES
+            )._replace(lost=True)
+            for state, redirection in (("closed", "2>&-"), ("full", "2>/dev/full"))
+            for what, message, arrange in (
+                ("the interpreter is gone", NO_PYTHON, _interpreter("")),
+                ("the package is gone", NO_PACKAGE, _no_package),
+            )
+        ),
+        Fault("a name with quotes, line breaks and escape sequences", _set(name=_NAME)),
+        _both(
+            "such a name, and the interpreter is gone",
+            NO_PYTHON,
+            _all(_set(name=_NAME), _interpreter("")),
+            PASSES,
+        ),
+        _both(
+            "such a name, and the package is gone",
+            NO_PACKAGE,
+            _all(_set(name=_NAME), _no_package),
+            PASSES,
+        ),
+    ],
+    "The system's log": [
+        Fault("there is no syslog", _log("def _fail(*_): raise OSError(2, 'No such file or directory')\n_Log.syslog = _fail")),
+        Fault("Python has no syslog", _log("sys.modules['syslog'] = None")),
+        Fault(
+            "syslog hangs",
+            # As glibc does: one send that a signal ends, and another try.
+            _log("import ctypes\n_libc = ctypes.CDLL(None)\n_Log.syslog = lambda *_: (_libc.pause(), _libc.pause())"),
+        ),
+    ],
+}
+_BY_NAME = {fault.what: fault for faults in _FAULTS.values() for fault in faults}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
+    """Fault → the place where it is arranged, once."""
+
+    @cache
+    def place_of(what: str) -> Place:
+        place = Place(tmp_path_factory.mktemp("fault"))
+        _BY_NAME[what].arrange(place)
+        return place
+
+    return place_of
+
+
+def _matches(outcome: str, text: str, place: Place) -> bool:
+    name = "".join(character if character.isprintable() else "?" for character in place.name)
+    quoted = name if name.isalnum() else "'" + name.replace("'", "'\\''") + "'"
+    asked = outcome.replace("--security-info GUEST", "--security-info " + quoted).replace("GUEST", name)
+    return re.fullmatch(re.escape(asked).replace("…", ".*"), text) is not None
+
+
+def _is_logged(outcome: str) -> bool:
+    """Whether the package said it, rather than the script."""
+    return "as it was promised" in outcome
+
+
+def _check(place: Place, outcome: str, run: tuple[int, str, str, float], lost: bool = False) -> None:
+    status, out, err, seconds = run
+    err = err.replace("Killed\n", "")  # the shell's own
+    warned = outcome.startswith(WARNED)
+    message = outcome[len(WARNED) :] if warned else outcome
+    assert out == "", "output taints the domain"
+    assert seconds < _LONGEST
+    assert status == int(bool(message) and not warned)
+    if lost or not message:
+        assert err == ""
+    else:
+        assert err.endswith("\n")
+        assert all(character.isprintable() for character in err[:-1]), "one line, and nothing that a terminal obeys"
+        assert _matches(message, err[:-1], place), err
+
+
+@pytest.mark.parametrize("kind", _guests())
+@pytest.mark.parametrize(("operation", "stage"), _LOOKED_AT)
+@pytest.mark.parametrize("what", _BY_NAME)
+def test_operations_that_are_looked_at(places: Callable[[str], Place], what: str, operation: str, stage: str, kind: str) -> None:
+    fault, place = _BY_NAME[what], places(what)
+    place.log.unlink(missing_ok=True)
+    outcome = fault.outcome(kind)
+    _check(place, outcome, place.call(operation, stage, kind), fault.lost)
+    logged = place.log.read_text().splitlines() if place.log.exists() else []
+    if not _is_logged(outcome) or fault in _FAULTS["The system's log"]:
+        assert logged == []
+    else:
+        assert len(logged) == 1
+        assert _matches(f"{operation}: {outcome.replace(WARNED, '')}", logged[0], place)
+
+
+@pytest.mark.parametrize("kind", ["plain", "does not fit"])
+@pytest.mark.parametrize(("operation", "stage"), _PASSED)
+@pytest.mark.parametrize("what", _BY_NAME)
+def test_operations_that_are_none_of_our_business(
+    places: Callable[[str], Place], what: str, operation: str, stage: str, kind: str
+) -> None:
+    _check(places(what), PASSES, places(what).call(operation, stage, kind))
+
+
+# -- beyond the table ----------------------------------------------------------------------------------------------------------
+
+
+def _modules_on_the_path() -> list[str]:
+    """What a rehearsal imports of the package."""
+    code = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from kvmarm_plugin import hook, record, policy\nfrom kvmarm_plugin.kvm import rehearse\n"
+        "print(*(m for m in sys.modules if m.startswith('kvmarm_plugin')))"
+    )
+    run = subprocess.run([_PYTHON, "-I", "-S", "-c", code, str(_ROOT)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    names = [name.replace(".", "/") for name in run.stdout.split()]
+    files = [name + ("/__init__.py" if (_ROOT / name).is_dir() else ".py") for name in names]
+    return sorted(file[len("kvmarm_plugin/") :] for file in files)
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "empty"])
+@pytest.mark.parametrize("module", _modules_on_the_path())
+def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
+    """Whichever it is: a guest that does not fit never passes, one without a record is told nothing else: no traceback."""
+    place = Place(tmp_path)
+    {"gone": _without, "damaged": _damaged, "empty": _empty}[harm](module)(place)
+    status, out, err, _ = place.call("prepare", "begin", "does not fit")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    status, out, err, _ = place.call("prepare", "begin", "host-model")
+    assert (status, out, err) == (0, "", "") or _matches(ADVICE, err[:-1], place)
+
+
+def test_the_real_time_limit(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.replace("hook.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
+    _BY_NAME["it answers slowly"].arrange(place)
+    status, _, err, seconds = place.call("migrate", "begin", "fits")
+    assert (status, "took longer than 2 s" in err) == (1, True)
+    assert 2 <= seconds < 4
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this host's KVM may like the guest")
+@pytest.mark.parametrize("kind", _guests())
+def test_on_a_host_that_is_not_arm(tmp_path: Path, kind: str) -> None:
+    """Nothing is played: /dev/kvm is missing, or is another architecture's."""
+    place = Place(tmp_path)
+    shutil.rmtree(place.package)
+    shutil.copytree(_PACKAGE, place.package)
+    status, out, err, _ = place.call("restore", "begin", kind)
+    assert (status, out, err.count("\n")) == ((0, "", 0) if kind == "plain" else (1, "", 1))
+    if kind in _RECORDED:
+        assert re.search(r"/dev/kvm |architecture \(KVM's\): recorded arm64", err)
+
+
+def _inline_python() -> str:
+    return _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
+
+
+def test_any_python_3_understands_the_script() -> None:
+    """Guests that are not ours depend on nothing else."""
+    ast.parse(_inline_python(), feature_version=(3, 4))
+    assert not [node for node in ast.walk(ast.parse(_inline_python())) if isinstance(node, ast.JoinedStr)], (
+        "f-strings came with 3.6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("echo 3.8.18", r"is Python 3\.8\.18, and the hook needs 3\.9 or newer \(hint: "),
+        ("echo 3.6.15; exit 1", r"is Python 3\.6\.15, and the hook needs"),
+        (
+            "echo 3.11.2; echo \"ModuleNotFoundError: No module named 'ctypes'\" >&2; exit 1",
+            r"cannot run the hook: .*'ctypes' \(hint: ",
+        ),
+        ("exit 1", r"cannot run the hook: exit status 1 \(hint: "),
+        ("", r"cannot run .*, which the hook needs: .*No such file.* \(hint: "),
+    ],
+)
+def test_install_refuses_an_interpreter_that_will_not_do(tmp_path: Path, text: str, says: str) -> None:
+    python = tmp_path / "python3"
+    if text:
+        python.write_text(f"#!/bin/sh\n{text}\n")
+        python.chmod(0o755)
+    with pytest.raises(KvmarmError, match=says):
+        hookfile._check_interpreter(str(python))
+
+
+def test_install_looks_at_the_hooks_own_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(hookfile, "_check_version", lambda: None)
+    monkeypatch.setattr(hookfile, "_check_interpreter", asked.append)
+    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    (tmp_path / "libvirt").mkdir()
+    hookfile.install(tmp_path / "libvirt/hooks/qemu.d")
+    assert asked == [_PYTHON]
+
+
+# -- the document --------------------------------------------------------------------------------------------------------------
+
+_INTRODUCTION = """\
+<!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
+# When the hook's surroundings are broken
+
+What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Three rules decide:
+
+- A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for host-model could not start
+  anyway, and is told what to do; and if the interpreter is killed at work, nobody knows what it has read.)
+- A guest with a record is refused if it cannot be confirmed. `warn` in the policy lets it pass.
+- Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook
+  ends with status 0 before it starts an interpreter: nothing below concerns a guest that is running.
+
+Nothing is ever written to standard output, and no run takes longer than {limit} s, or {log} s more where the system's log hangs.
+A refusal is one line on standard error, which libvirt shows to whoever started the guest. What has "as it was promised" in it
+is in the system's log, too. If libvirt gives no XML at all, no guest is known to have a record.
+
+The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a record that *fits* this host;
+one with a record that does *not fit* it. M1, M2, … are the messages, at the end; "…" in them is any text.
+"""
+
+
+def _document() -> str:
+    from kvmarm_plugin import hook
+
+    letters: dict[str, str] = {}
+
+    def cell(outcome: str, lost: bool) -> str:
+        if outcome == PASSES:
+            return "passes"
+        message = outcome[len(WARNED) :] if outcome.startswith(WARNED) else outcome
+        name = letters.setdefault(message, f"M{len(letters) + 1}")
+        if outcome.startswith(WARNED):
+            return f"passes; {name} in the log"
+        return f"refused; {name} {'in the log' if _is_logged(message) else 'is lost'}" if lost else f"refused: {name}"
+
+    lines = []
+    for title, faults in _FAULTS.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| broken | without a record | host-model | fits | does not fit |",
+            "|---|---|---|---|---|",
+        ]
+        for fault in faults:
+            cells = [cell(fault.outcome(kind), fault.lost) for kind in ("plain", "host-model", "fits", "does not fit")]
+            lines.append(f"| {fault.what} | {' | '.join(cells)} |")
+    lines += ["", "## The messages", "", "| | |", "|---|---|"]
+    lines += [f"| {letter} | `{message.replace('|', chr(92) + '|')}` |" for message, letter in letters.items()]
+    introduction = _INTRODUCTION.format(
+        looked_at=", ".join(f"`{operation} {stage}`" for operation, stage in _LOOKED_AT),
+        passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
+        limit=hook.TIME_LIMIT,
+        log=2 * hook._LOG_INTERVAL,
+    )
+    return introduction + "\n".join(lines) + "\n"
+
+
+def test_the_document(regenerate_output: bool) -> None:
+    if regenerate_output:
+        _DOCUMENT.write_text(_document(), encoding="utf-8")
+    assert _DOCUMENT.read_text(encoding="utf-8") == _document(), "pytest tests/unit/test_hook_faults.py --regenerate-output"
+
+
+def test_the_rules_of_the_document() -> None:
+    for fault in _BY_NAME.values():
+        assert fault.plain == PASSES or fault.what == "the interpreter is killed at work"
+        if not fault.what.startswith(("standard input is", "all three")) and "warn" not in fault.what:
+            assert fault.misfit != PASSES
