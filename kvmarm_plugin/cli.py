@@ -16,7 +16,10 @@ from .errors import KvmarmError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.run is commands.compare and len(arguments.profiles) < 2:
+        parser.error("compare takes two profiles or more")
     try:
         status: int = arguments.run(arguments)
     except KvmarmError as error:

@@ -74,7 +74,7 @@ def show(arguments: Namespace) -> int:
     """`kvmarm show`"""
     from . import show as readable
 
-    found, title = _record(arguments)
+    found, title, _ = _record(arguments)
     if arguments.json:
         _print(json.dumps(readable.as_json(found), indent=1) + "\n")
     else:
@@ -84,14 +84,17 @@ def show(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """`kvmarm check`"""
+    from .agree import edited
     from .check import check as check_profile
 
-    found, title = _record(arguments)
+    found, title, root = _record(arguments)
     if arguments.host:
         hosts = _profiles(arguments.host)
         verdicts = {host.name: check_profile(found.target, host) for host in hosts}
     else:
         verdicts = {platform.node(): _rehearse(found.target)}
+    changes = edited(root, found.target)
+    verdicts = {host: changes + findings for host, findings in verdicts.items()}
     return _print_verdicts(title, verdicts, arguments.json)
 
 
@@ -168,14 +171,14 @@ def _summary(result: bytes) -> str:
     return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
 
 
-def _record(arguments: Namespace) -> tuple[record.Record, str]:
-    """The record of a domain or a file, and the domain's name."""
+def _record(arguments: Namespace) -> tuple[record.Record, str, domain.Element]:
+    """The record of a domain or a file, the domain's name, and the domain."""
     root = domain.parse(_domain_or_file(arguments))
     element = record.find(root)
     if element is None:
         raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
     name = root.find("name")
-    return record.read(element), name.body.decode(errors="replace") if name else arguments.domain
+    return record.read(element), name.body.decode(errors="replace") if name else arguments.domain, root
 
 
 def _rehearse(target: Target) -> list[Finding]:

@@ -91,4 +91,4 @@ def _target(source: HostProfile, destination: HostProfile, policy: Policy) -> Ta
     here, there = (host.qemu.machines if host.qemu else () for host in (source, destination))
     machine = next((machine for machine in here if machine in there), "")
     architecture = "aarch64" if source.kvm_architecture == "arm64" else "armv7l"
-    return Resolver(source, policy).target(Wish(architecture, machine, "", None, (), 40))
+    return Resolver(source, policy).target(Wish(architecture, machine))

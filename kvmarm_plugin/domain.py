@@ -14,6 +14,7 @@ from pyexpat import ErrorString, ExpatError, ParserCreate  # xml.parsers.expat, 
 
 from .errors import KvmarmError
 
+DEPTH_LIMIT = 256  # elements inside one another; libxml2's own (xmlParserMaxDepth)
 SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)
 
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
@@ -167,6 +168,10 @@ def _build(source: bytes) -> Element:
         current.children.append(element)
         current = element
         depth += 1
+        if depth > DEPTH_LIMIT:
+            raise DomainXMLError(
+                f"more than {DEPTH_LIMIT} elements inside one another, line {parser.CurrentLineNumber}", "libvirt refuses that too"
+            )
         if depth == 2 and name == _SKIPPED:
             parser.StartElementHandler = None
             parser.EndElementHandler = end_skipped

@@ -23,6 +23,20 @@ class _OutOfTime(Exception):
     """The time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
 
 
+def main() -> int:
+    """The command kvmarm-hook: the script as it would be installed, for trying by hand and for those who place hooks themselves."""
+    import os
+
+    from kvmarm_plugin.errors import KvmarmError
+    from kvmarm_plugin.hookfile import script
+
+    try:
+        os.execv("/bin/sh", ["sh", "-c", script(), "kvmarm-hook", *sys.argv[1:]])
+    except KvmarmError as error:
+        print(f"kvmarm-hook: {error}", file=sys.stderr)
+        return 1
+
+
 def explain_host_model(name: str, xml: bytes) -> bool:
     """Whether to stop a guest without a record whose XML mentions host-model.
 
@@ -86,12 +100,14 @@ def _reason(xml: bytes) -> str:
     if element is None:
         return ""
     target = record.read(element).target
+    from kvmarm_plugin.agree import edited
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.kvm.rehearse import rehearse
     from kvmarm_plugin.verdict import HARMLESS, in_short
 
     with System() as system:
         blocking = [finding for finding in rehearse(target, system) if finding.severity != HARMLESS]
+    blocking = edited(domain, target) + blocking
     return "; ".join(in_short(blocking))
 
 

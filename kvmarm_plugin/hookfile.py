@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import subprocess
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def install(directory: Path = DIRECTORY) -> list[str]:
             f"{directory.parent.parent} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)"
         )
     _check_version()
-    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8")
+    _check_owner()
+    text = script()
     _check_interpreter(re.findall(r"^python=(.*)$", text, re.MULTILINE)[0])
-    text = text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
     path = directory / NAME
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text and os.access(path, os.X_OK):
         return [f"{path} is up to date"]
@@ -45,7 +46,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     except OSError as error:
         raise KvmarmError(f"cannot make {directory}: {error.strerror}", "run as root") from None
     write(str(path), text.encode(), 0o755)
-    return [f"installed {path}", _reload()]
+    return [f"installed {path}", _reload(), *_selinux_advice()]
 
 
 def uninstall(directory: Path = DIRECTORY) -> list[str]:
@@ -58,6 +59,12 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     except OSError as error:
         raise KvmarmError(f"cannot remove {path}: {error.strerror}", "run as root") from None
     return [f"removed {path}", _reload()]
+
+
+def script() -> str:
+    """The hook's text, with the place of this package in it. Raises KvmarmError if the installation lacks it."""
+    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8")
+    return text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
 
 
 def _check_version() -> None:
@@ -73,6 +80,31 @@ def _check_version() -> None:
         if version and (int(version[1]), int(version[2])) < (6, 5):
             raise KvmarmError(f"libvirt {version[0]} does not look into hooks/qemu.d", "upgrade it to 6.5 or newer")
         return
+
+
+def _check_owner() -> None:
+    """libvirt runs the hook as root: nobody else may be able to change what it runs. In a sticky directory (/tmp) nobody can."""
+    if os.geteuid() != 0:
+        return
+    for path in (*_PACKAGE.rglob("*.py"), _PACKAGE, *_PACKAGE.parents):
+        status = path.stat()
+        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            raise KvmarmError(
+                f"others than root can change {path}, which libvirt would run as root",
+                "install kvmarm as root, for instance as a package",
+            )
+
+
+def _selinux_advice() -> list[str]:
+    """SELinux keeps hooks from /dev/kvm unless told otherwise, and a guest with a record would not start then."""
+    try:
+        answer = subprocess.run(
+            ["/usr/sbin/getsebool", "virt_hooks_unconfined"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    allowed = answer.stdout.strip().endswith("on")
+    return [] if allowed else ["SELinux confines hooks here: allow this one with: setsebool -P virt_hooks_unconfined on"]
 
 
 def _check_interpreter(python: str) -> None:

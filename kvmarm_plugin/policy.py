@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The policy: what the operator prefers where a domain leaves the choice open (/etc/kvmarm/policy.yaml, --policy).
 
-What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the policy. See docs/policy.md.
+What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the policy. See kvmarm-policy(5).
 """
 
 from __future__ import annotations

@@ -89,10 +89,11 @@ def format_record(added: list[str], kept: list[bytes], facts: list[bytes], inden
 def format_facts(target: Target, origin: Origin) -> list[bytes]:
     """The children of <kvmarm:target> that come from the host, as lines."""
     sve = [f"<kvmarm:sve lengths='{' '.join(map(str, target.sve_lengths))}'/>"] if target.sve_lengths else []
+    unsaid = f" unsaid='{' '.join(target.unsaid)}'" if target.unsaid else ""
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
     lines = [
         f"<kvmarm:vcpu architecture='{target.architecture}' target='{target.number}' features='{' '.join(target.features)}'/>",
-        f"<kvmarm:qemu model={_attribute(target.model)} machine={_attribute(target.machine)}/>",
+        f"<kvmarm:qemu model={_attribute(target.model)} machine={_attribute(target.machine)}{unsaid}/>",
         f"<kvmarm:guest gic='{target.gic}' psci='{target.psci}' ipa='{target.ipa_bits}'/>",
         *sve,
         *seen,
@@ -165,22 +166,36 @@ def _read_target(element: Element) -> Target:
         raise ValueError(f"architecture {vcpu['architecture']!r}")
     if guest["gic"] not in ("2", "3"):
         raise ValueError(f"GIC version {guest['gic']!r}")
-    unknown = set(vcpu["features"].split()) - set(VCPU_FEATURES)
-    if unknown:
-        raise ValueError(f"vCPU feature {min(unknown)!r}")
     return Target(
         architecture=vcpu["architecture"],
-        number=int(vcpu["target"]),
-        features=tuple(vcpu["features"].split()),
+        number=_number(vcpu["target"]),
+        features=_features(vcpu["features"]),
         model=qemu["model"],
+        unsaid=_features(qemu.get("unsaid", "")),
         machine=qemu["machine"],
         gic=int(guest["gic"]),
-        ipa_bits=int(guest["ipa"]),
-        sve_lengths=tuple(int(length) for length in sve.attributes["lengths"].split()) if sve else (),
+        ipa_bits=_number(guest["ipa"]),
+        sve_lengths=tuple(_number(length) for length in sve.attributes["lengths"].split()) if sve else (),
         seen=parse_values(seen.body.decode()) if seen else {},
         registers=registers,
         reglist=reglist,
     )
+
+
+def _number(text: str) -> int:
+    """A small number: int() takes its time for a long one, and no signal interrupts it."""
+    if not text.isdigit() or len(text) > 4:
+        raise ValueError(f"not a number: {text[:60]!r}")
+    return int(text)
+
+
+def _features(text: str) -> tuple[str, ...]:
+    """vCPU features, in the order of their bits."""
+    features = text.split()
+    unknown = set(features) - set(VCPU_FEATURES)
+    if unknown:
+        raise ValueError(f"vCPU feature {min(unknown)!r}")
+    return tuple(feature for feature in VCPU_FEATURES if feature in features)
 
 
 def _read_intent(element: Element) -> Intent:

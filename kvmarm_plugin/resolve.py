@@ -22,6 +22,11 @@ from .target import Target
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
 
+_GIB = 1 << 30
+
+# Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
+_HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
+
 _UNITS = {"b": 1, "bytes": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
 _UNITS.update({name: 1024**power for power, names in enumerate(("k kib", "m mib", "g gib", "t tib"), 1) for name in names.split()})
 
@@ -36,18 +41,20 @@ class Wish(NamedTuple):
     Attributes:
         architecture: of the guest: "aarch64" or "armv7l".
         machine: the machine type as written; empty for the default.
-        gic: version as written: "2", "3", or anything else for whatever there is.
+        gic: version as written: "2", "3", or "host" or nothing for whatever there is.
         pmu: True, False, or None where the domain says nothing.
         features: (name, required or None if optional or False if off) of each <feature>, in document order.
-        ipa_bits: the address space that the guest's memory needs.
+        memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
+        cpus: the host CPUs that its vCPUs may run on, as written; empty for all.
     """
 
     architecture: str
-    machine: str
-    gic: str
-    pmu: bool | None
-    features: tuple[tuple[str, bool | None], ...]
-    ipa_bits: int
+    machine: str = ""
+    gic: str = ""
+    pmu: bool | None = None
+    features: tuple[tuple[str, bool | None], ...] = ()
+    memory: int = 0
+    cpus: str = ""
 
 
 class Resolver:
@@ -84,7 +91,7 @@ class Resolver:
         wish = read_wish(domain, self.profile.architecture)
         if wish not in self._answers:
             target, form = self._decide(wish)
-            self._answers[wish] = (_emission(target, form, self.profile), record.format_facts(target, self._origin))
+            self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
         return rewrite.concretise(source, domain, *self._answers[wish])
 
     def target(self, wish: Wish) -> Target:
@@ -106,7 +113,7 @@ class Resolver:
                 f"host {profile.name} has no usable {why}",
                 "" if "(hint: " in why else "install QEMU there and probe again",
             )
-        cluster = _choose_cluster(profile, self.policy)
+        cluster = _choose_cluster(wish, profile, self.policy)
         features = _choose_features(wish, cluster, profile, self.policy)
         form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named)
         vcpu = cluster.vcpu(form.number, features.vcpu)
@@ -125,6 +132,7 @@ class Resolver:
             number=form.number,
             features=features.vcpu,
             model=form.model,
+            unsaid=_unsaid(form, wish, profile),
             machine=_choose_machine(wish, profile.qemu, profile.name),
             gic=_choose_gic(wish, profile),
             ipa_bits=_choose_ipa_bits(wish, profile),
@@ -151,14 +159,15 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     assert cpu is not None  # asks_for_host_model has seen both
     assert os_type is not None
-    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    gic, pmu, vcpu = domain.find("features/gic"), domain.find("features/pmu"), domain.find("vcpu")
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
         gic=gic.attributes.get("version", "") if gic else "",
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
-        ipa_bits=_ipa_bits(max(_memory(domain.find("memory")), _memory(domain.find("maxMemory")))),
+        memory=_memory(domain),
+        cpus=vcpu.attributes.get("cpuset", "") if vcpu else "",
     )
 
 
@@ -167,7 +176,14 @@ def _read_feature(feature: Element) -> tuple[str, bool | None]:
     return feature.attributes.get("name", ""), {"optional": None, "disable": False, "forbid": False}.get(policy, True)
 
 
-def _memory(element: Element | None) -> int:
+def _memory(domain: Element) -> int:
+    """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c)."""
+    plugged = domain.find("maxMemory")
+    slots = plugged.attributes.get("slots", "0") if plugged else "0"
+    return max(_size(domain.find("memory")), _size(plugged)) + (int(slots[:4]) * _GIB if slots.isdigit() else 0)
+
+
+def _size(element: Element | None) -> int:
     """The size in bytes that a <memory> says; libvirt's default unit is KiB (virDomainParseMemory)."""
     if element is None:
         return 0
@@ -181,23 +197,23 @@ def _memory(element: Element | None) -> int:
         ) from None
 
 
-def _ipa_bits(memory: int) -> int:
-    """The guest physical address space of QEMU's virt machine with this much memory, in bits.
-
-    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, the last of them 512 GiB of PCIe space
-    (virt_set_high_memmap, hw/arm/virt.c). Less than 40 bits is never asked for.
-    """
-    gib = 1 << 30
-    high_regions = max(256 * gib, memory + 2 * gib) + gib
-    pcie = -(-high_regions // (512 * gib)) * 512 * gib
-    return max(40, (pcie + 512 * gib - 1).bit_length())
-
-
 # -- what the host gives -------------------------------------------------------------------------------------------------------
 
 
-def _choose_cluster(profile: HostProfile, policy: Policy) -> Cluster:
-    """The cluster that the policy names; the biggest is the one of the highest capacity, then of the highest part number."""
+def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> Cluster:
+    """The cluster that the domain is pinned to, else the one that the policy names.
+
+    The biggest is the one of the highest capacity, then of the highest part number.
+    """
+    pinned = [cluster for cluster in profile.clusters if wish.cpus and _cpus(cluster.cpus) & _cpus(wish.cpus)]
+    if len(pinned) > 1:
+        kinds = " and ".join(f"{cluster.cpus} ({cluster.part or hex(cluster.midr)})" for cluster in pinned)
+        raise ResolveError(
+            f"<vcpu cpuset='{wish.cpus}'> mixes CPUs of different kinds on host {profile.name}: {kinds}",
+            "pin the guest to one kind",
+        )
+    if pinned:
+        return pinned[0]
     by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
     if policy.cluster == "biggest":
         return by_size[-1]
@@ -208,6 +224,18 @@ def _choose_cluster(profile: HostProfile, policy: Policy) -> Cluster:
             return cluster
     known = ", ".join(f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size)
     raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
+
+
+def _cpus(text: str) -> set[int]:
+    """CPU numbers from a list such as "0-3,6" or, in libvirt's way, "0-3,^2"."""
+    cpus: set[int] = set()
+    for item in text.replace(" ", "").split(","):
+        first, _, last = item.lstrip("^").partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 0xFFFF:
+            raise ResolveError(f"not a list of CPUs: {text[:60]!r}", "it is written like 0-3,6")
+        numbers = range(int(first), int(last or first) + 1)
+        cpus = cpus.difference(numbers) if item.startswith("^") else cpus.union(numbers)
+    return cpus
 
 
 def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy) -> Features:
@@ -301,8 +329,10 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
         raise ResolveError(
             f"KVM on host {profile.name} offers no virtual GIC", "this board cannot run QEMU's virt machine under KVM"
         )
-    if wish.gic not in ("2", "3"):
+    if wish.gic in ("", "host"):
         return max(profile.gic_versions)
+    if wish.gic not in ("2", "3"):
+        raise ResolveError(f"<gic version='{wish.gic[:20]}'/> is none that libvirt knows", "it knows 2, 3 and host")
     if int(wish.gic) not in profile.gic_versions:
         have = ", ".join(map(str, profile.gic_versions))
         raise ResolveError(f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}", "remove <gic>")
@@ -310,21 +340,44 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
 
 
 def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
-    """Below 40 bits QEMU leaves the high regions out, so a guest that needs no more than 40 takes what there is."""
-    if wish.ipa_bits > max(profile.ipa_bits, 40):
+    """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
+
+    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far as the host's limit has room
+    for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type, hw/arm/virt.c).
+    """
+    limit = 1 << profile.ipa_bits
+    top = highest = _GIB + wish.memory
+    if top > limit:
         raise ResolveError(
-            f"the guest needs a physical address space of {wish.ipa_bits} bits, KVM on host {profile.name} has {profile.ipa_bits}",
+            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {profile.name} has addresses up to {limit // _GIB} GiB",
             "give the guest less memory",
         )
-    return min(wish.ipa_bits, profile.ipa_bits)
+    end = max(256 * _GIB, -(-top // _GIB) * _GIB)
+    for size in _HIGH_REGIONS:
+        start = -(-end // size) * size
+        if start + size <= limit:
+            end = highest = start + size
+    return max(32, (highest - 1).bit_length())  # KVM makes none smaller than 32
 
 
-def _emission(target: Target, form: Form, profile: HostProfile) -> rewrite.Emission:
-    """A target in its form, as XML."""
-    # Where KVM has no PMU (32-bit KVM never has), newer QEMU's "host" has no property to turn it off, and -cpu host,pmu=off does
-    # not start (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still has it, 10.0 does not).
+def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
+    """The features of "host" that the XML of this form leaves to QEMU."""
+    if form.model != "host" or profile.kvm_architecture != "arm64":
+        return ()
+    said = {name for name, _ in form.features}
+    # Where KVM has no PMU, newer QEMU's "host" has no property to turn it off, and -cpu host,pmu=off does not start
+    # (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still has it, 10.0 does not).
     properties = profile.qemu.host_properties if profile.qemu else {}
-    no_switch = form.model == "host" and "pmu" not in properties and "ARM_PMU_V3" not in profile.capabilities
+    pmu = "pmu" in properties or "ARM_PMU_V3" in profile.capabilities or wish.pmu is not None
+    return (
+        *(() if pmu else ("pmu_v3",)),
+        *(() if "sve" in said else ("sve",)),
+        *(() if "pauth" in said else _PAUTH),
+    )
+
+
+def _emission(target: Target, form: Form) -> rewrite.Emission:
+    """A target in its form, as XML."""
     state = "on" if "pmu_v3" in target.features else "off"
     features = [f"<feature policy='{'require' if enabled else 'disable'}' name='{name}'/>" for name, enabled in form.features]
     return rewrite.Emission(
@@ -332,6 +385,7 @@ def _emission(target: Target, form: Form, profile: HostProfile) -> rewrite.Emiss
         model=form.model_element.encode(),
         features=tuple(feature.encode() for feature in features),
         gic=f"<gic version='{target.gic}'/>".encode(),
-        pmu=b"" if target.architecture == "arm" or no_switch else f"<pmu state='{state}'/>".encode(),
+        # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
+        pmu=b"" if target.architecture == "arm" or "pmu_v3" in target.unsaid else f"<pmu state='{state}'/>".encode(),
         machine=target.machine.encode(),
     )

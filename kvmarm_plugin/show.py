@@ -31,7 +31,7 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
     rows = [
         ("domain", title),
         ("target", f"{target_name(target)}, features {' '.join(target.features) or 'none'}"),
-        ("QEMU", f"-cpu {target.model} on {target.machine}"),
+        ("QEMU", f"-cpu {target.model} on {target.machine}, decides itself on {' '.join(target.unsaid) or 'nothing'}"),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, _seen_text(name, value)) for name, value in target.seen.items()),

@@ -20,6 +20,8 @@ class Target(Value):
         number: of KVM_ARM_VCPU_INIT.
         features: of KVM_ARM_VCPU_INIT, keys of kvm.uapi.VCPU_FEATURES, in the order of their bits.
         model: QEMU's CPU model: "host", or the name of a model such as "cortex-a57".
+        unsaid: features that the domain's XML leaves to QEMU, because libvirt or QEMU has no word for them; QEMU gives each that
+            the host has.
         machine: QEMU's versioned machine type, such as "virt-10.0".
         gic: version of the guest's interrupt controller, 2 or 3.
         ipa_bits: size of the guest's physical address space.
@@ -42,11 +44,13 @@ class Target(Value):
         "reglist",
         "seen",
         "sve_lengths",
+        "unsaid",
     )
     architecture: str
     number: int
     features: tuple[str, ...]
     model: str
+    unsaid: tuple[str, ...]
     machine: str
     gic: int
     ipa_bits: int
@@ -62,6 +66,7 @@ class Target(Value):
         number: int,
         features: tuple[str, ...],
         model: str,
+        unsaid: tuple[str, ...],
         machine: str,
         gic: int,
         ipa_bits: int,

@@ -15,8 +15,8 @@ from .value import Value
 
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 
-# Kernel command-line words that take a feature from a host, and the first kernel that knows each
-# (arch/arm64/kernel/idreg-override.c).
+# Kernel command-line words that take a feature from a host (arch/arm64/kernel/idreg-override.c); in brackets, the oldest of the
+# kernels 6.1, 6.12 and 7.2 that was seen to know one, if not 6.1.
 _OVERRIDES = {
     "SVE": "arm64.nosve",
     "SME": "arm64.nosme",
@@ -29,6 +29,9 @@ _OVERRIDES = {
     "MPAM": "arm64.nompam (Linux 7.2)",
     "ECV": "id_aa64mmfr0.ecv=0 (Linux 7.2)",
 }
+# Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one offers.
+_OF_THE_KERNEL = ("PSCI_VERSION", "STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
+
 # The vCPU features that a policy can turn off, by the field that shows them.
 _SWITCHES = {
     "SVE": "sve",
@@ -107,6 +110,10 @@ class Offer:
         self.sve_lengths: tuple[int, ...] = ()
         self.seen: dict[str, int] = {}
 
+    def has(self, feature: str) -> bool:
+        """Whether KVM here offers this vCPU feature to any guest."""
+        raise NotImplementedError
+
     def accepts(self, register: str, value: int) -> bool:
         """Whether the kernel takes this value for a register whose own value differs."""
         raise NotImplementedError
@@ -136,6 +143,7 @@ def judge(target: Target, offer: Offer) -> list[Finding]:
     findings = [*_judge_machine(target, offer)]
     if offer.problem:
         return [*findings, _refusal("vCPU", "target and features", _vcpu_text(target), "not made", offer.problem)]
+    findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if target.registers != offer.registers:
         findings += [finding for name in target.registers for finding in _judge_register(name, target, offer)]
@@ -167,12 +175,25 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
         rule = "KVM_CREATE_DEVICE refuses a GIC that the hardware cannot give"
         findings.append(_refusal("GIC", "interrupt controller version", str(target.gic), have, rule, _never(offer)))
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
-        rule = "KVM_CREATE_VM refuses a larger address space"
-        remedy = "give the guest less memory, and resolve it again"
+        rule = (
+            "QEMU lays the guest's addresses out by the host's limit, and would leave out what lies beyond (virt_set_high_memmap)"
+        )
         findings.append(
-            _refusal("IPA size", "guest physical address bits", str(target.ipa_bits), str(offer.ipa_bits), rule, remedy)
+            _refusal("IPA size", "guest physical address bits", str(target.ipa_bits), str(offer.ipa_bits), rule, _never(offer))
         )
     return findings
+
+
+def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
+    """What the domain's XML could not say when it was resolved, QEMU decides by what the host has."""
+    added = [feature for feature in target.unsaid if feature not in target.features and offer.has(feature)]
+    if not added:
+        return []
+    rule = "the guest was resolved where libvirt or QEMU had no word to turn this off, and QEMU here would turn it on"
+    remedy = (
+        f"resolve the guest again with newer libvirt or QEMU, or take the feature from {offer.host} (arm64.nosve, arm64.nopauth)"
+    )
+    return [_refusal("vCPU features", "left to QEMU", "off", f"{' '.join(added)} on", rule, remedy)]
 
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
@@ -213,7 +234,8 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     fields = refused_fields(name, recorded, local, offer.kernel) or differing_fields(name, recorded, local)
     if not fields:
         rule = "KVM_SET_ONE_REG refuses the recorded value"
-        return [_of_register(name, recorded, local, rule, REFUSES, _never(offer))]
+        older = name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR"))
+        return [_of_register(name, recorded, local, rule, REFUSES, _older_kernel(offer) if older else _never(offer))]
     return [_refused_field(field, recorded, local, offer) for field in fields]
 
 
@@ -260,7 +282,7 @@ def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
             shown,
             "unknown to KVM",
             "QEMU does not load a register that the destination's KVM does not have (cpu_post_load)",
-            f"move guests from older to newer kernels only, or resolve the guest on {offer.host} and move it from there",
+            _older_kernel(offer),
         )
     ]
 
@@ -270,7 +292,8 @@ def _judge_seen(target: Target, offer: Offer) -> list[Finding]:
     for name, recorded in target.seen.items():
         local = offer.seen.get(name, recorded)
         if name == "CNTFRQ_EL0" and local != recorded:
-            rule = f"nothing checks it, and the guest's clock would run at {local / recorded:.2g} of its speed"
+            speed = f"at {local / recorded:.2g} of its speed" if recorded else "at another speed"
+            rule = f"nothing checks it, and the guest's clock would run {speed}"
             findings.append(_of_register(name, recorded, local, rule, WRONG, _never(offer), unit=" Hz"))
         elif name == "DCZID_EL0" and local != recorded:
             rule = "nothing checks it, and DC ZVA would clear another number of bytes than the guest believes"
@@ -302,6 +325,10 @@ def _vcpu_text(target: Target) -> str:
 
 def _never(offer: Offer) -> str:
     return f"none: this guest and {offer.host} do not go together; keep it on hosts like the one it was made on"
+
+
+def _older_kernel(offer: Offer) -> str:
+    return f"move guests from older to newer kernels only, or resolve the guest on {offer.host} and move it from there"
 
 
 def _refusal(subject: str, meaning: str, recorded: str, local: str, rule: str, remedy: str = "") -> Finding:

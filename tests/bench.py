@@ -101,7 +101,7 @@ def _check_rate() -> None:
         for name in ("trixie-neoverse-n1", "sid-neoverse-n1", "trixie-cortex-a72")
     }
     source = hosts["trixie-neoverse-n1"]
-    target = Resolver(source, Policy()).target(Wish("aarch64", "virt-10.0", "", None, (), 40))
+    target = Resolver(source, Policy()).target(Wish("aarch64", "virt-10.0"))
     for host in hosts.values():
         findings = len(check(target, host))
         start, count = time.perf_counter(), 0

@@ -20,9 +20,12 @@ class LibvirtError(KvmarmError):
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a connection goes to another host than this. Raises LibvirtError for what is no URI."""
+    """Whether a connection may go to another host than this; a bare word is an alias of libvirt.conf.
+
+    Raises LibvirtError for what is no URI.
+    """
     try:
-        return bool(urlsplit(uri).netloc)
+        return "//" not in uri or bool(urlsplit(uri).netloc)
     except ValueError as error:
         raise LibvirtError(f"{uri} is not a URI: {error}", "give one such as qemu:///system") from None
 

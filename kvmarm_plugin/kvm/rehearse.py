@@ -65,6 +65,9 @@ class KernelOffer(Offer):
         if names:
             self.seen = run_guest(self._system, number, _without_sve(target.features), names)
 
+    def has(self, feature: str) -> bool:
+        return bool(self._system.check_extension(_OFFERED_BY[feature]))
+
     def qemu_version(self) -> tuple[int, int]:
         return installed_version()
 
@@ -94,6 +97,15 @@ class KernelOffer(Offer):
     def close(self) -> None:
         if self._scratch is not None:
             self._scratch.close()
+
+
+# The capability that offers a vCPU feature.
+_OFFERED_BY = {
+    "pmu_v3": "ARM_PMU_V3",
+    "sve": "ARM_SVE",
+    "ptrauth_address": "ARM_PTRAUTH_ADDRESS",
+    "ptrauth_generic": "ARM_PTRAUTH_GENERIC",
+}
 
 
 def rehearse(target: Target, system: System, machines: tuple[str, ...] = ()) -> list[Finding]:

@@ -112,10 +112,13 @@ def _resolve_and_start(host: Host, kvmarm: str, xml: str) -> Guest:
     say(f"A guest with {HOST_MODEL} on host {host.spec.name}. What libvirt says of it:")
     say(f"$ virsh define {NAME}.xml && virsh start {NAME}")
     guest.define(xml)
-    # The hook would say it better; this is libvirt's own word.
-    host.run("test ! -e /etc/libvirt/hooks/qemu.d/50-kvmarm || mv /etc/libvirt/hooks/qemu.d/50-kvmarm /tmp/50-kvmarm")
-    _show(host.run(f"virsh start {NAME}", check=False).stderr)
-    host.run("test ! -e /tmp/50-kvmarm || mv /tmp/50-kvmarm /etc/libvirt/hooks/qemu.d/50-kvmarm")
+    # The hook would say it better; this is libvirt's own word. libvirt passes over a hook that is not executable.
+    hook = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
+    host.run(f"test ! -e {hook} || chmod a-x {hook}")
+    try:
+        _show(host.run(f"virsh start {NAME}", check=False).stderr)
+    finally:
+        host.run(f"test ! -e {hook} || chmod a+x {hook}")
     say(f"$ virsh dumpxml --inactive {NAME} | kvmarm define -")
     _show(host.run(f"virsh dumpxml --inactive {NAME} | {kvmarm} define -").stdout)
     say(f"$ kvmarm show {NAME}")

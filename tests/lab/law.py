@@ -175,7 +175,7 @@ def main() -> int:
     done = set()
     with System() as system:
         for policy in policies:
-            target = Resolver(profile, policy).target(Wish("aarch64", "", "", None, (), 40))
+            target = Resolver(profile, policy).target(Wish("aarch64"))
             if (target.model, target.features) in done:
                 continue
             done.add((target.model, target.features))

@@ -216,6 +216,7 @@ _REFUSED = {
         "inside",
     ),
     "devices in devices, in both": (b"<domain><devices><x><devices/></x></devices></domain>", "inside"),
+    "depth": (b"<domain>" + b"<a>" * 300 + b"</a>" * 300 + b"</domain>", "more than 256 elements inside one another, line 1"),
     "too much": (b"<domain>" + b" " * SIZE_LIMIT + b"</domain>", "larger than 10 MiB"),
     "noise": (bytes(range(1, 256)), "not well-formed"),
     "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "not well-formed"),
@@ -250,7 +251,7 @@ def test_entities_of_xml_itself_are_allowed() -> None:
     [
         b"<domain><cpu " + b" ".join(b"a%d='\">'" % number for number in range(20000)) + b"/></domain>",
         b"<domain><cpu " + b" ".join(b"a%d=''" % number for number in range(40000)) + b" b='>'/></domain>",
-        b"<domain>" + b"<a>" * 100000 + b"</a>" * 100000 + b"<cpu/></domain>",
+        b"<domain>" + (b"<a>" * 200 + b"</a>" * 200) * 500 + b"<cpu/></domain>",
         b"<domain>" + b"<cpu/>" * 100000 + b"</domain>",
         b"<domain><cpu a='" + b">" * 500000 + b"'/></domain>",
     ],

@@ -22,9 +22,10 @@ from typing import Callable, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import hookfile, record
+from kvmarm_plugin import hook, hookfile, record
 from kvmarm_plugin.domain import parse
 from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.kvm import scratch
 from kvmarm_plugin.kvm.uapi import REG_ARM64_CORE_X0
 from kvmarm_plugin.policy import DEFAULT_PATH
 from kvmarm_plugin.registers.table import id_of
@@ -712,7 +713,8 @@ What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broke
 - Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook
   ends with status 0 before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is ever written to standard output, and no run takes longer than {limit} s, or {log} s more where the system's log hangs.
+Nothing is ever written to standard output. Checking is given up after {limit} s, {guest:g} s later while a scratch guest runs;
+the system's log, if it hangs, after {log:g} s more.
 A refusal is one line on standard error, which libvirt shows to whoever started the guest. What has "as it was promised" in it
 is in the system's log, too. If libvirt gives no XML at all, no guest is known to have a record.
 
@@ -722,8 +724,6 @@ one with a record that does *not fit* it. M1, M2, … are the messages, at the e
 
 
 def _document() -> str:
-    from kvmarm_plugin import hook
-
     letters: dict[str, str] = {}
 
     def cell(outcome: str, lost: bool) -> str:
@@ -753,6 +753,7 @@ def _document() -> str:
         looked_at=", ".join(f"`{operation} {stage}`" for operation, stage in _LOOKED_AT),
         passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
         limit=hook.TIME_LIMIT,
+        guest=scratch.GUEST_TIME_LIMIT,
         log=2 * hook._LOG_INTERVAL,
     )
     return introduction + "\n".join(lines) + "\n"

@@ -35,14 +35,17 @@ _words = st.text(st.characters(exclude_categories=("C", "Zl", "Zp"), exclude_cha
 _values = st.dictionaries(st.sampled_from(_NAMES), st.integers(0, 1 << 64), max_size=len(_NAMES))
 _ids = st.sets(st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), min_size=1, max_size=60)
 
+_features = st.lists(st.sampled_from(_CHOSEN), unique=True).map(
+    lambda some: tuple(sorted(some, key=lambda name: VCPU_FEATURES[name]))
+)
+
 targets = st.builds(
     Target,
     architecture=st.sampled_from(["arm", "arm64"]),
     number=st.integers(0, 255),
-    features=st.lists(st.sampled_from(_CHOSEN), unique=True).map(
-        lambda some: tuple(sorted(some, key=lambda name: VCPU_FEATURES[name]))
-    ),
+    features=_features,
     model=_names,
+    unsaid=_features,
     machine=_names,
     gic=st.sampled_from([2, 3]),
     ipa_bits=st.integers(32, 52),
@@ -139,6 +142,7 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
         "number": 4,
         "features": ("psci_0_2",),
         "model": "other",
+        "unsaid": ("pmu_v3",),
         "machine": "virt-1.0",
         "gic": 2,
         "ipa_bits": 33,

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether a domain still asks for the target that is recorded in it: its XML may have been edited since.
+
+A verdict on a record says nothing about a guest that QEMU would build otherwise, so the hook and `check` look here first.
+"""
+
+from __future__ import annotations
+
+from .domain import Element
+from .target import Target
+from .verdict import REFUSES, Finding
+
+
+def edited(domain: Element, target: Target) -> list[Finding]:
+    """What the domain's XML says otherwise than the record in it; empty if QEMU would make the recorded vCPU of it."""
+    says = _says(domain)
+    return [
+        Finding(
+            subject=what,
+            meaning="in the domain's XML",
+            recorded=recorded,
+            local=says[what],
+            rule="the XML was edited since it was recorded, and the record is not about this guest any more",
+            severity=REFUSES,
+            remedy="kvmarm define --refresh, or undo the edit",
+        )
+        for what, recorded in _recorded(target, says).items()
+        if says[what] != recorded
+    ]
+
+
+def _says(domain: Element) -> dict[str, str]:
+    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    says = {
+        "<cpu mode>": cpu.attributes.get("mode", "none") if cpu else "none",
+        "<model>": _text(cpu.find("model") if cpu else None),
+        "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
+        "<gic>": gic.attributes.get("version", "none") if gic else "none",
+        "<pmu>": pmu.attributes.get("state", "on") if pmu else "none",
+    }
+    for feature in cpu.find_all("feature") if cpu else []:
+        # As libvirt has it: optional features are dropped, the last word on a name counts.
+        policy = feature.attributes.get("policy", "require")
+        if policy != "optional":
+            says[f"<feature {feature.attributes.get('name')}>"] = "off" if policy in ("disable", "forbid") else "on"
+    return says
+
+
+def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
+    """The same of the record. What the XML could not say when it was resolved is not held against it."""
+    named = target.model != "host"
+    recorded = {
+        "<cpu mode>": "custom" if named else "host-passthrough",
+        "<model>": target.model if named else "none",
+        "machine type": target.machine,
+        "<gic>": str(target.gic),
+    }
+    if target.architecture == "arm64" and "pmu_v3" not in target.unsaid:
+        recorded["<pmu>"] = _switch("pmu_v3" in target.features)
+    knobs = {"sve": "sve", "pauth": "ptrauth_address"}
+    for name in says:
+        if name.startswith("<feature "):
+            feature = name[len("<feature ") : -1]
+            length = feature[len("sve") :] if feature.startswith("sve") else ""
+            on = int(length) in target.sve_lengths if length.isdigit() else knobs.get(feature, "") in target.features
+            recorded[name] = _switch(on)
+    for feature, bit in knobs.items():
+        if not named and target.architecture == "arm64" and bit not in target.unsaid:
+            recorded[f"<feature {feature}>"] = _switch(bit in target.features)
+    for length_on in target.sve_lengths if "sve" not in target.unsaid else ():
+        recorded[f"<feature sve{length_on}>"] = "on"
+    for name in recorded:
+        says.setdefault(name, "none")
+    return recorded
+
+
+def _switch(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _text(element: Element | None) -> str:
+    return element.body.decode(errors="replace").strip() if element else "none"

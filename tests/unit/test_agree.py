@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A record is about the domain it sits in, or it is not believed; and a guest is of the CPUs that it is pinned to."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmarm_plugin import record, resolve
+from kvmarm_plugin.agree import edited
+from kvmarm_plugin.check import check
+from kvmarm_plugin.domain import parse
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.resolve import ResolveError, Resolver
+from kvmarm_plugin.verdict import REFUSES
+from tests.corpus import HOSTS, TEMPLATES, host, resolver, template, vary
+
+
+def _subjects(xml: bytes) -> set[str]:
+    domain = parse(xml)
+    element = record.find(domain)
+    assert element is not None
+    return {finding.subject for finding in edited(domain, record.read(element).target)}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("guest", TEMPLATES)
+def test_a_resolved_domain_is_what_it_says(name: str, guest: str) -> None:
+    try:
+        xml = resolver(name).resolve(template(guest))
+    except ResolveError:
+        return
+    assert _subjects(xml) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "subject"),
+    [
+        (b"mode='host-passthrough'", b"mode='maximum'", "<cpu mode>"),
+        (b"<pmu state='on'/>", b"<pmu state='off'/>", "<pmu>"),
+        (b"    <pmu state='on'/>\n", b"", "<pmu>"),
+        (b"<gic version='3'/>", b"<gic version='2'/>", "<gic>"),
+        (b"'virt-10.0'>hvm", b"'virt-9.2'>hvm", "machine type"),
+        (b"'require' name='sve256'", b"'disable' name='sve256'", "<feature sve256>"),
+        (b"    <feature policy='require' name='pauth'/>\n", b"", "<feature pauth>"),
+        (b"'require' name='sve'", b"'forbid' name='sve'", "<feature sve>"),
+        (b"</cpu>", b"<feature policy='force' name='sve512'/></cpu>", "<feature sve512>"),
+    ],
+)
+def test_an_edit_shows(old: bytes, new: bytes, subject: str) -> None:
+    xml = resolver("trixie-max").resolve(template("sve"))
+    assert old in xml
+    assert _subjects(xml.replace(old, new)) == {subject}
+
+
+def test_an_edit_of_a_named_model_shows() -> None:
+    xml = resolver("trixie-cortex-a57").resolve(template("direct-kernel"))
+    assert _subjects(xml.replace(b">cortex-a57</model>", b">cortex-a53</model>")) == {"<model>"}
+
+
+def test_what_the_xml_could_not_say_is_held_against_the_host() -> None:
+    """Resolved by libvirt 9.0, which has no word for PAuth, on a host without; another host would have QEMU add it."""
+    plain = host("bookworm-max")
+    (cluster,) = plain.clusters
+    without = vary(plain, clusters=(vary(cluster, vcpus=tuple(v for v in cluster.vcpus if "ptrauth_address" not in v.features)),))
+    target = Resolver(without, Policy()).target(resolve.Wish("aarch64"))
+    assert target.unsaid == ("ptrauth_address", "ptrauth_generic")
+    assert check(target, without) == []
+    assert [finding.subject for finding in check(target, plain) if finding.severity == REFUSES] == ["vCPU features"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "part"), [("0-3", "Cortex-A53"), ("4,5", "Cortex-A72"), ("0-5,^4-5", "Cortex-A53"), ("5", "Cortex-A72")]
+)
+def test_a_pinned_guest_gets_the_cpu_it_is_pinned_to(cpus: str, part: str) -> None:
+    rk3399 = host("hand-made-rk3399")
+    target = Resolver(rk3399, Policy(prefer_named=False)).target(resolve.Wish("aarch64", cpus=cpus))
+    (cluster,) = (cluster for cluster in rk3399.clusters if cluster.part == part)
+    assert target.registers == cluster.vcpus[0].registers
+
+
+@pytest.mark.parametrize(
+    ("cpus", "why"), [("3-4", "mixes CPUs of different kinds"), ("a", "not a list of CPUs"), ("1-99999", "not a list")]
+)
+def test_pins_that_cannot_be(cpus: str, why: str) -> None:
+    with pytest.raises(ResolveError, match=why):
+        Resolver(host("hand-made-rk3399"), Policy()).target(resolve.Wish("aarch64", cpus=cpus))
