@@ -25,7 +25,7 @@ class ProfileOffer(Offer):
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
-        vcpu = None if number is None else cluster.vcpu(number, target.features)
+        vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))
         if vcpu is None:
             self.problem = (
                 f"KVM on {profile.name} does not take QEMU's {target.model}"

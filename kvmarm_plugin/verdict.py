@@ -40,6 +40,10 @@ _SWITCHES = {
     "PerfMon": "pmu",
 }
 
+# After this version, QEMU's "host" has no property to turn a PMU off where KVM has none, and -cpu host,pmu=off does not start
+# (kvm_arm_get_host_cpu_features): 7.2 has it, 10.0 and 11.1 do not, and those between were not looked at.
+_QEMU_KNOWS_NO_PMU = (7, 2)
+
 # Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by mistake: TCR2_EL1, PIRE0_EL1
 # and PIR_EL1 before 6.13; and VENDOR_HYP_BMAP_2, which came in 6.15, if it is 0. For -cpu host only
 # (kvm_arm_set_cpreg_mig_tolerances, called by aarch64_host_initfn). 10.0 does not have it; 10.1 to 11.0 were not looked at.
@@ -114,6 +118,14 @@ class Offer:
         """Whether KVM here offers this vCPU feature to any guest."""
         raise NotImplementedError
 
+    def features_for(self, target: Target) -> tuple[str, ...]:
+        """Of the vCPU that QEMU would make: with a PMU wherever there is one, unless the domain's XML says no."""
+        features = target.features
+        if "pmu_v3" in features or "pmu_v3" not in target.unsaid or not self.has("pmu_v3"):
+            return features
+        lower = tuple(feature for feature in features if feature in ("el1_32bit", "psci_0_2"))  # in the order of their bits
+        return (*lower, "pmu_v3", *features[len(lower) :])
+
     def accepts(self, register: str, value: int) -> bool:
         """Whether the kernel takes this value for a register whose own value differs."""
         raise NotImplementedError
@@ -186,14 +198,25 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
 
 def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
     """What the domain's XML could not say when it was resolved, QEMU decides by what the host has."""
-    added = [feature for feature in target.unsaid if feature not in target.features and offer.has(feature)]
+    # A PMU may stay unseen: `Offer.features_for` adds it, and the kernel is asked whether the guest may go on without (PMUVer 0).
+    added = [feature for feature in target.unsaid if feature not in (*target.features, "pmu_v3") and offer.has(feature)]
     if not added:
-        return []
+        return _judge_pmu_off(target, offer)
     rule = "the guest was resolved where libvirt or QEMU had no word to turn this off, and QEMU here would turn it on"
     remedy = (
         f"resolve the guest again with newer libvirt or QEMU, or take the feature from {offer.host} (arm64.nosve, arm64.nopauth)"
     )
     return [_refusal("vCPU features", "left to QEMU", "off", f"{' '.join(added)} on", rule, remedy)]
+
+
+def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
+    """The domain's <pmu state='off'/> is itself an error where there is nothing to turn off."""
+    said_off = target.architecture == "arm64" and "pmu_v3" not in (*target.features, *target.unsaid)
+    if target.model != "host" or not said_off or offer.has("pmu_v3") or offer.qemu_version() <= _QEMU_KNOWS_NO_PMU:
+        return []
+    rule = "QEMU here has no property pmu, because KVM has no PMU, and refuses pmu=off"
+    remedy = f"resolve the guest again on {offer.host}: without <pmu> it starts there, and may go to hosts with a PMU"
+    return [_refusal("PMU", "<pmu state='off'/>", "off", "none to turn off", rule, remedy)]
 
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:

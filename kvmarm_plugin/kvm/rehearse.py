@@ -50,7 +50,7 @@ class KernelOffer(Offer):
             if "sve" in target.features:
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
-            self._scratch = ScratchVcpu(self._system, number, target.features)
+            self._scratch = ScratchVcpu(self._system, number, self.features_for(target))
         except KvmarmError as error:
             if isinstance(error, KvmError) and error.passing:
                 raise

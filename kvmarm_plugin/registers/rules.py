@@ -124,6 +124,8 @@ def _accepts_field(field: Field, value: int, limit: int, mask: int, kernel: Kern
         return False
     if (field.register, field.name) in (("ID_AA64DFR0_EL1", "PMUVer"), ("ID_DFR0_EL1", "PerfMon")):
         value = 0 if value == 0xF else value  # IMP_DEF, which old kernels showed, is taken for none
+        if kernel.writable is None and (value == 0) != (limit in (0, 0xF)):
+            return False  # until the masks came, the field had to agree with whether the vCPU has a PMU
         if field.name == "PerfMon" and 0 < value < 3:
             return False
     return safe_value(field, value, limit) == value

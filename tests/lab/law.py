@@ -133,6 +133,8 @@ def other_questions(target: Target, machines: tuple[str, ...]) -> Iterator[Quest
         if features != target.features:
             lengths = target.sve_lengths if "sve" in features else ()
             yield question("features", features, sve_lengths=lengths)
+    for unsaid in (("pmu_v3",), ("sve",), PAUTH):
+        yield question("unsaid", unsaid)
     if target.model == "host":
         for model, number in (("cortex-a57", 2), ("cortex-a53", 4)):
             yield question("model", model, number=number)
