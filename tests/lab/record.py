@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Records the profile of every host that the lab can make into tests/hosts/: `python3 -m tests.lab.record WHEEL [NAME…]`.
+"""Records the profile of every host that the lab can make into tests/hosts/: `python3 -m tests.lab.record [NAME…]`.
 
 The corpus that the pure tests run on. Record again when `kvmarm probe` measures something new.
 """
@@ -7,9 +7,12 @@ The corpus that the pure tests run on. Record again when `kvmarm probe` measures
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
+from .errors import say
 from .host import Host, HostSpec
+from .wheel import build_wheel
 
 CORPUS = Path(__file__).parents[1] / "hosts"
 
@@ -22,6 +25,7 @@ _SPECS = [
     *(HostSpec(suite=suite, cpu=model, name=f"{suite}-{model}") for suite, models in _MODELS.items() for model in models),
     HostSpec(suite="trixie", cpu="max", append="arm64.nosve arm64.nopauth", name="trixie-max-nosve-nopauth"),
     HostSpec(suite="trixie", cpu="max", append="arm64.nobti", name="trixie-max-nobti"),
+    HostSpec(suite="trixie", cpu="neoverse-n1,pmu=off", name="trixie-neoverse-n1-nopmu"),
     HostSpec(suite="trixie", cpu="cortex-a72", gic=2, name="trixie-cortex-a72-gicv2"),
 ]
 
@@ -35,11 +39,13 @@ def record(spec: HostSpec, wheel: Path) -> None:
 
 
 def main() -> int:
-    wheel, *names = sys.argv[1:]
-    for spec in _SPECS:
-        if not names or spec.name in names:
-            record(spec, Path(wheel))
-            print(f"recorded {spec.name}", flush=True)
+    names = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as directory:
+        wheel = build_wheel(Path(directory))
+        for spec in _SPECS:
+            if not names or spec.name in names:
+                record(spec, wheel)
+                say(f"recorded {spec.name}")
     return 0
 
 
