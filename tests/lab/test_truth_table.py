@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from kvmarm_plugin.verdict import REFUSES, WRONG
 
 from .truth_table import CASES, WORKS, Table
 
-# Pair → what really happens, from the first host to the second and back, for each of its guests.
+# Pair → what really happens to its first guest, from the first host to the second and back.
 EXPECTED = {
-    "sve-pauth": (REFUSES, WORKS, WORKS, WORKS),  # features that only one has, left open and pinned off
+    "sve-pauth": (REFUSES, WORKS),  # features that only one has
     "cntfrq": (WRONG, WRONG),  # what neither kernel nor QEMU looks at
     "trixie-sid": (WORKS, REFUSES),  # registers that only the newer kernel has
 }
@@ -25,6 +26,6 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_hook_check_and_migration_agree(name: str, wheel: Path) -> None:
     (case,) = (case for case in CASES if case.name == name)
-    rows = Table(wheel).run(case)
+    rows = Table(wheel).run(replace(case, guests=case.guests[:1]))
     assert [row for row in rows if not row.agrees] == []
-    assert tuple(row.really for row in rows[: len(EXPECTED[name])]) == EXPECTED[name]
+    assert tuple(row.really for row in rows) == EXPECTED[name]

@@ -40,7 +40,7 @@ HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
 PAGE = Path(__file__).parents[2] / "docs/truth-table.md"
 OFF = "sve: off\npauth: off\n"
 
-CLOCK_SECONDS = 12.0  # how long a guest's clock is held against ours
+CLOCK_SECONDS = 10.0  # how long a guest's clock is held against ours
 RIGHT_SPEED = (0.6, 1.6)  # ticks a second; emulation is slow, and the wrong speeds here are 0.4 and 2.5
 MIGRATE_SECONDS = 240.0
 
