@@ -17,7 +17,7 @@ from .errors import KvmarmError
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
-from .target import Target
+from .target import Target, sve_bitmap
 
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
@@ -125,8 +125,7 @@ class Resolver:
         registers = vcpu.registers
         if features.sve_lengths:
             # What QEMU will set before it finalises SVE. KVM takes any set that is the host's own up to some length (set_sve_vls).
-            bitmap = sum(1 << length // 128 - 1 for length in features.sve_lengths)
-            registers = {**registers, "SVE_VLS": bitmap}
+            registers = {**registers, "SVE_VLS": sve_bitmap(features.sve_lengths)}
         target = Target(
             architecture=profile.kvm_architecture,
             number=form.number,

@@ -85,3 +85,13 @@ class Target(Value):
         """
         version = self.registers.get("PSCI_VERSION", 1)
         return f"{version >> 16}.{version & 0xFFFF}"
+
+
+def sve_lengths(bitmap: int) -> tuple[int, ...]:
+    """Vector lengths in bits, ascending, from the value of KVM_REG_ARM64_SVE_VLS (bit n: (n + 1) × 128 bits)."""
+    return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
+
+
+def sve_bitmap(lengths: tuple[int, ...]) -> int:
+    """The inverse of `sve_lengths`."""
+    return sum(1 << length // 128 - 1 for length in lengths)

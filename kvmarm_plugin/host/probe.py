@@ -20,10 +20,11 @@ from .. import __version__
 from ..errors import KvmarmError
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
-from ..kvm.scratch import GUEST_REGISTERS, ScratchVcpu, accepts, preferred_target, run_guest, sve_lengths
+from ..kvm.scratch import GUEST_REGISTERS, ScratchVcpu, accepts, preferred_target, run_guest
 from ..profile import Cluster, HostProfile, Qemu, Vcpu
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
+from ..target import sve_lengths
 from . import qemu as qemu_edge
 from .cpus import CpuCluster, allowed_cpus, find_clusters, format_cpu_list, name_part
 

@@ -14,11 +14,11 @@ from ..host.qemuversion import installed_version
 from ..registers.rules import Kernel, kernel_version
 from ..registers.table import id_of, is_identity, name_of
 from ..registers.text import pack_ids
-from ..target import Target
+from ..target import Target, sve_lengths
 from ..verdict import Finding, Offer, judge
 from . import uapi
 from .device import VCPU, KvmError, System
-from .scratch import ScratchVcpu, preferred_target, run_guest, sve_lengths
+from .scratch import ScratchVcpu, preferred_target, run_guest
 
 
 class KernelOffer(Offer):

@@ -12,6 +12,7 @@ import errno
 import mmap
 
 from ..errors import KvmarmError
+from ..target import sve_bitmap
 from . import uapi
 from .device import VCPU, VM, KvmError, System
 
@@ -105,16 +106,6 @@ def preferred_target(system: System, architecture: str) -> int:
             f"{refusal.message}, and none of the targets {', '.join(names)} is accepted",
             "this kernel's KVM does not know this CPU",
         ) from None
-
-
-def sve_lengths(bitmap: int) -> tuple[int, ...]:
-    """Vector lengths in bits, ascending, from the value of KVM_REG_ARM64_SVE_VLS (bit n: (n + 1) × 128 bits)."""
-    return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
-
-
-def sve_bitmap(lengths: tuple[int, ...]) -> int:
-    """The inverse of `sve_lengths`."""
-    return sum(1 << length // 128 - 1 for length in lengths)
 
 
 def run_guest(system: System, target: int, features: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:

@@ -146,7 +146,8 @@ class Guest:
 
     def ticks(self) -> int:
         """How far the Linux guest has counted, by this host's console log."""
-        found = TICK.findall(self.console())
+        # A whole line: the log may end in the middle of one, with "4" of "41".
+        found = re.findall(TICK.pattern + r"\r?\n", self.console())
         return int(found[-1]) if found else 0
 
     def qemu_log(self) -> str:

@@ -20,7 +20,7 @@ from .errors import LabTimeout
 from .guest import MIDR, REGISTER_READER, Guest, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
-from .truth_table import HOOK, sees_otherwise, ticks
+from .truth_table import HOOK, sees_otherwise
 
 HOST_MODEL = "<cpu mode='host-model'/>"
 DISK = (
@@ -60,8 +60,8 @@ def record(guest: Guest) -> dict[str, Any]:
 
 def ticks_on(guest: Guest, timeout: float = 60) -> None:
     """Wait until the guest counts on."""
-    start, deadline = ticks(guest), time.monotonic() + timeout
-    while ticks(guest) < start + 2:
+    start, deadline = guest.ticks(), time.monotonic() + timeout
+    while guest.ticks() < start + 2:
         if time.monotonic() > deadline:
             raise LabTimeout(f"{guest.name} on {guest.host!r} is {guest.state()}, and stays at tick {start}{guest.qemu_log()}")
         time.sleep(0.5)

@@ -316,19 +316,13 @@ def _generic(name: str) -> str:
     return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}" if reg >> 16 == 0x603000000013 else name
 
 
-def ticks(guest: Guest) -> int:
-    """How far a Linux guest has counted: the last line that it has ended (Guest.ticks may read "4" of "41")."""
-    found = re.findall(r"guest: tick (\d+)\r?\n", guest.console())
-    return int(found[-1]) if found else 0
-
-
 def _speed(guest: Guest) -> float:
     """The guest's seconds in one of ours. A busy machine slows a guest down for a while, a wrong clock stays wrong: three tries."""
     guest.wait_for(r"guest: tick \d+\r?\n")
     for _ in range(3):
-        first, start = ticks(guest), time.monotonic()
+        first, start = guest.ticks(), time.monotonic()
         time.sleep(CLOCK_SECONDS)
-        last, end = ticks(guest), time.monotonic()
+        last, end = guest.ticks(), time.monotonic()
         speed = (last - first) / (end - start)
         if RIGHT_SPEED[0] < speed < RIGHT_SPEED[1]:
             break
@@ -336,12 +330,12 @@ def _speed(guest: Guest) -> float:
 
 
 def _still_running(guest: Guest) -> str:
-    before, deadline = ticks(guest), time.monotonic() + 30
+    before, deadline = guest.ticks(), time.monotonic() + 30
     while time.monotonic() < deadline:
-        if guest.state() == "running" and ticks(guest) > before + 1:
+        if guest.state() == "running" and guest.ticks() > before + 1:
             return "yes"
         time.sleep(0.5)
-    return f"{guest.state()}, at tick {ticks(guest)} as before ({before})"
+    return f"{guest.state()}, at tick {guest.ticks()} as before ({before})"
 
 
 def _words(result: Result, moved: Guest) -> str:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.kvm.device import KvmError, KvmUnavailable, System, error_name, register_size
-from kvmarm_plugin.kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest, sve_bitmap, sve_lengths
+from kvmarm_plugin.kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
+from kvmarm_plugin.target import sve_bitmap, sve_lengths
 
 from .fakekernel import CORE_REGISTERS, PC, SVE_VLS, X0, CpuKind, FakeKernel, Made, kind
 
