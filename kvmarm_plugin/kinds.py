@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Kinds of hosts: those that give guests the same, whatever they are called.
+
+A pool of two thousand hosts has some dozens of kinds, and hosts of one kind get one answer to every question: `compare` and
+`baseline` ask by kind.
+"""
+
+from __future__ import annotations
+
+from .profile import Cluster, HostProfile, Vcpu
+from .registers.rules import kernel_version
+from .value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+
+class Kind(Value):
+    """Hosts of which each gives any guest just what the others give it.
+
+    Attributes:
+        hosts: at least one, by name.
+    """
+
+    __slots__ = ("hosts",)
+    hosts: tuple[HostProfile, ...]
+
+    def __init__(self, hosts: tuple[HostProfile, ...]) -> None:
+        self._freeze(locals())
+
+    @property
+    def host(self) -> HostProfile:
+        """One that speaks for all."""
+        return self.hosts[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.hosts)
+
+
+def kinds_of(hosts: Iterable[HostProfile]) -> list[Kind]:
+    """Hosts by kind. The order of the hosts decides nothing: kinds are sorted by the name of their first host, hosts by theirs."""
+    members: dict[Hashable, list[HostProfile]] = {}
+    for host in sorted(hosts, key=lambda host: host.name):
+        members.setdefault(_capability(host), []).append(host)
+    return [Kind(tuple(same)) for same in members.values()]
+
+
+def _capability(host: HostProfile) -> Hashable:
+    """All that `resolve` and `check` look at. Not names and point releases, nor what only tells people where a value comes from."""
+    qemu = host.qemu
+    return (
+        host.architecture,
+        kernel_version(host.kernel),
+        frozenset(host.capabilities.items()),
+        host.ipa_bits,
+        host.gic_versions,
+        host.libvirt is None,
+        frozenset(host.cpu_features),
+        qemu and (qemu.release, qemu.machines, frozenset(qemu.aliases.items()), frozenset(qemu.host_properties)),
+        # One cluster's CPU numbers and speed decide nothing. Of several, they decide which is chosen, and what is pinned where.
+        tuple((_cluster(cluster), len(host.clusters) > 1 and (cluster.cpus, cluster.capacity)) for cluster in host.clusters),
+    )
+
+
+def _cluster(cluster: Cluster) -> Hashable:
+    return (
+        cluster.midr,
+        cluster.revidr,
+        cluster.target,
+        cluster.sve_lengths,
+        frozenset(cluster.models.items()),
+        frozenset(cluster.seen.items()),
+        cluster.writable and frozenset(cluster.writable.items()),
+        tuple(map(_vcpu, cluster.vcpus)),
+    )
+
+
+def _vcpu(vcpu: Vcpu) -> Hashable:
+    return vcpu.number, vcpu.features, frozenset(vcpu.registers.items()), vcpu.reglist
