@@ -92,7 +92,7 @@ def check(arguments: Namespace) -> int:
         hosts = _profiles(arguments.host)
         verdicts = {host.name: check_profile(found.target, host) for host in hosts}
     else:
-        verdicts = {platform.node(): _rehearse(found.target)}
+        verdicts = {platform.node(): _rehearse(root, found.target)}
     changes = edited(root, found.target)
     verdicts = {host: changes + findings for host, findings in verdicts.items()}
     return _print_verdicts(title, verdicts, arguments.json)
@@ -133,7 +133,11 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
         root = domain.parse(source)
     if not domain.asks_for_host_model(root):
         return source
-    return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
+    return Resolver(_host_profile(arguments), _policy(arguments.policy), advise=_advise).resolve(source)
+
+
+def _advise(line: str) -> None:
+    _say(f"kvmarm: {line}")
 
 
 def _restored(source: bytes) -> bytes:
@@ -181,13 +185,20 @@ def _record(arguments: Namespace) -> tuple[record.Record, str, domain.Element]:
     return record.read(element), name.body.decode(errors="replace") if name else arguments.domain, root
 
 
-def _rehearse(target: Target) -> list[Finding]:
+def _rehearse(root: domain.Element, target: Target) -> list[Finding]:
     from .host import qemu
+    from .host.cpus import find_clusters
     from .kvm.device import System
     from .kvm.rehearse import rehearse
+    from .pins import settle, with_cluster
 
+    machines = qemu.ask(qemu.find_binary(platform.machine())).machines
     with System() as system:
-        return rehearse(target, system, qemu.ask(qemu.find_binary(platform.machine())).machines)
+        if target.pinning is None:
+            return rehearse(target, system, machines)
+        clusters = find_clusters()
+        _, cpus, pins = settle(b"", root, target.pinning, clusters, movable=False)
+        return with_cluster(pins + rehearse(target, system, machines, cpus), target.pinning, clusters)
 
 
 def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: bool) -> int:

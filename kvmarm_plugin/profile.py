@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from . import cpulist
 from .errors import KvmarmError
 from .registers.text import pack_ids, unpack_ids
 from .value import Value
@@ -327,6 +328,7 @@ def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
 
 
 def _decode_cluster(document: dict[str, Any]) -> Cluster:
+    cpulist.parse(document["cpus"])  # or it is broken
     written = document["base"]
     base = Vcpu(written["target"], tuple(written["features"]), _unhex(written["registers"]), written["reglist"])
     fields = _take(document, _CLUSTER_PLAIN)

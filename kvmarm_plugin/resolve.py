@@ -10,19 +10,28 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import __version__, record, rewrite
+from . import __version__, cpulist, record, rewrite
 from .domain import Element, asks_for_host_model, parse
 from .emit import Features, Form, choose_form, knobs_of
 from .errors import KvmarmError
+from .pins import cpus_of, cpuset_of, pins_in, pins_of, thread_of
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
-from .target import Target, sve_bitmap
+from .target import Pinning, Target, sve_bitmap
+from .verdict import HARMLESS, judge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
 
 _GIB = 1 << 30
+
+# A guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned.
+_MOST_THREADS = 512
 
 # Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
 _HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
@@ -45,7 +54,7 @@ class Wish(NamedTuple):
         pmu: True, False, or None where the domain says nothing.
         features: (name, required or None if optional or False if off) of each <feature>, in document order.
         memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
-        cpus: the host CPUs that its vCPUs may run on, as written; empty for all.
+        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none.
     """
 
     architecture: str
@@ -54,7 +63,7 @@ class Wish(NamedTuple):
     pmu: bool | None = None
     features: tuple[tuple[str, bool | None], ...] = ()
     memory: int = 0
-    cpus: str = ""
+    cpus: tuple[int, ...] = ()
 
 
 class Resolver:
@@ -63,16 +72,18 @@ class Resolver:
     Args:
         profile: of the host that the domains will run on.
         policy: what to prefer.
+        advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
         ResolveError: the profile shows no KVM or no QEMU.
     """
 
-    def __init__(self, profile: HostProfile, policy: Policy) -> None:
+    def __init__(self, profile: HostProfile, policy: Policy, advise: Callable[[str], None] = lambda _: None) -> None:
         self.profile = profile
         self.policy = policy
+        self._advise = advise
         self._origin = Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
-        self._answers: dict[Wish, tuple[rewrite.Emission, list[bytes]]] = {}
+        self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
         """A domain's XML with its host-model made concrete; the XML as it is if the domain does not ask.
@@ -89,10 +100,16 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
+        several = len(self.profile.clusters) > 1
+        if not several:
+            wish = wish._replace(cpus=())  # they decide nothing
         if wish not in self._answers:
             target, form = self._decide(wish)
-            self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
-        return rewrite.concretise(source, domain, *self._answers[wish])
+            self._answers[wish] = (target, _emission(target, form), record.format_facts(target, self._origin))
+        target, emission, facts = self._answers[wish]
+        if not several:
+            return rewrite.concretise(source, domain, emission, facts)
+        return rewrite.concretise(source, domain, emission, facts, *self._pins(domain, target.pinning))
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""
@@ -113,9 +130,23 @@ class Resolver:
                 f"host {profile.name} has no usable {why}",
                 "" if "(hint: " in why else "install QEMU there and probe again",
             )
-        cluster = _choose_cluster(wish, profile, self.policy)
-        features = _choose_features(wish, cluster, profile, self.policy)
-        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named)
+        cluster, roams = _choose_cluster(wish, profile, self.policy)
+        target, form = self._on(cluster, wish, profile.qemu, roams)
+        if roams:
+            for other in profile.clusters:
+                if other is not cluster:
+                    _check_roaming(target, self._on(other, wish, profile.qemu, roams)[0], cluster, other, profile)
+        return target, form
+
+    def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: bool) -> tuple[Target, Form]:
+        """What a guest gets on a cluster.
+
+        Args:
+            roams: whether it may run on the others, too. Then it has no named model, which is one cluster's, and no PMU.
+        """
+        profile = self.profile
+        features = _choose_features(wish, cluster, profile, self.policy, roams)
+        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named and not roams)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
@@ -132,15 +163,44 @@ class Resolver:
             features=features.vcpu,
             model=form.model,
             unsaid=_unsaid(form, wish, profile),
-            machine=_choose_machine(wish, profile.qemu, profile.name),
+            machine=_choose_machine(wish, qemu, profile.name),
             gic=_choose_gic(wish, profile),
             ipa_bits=_choose_ipa_bits(wish, profile),
             sve_lengths=features.sve_lengths,
             seen={name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in features.vcpu},
             registers=registers,
             reglist=vcpu.reglist,
+            pinning=None if roams or len(profile.clusters) < 2 else _pinning(cluster),
         )
         return target, form
+
+    def _pins(self, domain: Element, pinning: Pinning | None) -> tuple[str, tuple[bytes, ...]]:
+        """The pins that a domain is to get on a host of several clusters: a cpuset for <vcpu>, and elements for <cputune>."""
+        name = domain.find("name")
+        title = " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
+        where = _kinds(self.profile.clusters)
+        if pinning is None:
+            self._advise(f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when it moves")
+            return "", ()
+        cpus = cpulist.parse(pinning.cpus)
+        for pin in pins_of(domain):
+            if set(cpus_of(pin)).isdisjoint(cpus):
+                written = f"<{pin.name} cpuset='{pin.attributes['cpuset']}'>"
+                raise ResolveError(f"{written} names no CPU of host {self.profile.name}", f"it has {where}")
+        vcpus = _count(domain.find("vcpu"), 1)
+        if vcpus > len(cpus):
+            there = f"{len(cpus)} CPU{'s' if len(cpus) > 1 else ''} ({pinning.cpus})"
+            self._advise(f"{title} has {vcpus} vCPUs, and the cluster that it is pinned to {there}: they share them")
+        vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
+        if vcpu is not None and cpuset_of(vcpu):
+            return "", ()  # it is every thread's that has no pin of its own
+        pinned = [thread_of(pin) for pin in pins_in(cputune)] if cputune else []
+        threads = [
+            *(("vcpupin", str(number)) for number in range(vcpus)),
+            ("emulatorpin", None),
+            *(("iothreadpin", str(number)) for number in _iothreads(domain)),
+        ]
+        return pinning.cpus, tuple(_pin(*thread, pinning.cpus) for thread in threads if thread not in pinned)
 
 
 # -- what the domain asks for --------------------------------------------------------------------------------------------------
@@ -152,13 +212,18 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     Raises:
         ResolveError: an element twice that there is one of, or a memory size that is none.
     """
-    for parent, name in ((domain, "cpu"), (domain, "features"), (domain.find("features"), "gic"), (domain.find("features"), "pmu")):
+    features = domain.find("features")
+    for parent, name in (
+        *((domain, name) for name in ("cpu", "features", "vcpu", "cputune", "iothreads", "iothreadids")),
+        (features, "gic"),
+        (features, "pmu"),
+    ):
         if parent is not None and len(parent.find_all(name)) > 1:
             raise ResolveError(f"the domain has more than one <{name}>", "libvirt reads only one: remove the others")
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     assert cpu is not None  # asks_for_host_model has seen both
     assert os_type is not None
-    gic, pmu, vcpu = domain.find("features/gic"), domain.find("features/pmu"), domain.find("vcpu")
+    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
@@ -166,7 +231,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=_memory(domain),
-        cpus=vcpu.attributes.get("cpuset", "") if vcpu else "",
+        cpus=tuple(sorted({cpu for pin in pins_of(domain) for cpu in cpus_of(pin)})),
     )
 
 
@@ -199,50 +264,95 @@ def _size(element: Element | None) -> int:
 # -- what the host gives -------------------------------------------------------------------------------------------------------
 
 
-def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> Cluster:
-    """The cluster that the domain is pinned to, else the one that the policy names.
+def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> tuple[Cluster, bool]:
+    """The cluster that the domain is pinned to, else the one that the policy names; and whether it may leave it.
 
     The biggest is the one of the highest capacity, then of the highest part number.
     """
-    pinned = [cluster for cluster in profile.clusters if wish.cpus and _cpus(cluster.cpus) & _cpus(wish.cpus)]
-    if len(pinned) > 1:
-        kinds = " and ".join(f"{cluster.cpus} ({cluster.part or hex(cluster.midr)})" for cluster in pinned)
-        raise ResolveError(
-            f"<vcpu cpuset='{wish.cpus}'> mixes CPUs of different kinds on host {profile.name}: {kinds}",
-            "pin the guest to one kind",
-        )
+    pinned = [cluster for cluster in profile.clusters if not set(wish.cpus).isdisjoint(cpulist.parse(cluster.cpus))]
     if pinned:
-        return pinned[0]
+        return pinned[0], len(pinned) > 1
+    if policy.cluster == "all":
+        return profile.clusters[0], len(profile.clusters) > 1
     by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
     if policy.cluster == "biggest":
-        return by_size[-1]
+        return by_size[-1], False
     if policy.cluster == "smallest":
-        return by_size[0]
+        return by_size[0], False
     for cluster in by_size:
         if cluster.midr == policy.cluster:
-            return cluster
+            return cluster, False
     known = ", ".join(f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size)
     raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
 
 
-def _cpus(text: str) -> set[int]:
-    """CPU numbers from a list such as "0-3,6" or, in libvirt's way, "0-3,^2"."""
-    cpus: set[int] = set()
-    for item in text.replace(" ", "").split(","):
-        first, _, last = item.lstrip("^").partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 0xFFFF:
-            raise ResolveError(f"not a list of CPUs: {text[:60]!r}", "it is written like 0-3,6")
-        numbers = range(int(first), int(last or first) + 1)
-        cpus = cpus.difference(numbers) if item.startswith("^") else cpus.union(numbers)
-    return cpus
+def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile) -> None:
+    """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
+
+    Args:
+        target, other: what it would get on either.
+    """
+    from .check import ProfileOffer  # rarely needed
+
+    findings = [
+        finding
+        for finding in (*judge(target, ProfileOffer(target, profile, there)), *judge(other, ProfileOffer(other, profile, here)))
+        if finding.severity != HARMLESS
+    ]
+    if target.number != other.number:
+        # kvm_vcpu_set_target up to Linux 6.5.
+        reason = f"KVM makes no vCPU of target {target.number} on the others"
+    elif findings:
+        reason = f"{findings[0].subject} is {findings[0].recorded} on one and {findings[0].local} on the other"
+    else:
+        return
+    raise ResolveError(
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({_kinds((here, there))}), and cannot: {reason}",
+        "pin it to one kind, or say cluster: biggest in the policy",
+    )
 
 
-def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy) -> Features:
+def _kinds(clusters: tuple[Cluster, ...]) -> str:
+    """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
+    return ", ".join(f"{cluster.cpus} {cluster.part or hex(cluster.midr)}" for cluster in clusters)
+
+
+def _pinning(cluster: Cluster) -> Pinning:
+    return Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
+
+
+def _pin(name: str, number: str | None, cpus: str) -> bytes:
+    """ "vcpupin", "0": <vcpupin vcpu='0' …>."""
+    which = "" if number is None else f" {name[: -len('pin')]}='{number}'"
+    return f"<{name}{which} cpuset='{cpus}'/>".encode()
+
+
+def _count(element: Element | None, default: int) -> int:
+    """A number of threads. Raises ResolveError: it is none, or more than QEMU makes."""
+    text = element.body.decode(errors="replace").strip() if element else str(default)
+    if not (text.isdecimal() and len(text) < 5 and int(text) <= _MOST_THREADS):
+        name = element.name if element else ""
+        raise ResolveError(f"<{name}> is not a number of threads: {text[:40]!r}", f"QEMU has up to {_MOST_THREADS}")
+    return int(text)
+
+
+def _iothreads(domain: Element) -> list[int]:
+    """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the number in <iothreads>
+    (virDomainIOThreadIDArrayInit)."""
+    listed = domain.find("iothreadids")
+    texts = [thread.attributes.get("id", "") for thread in listed.find_all("iothread")] if listed else []
+    ids = [int(text) for text in texts if text.isdecimal() and len(text) < 10]
+    free = (number for number in range(1, 2 * _MOST_THREADS) if number not in ids)
+    missing = max(0, _count(domain.find("iothreads"), 0) - len(ids))
+    return sorted([*ids, *(next(free) for _ in range(missing))])
+
+
+def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: bool) -> Features:
     """What the domain says, else what the policy says, else what the host has."""
     _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
     base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
-    pmu = ("pmu_v3",) if _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile) else ()
+    pmu = ("pmu_v3",) if _has_pmu(wish, cluster, profile, policy, roams) else ()
     if profile.kvm_architecture == "arm64" and wish.architecture == "armv7l":
         # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is not, and KVM makes such a vCPU.
         pauth32 = _PAUTH if cluster.has(_PAUTH[0]) else ()
@@ -292,6 +402,19 @@ def _switch(what: str, asked: bool | None, policy: bool | None, offered: bool, p
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(f"{by} wants {what}, which KVM on host {profile.name} does not offer", f"turn {what} off there")
     return offered if wanted is None else wanted
+
+
+def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: bool) -> bool:
+    """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another (kvm_pmu_create_perf_event)."""
+    pmu = _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile)
+    if not (pmu and roams):
+        return pmu
+    if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
+        return False
+    raise ResolveError(
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({_kinds(profile.clusters)}), and a PMU counts on one",
+        "turn it off (<pmu state='off'/>, or pmu: off in the policy), or pin the guest to one kind",
+    )
 
 
 def _sve_lengths(asked: dict[str, bool | None], cluster: Cluster, profile: HostProfile, policy: Policy) -> tuple[int, ...]:

@@ -108,17 +108,41 @@ _OFFERED_BY = {
 }
 
 
-def rehearse(target: Target, system: System, machines: tuple[str, ...] = ()) -> list[Finding]:
+def rehearse(target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> list[Finding]:
     """The findings of a target against this host.
 
     Args:
         machines: machine types of the local QEMU; empty leaves that question to libvirt, which asks it first.
+        cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6); empty where all are alike.
 
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
-    with KernelOffer(target, system, machines) as offer:
+    with _On(cpus), KernelOffer(target, system, machines) as offer:
         return judge(target, offer)
+
+
+class _On:
+    """Keeps this thread to some CPUs; a context manager.
+
+    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: they
+    differ only on old kernels, which then make no vCPU.
+    """
+
+    def __init__(self, cpus: tuple[int, ...]) -> None:
+        self._cpus = cpus
+
+    def __enter__(self) -> None:
+        self._before = os.sched_getaffinity(0) if self._cpus else set()
+        try:
+            if self._cpus:
+                os.sched_setaffinity(0, self._cpus)
+        except OSError:
+            pass
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._cpus:
+            os.sched_setaffinity(0, self._before)
 
 
 def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:
