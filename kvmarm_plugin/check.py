@@ -56,13 +56,10 @@ def given(target: Target, offer: Offer) -> Target:
     Args:
         offer: of the host that it starts on, made for this target, without a problem.
     """
-    fields = {name: getattr(target, name) for name in target.__slots__}
     registers = offer.registers
     if target.sve_lengths:
         registers = {**registers, "SVE_VLS": sve_bitmap(target.sve_lengths)}
-    return Target(
-        **{**fields, "features": offer.features_for(target), "registers": registers, "reglist": offer.reglist, "seen": offer.seen}
-    )
+    return target.replace(features=offer.features_for(target), registers=registers, reglist=offer.reglist, seen=offer.seen)
 
 
 def check(target: Target, profile: HostProfile) -> list[Finding]:
