@@ -36,6 +36,9 @@ CHOICES = {
 }
 
 
+_HOST = "host"  # the subject of a finding that is about one host alone
+
+
 class Obstacle(Value):
     """Why a guest of one host cannot go to another.
 
@@ -54,6 +57,14 @@ class Obstacle(Value):
 
     def __str__(self) -> str:
         return f"{self.source} to {self.destination}: {self.finding}"
+
+    def in_short(self) -> str:
+        """What differs, without the rule and the remedy."""
+        finding = self.finding
+        if finding.subject == _HOST:
+            return finding.rule
+        meaning = f" ({finding.meaning})" if finding.meaning else ""
+        return f"{finding.subject}{meaning}: {finding.recorded} on {self.source}, {finding.local} on {self.destination}"
 
 
 class Common(Value):
@@ -275,7 +286,7 @@ def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> s
         if feature in target.features:
             obstacle = _first_obstacle(target, views)
             if obstacle:
-                return f"{obstacle.source} to {obstacle.destination}: {obstacle.finding.subject} {_values(obstacle.finding)}"
+                return obstacle.in_short()
     return ""
 
 
@@ -358,13 +369,9 @@ def _names(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _values(finding: Finding) -> str:
-    return f"({finding.recorded} there, {finding.local} here)"
-
-
 def _unusable(error: KvmarmError) -> Finding:
     return Finding(
-        subject="host",
+        subject=_HOST,
         meaning="the least guest that XML can ask for",
         recorded="none",
         local="none",

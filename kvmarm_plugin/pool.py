@@ -14,14 +14,15 @@ from .common import targets
 from .errors import KvmarmError
 from .profile import Cluster, HostProfile, ProfileError, decode, encode
 from .record import Origin
-from .resolve import ResolveError, Wish, guest_ipa_bits
+from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
 from .value import Value
 from .verdict import HARMLESS, REFUSES, Finding, Offer, in_short, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
+    from .policy import Policy
     from .target import Target
 
 DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
@@ -109,21 +110,31 @@ def dumps(pool: Pool) -> str:
     return _HEAD.format(path=DEFAULT_PATH) + str(body)
 
 
-def is_pool(text: str) -> bool:
+def is_pool(document: bytes) -> bool:
     """Whether a document looks like a pool, and not like a domain; for commands that take both."""
-    return "\nschema: " + SCHEMA_STEM in "\n" + text
+    return b"\nschema: " + SCHEMA_STEM.encode() in b"\n" + document
 
 
-def on_host(pool: Pool, cpus: dict[int, str]) -> HostProfile:
-    """The baseline with a member's CPU numbers: on a big.LITTLE host guests are pinned, and every board may count in its own way.
+def resolver(pool: Pool, policy: Policy, host: str, cpus: dict[int, str], ask: Callable[[Target], Offer]) -> Resolver:
+    """Resolves domains of a member: for the pool's baseline, so that all members make the same of them.
 
     Args:
-        cpus: MIDR_EL1 of each cluster of the member → its CPUs.
+        host: the member's name.
+        cpus: MIDR_EL1 of each of its clusters → CPU numbers. On big.LITTLE hosts guests are pinned, and every board may count
+            in its own way.
+        ask: what the member gives to a guest of a target.
+
+    A domain that the member would not run like the others raises ResolveError: it has drifted out of its pool.
     """
-    if len(pool.baseline.clusters) < 2:
-        return pool.baseline
-    clusters = tuple(cluster.replace(cpus=cpus.get(cluster.midr, cluster.cpus)) for cluster in pool.baseline.clusters)
-    return pool.baseline.replace(clusters=clusters)
+
+    def confirmed(target: Target, wish: Wish) -> None:
+        with ask(target) as offer:
+            findings = confirm(pool, target, offer)
+            if findings:
+                raise _drifted(pool, host, findings)
+            _check_layout(pool, wish, offer.ipa_bits, host)
+
+    return Resolver(_on_host(pool.baseline, cpus), policy, pool.origin, confirmed)
 
 
 def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
@@ -134,14 +145,41 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
         offer: of the host, made for this target.
     """
     findings = [finding for finding in judge(target, offer) if finding.severity != HARMLESS]
-    if findings or offer.problem:
+    if findings:
         return findings
     local = given(target, offer)
     return [_for_the_others(finding, pool) for finding in check(local, pool.baseline) if finding.severity != HARMLESS]
 
 
-def confirm_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
-    """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than the pool's smallest host does."""
+def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
+    """Why a host would not be a member like the others, whatever guest of the pool is asked for; empty if it would."""
+    found: dict[str, Finding] = {}
+    for cluster in pool.baseline.clusters:
+        for target in targets(pool.baseline.replace(clusters=(cluster,))):
+            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(target, host))):
+                found.setdefault(str(finding), finding)
+    missing = [machine for machine in _machines(pool.baseline) if machine not in _machines(host)]
+    if missing and not any(finding.subject == "machine type" for finding in found.values()):
+        found["machine type"] = _missing_machines(missing, host)
+    return list(found.values())
+
+
+def counterpart(target: Target, host: HostProfile) -> Cluster | None:
+    """The cluster of a host that a target goes to: of the MIDR that the guest sees, else the first."""
+    seen = target.seen.get("MIDR_EL1")
+    return next((cluster for cluster in host.clusters if cluster.midr == seen), (*host.clusters, None)[0])
+
+
+def _on_host(baseline: HostProfile, cpus: dict[int, str]) -> HostProfile:
+    if len(baseline.clusters) < 2:
+        return baseline
+    return baseline.replace(
+        clusters=tuple(cluster.replace(cpus=cpus.get(cluster.midr, cluster.cpus)) for cluster in baseline.clusters)
+    )
+
+
+def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
+    """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than on the pool's smallest host."""
     there, here = (guest_ipa_bits(wish.memory, limit, host) for limit in (pool.baseline.ipa_bits, ipa_bits))
     if there != here:
         raise ResolveError(
@@ -150,28 +188,9 @@ def confirm_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
         )
 
 
-def drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
-    """The error for a host that does not keep to its pool any more."""
+def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
     what = f"{host} has drifted out of pool {pool.name}" if host in pool.members else f"{host} does not fit into pool {pool.name}"
     return ResolveError(f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew")
-
-
-def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
-    """Why a host would not be a member like the others, whatever guest of the pool is asked for; empty if it would."""
-    found: dict[str, Finding] = {}
-    for cluster in pool.baseline.clusters:
-        for target in targets(pool.baseline.replace(clusters=(cluster,))):
-            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(cluster, host))):
-                found.setdefault(str(finding), finding)
-    missing = [machine for machine in _machines(pool.baseline) if machine not in _machines(host)]
-    if missing and not any(finding.subject == "machine type" for finding in found.values()):
-        found["machine type"] = _missing_machines(missing, host)
-    return list(found.values())
-
-
-def counterpart(cluster: Cluster, host: HostProfile) -> Cluster | None:
-    """The cluster of a host that stands for this one of the baseline: that of the same MIDR, else the first."""
-    return next((other for other in host.clusters if other.midr == cluster.midr), (*host.clusters, None)[0])
 
 
 def _machines(host: HostProfile) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ from .registers.text import unpack_ids
 from .target import Target
 from .value import Value
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Self  # mypy knows it; nothing imports it
+
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 
 _OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
@@ -74,7 +78,7 @@ class Finding(Value):
 
 
 class Offer:
-    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in.
+    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
 
     Attributes:
         host: its name.
@@ -121,6 +125,15 @@ class Offer:
     def qemu_version(self) -> tuple[int, int]:
         """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it matters."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds: a kernel's has a scratch vCPU."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def worst(findings: list[Finding]) -> str:
