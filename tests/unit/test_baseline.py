@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,18 @@ from kvmarm_plugin.check import ProfileOffer, check
 from kvmarm_plugin.check import given as given_there
 from kvmarm_plugin.common import CHOICES, common, obstacles, targets
 from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.kvm.rehearse import KernelOffer
 from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.pool import Pool
 from kvmarm_plugin.profile import Cluster, HostProfile
 from kvmarm_plugin.registers.table import Override, fields_of, overrides
-from kvmarm_plugin.target import VCPU_FEATURES
+from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding
 from tests.corpus import HOSTS, host, one_line, template, vary
+
+from .fakekernel import FakeKernel
 
 _NAMES = sorted(HOSTS)
 
@@ -365,8 +370,8 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
     cpus = {cluster.midr: cluster.cpus for cluster in profile.clusters}
 
-    def ask(target: object) -> ProfileOffer:
-        return ProfileOffer(target, profile, pool.counterpart(target, profile))  # type: ignore[arg-type]
+    def ask(target: Target) -> ProfileOffer:
+        return ProfileOffer(target, profile, pool.counterpart(target, profile))
 
     return pool.resolver(formed, Policy(), profile.name, cpus, ask).resolve(source)
 
@@ -378,6 +383,26 @@ def test_every_member_makes_the_same_xml(name: str) -> None:
     results = {_resolved(formed, _HOSTS[member], template(name)) for member in names}
     assert len(results) == 1
     assert b"<kvmarm:origin host='pool'" in results.pop()
+
+
+@pytest.mark.parametrize("member", ["trixie-neoverse-n1", "n1-twin", "n1-25-mhz"])
+def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch vCPU confirms: of a kernel that plays the profile."""
+    formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
+    with System(FakeKernel.from_profile(profile)) as system:
+
+        def ask(target: Target) -> KernelOffer:
+            return KernelOffer(target, system, profile.qemu.machines if profile.qemu else ())
+
+        def by_kernel() -> bytes:
+            return pool.resolver(formed, Policy(), profile.name, {}, ask).resolve(template("uefi"))
+
+        if member in formed.members:
+            assert by_kernel() == _resolved(formed, profile, template("uefi"))
+        else:
+            with pytest.raises(KvmarmError, match=f"{member} does not fit into pool pool: CNTFRQ_EL0"):
+                by_kernel()
 
 
 def test_what_the_pool_does_not_have_is_refused_by_name() -> None:
