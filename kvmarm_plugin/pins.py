@@ -64,7 +64,7 @@ def cpus_of(pin: Element) -> tuple[int, ...]:
         raise DomainXMLError(f"<{pin.name} cpuset>: {error}", "it is written like 0-3,6") from None
 
 
-def find_cluster(pinning: Pinning, clusters: Sequence[AnyCluster]) -> AnyCluster | None:
+def find_cluster(pinning: Identified, clusters: Sequence[AnyCluster]) -> AnyCluster | None:
     """The cluster of a host that a guest belongs on. REVIDR_EL1 only tells apart those of one MIDR_EL1."""
     same = [cluster for cluster in clusters if cluster.midr == pinning.midr]
     exact = [cluster for cluster in same if cluster.revidr == pinning.revidr]

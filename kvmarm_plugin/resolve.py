@@ -14,24 +14,23 @@ from . import __version__, cpulist, record, rewrite
 from .domain import Element, asks_for_host_model, parse
 from .emit import Features, Form, choose_form, knobs_of
 from .errors import KvmarmError
-from .pins import cpus_of, cpuset_of, pins_in, pins_of, thread_of
+from .pins import cpus_of, find_cluster, pins_of
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Pinning, Target, sve_bitmap
+from .threads import new_pins, vcpus
 from .verdict import HARMLESS, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+    from typing import Callable
 
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
 
 _GIB = 1 << 30
-
-# A guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned.
-_MOST_THREADS = 512
 
 # Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
 _HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
@@ -70,19 +69,32 @@ class Resolver:
     """Resolves domains for one host.
 
     Args:
-        profile: of the host that the domains will run on.
+        profile: of the host that the domains will run on, or of a pool's baseline.
         policy: what to prefer.
+        origin: what records say of where they were made; by default that it was on the profile's host.
+        confirm: called with each new target and the wish behind it, to raise a KvmarmError if it cannot be kept here.
+        clusters: of the host that the domains will run on, with its CPU numbers; by default the profile's.
         advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
         ResolveError: the profile shows no KVM or no QEMU.
     """
 
-    def __init__(self, profile: HostProfile, policy: Policy, advise: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        profile: HostProfile,
+        policy: Policy,
+        origin: Origin | None = None,
+        confirm: Callable[[Target, Wish], None] = lambda *_: None,
+        clusters: tuple[Pinning, ...] | None = None,
+        advise: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.profile = profile
         self.policy = policy
+        self._origin = origin
+        self._confirm = confirm
+        self._clusters = clusters_of(profile) if clusters is None else clusters
         self._advise = advise
-        self._origin = Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
         self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
@@ -100,16 +112,17 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
-        several = len(self.profile.clusters) > 1
+        several = len(self._clusters) > 1
         if not several:
             wish = wish._replace(cpus=())  # they decide nothing
         if wish not in self._answers:
             target, form = self._decide(wish)
+            self._confirm(target, wish)
+            self._origin = self._origin or origin_of(self.profile)
             self._answers[wish] = (target, _emission(target, form), record.format_facts(target, self._origin))
         target, emission, facts = self._answers[wish]
-        if not several:
-            return rewrite.concretise(source, domain, emission, facts)
-        return rewrite.concretise(source, domain, emission, facts, *self._pins(domain, target.pinning))
+        pins = self._pins(domain, target.pinning) if several else ("", ())
+        return rewrite.concretise(source, domain, emission, facts, *pins)
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""
@@ -130,19 +143,51 @@ class Resolver:
                 f"host {profile.name} has no usable {why}",
                 "" if "(hint: " in why else "install QEMU there and probe again",
             )
-        cluster, roams = _choose_cluster(wish, profile, self.policy)
-        target, form = self._on(cluster, wish, profile.qemu, roams)
-        if roams:
-            for other in profile.clusters:
-                if other is not cluster:
-                    _check_roaming(target, self._on(other, wish, profile.qemu, roams)[0], cluster, other, profile)
+        places = self._places(wish)
+        clusters = [self._measured(place) for place in places] or [_preferred(profile, self.policy)]
+        roams = self._kinds(places) if len(places) > 1 else ""
+        target, form = self._on(clusters[0], wish, profile.qemu, roams)
+        for other in clusters[1:]:
+            _check_roaming(target, self._on(other, wish, profile.qemu, roams)[0], clusters[0], other, profile, roams)
+        if len(self._clusters) > 1 and not roams:
+            target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
-    def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: bool) -> tuple[Target, Form]:
+    def _places(self, wish: Wish) -> list[Pinning]:
+        """The clusters that the domain's own pins name, or all if the policy says so; none if the policy is to choose one."""
+        pinned = [place for place in self._clusters if not set(wish.cpus).isdisjoint(cpulist.parse(place.cpus))]
+        return pinned or ([*self._clusters] if self.policy.cluster == "all" else [])
+
+    def _measured(self, place: Pinning) -> Cluster:
+        """What was measured of a cluster. A pool's baseline has only those that all its members have."""
+        cluster = find_cluster(place, self.profile.clusters)
+        if cluster is None:
+            have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
+            raise ResolveError(
+                f"the guest may run on CPUs {place.cpus}, of MIDR {place.midr:#x}, which {self.profile.name} does not have",
+                f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
+            )
+        return cluster
+
+    def _pinning(self, cluster: Cluster) -> Pinning:
+        """A cluster's CPUs on the host at hand."""
+        place = find_cluster(cluster, self._clusters)
+        if place is None:
+            name = cluster.part or hex(cluster.midr)
+            raise ResolveError(f"this host has no {name} to pin the guest to", f"{self.profile.name} gives guests that CPU")
+        return place
+
+    def _kinds(self, places: Sequence[Pinning]) -> str:
+        """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
+        parts = [(place, find_cluster(place, self.profile.clusters)) for place in places]
+        return ", ".join(f"{place.cpus} {(cluster and cluster.part) or hex(place.midr)}" for place, cluster in parts)
+
+    def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: str) -> tuple[Target, Form]:
         """What a guest gets on a cluster.
 
         Args:
-            roams: whether it may run on the others, too. Then it has no named model, which is one cluster's, and no PMU.
+            roams: the kinds of CPU that it may run on, if there are several. Then it has no named model, which is of one kind,
+                and no PMU.
         """
         profile = self.profile
         features = _choose_features(wish, cluster, profile, self.policy, roams)
@@ -165,20 +210,19 @@ class Resolver:
             unsaid=_unsaid(form, wish, profile),
             machine=_choose_machine(wish, qemu, profile.name),
             gic=_choose_gic(wish, profile),
-            ipa_bits=_choose_ipa_bits(wish, profile),
+            ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
             sve_lengths=features.sve_lengths,
             seen={name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in features.vcpu},
             registers=registers,
             reglist=vcpu.reglist,
-            pinning=None if roams or len(profile.clusters) < 2 else _pinning(cluster),
         )
         return target, form
 
     def _pins(self, domain: Element, pinning: Pinning | None) -> tuple[str, tuple[bytes, ...]]:
-        """The pins that a domain is to get on a host of several clusters: a cpuset for <vcpu>, and elements for <cputune>."""
+        """The pins that a domain is to get on a host of several clusters, as `new_pins` has them."""
         name = domain.find("name")
         title = " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
-        where = _kinds(self.profile.clusters)
+        where = self._kinds(self._clusters)
         if pinning is None:
             self._advise(f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when it moves")
             return "", ()
@@ -186,21 +230,21 @@ class Resolver:
         for pin in pins_of(domain):
             if set(cpus_of(pin)).isdisjoint(cpus):
                 written = f"<{pin.name} cpuset='{pin.attributes['cpuset']}'>"
-                raise ResolveError(f"{written} names no CPU of host {self.profile.name}", f"it has {where}")
-        vcpus = _count(domain.find("vcpu"), 1)
-        if vcpus > len(cpus):
+                raise ResolveError(f"{written} names no CPU of this host", f"it has {where}")
+        if vcpus(domain) > len(cpus):
             there = f"{len(cpus)} CPU{'s' if len(cpus) > 1 else ''} ({pinning.cpus})"
-            self._advise(f"{title} has {vcpus} vCPUs, and the cluster that it is pinned to {there}: they share them")
-        vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
-        if vcpu is not None and cpuset_of(vcpu):
-            return "", ()  # it is every thread's that has no pin of its own
-        pinned = [thread_of(pin) for pin in pins_in(cputune)] if cputune else []
-        threads = [
-            *(("vcpupin", str(number)) for number in range(vcpus)),
-            ("emulatorpin", None),
-            *(("iothreadpin", str(number)) for number in _iothreads(domain)),
-        ]
-        return pinning.cpus, tuple(_pin(*thread, pinning.cpus) for thread in threads if thread not in pinned)
+            self._advise(f"{title} has {vcpus(domain)} vCPUs, and the cluster that it is pinned to {there}: they share them")
+        return new_pins(domain, pinning.cpus)
+
+
+def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
+    """The clusters of a host, for pinning guests to them."""
+    return tuple(Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus))) for cluster in profile.clusters)
+
+
+def origin_of(profile: HostProfile) -> Origin:
+    """The origin of what is made for this profile, by this program."""
+    return Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
 
 
 # -- what the domain asks for --------------------------------------------------------------------------------------------------
@@ -264,33 +308,26 @@ def _size(element: Element | None) -> int:
 # -- what the host gives -------------------------------------------------------------------------------------------------------
 
 
-def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> tuple[Cluster, bool]:
-    """The cluster that the domain is pinned to, else the one that the policy names; and whether it may leave it.
-
-    The biggest is the one of the highest capacity, then of the highest part number.
-    """
-    pinned = [cluster for cluster in profile.clusters if not set(wish.cpus).isdisjoint(cpulist.parse(cluster.cpus))]
-    if pinned:
-        return pinned[0], len(pinned) > 1
-    if policy.cluster == "all":
-        return profile.clusters[0], len(profile.clusters) > 1
+def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
+    """The cluster that the policy names. The biggest is the one of the highest capacity, then of the highest part number."""
     by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
-    if policy.cluster == "biggest":
-        return by_size[-1], False
+    if policy.cluster in ("biggest", "all"):  # all of one
+        return by_size[-1]
     if policy.cluster == "smallest":
-        return by_size[0], False
+        return by_size[0]
     for cluster in by_size:
         if cluster.midr == policy.cluster:
-            return cluster, False
+            return cluster
     known = ", ".join(f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size)
     raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
 
 
-def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile) -> None:
+def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str) -> None:
     """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
 
     Args:
         target, other: what it would get on either.
+        roams: the kinds of CPU that it may run on.
     """
     from .check import ProfileOffer  # rarely needed
 
@@ -307,47 +344,12 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
     else:
         return
     raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({_kinds((here, there))}), and cannot: {reason}",
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot: {reason}",
         "pin it to one kind, or say cluster: biggest in the policy",
     )
 
 
-def _kinds(clusters: tuple[Cluster, ...]) -> str:
-    """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
-    return ", ".join(f"{cluster.cpus} {cluster.part or hex(cluster.midr)}" for cluster in clusters)
-
-
-def _pinning(cluster: Cluster) -> Pinning:
-    return Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
-
-
-def _pin(name: str, number: str | None, cpus: str) -> bytes:
-    """ "vcpupin", "0": <vcpupin vcpu='0' …>."""
-    which = "" if number is None else f" {name[: -len('pin')]}='{number}'"
-    return f"<{name}{which} cpuset='{cpus}'/>".encode()
-
-
-def _count(element: Element | None, default: int) -> int:
-    """A number of threads. Raises ResolveError: it is none, or more than QEMU makes."""
-    text = element.body.decode(errors="replace").strip() if element else str(default)
-    if not (text.isdecimal() and len(text) < 5 and int(text) <= _MOST_THREADS):
-        name = element.name if element else ""
-        raise ResolveError(f"<{name}> is not a number of threads: {text[:40]!r}", f"QEMU has up to {_MOST_THREADS}")
-    return int(text)
-
-
-def _iothreads(domain: Element) -> list[int]:
-    """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the number in <iothreads>
-    (virDomainIOThreadIDArrayInit)."""
-    listed = domain.find("iothreadids")
-    texts = [thread.attributes.get("id", "") for thread in listed.find_all("iothread")] if listed else []
-    ids = [int(text) for text in texts if text.isdecimal() and len(text) < 10]
-    free = (number for number in range(1, 2 * _MOST_THREADS) if number not in ids)
-    missing = max(0, _count(domain.find("iothreads"), 0) - len(ids))
-    return sorted([*ids, *(next(free) for _ in range(missing))])
-
-
-def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: bool) -> Features:
+def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> Features:
     """What the domain says, else what the policy says, else what the host has."""
     _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
@@ -404,7 +406,7 @@ def _switch(what: str, asked: bool | None, policy: bool | None, offered: bool, p
     return offered if wanted is None else wanted
 
 
-def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: bool) -> bool:
+def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> bool:
     """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another (kvm_pmu_create_perf_event)."""
     pmu = _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile)
     if not (pmu and roams):
@@ -412,7 +414,7 @@ def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy,
     if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
         return False
     raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({_kinds(profile.clusters)}), and a PMU counts on one",
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and a PMU counts on one",
         "turn it off (<pmu state='off'/>, or pmu: off in the policy), or pin the guest to one kind",
     )
 
@@ -461,17 +463,25 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     return int(wish.gic)
 
 
-def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
+def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
     """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
 
     RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far as the host's limit has room
     for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type, hw/arm/virt.c).
+
+    Args:
+        memory: bytes of RAM, as in `Wish`.
+        host_ipa_bits: the host's limit.
+        host: its name.
+
+    Raises:
+        ResolveError: the memory does not fit.
     """
-    limit = 1 << profile.ipa_bits
-    top = highest = _GIB + wish.memory
+    limit = 1 << host_ipa_bits
+    top = highest = _GIB + memory
     if top > limit:
         raise ResolveError(
-            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {profile.name} has addresses up to {limit // _GIB} GiB",
+            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {host} has addresses up to {limit // _GIB} GiB",
             "give the guest less memory",
         )
     end = max(256 * _GIB, -(-top // _GIB) * _GIB)

@@ -22,9 +22,13 @@ from .scratch import ScratchVcpu, preferred_target, run_guest
 
 
 class KernelOffer(Offer):
-    """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on; a context manager."""
+    """What this host's kernel gives to a guest of one target.
 
-    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
+    Args:
+        cpus: those to ask, where they are not all alike: the thread stays on them until this is closed. Empty where they are.
+    """
+
+    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> None:
         name = os.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         with system.create_vm() as vm:
@@ -36,6 +40,7 @@ class KernelOffer(Offer):
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
         self._scratch: ScratchVcpu | None = None
+        self._allowed = _keep_to(cpus) if cpus else None
         try:
             if architecture == target.architecture:
                 self._make(target)
@@ -88,15 +93,11 @@ class KernelOffer(Offer):
             return False
         return True
 
-    def __enter__(self) -> KernelOffer:  # noqa: PYI034  # Self is typing's, from 3.11 on
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._scratch is not None:
             self._scratch.close()
+        if self._allowed is not None:
+            os.sched_setaffinity(0, self._allowed)
 
 
 # The capability that offers a vCPU feature.
@@ -118,31 +119,22 @@ def rehearse(target: Target, system: System, machines: tuple[str, ...] = (), cpu
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
-    with _On(cpus), KernelOffer(target, system, machines) as offer:
+    with KernelOffer(target, system, machines, cpus) as offer:
         return judge(target, offer)
 
 
-class _On:
-    """Keeps this thread to some CPUs; a context manager.
+def _keep_to(cpus: tuple[int, ...]) -> set[int]:
+    """Have this thread run on these CPUs only, and return those that it could run on before.
 
-    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: they
-    differ only on old kernels, which then make no vCPU.
+    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: what
+    they say differs only on old kernels, and then refuses.
     """
-
-    def __init__(self, cpus: tuple[int, ...]) -> None:
-        self._cpus = cpus
-
-    def __enter__(self) -> None:
-        self._before = os.sched_getaffinity(0) if self._cpus else set()
-        try:
-            if self._cpus:
-                os.sched_setaffinity(0, self._cpus)
-        except OSError:
-            pass
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._cpus:
-            os.sched_setaffinity(0, self._before)
+    allowed = os.sched_getaffinity(0)
+    try:  # noqa: SIM105  # contextlib is slow to import
+        os.sched_setaffinity(0, cpus)
+    except OSError:
+        pass
+    return allowed
 
 
 def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:

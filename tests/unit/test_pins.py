@@ -154,8 +154,11 @@ def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(inside: 
 @pytest.mark.parametrize(
     ("inside", "why"),
     [
-        ("<vcpu cpuset='8'>1</vcpu>", "<vcpu cpuset='8'> names no CPU of host rk3399"),
-        (_CPUTUNE.format("<emulatorpin cpuset='4'/><vcpupin vcpu='0' cpuset='9'/>"), "<vcpupin cpuset='9'> names no CPU of host"),
+        ("<vcpu cpuset='8'>1</vcpu>", "<vcpu cpuset='8'> names no CPU of this host"),
+        (
+            _CPUTUNE.format("<emulatorpin cpuset='4'/><vcpupin vcpu='0' cpuset='9'/>"),
+            "<vcpupin cpuset='9'> names no CPU",
+        ),
         ("<vcpu cpuset='1-99999'>1</vcpu>", "<vcpu cpuset>: not a list of CPUs: '1-99999'"),
         ("<vcpu>many</vcpu>", "<vcpu> is not a number of threads: 'many'"),
         ("<vcpu>513</vcpu>", "<vcpu> is not a number of threads: '513'"),
@@ -172,7 +175,7 @@ def test_pins_that_cannot_be(inside: str, why: str) -> None:
 
 def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     said: list[str] = []
-    resolver = Resolver(RK3399, Policy(), said.append)
+    resolver = Resolver(RK3399, Policy(), advise=said.append)
     resolver.resolve(domain("<vcpu>2</vcpu>"))
     assert said == []
     resolver.resolve(domain("<vcpu>8</vcpu>"))
@@ -226,7 +229,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
     """By the kernel's version: what each of them can do with vCPUs on clusters that differ."""
     said: list[str] = []
     source = domain(STRADDLING if by == "pins" else "", "<pmu state='off'/>")
-    resolver = Resolver(here, ALL if by == "policy" else Policy(), said.append)
+    resolver = Resolver(here, ALL if by == "policy" else Policy(), advise=said.append)
     if why:
         with pytest.raises(ResolveError) as caught:
             resolver.resolve(source)
