@@ -19,7 +19,7 @@ from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Pinning, Target, sve_bitmap
-from .threads import new_pins, vcpus
+from .threads import new_pins, pinned_cpus, vcpus
 from .verdict import HARMLESS, judge
 
 TYPE_CHECKING = False
@@ -53,7 +53,7 @@ class Wish(NamedTuple):
         pmu: True, False, or None where the domain says nothing.
         features: (name, required or None if optional or False if off) of each <feature>, in document order.
         memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
-        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none.
+        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none, or on a host of one cluster.
     """
 
     architecture: str
@@ -113,8 +113,8 @@ class Resolver:
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
         several = len(self._clusters) > 1
-        if not several:
-            wish = wish._replace(cpus=())  # they decide nothing
+        if several:
+            wish = wish._replace(cpus=pinned_cpus(domain))
         if wish not in self._answers:
             target, form = self._decide(wish)
             self._confirm(target, wish)
@@ -251,17 +251,12 @@ def origin_of(profile: HostProfile) -> Origin:
 
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
-    """What a domain that asks for host-model wants.
+    """What a domain that asks for host-model wants, wherever it may run.
 
     Raises:
         ResolveError: an element twice that there is one of, or a memory size that is none.
     """
-    features = domain.find("features")
-    for parent, name in (
-        *((domain, name) for name in ("cpu", "features", "vcpu", "cputune", "iothreads", "iothreadids")),
-        (features, "gic"),
-        (features, "pmu"),
-    ):
+    for parent, name in ((domain, "cpu"), (domain, "features"), (domain.find("features"), "gic"), (domain.find("features"), "pmu")):
         if parent is not None and len(parent.find_all(name)) > 1:
             raise ResolveError(f"the domain has more than one <{name}>", "libvirt reads only one: remove the others")
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
@@ -275,7 +270,6 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=_memory(domain),
-        cpus=tuple(sorted({cpu for pin in pins_of(domain) for cpu in cpus_of(pin)})),
     )
 
 

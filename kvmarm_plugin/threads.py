@@ -4,10 +4,22 @@
 from __future__ import annotations
 
 from .domain import DomainXMLError, Element
-from .pins import cpuset_of, pins_in, thread_of
+from .pins import cpus_of, cpuset_of, pins_in, pins_of, thread_of
 
 # A guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned.
 _MOST = 512
+
+
+def pinned_cpus(domain: Element) -> tuple[int, ...]:
+    """The host CPUs that the pins of a domain name, all together.
+
+    Raises:
+        DomainXMLError: an element twice that there is one of, or what is no list of CPUs.
+    """
+    for name in ("vcpu", "cputune", "iothreads", "iothreadids"):
+        if len(domain.find_all(name)) > 1:
+            raise DomainXMLError(f"the domain has more than one <{name}>", "write one")
+    return tuple(sorted({cpu for pin in pins_of(domain) for cpu in cpus_of(pin)}))
 
 
 def vcpus(domain: Element) -> int:

@@ -94,6 +94,8 @@ def test_a_host_of_one_cluster_pins_nothing() -> None:
     root = resolved(domain(), host("trixie-neoverse-n1"))
     assert pinning_of(root) is None
     assert written(root) == []
+    odd = domain("<vcpu cpuset='?'>many</vcpu><cputune/><cputune/>")
+    assert pinning_of(resolved(odd, host("trixie-neoverse-n1"))) is None, "what is pinned is libvirt's to read"
     for policy in (ALL, Policy(cluster="smallest")):
         assert Resolver(host("trixie-neoverse-n1"), policy).resolve(domain()) == Resolver(
             host("trixie-neoverse-n1"), Policy()
