@@ -36,9 +36,7 @@ class Run(NamedTuple):
         return {host: counts["changed"] for host, counts in self.recap.items()}
 
 
-def run(
-    directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, variables: Mapping[str, Any] | None = None
-) -> Run:
+def run(directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, variables: Mapping[str, Any] | None = None) -> Run:
     """Run the playbook on the group "kvmarm" of these hosts.
 
     Args:
