@@ -7,6 +7,7 @@ wants to keep. The two sides of a pair are run alternately, so that a busy machi
 
 from __future__ import annotations
 
+import json
 import marshal
 import os
 import re
@@ -23,12 +24,14 @@ from lxml import etree
 
 from kvmarm_plugin import hookfile, profile, record
 from kvmarm_plugin.check import check
+from kvmarm_plugin.compare import compare
 from kvmarm_plugin.domain import parse
 from kvmarm_plugin.kvm.uapi import REG_ARM64_CORE_X0
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
 from kvmarm_plugin.resolve import Resolver, Wish
+from tests.fleet import fleet
 
 PROJECT = Path(__file__).parents[1]
 PROFILE = PROJECT / "tests/hosts/trixie-neoverse-n1.json"
@@ -80,6 +83,7 @@ def main() -> None:
     for title, name in (("as libvirt writes it", "tests/bench-domain.xml"), ("the barest", "xml-templates/direct-kernel.xml")):
         _in_process(f"resolving a domain in process, {title}", (PROJECT / name).read_bytes(), 2.5)
     _check_rate()
+    _compare_fleet(2000)
 
 
 def _hook_with_rehearsal(directory: Path, resolved: bytes, python: list[str]) -> None:
@@ -113,6 +117,26 @@ def _check_rate() -> None:
         print(
             f"check of {source.name}'s guest against {host.name}, {findings} findings: {rate:,.0f} a second (goal: at least 20,000)"
         )
+
+
+def _compare_fleet(count: int) -> None:
+    """Profiles of many hosts, read and compared."""
+    texts = {host.name: profile.dumps(host) for host in fleet(count)}
+    ours, theirs = _alternate_calls([lambda: [*map(profile.loads, texts.values())], lambda: [*map(json.loads, texts.values())]], 3)
+    _report(f"reading {count} profiles", ours, "json.loads", theirs, "at most 2")
+    hosts = [profile.loads(text) for text in texts.values()]
+    (side,) = _alternate_calls([lambda: compare(hosts, Policy())], 3)
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [Path(directory, f"{name}.json") for name in texts]
+        for path, text in zip(paths, texts.values()):
+            path.write_text(text)
+        peak = _memory([PYTHON, "-m", "kvmarm_plugin", "compare", *map(str, paths)], b"")
+    comparison = compare(hosts, Policy())
+    checks = len(comparison.pairs)
+    print(
+        f"comparing them: {Side(side.seconds, peak)}; {len(comparison.kinds)} kinds, {checks:,} checks, by host {count**2:,}; "
+        f"ratio {checks / count**2:.4f} (goal: at most 0.01)"
+    )
 
 
 def _compare(what: str, command: list[str], baseline_name: str, baseline: list[str], stdin: bytes, runs: int, goal: str) -> None:
