@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .profile import Cluster, HostProfile
 from .registers.rules import Kernel, accepts, ignores, kernel_version
-from .target import Target
+from .target import Target, sve_bitmap
 from .verdict import REFUSES, WRONG, Finding, Offer, judge
 
 
@@ -51,6 +51,18 @@ class ProfileOffer(Offer):
         if ignores(register, value, self.registers, self.kernel):
             return True
         return accepts(register, value, self.registers[register], self.kernel)
+
+
+def given(target: Target, offer: Offer) -> Target:
+    """What a guest with this target's XML really is where it starts: QEMU cannot set ID registers, it takes what KVM gives.
+
+    Args:
+        offer: of the host that it starts on, made for this target, without a problem.
+    """
+    registers = offer.registers
+    if target.sve_lengths:
+        registers = {**registers, "SVE_VLS": sve_bitmap(target.sve_lengths)}
+    return target.replace(features=offer.features_for(target), registers=registers, reglist=offer.reglist, seen=offer.seen)
 
 
 def check(target: Target, profile: HostProfile) -> list[Finding]:

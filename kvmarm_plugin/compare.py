@@ -139,7 +139,7 @@ def compare(hosts: Iterable[HostProfile], policy: Policy) -> Comparison:
     kinds = _sorted(kinds_of(hosts))
     numbers = range(len(kinds))
     sources = [_Source(kind.host, policy) for kind in kinds]
-    destinations = [_renamed(kind.host, "the destination") for kind in kinds]
+    destinations = [kind.host.replace(name="the destination") for kind in kinds]
     answers = {(a, b): sources[a].ask(destinations[b]) for a in numbers for b in numbers}
     cliques = _cliques(kinds, {edge for edge in answers if Pair(*edge, *answers[edge]).possible})
     order = [number for clique in cliques for number in clique]
@@ -216,10 +216,6 @@ def _cliques(kinds: list[Kind], possible: set[tuple[int, int]]) -> list[list[int
         else:
             cliques.append([number])
     return cliques
-
-
-def _renamed(host: HostProfile, name: str) -> HostProfile:
-    return HostProfile(**{**{field: getattr(host, field) for field in host.__slots__}, "name": name})
 
 
 def _letters(index: int) -> str:

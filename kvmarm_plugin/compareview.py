@@ -25,9 +25,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as docs/compare.md describes it; kinds are numbered from 1, as in the text."""
     return {
         "kinds": [
-            {"kind": number, "group": group.name, "description": describe(comparison.kinds[number - 1]), "hosts": list(names)}
+            {"kind": place + 1, "group": group.name, "description": describe(kind), "hosts": list(kind.names)}
             for group in comparison.groups
-            for number, names in ((place + 1, comparison.kinds[place].names) for place in group.kinds)
+            for place, kind in ((place, comparison.kinds[place]) for place in group.kinds)
         ],
         "groups": [
             {
@@ -108,29 +108,30 @@ def _table(comparison: Comparison) -> list[str]:
             what = f"no guests: {group.problem}" if group.problem else describe(kind)
             which = (group.name, group.machine or "none") if first else ("", "")
             rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    aligned = [
+        [cell.rjust(width) if column in (2, 3) else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths))]
+        for row in rows
+    ]
     hosts = _count(sum(len(kind.hosts) for kind in kinds), "host")
     return [
         f"{hosts} of {_count(len(kinds), 'kind')}, in {_count(len(groups), 'group')}.",
         "Within a group, guests on its machine type can migrate freely.",
         "",
-        *(
-            "  ".join(
-                (*(cell.rjust(width) if cell.isdigit() else cell.ljust(width) for cell, width in zip(row, widths)), row[-1])
-            ).rstrip()
-            for row in rows
-        ),
+        *("  ".join(row).rstrip() for row in aligned),
     ]
 
 
 def _between(comparison: Comparison) -> list[str]:
-    """The edges between groups, those from one place together."""
+    """The edges between groups, or between kinds where not the whole group has them; those from one place together."""
     ends: dict[tuple[str, str], list[str]] = {}
     for link in comparison.links():
         start = (_label(comparison, link.sources), "<->" if link.mutual else "->")
         ends.setdefault(start, []).append(_label(comparison, link.destinations))
     lines = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
-    return ["Between groups, one way where not <->:", *lines] if lines else ["No guest can migrate between groups."]
+    return (
+        ["Between groups, or kinds of them, one way where not <->:", *lines] if lines else ["No guest can migrate between groups."]
+    )
 
 
 def _label(comparison: Comparison, kinds: tuple[int, ...]) -> str:
@@ -159,7 +160,7 @@ def _matrix(comparison: Comparison) -> list[str]:
     kinds = comparison.kinds
     if len(kinds) > _MATRIX:
         return [f"{len(kinds)} kinds are too many for a matrix: --svg draws them, --json has every pair."]
-    width = min(40, max(len(kind.names[0]) for kind in kinds))
+    width = max(len(kind.names[0]) for kind in kinds)
     lines = ["from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))]
     for row, kind in enumerate(kinds):
         cells = ("-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column) for column in range(len(kinds)))
@@ -190,7 +191,7 @@ def _why(pair: Pair) -> list[str]:
 
 
 def _in_common(pairs: list[Pair]) -> str:
-    """The first reasons of pairs, if they differ in values only."""
+    """The first reason of each of these pairs, without its values."""
     if pairs[0].problem:
         return pairs[0].problem
     first = pairs[0].blocking[0]

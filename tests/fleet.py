@@ -11,7 +11,9 @@ import random
 import re
 from typing import Callable, NamedTuple
 
+from kvmarm_plugin.level import apply_override
 from kvmarm_plugin.profile import Cluster, HostProfile, Vcpu
+from kvmarm_plugin.registers.table import overrides
 from tests.corpus import HOSTS, host, vary
 
 _RACK = 20
@@ -109,46 +111,11 @@ def _host(kind: HostProfile, name: str, rng: random.Random) -> HostProfile:
 
 
 def overridden(here: HostProfile, *words: str) -> HostProfile:
-    """The host booted with these words more on its kernel's command line: arm64.nosve, arm64.nopauth, arm64.nobti."""
+    """The host booted with these words more on its kernel's command line."""
+    known = {override.word: override for override in overrides()}
     for word in words:
-        here = _EFFECTS[word](here)
-    return vary(here, overrides=(*here.overrides, *words))
-
-
-def _without_bti(here: HostProfile) -> HostProfile:
-    return _with_vcpus(here, lambda vcpu: _with_register(vcpu, "ID_AA64PFR1_EL1", vcpu.registers["ID_AA64PFR1_EL1"] & ~0xF))
-
-
-def _without_sve(here: HostProfile) -> HostProfile:
-    here = _without(here, "sve", "ARM_SVE", [name for name in _properties(here) if name.startswith("sve")])
-    return vary(here, clusters=tuple(vary(cluster, sve_lengths=()) for cluster in here.clusters))
-
-
-def _without_pauth(here: HostProfile) -> HostProfile:
-    here = _without(here, "ptrauth_address", "ARM_PTRAUTH_ADDRESS", ["pauth"])
-    return _without(here, "ptrauth_generic", "ARM_PTRAUTH_GENERIC", [])
-
-
-_EFFECTS = {"arm64.nobti": _without_bti, "arm64.nosve": _without_sve, "arm64.nopauth": _without_pauth}
-
-
-def _without(here: HostProfile, feature: str, capability: str, properties: list[str]) -> HostProfile:
-    """The host without the vCPUs that have a feature. QEMU's "host" keeps its properties and shows them off."""
-    assert here.qemu is not None
-    off = {name: False for name in properties if name in _properties(here)}
-    return vary(
-        here,
-        capabilities={name: value for name, value in here.capabilities.items() if name != capability},
-        qemu=vary(here.qemu, host_properties={**_properties(here), **off}),
-        clusters=tuple(
-            vary(cluster, vcpus=tuple(vcpu for vcpu in cluster.vcpus if feature not in vcpu.features)) for cluster in here.clusters
-        ),
-    )
-
-
-def _properties(here: HostProfile) -> dict[str, bool | int | str]:
-    assert here.qemu is not None
-    return here.qemu.host_properties
+        here = apply_override(here, known[word])
+    return here
 
 
 def _of_hardware(here: HostProfile, hardware: _Hardware) -> HostProfile:
