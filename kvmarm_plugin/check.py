@@ -16,7 +16,6 @@ class ProfileOffer(Offer):
         writable = cluster.writable if cluster else None
         super().__init__(profile.name, profile.kvm_architecture, Kernel(kernel_version(profile.kernel), writable))
         self._profile = profile
-        self._cluster = cluster
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -42,7 +41,7 @@ class ProfileOffer(Offer):
         self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
 
     def has(self, feature: str) -> bool:
-        return self._cluster is not None and self._cluster.has(feature)
+        return f"ARM_{feature.upper()}" in self._profile.capabilities
 
     def qemu_version(self) -> tuple[int, int]:
         return self._profile.qemu.release if self._profile.qemu else (0, 0)

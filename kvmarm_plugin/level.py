@@ -193,7 +193,7 @@ class _Levelling:
         self._upgrade(obstacle, _version, _with_kernel, KERNEL)
 
     def _upgrade_qemu(self, obstacle: Obstacle) -> None:
-        """The same with QEMU and libvirt."""
+        """The same with QEMU and libvirt, if that helps: most of what a guest is, is the kernel's."""
         self._upgrade(obstacle, _release, _with_qemu, QEMU)
 
     def _upgrade(
@@ -211,8 +211,13 @@ class _Levelling:
             return
         models = [other for other in self.hosts.values() if version(other) > version(host) and other.overrides == host.overrides]
         model = max(models, key=lambda other: (self._count(version, other), version(other)), default=host)
-        if model is not host and self._count(version, model) >= self._count(version, host):
-            self._change(older, with_that_of(host, model), action, obstacle)
+        if model is host or self._count(version, model) < self._count(version, host):
+            return
+        upgraded = with_that_of(host, model)
+        others = [upgraded if end == older else self.hosts[end] for end in ends]
+        left = {(still.source, still.destination, still.finding.subject) for still in obstacles(others)}
+        if action == KERNEL or (obstacle.source, obstacle.destination, obstacle.finding.subject) not in left:
+            self._change(older, upgraded, action, obstacle)
 
     def _count(self, of: Callable[[HostProfile], tuple[int, int]], like: HostProfile) -> int:
         """How many hosts have this version."""

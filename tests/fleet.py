@@ -90,7 +90,7 @@ def _installed(hardware: _Hardware, rng: random.Random) -> HostProfile:
     release = rng.choices(list(releases), list(releases.values()))[0] + "-" if releases else ""
     here = _of_hardware(host(release + hardware.profile), hardware)
     if here.clusters[0].has("sve") and here.clusters[0].has("ptrauth_address"):
-        here = overridden(here, *rng.choices(list(_OVERRIDES), list(_OVERRIDES.values()))[0])
+        here = _overridden(here, *rng.choices(list(_OVERRIDES), list(_OVERRIDES.values()))[0])
     return _older_qemu(here) if rng.random() < 0.1 else here
 
 
@@ -110,7 +110,7 @@ def _host(kind: HostProfile, name: str, rng: random.Random) -> HostProfile:
     )
 
 
-def overridden(here: HostProfile, *words: str) -> HostProfile:
+def _overridden(here: HostProfile, *words: str) -> HostProfile:
     """The host booted with these words more on its kernel's command line."""
     known = {override.word: override for override in overrides()}
     for word in words:
