@@ -137,7 +137,8 @@ def _fleet(count: int) -> None:
     comparison = compare(hosts, Policy())
     checks = len(comparison.pairs)
     print(
-        f"comparing them: {Side(compared.seconds, peaks['compare'])}; {len(comparison.kinds)} kinds, {checks:,} checks, by host {count**2:,}; "
+        f"comparing them: {Side(compared.seconds, peaks['compare'])}; {len(comparison.kinds)} kinds, {checks:,} checks, "
+        f"by host {count**2:,}; "
         f"ratio {checks / count**2:.4f} (goal: at most 0.01)"
     )
     plan = baseline(hosts).plan
