@@ -13,6 +13,7 @@ from .level import Plan, level
 from .pool import Pool
 from .profile import HostProfile
 from .registers.rules import kernel_version
+from .target import psci_version
 from .value import Value
 
 TYPE_CHECKING = False
@@ -169,6 +170,7 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
         ("SVE", " ".join(map(str, clusters[0].sve_lengths)) + " bits" if clusters[0].sve_lengths else "none"),
         ("machine", profile.qemu.machines[0] if profile.qemu else ""),
         ("GIC", " or ".join(map(str, profile.gic_versions))),
+        ("PSCI", psci_version(clusters[0].vcpus[0].registers)),
         ("addresses", f"{profile.ipa_bits} bits"),
         (
             "oldest",

@@ -23,6 +23,9 @@ class ProfileOffer(Offer):
         if cluster is None:
             self.problem = f"KVM could not be used on {profile.name} when it was probed"
             return
+        if profile.qemu is None:
+            self.problem = f"QEMU is missing on {profile.name}"
+            return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))

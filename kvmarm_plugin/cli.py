@@ -89,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
     compare.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
-    compare.add_argument("--json", action="store_true", help="print it as JSON")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print it as JSON")
+    form.add_argument("--dot", action="store_true", help="print it as a graph in Graphviz's language")
+    form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
 
     baseline = _command(
         subparsers, "baseline", commands.baseline, "make a pool of hosts: what all give, what it costs, what would level the rest"

@@ -105,15 +105,21 @@ def check(arguments: Namespace) -> int:
 
 def compare(arguments: Namespace) -> int:
     """`kvmarm compare`"""
-    from . import compare as comparison
+    from . import compareview
+    from .compare import compare as compare_hosts
 
-    hosts = _profiles(arguments.profiles)
-    pairs = comparison.compare(hosts, _policy(arguments.policy))
+    comparison = compare_hosts(_profiles(arguments.profiles), _policy(arguments.policy))
     if arguments.json:
-        _print(json.dumps([pair.as_json() for pair in pairs], indent=1) + "\n")
+        _print(json.dumps(compareview.as_json(comparison), indent=1) + "\n")
+    elif arguments.dot:
+        _print(compareview.as_dot(comparison))
+    elif arguments.svg:
+        from .host.graphviz import svg
+
+        files.write(arguments.svg, svg(compareview.as_dot(comparison)))
     else:
-        _print(comparison.as_text(hosts, pairs))
-    return DONE if all(pair.possible for pair in pairs) else INCOMPATIBLE
+        _print(compareview.as_text(comparison))
+    return DONE if comparison.possible else INCOMPATIBLE
 
 
 def baseline(arguments: Namespace) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 
 from . import cpulist
 from .errors import KvmarmError
@@ -373,12 +374,15 @@ def _apply(base: Vcpu, difference: dict[str, Any]) -> Vcpu:
         **base.registers,
         **{name: None if value is None else int(value, 16) for name, value in difference["registers"].items()},
     }
-    reglist = base.reglist
-    added, removed = difference["reglist"]["added"], difference["reglist"]["removed"]
-    if added or removed:
-        reglist = pack_ids(unpack_ids(reglist) - unpack_ids(removed) | unpack_ids(added))
     present = {name: value for name, value in registers.items() if value is not None}
+    reglist = _changed(base.reglist, difference["reglist"]["added"], difference["reglist"]["removed"])
     return Vcpu(difference["target"], tuple(difference["features"]), present, reglist)
+
+
+@lru_cache(maxsize=256)  # a fleet of hosts has a few such lists, and packing one takes longer than reading the rest of a profile
+def _changed(reglist: str, added: str, removed: str) -> str:
+    """A packed register list without some ids and with others."""
+    return pack_ids(unpack_ids(reglist) - unpack_ids(removed) | unpack_ids(added)) if added or removed else reglist
 
 
 def _hex(values: dict[str, int]) -> dict[str, str]:

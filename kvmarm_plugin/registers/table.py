@@ -96,6 +96,7 @@ class _Tables:
 
 _tables: _Tables | None = None
 _fields: dict[str, list[Field]] | None = None
+_overrides: list[Override] | None = None
 
 
 def name_of(reg: int) -> str:
@@ -139,11 +140,14 @@ def fields_of(name: str) -> list[Field]:
 
 
 def overrides() -> list[Override]:
-    """The words of the kernel's command line that can level hosts. Read anew each time: only explanations ask."""
-    return [
-        Override(word, since, tuple(features.split()), dict(map(_setting, fields.split())))
-        for word, since, features, fields in _rows("overrides.tsv")
-    ]
+    """The words of the kernel's command line that can level hosts."""
+    global _overrides
+    if _overrides is None:
+        _overrides = [
+            Override(word, since, tuple(features.split()), dict(map(_setting, fields.split())))
+            for word, since, features, fields in _rows("overrides.tsv")
+        ]
+    return _overrides
 
 
 def override_of(register: str, field: str) -> Override | None:
