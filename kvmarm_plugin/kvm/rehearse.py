@@ -7,10 +7,9 @@ no register tells is read by the scratch guest in another.
 
 from __future__ import annotations
 
-import os
+import posix  # os without its Python half, which costs 1 ms
 
 from ..errors import KvmarmError
-from ..host.qemuversion import installed_version
 from ..registers.rules import Kernel, kernel_version
 from ..registers.table import id_of, is_identity, name_of
 from ..registers.text import pack_ids
@@ -25,7 +24,7 @@ class KernelOffer(Offer):
     """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on; a context manager."""
 
     def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
-        name = os.uname()
+        name = posix.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         with system.create_vm() as vm:
             masks = vm.writable_masks()
@@ -69,6 +68,8 @@ class KernelOffer(Offer):
         return bool(self._system.check_extension(_OFFERED_BY[feature]))
 
     def qemu_version(self) -> tuple[int, int]:
+        from ..host.qemuversion import installed_version  # few targets make it matter
+
         return installed_version()
 
     def accepts(self, register: str, value: int) -> bool:

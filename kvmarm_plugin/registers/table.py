@@ -7,8 +7,6 @@ A register is known here by the name that the Arm ARM or the kernel's UAPI gives
 
 from __future__ import annotations
 
-import os
-
 from ..value import Value
 
 _SYSREG = 0x6030000000130000  # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG
@@ -144,6 +142,6 @@ def _load() -> _Tables:
 
 def _rows(file_name: str) -> list[list[str]]:
     """The rows of a table beside this file, without comments and the header."""
-    with open(os.path.join(os.path.dirname(__file__), file_name), encoding="utf-8") as file:
+    with open(f"{__file__.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line and line[0] != "#"]
     return [line.split("\t") for line in lines[1:]]

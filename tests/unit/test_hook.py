@@ -214,7 +214,7 @@ class Door:
         profile = _profile(host)
         kernel = FakeKernel.from_profile(profile)
         name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
-        self._patch.setattr(os, "uname", lambda: name)
+        self._patch.setattr("posix.uname", lambda: name)
         kernel.current_cpu = lambda: 0
         self._patch.setattr(device, "Kernel", lambda: kernel)
         status = hook.verify("guest", operation, source)
