@@ -319,7 +319,8 @@ def test_an_installation_with_a_hole(script: Path, gone: str) -> None:
 # -- what it costs -------------------------------------------------------------------------------------------------------------
 
 _LIST_MODULES = """\
-import sys
+import posix, sys
+posix._exit = sys.exit
 code = sys.argv.pop(1)
 before = set(sys.modules)
 try:
