@@ -32,7 +32,8 @@ def measure(host: Host) -> dict[str, float]:
 
 
 def main() -> None:
-    spec = HostSpec(**dict(zip(("suite", "cpu"), sys.argv[1:])))
+    suite, cpu = (*sys.argv[1:], "trixie", "neoverse-n1")[:2] if len(sys.argv) != 2 else (sys.argv[1], "neoverse-n1")
+    spec = HostSpec(suite=suite, cpu=cpu)
     machine.setup()
     with tempfile.TemporaryDirectory() as directory:
         wheel = build_wheel(Path(directory))
