@@ -7,7 +7,7 @@ VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 SOURCES := kvmarm_plugin tests
 
-PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc
+PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz
 
 .PHONY: demo test unit lab lint bench bench-lab golden profiles truth-table clean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .profile import Cluster, HostProfile
 from .registers.rules import Kernel, accepts, ignores, kernel_version
-from .target import Target
+from .target import Target, sve_bitmap
 from .verdict import REFUSES, WRONG, Finding, Offer, judge
 
 
@@ -16,12 +16,14 @@ class ProfileOffer(Offer):
         writable = cluster.writable if cluster else None
         super().__init__(profile.name, profile.kvm_architecture, Kernel(kernel_version(profile.kernel), writable))
         self._profile = profile
-        self._cluster = cluster
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.problem = f"KVM could not be used on {profile.name} when it was probed"
+            return
+        if profile.qemu is None:
+            self.problem = f"QEMU is missing on {profile.name}"
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
@@ -39,7 +41,7 @@ class ProfileOffer(Offer):
         self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
 
     def has(self, feature: str) -> bool:
-        return self._cluster is not None and self._cluster.has(feature)
+        return f"ARM_{feature.upper()}" in self._profile.capabilities
 
     def qemu_version(self) -> tuple[int, int]:
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
@@ -48,6 +50,18 @@ class ProfileOffer(Offer):
         if ignores(register, value, self.registers, self.kernel):
             return True
         return accepts(register, value, self.registers[register], self.kernel)
+
+
+def given(target: Target, offer: Offer) -> Target:
+    """What a guest with this target's XML really is where it starts: QEMU cannot set ID registers, it takes what KVM gives.
+
+    Args:
+        offer: of the host that it starts on, made for this target, without a problem.
+    """
+    registers = offer.registers
+    if target.sve_lengths:
+        registers = {**registers, "SVE_VLS": sve_bitmap(target.sve_lengths)}
+    return target.replace(features=offer.features_for(target), registers=registers, reglist=offer.reglist, seen=offer.seen)
 
 
 def check(target: Target, profile: HostProfile) -> list[Finding]:

@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         subparsers, "check", commands.check, "say whether a recorded guest would run here, or on other hosts, and why not"
     )
     check.add_argument(
-        "domain", metavar="DOMAIN-or-FILE", help="name or UUID of a domain, or a file with its XML (- for standard input)"
+        "domain",
+        metavar="DOMAIN-or-FILE",
+        help="name or UUID of a domain, or a file with its XML (- for standard input), or with a pool",
     )
     check.add_argument(
         "--host", metavar="PROFILE", action="append", help="ask of the host of this profile instead; may be repeated"
@@ -87,7 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
     compare.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
-    compare.add_argument("--json", action="store_true", help="print it as JSON")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print it as JSON")
+    form.add_argument("--dot", action="store_true", help="print it as a graph in Graphviz's language")
+    form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
+
+    baseline = _command(
+        subparsers, "baseline", commands.baseline, "make a pool of hosts: what all give, what it costs, what would level the rest"
+    )
+    baseline.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
+    baseline.add_argument("-o", "--output", metavar="POOL", help="write the pool to this file, if the hosts form one")
+    baseline.add_argument("--name", default="pool", help="of the pool (default: %(default)s)")
+    baseline.add_argument("--explain", action="store_true", help="also say why guests lack what some host has, and every obstacle")
+    baseline.add_argument("--json", action="store_true", help="print it as JSON")
 
     hook = _command(subparsers, "hook", commands.hook, "put libvirt's hook in place, or take it away")
     hook.add_argument("action", choices=("install", "uninstall"))
@@ -116,5 +130,12 @@ def _add_connect(parser: argparse.ArgumentParser) -> None:
 def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="PROFILE", help="resolve for the host of this profile (default: probe this host)")
     parser.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    pools = parser.add_mutually_exclusive_group()
+    pools.add_argument(
+        "--pool",
+        metavar="POOL",
+        help="resolve for this pool's baseline (default: /etc/kvmarm/pool.yaml if there is one; not with --host)",
+    )
+    pools.add_argument("--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool")
     parser.add_argument("--refresh", action="store_true", help="resolve a domain that has a record anew, from its intent")
     parser.add_argument("--validate", action="store_true", help="check the result against libvirt's schema")

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from .pool import Pool
     from .profile import HostProfile
     from .target import Target
     from .verdict import Finding
@@ -74,7 +75,7 @@ def show(arguments: Namespace) -> int:
     """`kvmarm show`"""
     from . import show as readable
 
-    found, title, _ = _record(arguments)
+    found, title, _ = _record(_domain_or_file(arguments), arguments.domain)
     if arguments.json:
         _print(json.dumps(readable.as_json(found), indent=1) + "\n")
     else:
@@ -86,8 +87,12 @@ def check(arguments: Namespace) -> int:
     """`kvmarm check`"""
     from .agree import edited
     from .check import check as check_profile
+    from .pool import is_pool
 
-    found, title, root = _record(arguments)
+    document = _domain_or_file(arguments)
+    if is_pool(document):
+        return _check_pool(document, arguments)
+    found, title, root = _record(document, arguments.domain)
     if arguments.host:
         hosts = _profiles(arguments.host)
         verdicts = {host.name: check_profile(found.target, host) for host in hosts}
@@ -100,15 +105,33 @@ def check(arguments: Namespace) -> int:
 
 def compare(arguments: Namespace) -> int:
     """`kvmarm compare`"""
-    from . import compare as comparison
+    from . import compareview
+    from .compare import compare as compare_hosts
 
-    hosts = _profiles(arguments.profiles)
-    pairs = comparison.compare(hosts, _policy(arguments.policy))
+    comparison = compare_hosts(_profiles(arguments.profiles), _policy(arguments.policy))
     if arguments.json:
-        _print(json.dumps([pair.as_json() for pair in pairs], indent=1) + "\n")
+        _print(json.dumps(compareview.as_json(comparison), indent=1) + "\n")
+    elif arguments.dot:
+        _print(compareview.as_dot(comparison))
+    elif arguments.svg:
+        from .host.graphviz import svg
+
+        files.write(arguments.svg, svg(compareview.as_dot(comparison)))
     else:
-        _print(comparison.as_text(hosts, pairs))
-    return DONE if all(pair.possible for pair in pairs) else INCOMPATIBLE
+        _print(compareview.as_text(comparison))
+    return DONE if comparison.possible else INCOMPATIBLE
+
+
+def baseline(arguments: Namespace) -> int:
+    """`kvmarm baseline`"""
+    from . import baseline as pools
+    from .pool import dumps
+
+    result = pools.baseline(_profiles(arguments.profiles), arguments.name)
+    if result.pool and arguments.output:
+        _output(arguments.output, dumps(result.pool).encode())
+    _print(json.dumps(pools.as_json(result), indent=1) + "\n" if arguments.json else pools.as_text(result, arguments.explain))
+    return DONE if result.pool else INCOMPATIBLE
 
 
 def hook(arguments: Namespace) -> int:
@@ -133,7 +156,35 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
         root = domain.parse(source)
     if not domain.asks_for_host_model(root):
         return source
-    return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
+    pool = _pool(arguments)
+    if pool is None:
+        return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
+    return _resolved_in_pool(source, pool, arguments)
+
+
+def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
+    """The pool's target, which is the same on every member, once the member at hand has confirmed it: by its profile, or by
+    scratch vCPUs of its kernel."""
+    from .pool import counterpart, resolver
+
+    preferred = _policy(arguments.policy)
+    if arguments.host:
+        from .check import ProfileOffer
+
+        host = _host_profile(arguments)
+        cpus = {cluster.midr: cluster.cpus for cluster in host.clusters}
+        ask = lambda target: ProfileOffer(target, host, counterpart(target, host))  # noqa: E731
+        return resolver(pool, preferred, host.name, cpus, ask).resolve(source)
+    from .host import cpus as host_cpus
+    from .kvm.device import System
+    from .kvm.rehearse import KernelOffer
+
+    cpus = {cluster.midr: host_cpus.format_cpu_list(cluster.cpus) for cluster in host_cpus.find_clusters()}
+    machines = _machines()
+    with System() as system:
+        return resolver(pool, preferred, platform.node(), cpus, lambda target: KernelOffer(target, system, machines)).resolve(
+            source
+        )
 
 
 def _restored(source: bytes) -> bytes:
@@ -171,23 +222,42 @@ def _summary(result: bytes) -> str:
     return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
 
 
-def _record(arguments: Namespace) -> tuple[record.Record, str, domain.Element]:
-    """The record of a domain or a file, the domain's name, and the domain."""
-    root = domain.parse(_domain_or_file(arguments))
+def _record(document: bytes, source: str) -> tuple[record.Record, str, domain.Element]:
+    """The record in a domain's XML, the domain's name, and the domain. `source` is where it is from, for messages."""
+    root = domain.parse(document)
     element = record.find(root)
     if element is None:
-        raise KvmarmError(f"{arguments.domain} holds no kvmarm record", "resolve it first: kvmarm define FILE")
+        raise KvmarmError(f"{source} holds no kvmarm record", "resolve it first: kvmarm define FILE")
     name = root.find("name")
-    return record.read(element), name.body.decode(errors="replace") if name else arguments.domain, root
+    return record.read(element), name.body.decode(errors="replace") if name else source, root
+
+
+def _check_pool(document: bytes, arguments: Namespace) -> int:
+    """`kvmarm check` of a pool's file: are these hosts members like the others?"""
+    from .pool import check_member, loads
+
+    try:
+        pool = loads(document.decode(), arguments.domain)
+    except UnicodeDecodeError:
+        raise KvmarmError(f"{arguments.domain} is not a text in UTF-8", "is it the right file?") from None
+    hosts = _profiles(arguments.host) if arguments.host else [_probe("", verbose=False)]
+    verdicts = {host.name: check_member(pool, host) for host in hosts}
+    return _print_verdicts(f"pool {pool.name}", verdicts, arguments.json)
 
 
 def _rehearse(target: Target) -> list[Finding]:
-    from .host import qemu
     from .kvm.device import System
     from .kvm.rehearse import rehearse
 
     with System() as system:
-        return rehearse(target, system, qemu.ask(qemu.find_binary(platform.machine())).machines)
+        return rehearse(target, system, _machines())
+
+
+def _machines() -> tuple[str, ...]:
+    """The machine types of this host's QEMU."""
+    from .host import qemu
+
+    return qemu.ask(qemu.find_binary(platform.machine())).machines
 
 
 def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: bool) -> int:
@@ -235,6 +305,16 @@ def _host_profile(arguments: Namespace) -> HostProfile:
     if arguments.host:
         return profile.loads(files.read_text(arguments.host), arguments.host)
     return _probe("", verbose=False)
+
+
+def _pool(arguments: Namespace) -> Pool | None:
+    """The pool given with --pool, else the one that this host is in; the latter says nothing about the host of a profile."""
+    from . import pool
+
+    path = arguments.pool
+    if path is None and not arguments.no_pool and not arguments.host and os.path.exists(pool.DEFAULT_PATH):
+        path = pool.DEFAULT_PATH
+    return None if path is None else pool.loads(files.read_text(path), path)
 
 
 def _probe(qemu: str, verbose: bool) -> HostProfile:

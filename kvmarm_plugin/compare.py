@@ -1,42 +1,44 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Compare: between which hosts a host-model guest can migrate, in which direction, and why not.
 
-For each ordered pair of hosts the guest is one that is resolved on the first with everything left open, on the newest
-machine type that both know.
+Hosts are compared by kind (see `kinds`). For each ordered pair of kinds the guest is one that is resolved on the first with
+everything left open, on the newest machine type that both know.
 """
 
 from __future__ import annotations
 
 from .check import check
 from .errors import KvmarmError
+from .kinds import Kind, kinds_of
 from .policy import Policy
 from .profile import HostProfile
 from .resolve import Resolver, Wish
-from .target import Target
 from .value import Value
-from .verdict import REFUSES, WRONG, Finding, in_short
+from .verdict import REFUSES, WRONG, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterable
+
+    from .target import Target
 
 
 class Pair(Value):
-    """What happens to a guest of one host on another.
+    """What happens to the guests of one kind of hosts on those of another, or on others of their own.
 
     Attributes:
-        source, destination: names of the hosts.
-        findings: as of `check`, the most blocking first.
+        source, destination: positions in `Comparison.kinds`.
+        findings: as of `check`, the most blocking first. They call the destination that, since it may be many hosts.
         problem: why no guest can be resolved on the source; empty if one can.
     """
 
     __slots__ = ("destination", "findings", "problem", "source")
-    source: str
-    destination: str
+    source: int
+    destination: int
     findings: tuple[Finding, ...]
     problem: str
 
-    def __init__(self, source: str, destination: str, findings: tuple[Finding, ...], problem: str) -> None:
+    def __init__(self, source: int, destination: int, findings: tuple[Finding, ...], problem: str) -> None:
         self._freeze(locals())
 
     @property
@@ -47,48 +49,186 @@ class Pair(Value):
     def possible(self) -> bool:
         return not self.problem and not self.blocking
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "destination": self.destination,
-            "possible": self.possible,
-            "problem": self.problem,
-            "findings": [finding.as_json() for finding in self.findings],
-        }
+
+class Group(Value):
+    """Kinds of hosts that can exchange guests freely.
+
+    Attributes:
+        name: "A" for the first, "AA" after "Z".
+        kinds: positions in `Comparison.kinds`, one after the other.
+        machine: the newest machine type that all know; guests on it run on every host of the group.
+        problem: why its hosts, all of one kind, make no guest at all; empty if they do.
+    """
+
+    __slots__ = ("kinds", "machine", "name", "problem")
+    name: str
+    kinds: tuple[int, ...]
+    machine: str
+    problem: str
+
+    def __init__(self, name: str, kinds: tuple[int, ...], machine: str, problem: str) -> None:
+        self._freeze(locals())
 
 
-def compare(hosts: list[HostProfile], policy: Policy) -> list[Pair]:
-    """Every ordered pair of different hosts, by source and then by destination, in the order given."""
-    return [_pair(source, destination, policy) for source in hosts for destination in hosts if source is not destination]
+class Comparison(Value):
+    """The directed graph of hosts by kind.
+
+    Attributes:
+        kinds: group by group.
+        groups: a partition of the kinds.
+        pairs: of every kind with every kind, itself too, by source and then by destination.
+    """
+
+    __slots__ = ("groups", "kinds", "pairs")
+    kinds: tuple[Kind, ...]
+    groups: tuple[Group, ...]
+    pairs: tuple[Pair, ...]
+
+    def __init__(self, kinds: tuple[Kind, ...], groups: tuple[Group, ...], pairs: tuple[Pair, ...]) -> None:
+        self._freeze(locals())
+
+    def pair(self, source: int, destination: int) -> Pair:
+        return self.pairs[source * len(self.kinds) + destination]
+
+    def hosts(self, group: Group) -> int:
+        """How many hosts a group has."""
+        return sum(len(self.kinds[number].hosts) for number in group.kinds)
+
+    @property
+    def possible(self) -> bool:
+        """Whether every host's guests run on every host."""
+        return all(pair.possible for pair in self.pairs)
+
+    def links(self) -> list[Link]:
+        """The edges between groups: of whole groups where these are all there are, else of kinds."""
+        links = []
+        for number, one in enumerate(self.groups):
+            for other in self.groups[number + 1 :]:
+                there = {(a, b) for a in one.kinds for b in other.kinds if self.pair(a, b).possible}
+                back = {(b, a) for a in one.kinds for b in other.kinds if self.pair(b, a).possible}
+                both = {(a, b) for a, b in there if (b, a) in back}
+                links += [Link(*edges, mutual=True) for edges in merge(both)]
+                links += [Link(*edges, mutual=False) for edges in merge(there - both)]
+                links += [Link(*edges, mutual=False) for edges in merge(back - {(b, a) for a, b in both})]
+        return links
 
 
-def as_text(hosts: list[HostProfile], pairs: list[Pair]) -> str:
-    """A matrix (rows: from; columns: to), and under it the reasons."""
-    numbers = {host.name: str(number) for number, host in enumerate(hosts, 1)}
-    width = max((len(host.name) for host in hosts), default=0)
-    possible = {(pair.source, pair.destination): pair.possible for pair in pairs}
-    lines = ["from \\ to".ljust(width + 5) + " ".join(number.rjust(3) for number in numbers.values())]
-    for host in hosts:
-        cells = ("-" if other is host else "yes" if possible[host.name, other.name] else "no" for other in hosts)
-        lines.append(f"{numbers[host.name]:>2}  {host.name.ljust(width)} " + " ".join(cell.rjust(3) for cell in cells))
-    for pair in pairs:
-        if not pair.possible:
-            reasons = [pair.problem] if pair.problem else in_short(pair.blocking)
-            lines += ["", f"{pair.source} to {pair.destination}: no", *(f"  {reason}" for reason in reasons)]
-    return "\n".join(lines) + "\n"
+class Link(Value):
+    """Guests of each of some kinds run on each of some others, of another group.
+
+    Attributes:
+        sources, destinations: positions in `Comparison.kinds`.
+        mutual: whether guests of the others run on these too.
+    """
+
+    __slots__ = ("destinations", "mutual", "sources")
+    sources: tuple[int, ...]
+    destinations: tuple[int, ...]
+    mutual: bool
+
+    def __init__(self, sources: tuple[int, ...], destinations: tuple[int, ...], *, mutual: bool) -> None:
+        self._freeze(locals())
 
 
-def _pair(source: HostProfile, destination: HostProfile, policy: Policy) -> Pair:
-    try:
-        target = _target(source, destination, policy)
-    except KvmarmError as error:
-        return Pair(source.name, destination.name, (), str(error))
-    return Pair(source.name, destination.name, tuple(check(target, destination)), "")
+def compare(hosts: Iterable[HostProfile], policy: Policy) -> Comparison:
+    """Which of the hosts can exchange guests. The order of the hosts decides nothing.
+
+    Args:
+        policy: what to prefer when a guest is resolved.
+    """
+    kinds = _sorted(kinds_of(hosts))
+    numbers = range(len(kinds))
+    sources = [_Source(kind.host, policy) for kind in kinds]
+    destinations = [kind.host.replace(name="the destination") for kind in kinds]
+    answers = {(a, b): sources[a].ask(destinations[b]) for a in numbers for b in numbers}
+    cliques = _cliques(kinds, {edge for edge in answers if Pair(*edge, *answers[edge]).possible})
+    order = [number for clique in cliques for number in clique]
+    places = {number: place for place, number in enumerate(order)}
+    groups = tuple(
+        Group(
+            _letters(index),
+            tuple(places[number] for number in clique),
+            _common_machine([kinds[number].host for number in clique]),
+            answers[clique[0], clique[0]][1],
+        )
+        for index, clique in enumerate(cliques)
+    )
+    pairs = tuple(Pair(places[a], places[b], *answers[a, b]) for a in order for b in order)
+    return Comparison(tuple(kinds[number] for number in order), groups, pairs)
 
 
-def _target(source: HostProfile, destination: HostProfile, policy: Policy) -> Target:
-    """A guest of the source's, on the newest machine type that both know, if there is one."""
-    here, there = (host.qemu.machines if host.qemu else () for host in (source, destination))
-    machine = next((machine for machine in here if machine in there), "")
-    architecture = "aarch64" if source.kvm_architecture == "arm64" else "armv7l"
-    return Resolver(source, policy).target(Wish(architecture, machine))
+class _Source:
+    """A host that guests come from, with the target of each machine type that was asked for."""
+
+    def __init__(self, host: HostProfile, policy: Policy) -> None:
+        self._host = host
+        self._resolver = Resolver(host, policy)
+        self._architecture = "aarch64" if host.kvm_architecture == "arm64" else "armv7l"
+        self._targets: dict[str, Target | str] = {}
+
+    def ask(self, destination: HostProfile) -> tuple[tuple[Finding, ...], str]:
+        """The findings of a guest from here on a destination, or the problem with resolving it."""
+        machine = _common_machine([self._host, destination])
+        if machine not in self._targets:
+            try:
+                self._targets[machine] = self._resolver.target(Wish(self._architecture, machine))
+            except KvmarmError as error:
+                self._targets[machine] = str(error)
+        target = self._targets[machine]
+        return ((), target) if isinstance(target, str) else (tuple(check(target, destination)), "")
+
+
+def _common_machine(hosts: list[HostProfile]) -> str:
+    """The newest machine type that all know; empty if there is none."""
+    here, *others = (host.qemu.machines if host.qemu else () for host in hosts)
+    return next((machine for machine in here if all(machine in there for there in others)), "")
+
+
+def _sorted(kinds: list[Kind]) -> list[Kind]:
+    """Kinds of one CPU side by side; the CPU that most hosts have first, and of it the kind that most are."""
+    hosts: dict[tuple[int, ...], int] = {}
+    for kind in kinds:
+        hosts[_midrs(kind)] = hosts.get(_midrs(kind), 0) + len(kind.hosts)
+    return sorted(kinds, key=lambda kind: (-hosts[_midrs(kind)], _midrs(kind), -len(kind.hosts), kind.names[0]))
+
+
+def _midrs(kind: Kind) -> tuple[int, ...]:
+    return tuple(cluster.midr for cluster in kind.host.clusters)
+
+
+def _cliques(kinds: list[Kind], possible: set[tuple[int, int]]) -> list[list[int]]:
+    """A partition of the kinds, by number, into sets of which each takes the guests of each, itself included.
+
+    "Exchange guests" is not quite transitive, so that there can be several such partitions, and the coarsest is hard to find.
+    Here each kind in its order joins the first set of which it agrees with all, so that the kinds of most hosts are together where
+    they can be. They also need a machine type in common: a target's machine type decides nothing but itself, and so what holds of
+    each pair on the newest that the two know holds of all on one that all know.
+    """
+    cliques: list[list[int]] = []
+    for number in range(len(kinds)):
+        for clique in cliques:
+            hosts = [kinds[member].host for member in (*clique, number)]
+            if all({(number, member), (member, number), (number, number), (member, member)} <= possible for member in clique) and (
+                _common_machine(hosts)
+            ):
+                clique.append(number)
+                break
+        else:
+            cliques.append([number])
+    return cliques
+
+
+def _letters(index: int) -> str:
+    """A, B, … Z, AA, AB, … for 0, 1, …"""
+    return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
+def merge(edges: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Edges as few sets of sources with the destinations that each of them has."""
+    destinations: dict[int, list[int]] = {}
+    for source, destination in sorted(edges):
+        destinations.setdefault(source, []).append(destination)
+    sources: dict[tuple[int, ...], list[int]] = {}
+    for source, ends in destinations.items():
+        sources.setdefault(tuple(ends), []).append(source)
+    return [(tuple(starts), ends) for ends, starts in sources.items()]

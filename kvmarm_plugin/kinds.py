@@ -70,9 +70,9 @@ def _cluster(cluster: Cluster) -> Hashable:
         cluster.revidr,
         cluster.target,
         cluster.sve_lengths,
-        frozenset(cluster.models.items()),
+        tuple(cluster.models.items()),  # the first that fits is chosen
         frozenset(cluster.seen.items()),
-        cluster.writable and frozenset(cluster.writable.items()),
+        None if cluster.writable is None else frozenset(cluster.writable.items()),
         tuple(map(_vcpu, cluster.vcpus)),
     )
 

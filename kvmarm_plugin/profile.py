@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 
 from .errors import KvmarmError
 from .registers.text import pack_ids, unpack_ids
@@ -239,7 +240,7 @@ class HostProfile(Value):
     def digest(self) -> str:
         """A name for what this host gives to guests: the same for hosts that differ in name only, and for the same host
         probed again."""
-        facts = _encode(self)
+        facts = encode(self)
         for personal in ("name", "origin", "made_by", "problems"):
             del facts[personal]
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -258,6 +259,11 @@ def loads(text: str, name: str = "profile") -> HostProfile:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"{name} is not JSON: {error}", "make a profile on the host with: kvmarm probe -o FILE") from None
+    return decode(document, name)
+
+
+def decode(document: Any, name: str = "profile") -> HostProfile:
+    """A profile from its JSON document, read. Raises ProfileError as `loads` does."""
     schema = str(document.get("schema", "")) if isinstance(document, dict) else ""
     if not schema.startswith(SCHEMA_STEM):
         raise ProfileError(f"{name} is not a host profile", "make one on the host with: kvmarm probe -o FILE")
@@ -275,13 +281,14 @@ def loads(text: str, name: str = "profile") -> HostProfile:
 
 def dumps(profile: HostProfile) -> str:
     """The profile as JSON, with a line break at the end."""
-    return json.dumps(_encode(profile), indent=1) + "\n"
+    return json.dumps(encode(profile), indent=1) + "\n"
 
 
 # -- JSON: register values are hexadecimal strings, since JSON's numbers end at 2^53 ---------------------------------------
 
 
-def _encode(profile: HostProfile) -> dict[str, Any]:
+def encode(profile: HostProfile) -> dict[str, Any]:
+    """The inverse of `decode`."""
     document = {name: getattr(profile, name) for name in _ORDER}
     document["clusters"] = [_encode_cluster(cluster) for cluster in profile.clusters]
     document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU_ORDER} if profile.qemu else None
@@ -365,12 +372,15 @@ def _apply(base: Vcpu, difference: dict[str, Any]) -> Vcpu:
         **base.registers,
         **{name: None if value is None else int(value, 16) for name, value in difference["registers"].items()},
     }
-    reglist = base.reglist
-    added, removed = difference["reglist"]["added"], difference["reglist"]["removed"]
-    if added or removed:
-        reglist = pack_ids(unpack_ids(reglist) - unpack_ids(removed) | unpack_ids(added))
     present = {name: value for name, value in registers.items() if value is not None}
+    reglist = _changed(base.reglist, difference["reglist"]["added"], difference["reglist"]["removed"])
     return Vcpu(difference["target"], tuple(difference["features"]), present, reglist)
+
+
+@lru_cache(maxsize=256)  # a fleet of hosts has a few such lists, and packing one takes longer than reading the rest of a profile
+def _changed(reglist: str, added: str, removed: str) -> str:
+    """A packed register list without some ids and with others."""
+    return pack_ids(unpack_ids(reglist) - unpack_ids(removed) | unpack_ids(added)) if added or removed else reglist
 
 
 def _hex(values: dict[str, int]) -> dict[str, str]:

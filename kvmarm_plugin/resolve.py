@@ -19,6 +19,10 @@ from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Target, sve_bitmap
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
 _PAUTH = ("ptrauth_address", "ptrauth_generic")
 
@@ -61,17 +65,26 @@ class Resolver:
     """Resolves domains for one host.
 
     Args:
-        profile: of the host that the domains will run on.
+        profile: of the host that the domains will run on, or of a pool's baseline.
         policy: what to prefer.
+        origin: what records say of where they were made; by default that it was on the profile's host.
+        confirm: called with each new target and the wish behind it, to raise a KvmarmError if it cannot be kept here.
 
     Raises:
         ResolveError: the profile shows no KVM or no QEMU.
     """
 
-    def __init__(self, profile: HostProfile, policy: Policy) -> None:
+    def __init__(
+        self,
+        profile: HostProfile,
+        policy: Policy,
+        origin: Origin | None = None,
+        confirm: Callable[[Target, Wish], None] = lambda *_: None,
+    ) -> None:
         self.profile = profile
         self.policy = policy
-        self._origin = Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
+        self._origin = origin
+        self._confirm = confirm
         self._answers: dict[Wish, tuple[rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
@@ -91,6 +104,8 @@ class Resolver:
         wish = read_wish(domain, self.profile.architecture)
         if wish not in self._answers:
             target, form = self._decide(wish)
+            self._confirm(target, wish)
+            self._origin = self._origin or origin_of(self.profile)
             self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
         return rewrite.concretise(source, domain, *self._answers[wish])
 
@@ -134,13 +149,18 @@ class Resolver:
             unsaid=_unsaid(form, wish, profile),
             machine=_choose_machine(wish, profile.qemu, profile.name),
             gic=_choose_gic(wish, profile),
-            ipa_bits=_choose_ipa_bits(wish, profile),
+            ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
             sve_lengths=features.sve_lengths,
             seen={name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in features.vcpu},
             registers=registers,
             reglist=vcpu.reglist,
         )
         return target, form
+
+
+def origin_of(profile: HostProfile) -> Origin:
+    """The origin of what is made for this profile, by this program."""
+    return Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
 
 
 # -- what the domain asks for --------------------------------------------------------------------------------------------------
@@ -338,17 +358,25 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     return int(wish.gic)
 
 
-def _choose_ipa_bits(wish: Wish, profile: HostProfile) -> int:
+def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
     """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
 
     RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far as the host's limit has room
     for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type, hw/arm/virt.c).
+
+    Args:
+        memory: bytes of RAM, as in `Wish`.
+        host_ipa_bits: the host's limit.
+        host: its name.
+
+    Raises:
+        ResolveError: the memory does not fit.
     """
-    limit = 1 << profile.ipa_bits
-    top = highest = _GIB + wish.memory
+    limit = 1 << host_ipa_bits
+    top = highest = _GIB + memory
     if top > limit:
         raise ResolveError(
-            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {profile.name} has addresses up to {limit // _GIB} GiB",
+            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {host} has addresses up to {limit // _GIB} GiB",
             "give the guest less memory",
         )
     end = max(256 * _GIB, -(-top // _GIB) * _GIB)

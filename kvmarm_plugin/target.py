@@ -83,8 +83,13 @@ class Target(Value):
 
         Source: KVM_REG_ARM_PSCI_VERSION, Documentation/virt/kvm/arm/fw-pseudo-registers.rst.
         """
-        version = self.registers.get("PSCI_VERSION", 1)
-        return f"{version >> 16}.{version & 0xFFFF}"
+        return psci_version(self.registers)
+
+
+def psci_version(registers: dict[str, int]) -> str:
+    """The PSCI version of a vCPU with these registers; see `Target.psci`."""
+    version = registers.get("PSCI_VERSION", 1)
+    return f"{version >> 16}.{version & 0xFFFF}"
 
 
 def sve_lengths(bitmap: int) -> tuple[int, ...]:

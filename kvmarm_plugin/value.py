@@ -6,6 +6,10 @@ A frozen dataclass would do the same and cost the hook 15 ms of imports, twice w
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Self  # mypy knows it; nothing imports it
+
 
 class Value:
     """Base of immutable records: fields are the names in `__slots__`, compared and shown by value.
@@ -18,6 +22,10 @@ class Value:
     def _freeze(self, fields: dict[str, object]) -> None:
         for name in self.__slots__:
             object.__setattr__(self, name, fields[name])
+
+    def replace(self, **changes: object) -> Self:
+        """The same value with other fields."""
+        return type(self)(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
 
     def __setattr__(self, name: str, _value: object) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} is immutable")

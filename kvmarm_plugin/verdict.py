@@ -8,27 +8,19 @@
 from __future__ import annotations
 
 from .registers.rules import IMPLEMENTATION_ID, Kernel, differing_fields, refused_fields
-from .registers.table import Field, describe, id_of, name_of
+from .registers.table import Field, describe, id_of, name_of, override_of
 from .registers.text import unpack_ids
 from .target import Target
 from .value import Value
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Self  # mypy knows it; nothing imports it
+
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 
-# Kernel command-line words that take a feature from a host (arch/arm64/kernel/idreg-override.c); in brackets, the oldest of the
-# kernels 6.1, 6.12 and 7.2 that was seen to know one, if not 6.1.
-_OVERRIDES = {
-    "SVE": "arm64.nosve",
-    "SME": "arm64.nosme",
-    "BT": "arm64.nobti",
-    "MTE": "arm64.nomte",
-    **dict.fromkeys(("APA", "API", "APA3", "GPA", "GPI", "GPA3"), "arm64.nopauth"),
-    "MOPS": "arm64.nomops (Linux 6.12)",
-    "VARange": "arm64.nolva (Linux 6.12)",
-    "GCS": "arm64.nogcs (Linux 7.2)",
-    "MPAM": "arm64.nompam (Linux 7.2)",
-    "ECV": "id_aa64mmfr0.ecv=0 (Linux 7.2)",
-}
+_OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
+
 # Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one offers.
 _OF_THE_KERNEL = ("PSCI_VERSION", "STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
 
@@ -86,7 +78,7 @@ class Finding(Value):
 
 
 class Offer:
-    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in.
+    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
 
     Attributes:
         host: its name.
@@ -133,6 +125,15 @@ class Offer:
     def qemu_version(self) -> tuple[int, int]:
         """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it matters."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds: a kernel's has a scratch vCPU."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def worst(findings: list[Finding]) -> str:
@@ -275,7 +276,8 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
 
 
 def _remedy(field: Field, recorded: int, local: int, offer: Offer) -> str:
-    switch, override = _SWITCHES.get(field.name), _OVERRIDES.get(field.name)
+    switch, known = _SWITCHES.get(field.name), override_of(field.register, field.name)
+    override = known and known.word + (f" (Linux {known.since})" if known.since != _OLDEST_KERNEL else "")
     if switch:
         return f"turn {switch} off in the policy and resolve the guest again" + (
             f", or boot the hosts that have it with {override}" if override else ""

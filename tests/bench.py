@@ -7,6 +7,7 @@ wants to keep. The two sides of a pair are run alternately, so that a busy machi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -22,10 +23,13 @@ from typing import Callable, NamedTuple
 from lxml import etree
 
 from kvmarm_plugin import hookfile, profile
+from kvmarm_plugin.baseline import baseline
 from kvmarm_plugin.check import check
+from kvmarm_plugin.compare import compare
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.resolve import Resolver, Wish
 from tests import playedkernel
+from tests.fleet import fleet
 
 PROJECT = Path(__file__).parents[1]
 PROFILE = PROJECT / "tests/hosts/trixie-neoverse-n1.json"
@@ -77,6 +81,7 @@ def main() -> None:
     for title, name in (("as libvirt writes it", "tests/bench-domain.xml"), ("the barest", "xml-templates/direct-kernel.xml")):
         _in_process(f"resolving a domain in process, {title}", (PROJECT / name).read_bytes(), 2.5)
     _check_rate()
+    _fleet(2000)
 
 
 def _hook_with_rehearsal(directory: Path, resolved: bytes, python: list[str]) -> None:
@@ -112,6 +117,35 @@ def _check_rate() -> None:
         print(
             f"check of {source.name}'s guest against {host.name}, {findings} findings: {rate:,.0f} a second (goal: at least 20,000)"
         )
+
+
+def _fleet(count: int) -> None:
+    """Profiles of many hosts: read, compared, and made a pool as far as they go."""
+    texts = {host.name: profile.dumps(host) for host in fleet(count)}
+    ours, theirs = _alternate_calls([lambda: [*map(profile.loads, texts.values())], lambda: [*map(json.loads, texts.values())]], 3)
+    _report(f"reading {count} profiles", ours, "json.loads", theirs, "at most 2")
+    hosts = [profile.loads(text) for text in texts.values()]
+    compared, based = _alternate_calls([lambda: compare(hosts, Policy()), lambda: baseline(hosts)], 3)
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [Path(directory, f"{name}.json") for name in texts]
+        for path, text in zip(paths, texts.values()):
+            path.write_text(text)
+        peaks = {
+            command: _memory([PYTHON, "-m", "kvmarm_plugin", command, *map(str, paths)], b"") for command in ("compare", "baseline")
+        }
+    comparison = compare(hosts, Policy())
+    checks = len(comparison.pairs)
+    print(
+        f"comparing them: {Side(compared.seconds, peaks['compare'])}; {len(comparison.kinds)} kinds, {checks:,} checks, "
+        f"by host {count**2:,}; "
+        f"ratio {checks / count**2:.4f} (goal: at most 0.01)"
+    )
+    plan = baseline(hosts).plan
+    print(
+        f"their baseline: {Side(based.seconds, peaks['baseline'])}; a plan of {len(plan.steps)} steps, "
+        f"for all but {len(plan.left_out)} hosts; ratio to comparing them "
+        f"{statistics.median(based.seconds) / statistics.median(compared.seconds):.2f} (goal: at most 1)"
+    )
 
 
 def _compare(what: str, command: list[str], baseline_name: str, baseline: list[str], stdin: bytes, runs: int, goal: str) -> None:

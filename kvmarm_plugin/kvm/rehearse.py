@@ -21,7 +21,7 @@ from .scratch import ScratchVcpu, preferred_target, run_guest
 
 
 class KernelOffer(Offer):
-    """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on; a context manager."""
+    """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on."""
 
     def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
         name = posix.uname()
@@ -89,12 +89,6 @@ class KernelOffer(Offer):
                 raise
             return False
         return True
-
-    def __enter__(self) -> KernelOffer:  # noqa: PYI034  # Self is typing's, from 3.11 on
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._scratch is not None:

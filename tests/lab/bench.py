@@ -8,9 +8,9 @@ measured apart (benchhost.py) and taken off. What is left is ours, and the goal 
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -32,8 +32,11 @@ def measure(host: Host) -> dict[str, float]:
 
 
 def main() -> None:
-    suite, cpu = (*sys.argv[1:], "trixie", "neoverse-n1")[:2] if len(sys.argv) != 2 else (sys.argv[1], "neoverse-n1")
-    spec = HostSpec(suite=suite, cpu=cpu)
+    default = HostSpec()
+    parser = argparse.ArgumentParser(prog="python3 -m tests.lab.bench", description="What the hook costs on a lab host.")
+    parser.add_argument("suite", nargs="?", default=default.suite)
+    parser.add_argument("cpu", nargs="?", default=default.cpu)
+    spec = HostSpec(**vars(parser.parse_args()))
     machine.setup()
     with tempfile.TemporaryDirectory() as directory:
         wheel = build_wheel(Path(directory))

@@ -187,8 +187,8 @@ def main() -> int:
                     compare(question, kernel)
             for question in other_questions(target, machines):
                 try:
-                    with KernelOffer(question.target, system, machines) as kernel:
-                        compare(question, kernel)
+                    with KernelOffer(question.target, system, machines) as fresh:
+                        compare(question, fresh)
                 except KvmarmError as error:
                     differing.append({**question._asdict(), "target": "", "kernel": {"error": str(error)}, "check": {}})
             for question in sve_questions(target) if target.sve_lengths else ():

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from kvmarm_plugin import cli, domain, profile, record
 from kvmarm_plugin.check import ProfileOffer, check
-from kvmarm_plugin.compare import as_text, compare
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.profile import HostProfile
 from kvmarm_plugin.registers.rules import Kernel, accepts, kernel_version, safe_value
@@ -58,22 +57,6 @@ def test_every_pair_has_a_verdict_that_explains(source: str) -> None:
             assert "\n" not in str(finding)
             assert finding.rule
             assert bool(finding.remedy) is (finding.severity != HARMLESS) or finding.subject in ("architecture", "vCPU")
-
-
-def test_compare_is_directed_and_complete() -> None:
-    hosts = [host(name) for name in ("bookworm-neoverse-n1", "trixie-neoverse-n1", "sid-neoverse-n1")]
-    pairs = compare(hosts, Policy())
-    assert {(pair.source, pair.destination): pair.possible for pair in pairs} == {
-        ("bookworm-neoverse-n1", "trixie-neoverse-n1"): True,
-        ("bookworm-neoverse-n1", "sid-neoverse-n1"): True,
-        ("trixie-neoverse-n1", "sid-neoverse-n1"): True,
-        ("trixie-neoverse-n1", "bookworm-neoverse-n1"): False,
-        ("sid-neoverse-n1", "bookworm-neoverse-n1"): False,
-        ("sid-neoverse-n1", "trixie-neoverse-n1"): False,
-    }
-    text = as_text(hosts, pairs)
-    assert "sid-neoverse-n1 to trixie-neoverse-n1: no" in text
-    assert "register list" in text
 
 
 # -- what real hosts did (docs/truth-table.md) -----------------------------------------------------------------------------------
@@ -163,6 +146,11 @@ def test_a_host_without_kvm_takes_nothing() -> None:
     assert (finding.subject, finding.severity) == ("vCPU", REFUSES)
 
 
+def test_a_host_without_qemu_takes_nothing() -> None:
+    (finding,) = check(_target("trixie-neoverse-n1"), vary(_n1(), qemu=None))
+    assert (finding.subject, finding.severity, finding.rule) == ("vCPU", REFUSES, "QEMU is missing on trixie-neoverse-n1")
+
+
 def test_a_guest_may_live_on_one_cluster_of_several() -> None:
     rk3399 = host("hand-made-rk3399")
     for name in ("biggest", "smallest"):
@@ -245,15 +233,6 @@ def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str
     report: dict[str, Any] = json.loads(out)
     assert (status, report["domain"], report["hosts"]["bookworm-neoverse-n1"]["verdict"]) == (3, "direct-kernel", REFUSES)
     assert set(report["hosts"]["bookworm-neoverse-n1"]["findings"][0]) == set(Finding.__slots__)
-
-
-def test_compare_says_who_can(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("trixie-neoverse-n1", "sid-neoverse-n1")
-    status, out = _run(capsys, "compare", *(HOSTS[name] for name in names))
-    assert status == 3
-    assert out.splitlines()[1].split() == ["1", "trixie-neoverse-n1", "-", "yes"]
-    status, out = _run(capsys, "compare", "--json", *(HOSTS[name] for name in names))
-    assert [(pair["source"], pair["possible"]) for pair in json.loads(out)] == [(names[0], True), (names[1], False)]
 
 
 def test_refresh_resolves_anew_from_the_intent(resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin import cli, hookfile, policy
+from kvmarm_plugin import cli, hookfile, policy, pool
 from kvmarm_plugin.policy import Policy
 
 _DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -85,7 +85,7 @@ def test_options_without_a_command_are_in_the_manual() -> None:
 
 def test_the_manual_names_the_files_that_are_used() -> None:
     text = _PAGES[0].read_text(encoding="utf-8")
-    for path in (policy.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/dev/kvm"):
+    for path in (policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/dev/kvm"):
         assert f".It Pa {path}\n" in text
 
 

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Baseline: the pool that hosts form, what it costs each of them, and, where they form none, what would make them one.
+
+A baseline that some member would refuse is never made: `common` asks every member, in both directions.
+"""
+
+from __future__ import annotations
+
+from . import __version__
+from .common import CHOICES, Obstacle, common
+from .kinds import Kind, kinds_of
+from .level import Plan, level
+from .pool import Pool
+from .profile import HostProfile
+from .registers.rules import kernel_version
+from .target import psci_version
+from .value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Baseline(Value):
+    """What hosts can be together.
+
+    Attributes:
+        name: of the pool.
+        kinds: the hosts, by kind.
+        pool: that all of them form; None if they form none.
+        profile: what every member gives: the pool's; without a pool, that of the hosts which the plan keeps, as forecast. None
+            if the plan keeps none.
+        missing: what its guests do not have although some host has it → why.
+        costs: what each kind's guests lose, in words: names of its hosts → each loss.
+        plan: what would make one of them; without a step if they are one.
+    """
+
+    __slots__ = ("costs", "kinds", "missing", "name", "plan", "pool", "profile")
+    name: str
+    kinds: tuple[Kind, ...]
+    pool: Pool | None
+    profile: HostProfile | None
+    missing: dict[str, str]
+    costs: dict[tuple[str, ...], tuple[str, ...]]
+    plan: Plan
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kinds: tuple[Kind, ...],
+        pool: Pool | None,
+        profile: HostProfile | None,
+        missing: dict[str, str],
+        costs: dict[tuple[str, ...], tuple[str, ...]],
+        plan: Plan,
+    ) -> None:
+        self._freeze(locals())
+
+
+def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
+    """The baseline of hosts of different names, in whatever order they are given.
+
+    Args:
+        hosts: at least one.
+        name: for the pool.
+    """
+    kinds = kinds_of(hosts)
+    plan = level(kinds)
+    # Without a step to take, these are the hosts as they are.
+    found = common(list(plan.hosts), name) if plan.hosts else None
+    profile = found.profile.replace(made_by=f"kvmarm {__version__}") if found and found.profile else None
+    pool = None
+    if profile and not plan.steps:
+        pool = Pool(name, {host.name: host.digest() for host in sorted(hosts, key=lambda host: host.name)}, profile)
+    kept = [kind for kind in kinds if kind.host.name not in plan.left_out]
+    return Baseline(
+        name=name,
+        kinds=tuple(kinds),
+        pool=pool,
+        profile=profile,
+        missing=found.missing if found else {},
+        costs={kind.names: _costs(kind.host, profile, plan.words(kind.host.name)) for kind in kept} if profile else {},
+        plan=plan,
+    )
+
+
+def as_text(result: Baseline, explain: bool) -> str:
+    """What `kvmarm baseline` prints.
+
+    Args:
+        explain: also why guests lack what some host has, and every obstacle.
+    """
+    hosts = [name for kind in result.kinds for name in kind.names]
+    lines = []
+    if result.pool is not None:
+        lines += [f"{result.name}: {_count(hosts)}, guests move freely between them", *_profile_lines(result, explain)]
+    else:
+        lines += [f"{result.name}: no baseline for all {len(hosts)} hosts" if len(hosts) > 1 else f"{result.name}: no baseline"]
+        lines += _plan_lines(result)
+        if result.profile is not None:
+            lines += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
+        if result.plan.obstacles:
+            lines += ["", "In the way now, among hosts of the same CPU:", *_obstacle_lines(result, explain)]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(result: Baseline) -> dict[str, Any]:
+    """The same for tools."""
+    profile = result.profile
+    return {
+        "name": result.name,
+        "hosts": [name for kind in result.kinds for name in kind.names],
+        "possible": result.pool is not None,
+        "baseline": profile and dict(_facts(profile)),
+        "missing": result.missing,
+        "costs": [{"hosts": names, "loses": losses} for names, losses in result.costs.items()],
+        "obstacles": [
+            {"source": obstacle.source, "destination": obstacle.destination, "finding": obstacle.finding.as_json()}
+            for obstacle in result.plan.obstacles
+        ],
+        "steps": [{name: getattr(step, name) for name in ("action", "hosts", "what", "why")} for step in result.plan.steps],
+    }
+
+
+def _plan_lines(result: Baseline) -> list[str]:
+    steps = result.plan.steps
+    if not steps or result.profile is None:
+        return ["Nothing levels them."]
+    lines = ["What would make one of them:"]
+    for number, step in enumerate(steps, 1):
+        what = {"boot": f"boot {_some(step.hosts)} with {step.what}", "leave out": f"leave {_some(step.hosts)} out"}
+        lines.append(f"  {number}. {what.get(step.action, f'{step.action} on {_some(step.hosts)} {step.what}')}")
+        lines.append(f"     {step.why}")
+    return [*lines, "  Then probe those hosts again, and make the baseline anew."]
+
+
+def _profile_lines(result: Baseline, explain: bool) -> list[str]:
+    assert result.profile is not None
+    lines = [f"  {what:<10} {value}" for what, value in _facts(result.profile)]
+    if explain:
+        lines += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
+    lines.append("What it costs:")
+    for names, losses in result.costs.items():
+        lines.append(f"  {_some(names)}: {', '.join(losses) or 'nothing'}")
+    return lines
+
+
+def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
+    """Every obstacle, or one of each subject."""
+    found = result.plan.obstacles
+    if explain:
+        return [f"  {obstacle}" for obstacle in found]
+    subjects: dict[str, list[Obstacle]] = {}
+    for obstacle in found:
+        subjects.setdefault(obstacle.finding.subject, []).append(obstacle)
+    lines = []
+    for first, *more in subjects.values():
+        others = len({(obstacle.source, obstacle.destination) for obstacle in more} - {(first.source, first.destination)})
+        lines.append(f"  {first.in_short()}" + (f"; and between {others} more pairs" if others else ""))
+    return lines
+
+
+def _facts(profile: HostProfile) -> list[tuple[str, str]]:
+    """What guests get, in words."""
+    clusters = profile.clusters
+    return [
+        ("CPU", ", ".join(f"{cluster.part or 'unknown part'} ({cluster.midr:#x})" for cluster in clusters)),
+        ("features", ", ".join(choice for choice in CHOICES if _has(profile, choice)) or "none that can be turned off"),
+        ("SVE", " ".join(map(str, clusters[0].sve_lengths)) + " bits" if clusters[0].sve_lengths else "none"),
+        ("machine", profile.qemu.machines[0] if profile.qemu else ""),
+        ("GIC", " or ".join(map(str, profile.gic_versions))),
+        ("PSCI", psci_version(clusters[0].vcpus[0].registers)),
+        ("addresses", f"{profile.ipa_bits} bits"),
+        (
+            "oldest",
+            f"Linux {'.'.join(map(str, kernel_version(profile.kernel)))}, QEMU {profile.qemu.version if profile.qemu else ''}",
+        ),
+    ]
+
+
+def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[str, ...]:
+    """What guests of a host lose in the pool."""
+    losses = [choice for choice in CHOICES if _has(host, choice) and not _has(profile, choice)]
+    longest, left = (max((*h.clusters[0].sve_lengths, 0)) if h.clusters else 0 for h in (host, profile))
+    if 0 < left < longest:
+        losses.append(f"SVE over {left} bits")
+    newest, allowed = (h.qemu.machines[0] if h.qemu else "" for h in (host, profile))
+    if newest != allowed:
+        losses.append(f"{newest} (has {allowed})")
+    losses += [f"GIC {version}" for version in host.gic_versions if version not in profile.gic_versions]
+    if host.ipa_bits > profile.ipa_bits:
+        losses.append(f"addresses over {profile.ipa_bits} bits")
+    losses += [f"the {cluster.part or hex(cluster.midr)}" for cluster in host.clusters if not _among(cluster.midr, profile)]
+    return (*losses, *(f"what {word} takes" for word in words))
+
+
+def _has(host: HostProfile, choice: str) -> bool:
+    return any(cluster.has(CHOICES[choice][0]) for cluster in host.clusters)
+
+
+def _among(midr: int, profile: HostProfile) -> bool:
+    return any(cluster.midr == midr for cluster in profile.clusters)
+
+
+def _some(names: tuple[str, ...], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} hosts" if len(names) != 1 else "1 host"

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What hosts have in common: the profile of a host that gives what each of them gives and nothing more, or what is in the way.
+
+QEMU cannot set ID registers: a guest is what KVM on the host that it is started on makes of its XML. So hosts exchange guests only
+if what each gives under the same XML is taken by every other, and that is what is asked here, by the rules of `check`; what XML
+can turn off is turned off where hosts differ in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from .check import ProfileOffer, check, given
+from .emit import knobs_of
+from .errors import KvmarmError
+from .policy import Policy
+from .profile import Cluster, HostProfile, Qemu
+from .registers.rules import kernel_version
+from .resolve import Resolver, Wish, guest_ipa_bits
+from .target import Target
+from .value import Value
+from .verdict import HARMLESS, REFUSES, Finding, judge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+# What a guest can do without, by the vCPU features that it takes: tried in this order, and kept where every host keeps up.
+CHOICES = {
+    "PMU": ("pmu_v3",),
+    "SVE": ("sve",),
+    "PAuth": ("ptrauth_address", "ptrauth_generic"),
+    "AArch32": ("el1_32bit",),
+}
+
+
+_HOST = "host"  # the subject of a finding that is about one host alone
+
+
+class Obstacle(Value):
+    """Why a guest of one host cannot go to another.
+
+    Attributes:
+        source, destination: names of the hosts.
+        finding: the reason.
+    """
+
+    __slots__ = ("destination", "finding", "source")
+    source: str
+    destination: str
+    finding: Finding
+
+    def __init__(self, source: str, destination: str, finding: Finding) -> None:
+        self._freeze(locals())
+
+    def __str__(self) -> str:
+        return f"{self.source} to {self.destination}: {self.finding}"
+
+    def in_short(self) -> str:
+        """What differs, without the rule and the remedy."""
+        finding = self.finding
+        if finding.subject == _HOST:
+            return finding.rule
+        meaning = f" ({finding.meaning})" if finding.meaning else ""
+        return f"{finding.subject}{meaning}: {finding.recorded} on {self.source}, {finding.local} on {self.destination}"
+
+
+class Common(Value):
+    """What hosts have in common.
+
+    Attributes:
+        profile: of a host that gives just that; None if the hosts cannot exchange even the least of guests.
+        missing: name of a choice of CHOICES that no guest gets → why.
+        obstacles: why there is no profile.
+    """
+
+    __slots__ = ("missing", "obstacles", "profile")
+    profile: HostProfile | None
+    missing: dict[str, str]
+    obstacles: tuple[Obstacle, ...]
+
+    def __init__(self, profile: HostProfile | None, missing: dict[str, str], obstacles: tuple[Obstacle, ...]) -> None:
+        self._freeze(locals())
+
+
+def common(hosts: list[HostProfile], name: str) -> Common:
+    """What these hosts have in common, in whatever order they are given.
+
+    Args:
+        hosts: at least one, of different names. Hosts of one kind may be given by one that speaks for all.
+        name: for the profile.
+    """
+    hosts = sorted(hosts, key=_age)
+    found = tuple(obstacles(hosts))
+    if found:
+        return Common(None, {}, found)
+    head = _head(hosts, name)
+    clusters = []
+    missing: dict[str, str] = {}
+    shared = _shared_midrs(hosts)
+    for midr in (cluster.midr for cluster in hosts[0].clusters if cluster.midr in shared):
+        views = [view(host, midr) for host in hosts]
+        cluster, lost = _cluster(head, views)
+        clusters.append(cluster)
+        for choice, why in lost.items():
+            missing.setdefault(choice, why)
+    return Common(head.replace(clusters=tuple(clusters)), missing, ())
+
+
+def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
+    """Why these hosts do not exchange the least of guests: one with nothing that XML can turn off. Most blocking first, by pair."""
+    found = []
+    shared = _shared_midrs(hosts)
+    # Where there is no CPU that all have, the biggest speak for the hosts.
+    views = [view(host, shared[0] if shared else None) for host in hosts]
+    for source in views:
+        targets: dict[Wish, Target] = {}
+        for destination in views:
+            wish = least_wish(source, destination, views)
+            try:
+                if wish not in targets:
+                    targets[wish] = _least(source, wish)
+            except KvmarmError as error:
+                found.append(Obstacle(source.name, destination.name, _unusable(error)))
+                break
+            if destination is source:
+                continue
+            found += [Obstacle(source.name, destination.name, finding) for finding in _blocking(check(targets[wish], destination))]
+            if destination.ipa_bits:
+                here, there = (guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination))
+                if here < there:  # the other way round `check` says it
+                    found.append(Obstacle(source.name, destination.name, _layout(here, there)))
+    return found
+
+
+def _least(host: HostProfile, wish: Wish) -> Target:
+    """The target with nothing in it that the host's libvirt and QEMU can turn off. Raises KvmarmError."""
+    refusal: KvmarmError | None = None
+    for sve, pauth in ((False, False), (False, None), (None, False), (None, None)):
+        try:
+            return Resolver(host, Policy(prefer_named=False, pmu=False, sve=sve, pauth=pauth)).target(wish)
+        except KvmarmError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostProfile]) -> Wish:
+    """What the least of guests asks for: the newest machine type and GIC of all hosts, else of the two, else of its own."""
+    machine = gic = ""
+    for group in (hosts, [source, destination], [source]):
+        machine = machine or next(iter(_in_all([_machines(host) for host in group])), "")
+        gic = gic or max(_in_all([tuple(map(str, host.gic_versions)) for host in group]), default="")
+    return Wish("aarch64" if source.kvm_architecture == "arm64" else "armv7l", machine, gic)
+
+
+def view(host: HostProfile, midr: int | None) -> HostProfile:
+    """A host as if it had one cluster only: the one of this MIDR, or the biggest."""
+    of_midr = [cluster for cluster in host.clusters if cluster.midr == midr]
+    biggest = sorted(host.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))[-1:]
+    return host.replace(clusters=tuple(of_midr or biggest)) if len(host.clusters) > 1 else host
+
+
+# -- the parts of the profile --------------------------------------------------------------------------------------------------
+
+
+def _age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, int], str]:
+    """Oldest first: what an old kernel gives, newer ones take."""
+    return kernel_version(host.kernel), host.qemu.release if host.qemu else (0, 0), host.name
+
+
+def _head(hosts: list[HostProfile], name: str) -> HostProfile:
+    """All but the clusters. Of one host it is that host's own."""
+    first = hosts[0]
+    with_libvirt = [host for host in hosts if host.libvirt is not None]
+    return HostProfile(
+        name=name,
+        origin=f"baseline of {len(hosts)} {'host' if len(hosts) == 1 else 'kinds of hosts'}",
+        made_by=first.made_by,
+        architecture=first.architecture,
+        kernel=first.kernel,
+        overrides=_in_all([host.overrides for host in hosts]),
+        platform=first.platform if all(host.platform == first.platform for host in hosts) else "",
+        capabilities={
+            capability: min(host.capabilities[capability] for host in hosts)
+            for capability in first.capabilities
+            if all(capability in host.capabilities for host in hosts)
+        },
+        ipa_bits=min(host.ipa_bits for host in hosts),
+        gic_versions=_in_all([host.gic_versions for host in hosts]),
+        clusters=(),
+        qemu=_qemu([host.qemu for host in hosts if host.qemu]),
+        # Hosts without libvirt take whatever QEMU takes.
+        libvirt=with_libvirt[0].libvirt if with_libvirt else None,
+        cpu_features=_in_all([host.cpu_features for host in with_libvirt or hosts]),
+        problems=(),
+    )
+
+
+def _qemu(every: list[Qemu]) -> Qemu:
+    first = every[0]
+    machines = _in_all([qemu.machines for qemu in every])
+    return first.replace(
+        machines=machines,
+        aliases={
+            alias: machine if all(qemu.aliases[alias] == machine for qemu in every) else machines[0]
+            for alias, machine in first.aliases.items()
+            if all(alias in qemu.aliases for qemu in every)
+        },
+        cpu_models=_in_all([qemu.cpu_models for qemu in every]),
+        host_properties={
+            name: next((qemu.host_properties[name] for qemu in every if not qemu.host_properties[name]), value)
+            for name, value in first.host_properties.items()
+            if all(name in qemu.host_properties for qemu in every)
+        },
+    )
+
+
+def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict[str, str]]:
+    """The CPU that these hosts, of one cluster each, have in common, and what it lacks: name of a choice → why."""
+    clusters = [host.clusters[0] for host in views]
+    first = clusters[0]
+    models = {model: number for model, number in first.models.items() if all(model in cluster.models for cluster in clusters)}
+    # A vCPU counts where every host makes it: for -cpu host with its own target number, for a named model with that model's.
+    numbers = {first.target, *models.values()}
+    vcpus = tuple(
+        vcpu
+        for vcpu in first.vcpus
+        if vcpu.number in numbers
+        and all(cluster.vcpu(cluster.target if vcpu.number == first.target else vcpu.number, vcpu.features) for cluster in clusters)
+    )
+    masks = [cluster.writable for cluster in clusters]
+    pool = first.replace(
+        models=models,
+        sve_lengths=_sve_lengths(clusters),
+        vcpus=vcpus,
+        writable=None if None in masks else _common_bits([mask for mask in masks if mask is not None]),
+    )
+    knobs = knobs_of(head)
+    # What cannot be turned off everywhere, all have: `obstacles` has seen to that.
+    always = [
+        CHOICES[choice]
+        for choice, knob in (("SVE", "sve"), ("PAuth", "pauth"))
+        if knob not in knobs and pool.has(CHOICES[choice][0])
+    ]
+    kept = {"psci_0_2", *itertools.chain(*always)}
+    missing = {}
+    for choice, features in CHOICES.items():
+        if kept.issuperset(features) or not any(cluster.has(features[0]) for cluster in clusters):
+            continue
+        why = _why_not(choice, head.replace(clusters=(_restricted(pool, {*kept, *features}),)), views)
+        if why:
+            missing[choice] = why
+        else:
+            kept.update(features)
+    return _restricted(pool, kept), missing
+
+
+def _restricted(cluster: Cluster, features: set[str]) -> Cluster:
+    """A cluster that makes only vCPUs of these features."""
+    vcpus = tuple(vcpu for vcpu in cluster.vcpus if features.issuperset(vcpu.features))
+    return cluster.replace(vcpus=vcpus, sve_lengths=cluster.sve_lengths if "sve" in features else ())
+
+
+def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> str:
+    """Why guests of these hosts cannot have a choice of CHOICES; empty if they can."""
+    feature = CHOICES[choice][0]
+    without = [host.name for host in views if not host.clusters[0].has(feature)]
+    if without:
+        return f"{_names(without)} {'has' if len(without) == 1 else 'have'} none"
+    if choice == "SVE":
+        lengths = candidate.clusters[0].sve_lengths
+        longer = [host.name for host in views if host.clusters[0].sve_lengths != lengths]
+        if not lengths:
+            return "no set of vector lengths is every host's own up to its longest"
+        if longer and f"sve{lengths[-1]}" not in knobs_of(candidate):
+            return f"libvirt or QEMU has no word to limit {_names(longer)} to {lengths[-1]} bits"
+    if choice == "AArch32":
+        # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see resolve.
+        gives = [host.name for host in views if host.clusters[0].has("ptrauth_address")]
+        if gives and not candidate.clusters[0].has("ptrauth_address"):
+            return f"QEMU would give 32-bit guests PAuth on {_names(gives)}"
+    for target in targets(candidate):
+        if feature in target.features:
+            obstacle = _first_obstacle(target, views)
+            if obstacle:
+                return obstacle.in_short()
+    return ""
+
+
+def targets(host: HostProfile) -> list[Target]:
+    """Every target that some domain under some policy gets of a host of one cluster, one of each model and set of features."""
+    found: dict[object, Target] = {}
+    for number in range(16):
+        named, pmu, sve, pauth = (not number >> bit & 1 for bit in range(4))
+        resolver = Resolver(host, Policy(prefer_named=named, pmu=pmu, sve=sve, pauth=pauth))
+        for architecture in ("aarch64", "armv7l"):
+            try:
+                target = resolver.target(Wish(architecture))
+            except KvmarmError:
+                continue
+            found.setdefault((target.model, target.features), target)
+    return list(found.values())
+
+
+def _first_obstacle(target: Target, views: list[HostProfile]) -> Obstacle | None:
+    """The first reason why guests of this XML cannot go round all hosts, wherever they are started."""
+    started: list[tuple[str, Target]] = []
+    for host in views:
+        offer = ProfileOffer(target, host, host.clusters[0])
+        for finding in _blocking(judge(target, offer)):
+            return Obstacle(views[0].name, host.name, finding)
+        local = given(target, offer)
+        if all(local != other for _, other in started):
+            started.append((host.name, local))
+    for source, local in started:
+        for host in views:
+            for finding in _blocking(check(local, host)):
+                return Obstacle(source, host.name, finding)
+    return None
+
+
+def _sve_lengths(clusters: list[Cluster]) -> tuple[int, ...]:
+    """The longest set of vector lengths that is, on every host, all that KVM offers up to its longest (set_sve_vls)."""
+    for longest in reversed(clusters[0].sve_lengths):
+        sets = {tuple(length for length in cluster.sve_lengths if length <= longest) for cluster in clusters}
+        if len(sets) == 1:
+            return sets.pop()
+    return ()
+
+
+def _common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
+    """The bits that every kernel lets user space write."""
+    found = {}
+    for register, bits in masks[0].items():
+        for mask in masks[1:]:
+            bits &= mask.get(register, 0)
+        if bits:
+            found[register] = bits
+    return found
+
+
+# -- helpers -------------------------------------------------------------------------------------------------------------------
+
+
+def _shared_midrs(hosts: list[HostProfile]) -> list[int]:
+    """MIDR_EL1 of the CPUs that every host has, those of the first host's biggest cluster first."""
+    by_size = sorted(hosts[0].clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF), reverse=True)
+    return [c.midr for c in by_size if all(any(other.midr == c.midr for other in host.clusters) for host in hosts)]
+
+
+def _machines(host: HostProfile) -> tuple[str, ...]:
+    return host.qemu.machines if host.qemu else ()
+
+
+def _in_all(lists: list[tuple[T, ...]]) -> tuple[T, ...]:
+    """The members of the first list that are in all, in its order."""
+    return tuple(item for item in lists[0] if all(item in other for other in lists))
+
+
+def _blocking(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity != HARMLESS]
+
+
+def _names(names: list[str], limit: int = 4) -> str:
+    """ "alpha, beta and 3 more"."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _unusable(error: KvmarmError) -> Finding:
+    return Finding(
+        subject=_HOST,
+        meaning="the least guest that XML can ask for",
+        recorded="none",
+        local="none",
+        rule=error.message,
+        severity=REFUSES,
+        remedy=error.hint,
+    )
+
+
+def _layout(here: int, there: int) -> Finding:
+    return Finding(
+        subject="IPA size",
+        meaning="guest physical address bits",
+        recorded=str(here),
+        local=str(there),
+        rule="QEMU lays the guest's addresses out by the host's limit (virt_set_high_memmap)",
+        severity=REFUSES,
+        remedy="none: these hosts cannot form a pool",
+    )

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A comparison for people and programs: as text, as JSON (docs/compare.md), and as a graph in Graphviz's language."""
+
+from __future__ import annotations
+
+from .compare import merge
+from .registers.rules import kernel_version
+from .verdict import in_short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+    from typing import Any
+
+    from .compare import Comparison, Link, Pair
+    from .kinds import Kind
+    from .profile import Cluster
+
+# More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
+_MATRIX = 20
+_REASONS = 12
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as docs/compare.md describes it; kinds are numbered from 1, as in the text."""
+    return {
+        "kinds": [
+            {"kind": place + 1, "group": group.name, "description": describe(kind), "hosts": list(kind.names)}
+            for group in comparison.groups
+            for place, kind in ((place, comparison.kinds[place]) for place in group.kinds)
+        ],
+        "groups": [
+            {
+                "group": group.name,
+                "kinds": [place + 1 for place in group.kinds],
+                "machine": group.machine,
+                "problem": group.problem,
+            }
+            for group in comparison.groups
+        ],
+        "pairs": [
+            {
+                "from": pair.source + 1,
+                "to": pair.destination + 1,
+                "possible": pair.possible,
+                "problem": pair.problem,
+                "findings": [finding.as_json() for finding in pair.findings],
+            }
+            for pair in comparison.pairs
+        ],
+    }
+
+
+# -- text ----------------------------------------------------------------------------------------------------------------------
+
+
+def as_text(comparison: Comparison) -> str:
+    """A table of the kinds, group by group; what goes between groups; a matrix where it fits; and why not."""
+    several = len(comparison.groups) > 1
+    parts = [_table(comparison), *([_between(comparison), _matrix(comparison)] if several else []), *_reasons(comparison)]
+    return "\n".join("".join(f"{line}\n" for line in lines) for lines in parts if lines)
+
+
+def names_of(kind: Kind) -> str:
+    """The hosts of a kind, the first of many."""
+    names = kind.names
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def describe(kind: Kind) -> str:
+    """What the hosts of a kind are."""
+    return ", ".join((*_hardware(kind), *_software(kind)))
+
+
+def _hardware(kind: Kind) -> list[str]:
+    """CPUs, longest SVE vector in bits, rate of the timer."""
+    clusters = kind.host.clusters
+    longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
+    rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
+    return [
+        " + ".join(map(_cpu, clusters)) or "no KVM",
+        *([f"SVE {longest}"] if longest else []),
+        *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
+    ]
+
+
+def _software(kind: Kind) -> list[str]:
+    """Kernel, QEMU, and the overrides that all have."""
+    host = kind.host
+    return [
+        "Linux {}.{}".format(*kernel_version(host.kernel)),
+        "QEMU {}.{}".format(*host.qemu.release) if host.qemu else "no QEMU",
+        *(word for word in host.overrides if all(word in other.overrides for other in kind.hosts)),
+    ]
+
+
+def _cpu(cluster: Cluster) -> str:
+    """Part and revision, as "Neoverse-N1 r3p1"."""
+    return f"{cluster.part} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}" if cluster.part else f"CPU {cluster.midr:#x}"
+
+
+def _table(comparison: Comparison) -> list[str]:
+    kinds, groups = comparison.kinds, comparison.groups
+    rows = [("group", "machine", "kind", "hosts", "", "")]
+    for group in groups:
+        for place in group.kinds:
+            first, kind = place == group.kinds[0], kinds[place]
+            what = f"no guests: {group.problem}" if group.problem else describe(kind)
+            which = (group.name, group.machine or "none") if first else ("", "")
+            rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    aligned = [
+        [cell.rjust(width) if column in (2, 3) else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths))]
+        for row in rows
+    ]
+    hosts = _count(sum(len(kind.hosts) for kind in kinds), "host")
+    return [
+        f"{hosts} of {_count(len(kinds), 'kind')}, in {_count(len(groups), 'group')}.",
+        "Within a group, guests on its machine type can migrate freely.",
+        "",
+        *("  ".join(row).rstrip() for row in aligned),
+    ]
+
+
+def _between(comparison: Comparison) -> list[str]:
+    """The edges between groups, or between kinds where not the whole group has them; those from one place together."""
+    ends: dict[tuple[str, str], list[str]] = {}
+    for link in comparison.links():
+        start = (_label(comparison, link.sources), "<->" if link.mutual else "->")
+        ends.setdefault(start, []).append(_label(comparison, link.destinations))
+    lines = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
+    return (
+        ["Between groups, or kinds of them, one way where not <->:", *lines] if lines else ["No guest can migrate between groups."]
+    )
+
+
+def _label(comparison: Comparison, kinds: tuple[int, ...]) -> str:
+    """A group's letter if the kinds are all of it, else their numbers."""
+    group = next((group.name for group in comparison.groups if group.kinds == kinds), "")
+    return group or numbers_of(kinds)
+
+
+def numbers_of(kinds: Iterable[int]) -> str:
+    """Ascending positions as numbers from 1, such as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in kinds:
+        if runs and runs[-1][-1] == number:
+            runs[-1][-1] += 1
+        else:
+            runs.append([number + 1, number + 1])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _matrix(comparison: Comparison) -> list[str]:
+    """Rows: from; columns: to."""
+    kinds = comparison.kinds
+    if len(kinds) > _MATRIX:
+        return [f"{len(kinds)} kinds are too many for a matrix: --svg draws them, --json has every pair."]
+    width = max(len(kind.names[0]) for kind in kinds)
+    lines = ["from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))]
+    for row, kind in enumerate(kinds):
+        cells = ("-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column) for column in range(len(kinds)))
+        lines.append(f"{row + 1:>4}  {kind.names[0].ljust(width)}" + "".join(cell.rjust(4) for cell in cells))
+    return lines
+
+
+def _yes(comparison: Comparison, source: int, destination: int) -> str:
+    return "yes" if comparison.pair(source, destination).possible else "no"
+
+
+def _reasons(comparison: Comparison) -> list[list[str]]:
+    """Why the missing edges are missing, those for the same reasons together; where that is much, by the first reason of each."""
+    missing = [pair for pair in comparison.pairs if not pair.possible]
+    alike = _by(missing, lambda pair: (pair.problem, *map(str, pair.blocking)))
+    if len(alike) <= _REASONS:
+        return [[*_heading(comparison, pairs), *(f"  {reason}" for reason in _why(pairs[0]))] for pairs in alike]
+    alike = _by(missing, lambda pair: pair.problem or (pair.blocking[0].rule, pair.blocking[0].remedy))
+    alike.sort(key=len, reverse=True)
+    return [
+        [f"The first reason of each of {len(missing)} pairs, the most frequent first; --json has all reasons:"],
+        *([_in_common(pairs), *(f"  {edges}" for edges in _edges(pairs))] for pairs in alike),
+    ]
+
+
+def _why(pair: Pair) -> list[str]:
+    return [pair.problem] if pair.problem else in_short(pair.blocking)
+
+
+def _in_common(pairs: list[Pair]) -> str:
+    """The first reason of each of these pairs, without its values."""
+    if pairs[0].problem:
+        return pairs[0].problem
+    first = pairs[0].blocking[0]
+    subjects = sorted({pair.blocking[0].subject for pair in pairs})
+    remedy = f"; remedy: {first.remedy}" if first.remedy else ""
+    return f"{', '.join(subjects)}: {first.rule}{remedy}"
+
+
+def _by(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pair]]:
+    """Pairs of one key together, in the order in which the keys come."""
+    alike: dict[Hashable, list[Pair]] = {}
+    for pair in pairs:
+        alike.setdefault(key(pair), []).append(pair)
+    return list(alike.values())
+
+
+def _heading(comparison: Comparison, pairs: list[Pair]) -> list[str]:
+    """Which pairs; of a single one, with names."""
+    if len(pairs) > 1:
+        return [f"{edges}: no" for edges in _edges(pairs)]
+    ends = (f"{place + 1} {comparison.kinds[place].names[0]}" for place in (pairs[0].source, pairs[0].destination))
+    return [f"{' -> '.join(ends)}: no"]
+
+
+def _edges(pairs: list[Pair]) -> list[str]:
+    """Pairs as "1, 4 -> 3"."""
+    edges = merge((pair.source, pair.destination) for pair in pairs)
+    return [f"{numbers_of(sources)} -> {numbers_of(destinations)}" for sources, destinations in edges]
+
+
+# -- graph ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_dot(comparison: Comparison) -> str:
+    """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it goes for all of the group."""
+    lines = [
+        "digraph kvmarm {",
+        "  rankdir=LR; compound=true; ranksep=1;",
+        '  graph [fontname="sans-serif", fontsize=12, style="rounded,filled", color="#a0a0a0", fillcolor="#f2f4f7"];',
+        '  node [fontname="sans-serif", fontsize=11, shape=box, style="rounded,filled", color="#5b7083", fillcolor=white];',
+        '  edge [color="#2f6f9f"];',
+    ]
+    for index, group in reversed(list(enumerate(comparison.groups))):  # dot starts at the bottom
+        about = "no guests" if group.problem else f"guests on {group.machine or 'no machine type'}"
+        label = f"Group {group.name}: {_count(comparison.hosts(group), 'host')}, {about}"
+        nodes = (f"    {place + 1} [label={_quoted(_node(comparison, place))}];" for place in reversed(group.kinds))
+        lines += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
+    lines += [f"  {arrow};" for link in comparison.links() for arrow in _arrows(comparison, link)]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _node(comparison: Comparison, place: int) -> str:
+    kind = comparison.kinds[place]
+    return "\n".join((f"{place + 1}: {names_of(kind)}", ", ".join(_hardware(kind)), ", ".join(_software(kind))))
+
+
+def _arrows(comparison: Comparison, link: Link) -> list[str]:
+    """One arrow from box to box, or one from each kind to each."""
+    boxes = {group.kinds: f"cluster_{index}" for index, group in enumerate(comparison.groups)}
+    attributes = ["dir=both"] if link.mutual else []
+    sources, destinations = link.sources, link.destinations
+    if sources in boxes:
+        attributes.append(f"ltail={boxes[sources]}")
+        sources = sources[:1]
+    if destinations in boxes:
+        attributes.append(f"lhead={boxes[destinations]}")
+        destinations = destinations[:1]
+    style = f" [{', '.join(attributes)}]" if attributes else ""
+    return [f"{source + 1} -> {destination + 1}{style}" for source in sources for destination in destinations]
+
+
+def _quoted(text: str) -> str:
+    """A string of Graphviz's language, with its line breaks."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("&", "&amp;")
+    return f'"{escaped}"'

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What it takes to make a pool of hosts that are none yet: words on kernel command lines, upgrades, and hosts to leave out.
+
+A plan is found by trying: the steps are applied to the profiles, as the kernel would apply them (registers/overrides.tsv), and the
+rules of `common` say whether that is enough. What a host really gives once the steps are taken only `kvmarm probe` knows.
+"""
+
+from __future__ import annotations
+
+from .common import Obstacle, obstacles
+from .kinds import Kind
+from .profile import Cluster, HostProfile, Qemu
+from .registers.rules import kernel_version
+from .registers.table import Override, fields_of, override_of
+from .value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+BOOT, KERNEL, QEMU, LEAVE_OUT = "boot", "upgrade Linux", "upgrade QEMU", "leave out"
+
+
+# What a guest reads and nothing can change: the hardware's, or the firmware's.
+_FIXED = {"CNTFRQ_EL0": "timer frequency in Hz", "DCZID_EL0": "DC ZVA block size"}
+
+
+class Step(Value):
+    """One thing to do.
+
+    Attributes:
+        action: BOOT, KERNEL, QEMU or LEAVE_OUT.
+        hosts: names of the hosts to do it to.
+        what: the words of the kernel's command line, or the version to upgrade to and a host that has it; empty to leave out.
+        why: what is in the way without it.
+    """
+
+    __slots__ = ("action", "hosts", "what", "why")
+    action: str
+    hosts: tuple[str, ...]
+    what: str
+    why: str
+
+    def __init__(self, action: str, hosts: tuple[str, ...], what: str, why: str) -> None:
+        self._freeze(locals())
+
+
+class Plan(Value):
+    """How to get to a pool.
+
+    Attributes:
+        steps: what to do; the hosts that need no step are in the pool as they are.
+        hosts: profiles as they are expected to be then, one of each kind, without those left out.
+        obstacles: between the hosts that have the same CPU as those that stay, as they are now.
+    """
+
+    __slots__ = ("hosts", "obstacles", "steps")
+    steps: tuple[Step, ...]
+    hosts: tuple[HostProfile, ...]
+    obstacles: tuple[Obstacle, ...]
+
+    def __init__(self, steps: tuple[Step, ...], hosts: tuple[HostProfile, ...], obstacles: tuple[Obstacle, ...]) -> None:
+        self._freeze(locals())
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of the hosts that are no part of it."""
+        return frozenset(name for step in self.steps if step.action == LEAVE_OUT for name in step.hosts)
+
+    def words(self, host: str) -> list[str]:
+        """What is to be added to the kernel's command line of a host."""
+        return [word for step in self.steps if step.action == BOOT and host in step.hosts for word in step.what.split()]
+
+
+def level(kinds: list[Kind]) -> Plan:
+    """The steps that make a pool of as many of these hosts as can be.
+
+    Hosts with the most in common stay: those of the CPU, timer and DC ZVA block that most of them have. Their differences
+    are levelled as far as command lines and upgrades go; who still cannot exchange guests with the most is left out.
+    """
+    by_cpu: dict[object, list[Kind]] = {}
+    for kind in kinds:
+        if kind.host.clusters and kind.host.qemu:
+            by_cpu.setdefault(_cpu(kind.host), []).append(kind)
+    kept = _Levelling(max(by_cpu.values(), key=_size, default=[]))
+    in_the_way = kept.run()
+    steps = [step for kind in kinds for step in kept.steps(kind)]
+    return Plan(tuple(_merged(steps)), tuple(kept.hosts.values()), in_the_way)
+
+
+def apply_override(host: HostProfile, override: Override) -> HostProfile:
+    """A host as it would be with this word on its kernel's command line."""
+    gone = {f"ARM_{feature.upper()}" for feature in override.features}
+    capabilities = {name: answer for name, answer in host.capabilities.items() if name not in gone}
+    clusters = tuple(_override_cluster(cluster, override) for cluster in host.clusters)
+    return host.replace(
+        overrides=(*host.overrides, override.word),
+        capabilities=capabilities,
+        clusters=clusters,
+        qemu=host.qemu and _override_qemu(host.qemu, override),
+    )
+
+
+def _override_cluster(cluster: Cluster, override: Override) -> Cluster:
+    vcpus = tuple(
+        vcpu.replace(registers={name: _override_value(name, value, override) for name, value in vcpu.registers.items()})
+        for vcpu in cluster.vcpus
+        if not set(vcpu.features) & set(override.features)
+    )
+    return cluster.replace(vcpus=vcpus, sve_lengths=() if "sve" in override.features else cluster.sve_lengths)
+
+
+def _override_value(register: str, value: int, override: Override) -> int:
+    for field in fields_of(register) if any(register == name for name, _ in override.fields) else ():
+        forced = override.fields.get((register, field.name))
+        if forced is not None:
+            value &= ~((1 << field.msb + 1) - (1 << field.lsb))
+            value |= forced << field.lsb
+    return value
+
+
+def _override_qemu(qemu: Qemu, override: Override) -> Qemu:
+    """QEMU's "host" as query-cpu-model-expansion shows it without the feature: its properties are still there, and off."""
+    stems = tuple("sve" if feature == "sve" else "pauth" for feature in override.features)
+    return qemu.replace(
+        host_properties={name: False if stems and name.startswith(stems) else value for name, value in qemu.host_properties.items()}
+    )
+
+
+# -- finding the steps ---------------------------------------------------------------------------------------------------------
+
+
+class _Levelling:
+    """Kinds of hosts of one CPU on their way to a pool.
+
+    Attributes:
+        hosts: names of a kind's hosts → the profile that speaks for them, with the steps so far taken.
+        reasons: names of a kind's hosts and an action → why it is needed.
+    """
+
+    def __init__(self, kinds: list[Kind]) -> None:
+        self.hosts = {kind.names: kind.host for kind in kinds}
+        self.reasons: dict[tuple[tuple[str, ...], str], str] = {}
+        self._changed: set[tuple[str, ...]] = set()  # in this round
+
+    def run(self) -> tuple[Obstacle, ...]:
+        """Change hosts, or leave some out, until those that are left exchange guests. Returns what was in the way at first."""
+        at_first: tuple[Obstacle, ...] = ()
+        while self.hosts:
+            found = obstacles(list(self.hosts.values()))
+            at_first = at_first or tuple(found)
+            if not found:
+                break
+            # Command lines first: what they level needs no upgrade.
+            for mend in (self._override, self._upgrade_kernel, self._upgrade_qemu):
+                self._changed.clear()
+                for obstacle in found:
+                    mend(obstacle)
+                if self._changed:
+                    break
+            else:
+                self._leave_out(found)
+        return at_first
+
+    def steps(self, kind: Kind) -> list[Step]:
+        """What makes of a host as it is the one that was arrived at."""
+        then, now = self.hosts.get(kind.names), kind.host
+        if then is None:
+            why = self.reasons.get((kind.names, LEAVE_OUT)) or self._why_apart(now)
+            return [Step(LEAVE_OUT, kind.names, "", why)]
+        words = [word for word in then.overrides if word not in now.overrides]
+        changes = (
+            (KERNEL, f"to {_short(then.kernel)}" if _version(then) != _version(now) else ""),
+            (QEMU, f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else ""),
+            (BOOT, " ".join(words)),
+        )
+        return [Step(action, kind.names, what, self.reasons[kind.names, action]) for action, what in changes if what]
+
+    def _override(self, obstacle: Obstacle) -> None:
+        """Take a field from the host that has more of it, if its kernel knows the word."""
+        register, _, field = obstacle.finding.subject.partition(".")
+        override = override_of(register, field)
+        if override is None:
+            return
+        more = int(obstacle.finding.recorded, 16) > int(obstacle.finding.local, 16)
+        names = self._names(obstacle.source if more else obstacle.destination)
+        host = self.hosts[names]
+        if override.word not in host.overrides and _version(host) >= kernel_version(override.since):
+            self._change(names, apply_override(host, override), BOOT, obstacle)
+
+    def _upgrade_kernel(self, obstacle: Obstacle) -> None:
+        """Give the host with the older kernel the other's: with the same CPU it is then what the other is."""
+        self._upgrade(obstacle, _version, _with_kernel, KERNEL)
+
+    def _upgrade_qemu(self, obstacle: Obstacle) -> None:
+        """The same with QEMU and libvirt, if that helps: most of what a guest is, is the kernel's."""
+        self._upgrade(obstacle, _release, _with_qemu, QEMU)
+
+    def _upgrade(
+        self,
+        obstacle: Obstacle,
+        version: Callable[[HostProfile], tuple[int, int]],
+        with_that_of: Callable[[HostProfile, HostProfile], HostProfile],
+        action: str,
+    ) -> None:
+        """Upgrade the older end of an obstacle to the newer version that most hosts have; not many hosts for a few newer ones."""
+        ends = self._names(obstacle.source), self._names(obstacle.destination)
+        older, newer = sorted(ends, key=lambda names: version(self.hosts[names]))
+        host = self.hosts[older]
+        if self._changed.intersection(ends) or version(host) == version(self.hosts[newer]):
+            return
+        models = [other for other in self.hosts.values() if version(other) > version(host) and other.overrides == host.overrides]
+        model = max(models, key=lambda other: (self._count(version, other), version(other)), default=host)
+        if model is host or self._count(version, model) < self._count(version, host):
+            return
+        upgraded = with_that_of(host, model)
+        others = [upgraded if end == older else self.hosts[end] for end in ends]
+        left = {(still.source, still.destination, still.finding.subject) for still in obstacles(others)}
+        if action == KERNEL or (obstacle.source, obstacle.destination, obstacle.finding.subject) not in left:
+            self._change(older, upgraded, action, obstacle)
+
+    def _count(self, of: Callable[[HostProfile], tuple[int, int]], like: HostProfile) -> int:
+        """How many hosts have this version."""
+        return sum(len(names) for names, host in self.hosts.items() if of(host) == of(like))
+
+    def _leave_out(self, found: list[Obstacle]) -> None:
+        """Keep the most hosts without an obstacle between any two: grown from each kind in turn, the largest kinds first."""
+        apart = {frozenset((obstacle.source, obstacle.destination)) for obstacle in found}
+        order = sorted(self.hosts, key=lambda names: (-len(names), names))
+        stay: list[tuple[str, ...]] = []
+        for first in order:
+            clique: list[tuple[str, ...]] = []
+            for names in (first, *order):
+                ends = [self.hosts[other].name for other in (*clique, names)]
+                if names not in clique and not any(frozenset((end, ends[-1])) in apart for end in ends):
+                    clique.append(names)
+            if sum(map(len, clique)) > sum(map(len, stay)):
+                stay = clique
+        for names in [names for names in self.hosts if names not in stay]:
+            host = self.hosts.pop(names)
+            involved = [obstacle for obstacle in found if host.name in (obstacle.source, obstacle.destination)]
+            self.reasons[names, LEAVE_OUT] = involved[0].in_short()
+
+    def _why_apart(self, host: HostProfile) -> str:
+        """Why a host is none of these: it cannot run guests, or has another CPU."""
+        if not host.clusters or not host.qemu:
+            return "; ".join(host.problems) or "its profile has no KVM or no QEMU"
+        other = next(iter(self.hosts.values()), host)
+        if host.kvm_architecture != other.kvm_architecture:
+            return f"its architecture is {host.architecture}, theirs {other.architecture}"
+        (mine, *more), (theirs, *others) = host.clusters, other.clusters
+        if mine.midr != theirs.midr or mine.revidr != theirs.revidr or more or others:
+            return f"its CPU is {_cpus(host)}, theirs {_cpus(other)}"
+        for name, what in _FIXED.items():
+            values = [cluster.seen.get(name) for cluster in (mine, theirs)]
+            if values[0] != values[1]:
+                return f"its {what} ({name}) is {values[0]}, theirs {values[1]}"
+        return ""
+
+    def _names(self, spokesman: str) -> tuple[str, ...]:
+        return next(names for names, host in self.hosts.items() if host.name == spokesman)
+
+    def _change(self, names: tuple[str, ...], host: HostProfile, action: str, obstacle: Obstacle) -> None:
+        self.hosts[names] = host
+        self.reasons.setdefault((names, action), obstacle.in_short())
+        self._changed.add(names)
+
+
+def _cpu(host: HostProfile) -> object:
+    """What no step changes: hosts that differ in it are never one pool."""
+    clusters = [(cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters]
+    return host.kvm_architecture, tuple(clusters)
+
+
+def _cpus(host: HostProfile) -> str:
+    return " and ".join(
+        f"{cluster.part or 'unknown part'} (MIDR {cluster.midr:#x}, REVIDR {cluster.revidr or 0:#x})" for cluster in host.clusters
+    )
+
+
+def _size(kinds: list[Kind]) -> int:
+    return sum(len(kind.hosts) for kind in kinds)
+
+
+def _version(host: HostProfile) -> tuple[int, int]:
+    return kernel_version(host.kernel)
+
+
+def _release(host: HostProfile) -> tuple[int, int]:
+    return host.qemu.release if host.qemu else (0, 0)
+
+
+def _with_kernel(host: HostProfile, model: HostProfile) -> HostProfile:
+    """A host with the kernel of one that has the same CPU, and what that gives."""
+    same = ("kernel", "clusters", "capabilities", "ipa_bits", "gic_versions")
+    return host.replace(**{name: getattr(model, name) for name in same})
+
+
+def _with_qemu(host: HostProfile, model: HostProfile) -> HostProfile:
+    """A host with the QEMU and libvirt of another."""
+    return host.replace(qemu=model.qemu, libvirt=model.libvirt, cpu_features=model.cpu_features)
+
+
+def _merged(steps: list[Step]) -> list[Step]:
+    """Steps that several kinds share, once; hosts to leave out come last."""
+    merged: dict[tuple[str, str], Step] = {}
+    for step in steps:
+        known = merged.setdefault((step.action, step.what or step.why), step)
+        merged[step.action, step.what or step.why] = known.replace(hosts=tuple(sorted({*known.hosts, *step.hosts})))
+    return sorted(merged.values(), key=lambda step: (step.action == LEAVE_OUT, step.hosts))
+
+
+def _short(kernel: str) -> str:
+    return ".".join(map(str, kernel_version(kernel)))

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Pools: hosts that exchange guests freely, and the baseline that all of them give (/etc/kvmarm/pool.yaml, --pool).
+
+`baseline` makes a pool. Its baseline is itself the profile of a host: one that gives what every member gives and nothing more. So
+resolving in a pool is resolving for that host, and the same domain gets the same target on every member; `confirm` then
+asks whether the member at hand keeps to it.
+"""
+
+from __future__ import annotations
+
+from . import __version__
+from .check import ProfileOffer, check, given
+from .common import targets
+from .errors import KvmarmError
+from .profile import Cluster, HostProfile, ProfileError, decode, encode
+from .record import Origin
+from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
+from .value import Value
+from .verdict import HARMLESS, REFUSES, Finding, Offer, in_short, judge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .policy import Policy
+    from .target import Target
+
+DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
+SCHEMA_STEM = "urn:kvmarm-plugin:pool:"
+SCHEMA = SCHEMA_STEM + "1"
+
+_HEAD = """\
+# A pool of hosts that exchange KVM guests, and what all of them give: made by kvmarm baseline. Do not edit: make it anew when a
+# host comes, goes or changes. Install it on every member as {path}.
+"""
+
+
+class PoolError(KvmarmError):
+    """The document is not a pool that this program can use."""
+
+
+class Pool(Value):
+    """Hosts and what they have in common.
+
+    Attributes:
+        name: for people.
+        members: name of each host → digest of the profile that it had when the pool was made.
+        baseline: what every member gives, as the profile of a host.
+    """
+
+    __slots__ = ("baseline", "members", "name")
+    name: str
+    members: dict[str, str]
+    baseline: HostProfile
+
+    def __init__(self, name: str, members: dict[str, str], baseline: HostProfile) -> None:
+        self._freeze(locals())
+
+    @property
+    def origin(self) -> Origin:
+        """What the records of its guests say of where they were made: the same on every member."""
+        return Origin(self.name, self.baseline.digest(), f"kvmarm {__version__}")
+
+
+def loads(text: str, name: str = "pool") -> Pool:
+    """A pool from its YAML.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        PoolError: not YAML, not a pool, or one of a newer schema.
+    """
+    import yaml
+
+    # The C loader where libyaml is there: the same result, ten times as fast.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    again = "make it anew with: kvmarm baseline PROFILE… -o FILE"
+    try:
+        document = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise PoolError(f"{name} is not YAML{place}: {getattr(error, 'problem', error)}", again) from None
+    except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
+        raise PoolError(f"{name} is not YAML: {error}", again) from None
+    schema = str(document.get("schema", "")) if isinstance(document, dict) else ""
+    if not schema.startswith(SCHEMA_STEM):
+        raise PoolError(f"{name} is not a pool", again)
+    if schema != SCHEMA:
+        raise PoolError(f"{name} has schema {schema}; this kvmarm knows {SCHEMA}", "upgrade kvmarm on this host")
+    try:
+        title, members = document["name"], document["members"]
+        if not isinstance(title, str) or not isinstance(members, dict) or not all(map(_is_member, members.items())):
+            raise PoolError(f"{name} is broken: its name or its members are not what they should be", again)
+        return Pool(title, members, decode(document["baseline"], f"the baseline in {name}"))
+    except KeyError as error:
+        raise PoolError(f"{name} is incomplete: it has no {error}", again) from None
+    except ProfileError as error:
+        raise PoolError(error.message, again) from None
+
+
+def dumps(pool: Pool) -> str:
+    """The pool as YAML: the same pool gives the same text."""
+    import yaml
+
+    document = {"schema": SCHEMA, "name": pool.name, "members": pool.members, "baseline": _plain(encode(pool.baseline))}
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    body = yaml.dump(document, Dumper=dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
+    return _HEAD.format(path=DEFAULT_PATH) + str(body)
+
+
+def is_pool(document: bytes) -> bool:
+    """Whether a document looks like a pool, and not like a domain; for commands that take both."""
+    return b"\nschema: " + SCHEMA_STEM.encode() in b"\n" + document
+
+
+def resolver(pool: Pool, policy: Policy, host: str, cpus: dict[int, str], ask: Callable[[Target], Offer]) -> Resolver:
+    """Resolves domains of a member: for the pool's baseline, so that all members make the same of them.
+
+    Args:
+        host: the member's name.
+        cpus: MIDR_EL1 of each of its clusters → CPU numbers. On big.LITTLE hosts guests are pinned, and every board may count
+            in its own way.
+        ask: what the member gives to a guest of a target.
+
+    A domain that the member would not run like the others raises ResolveError: it has drifted out of its pool.
+    """
+
+    def confirmed(target: Target, wish: Wish) -> None:
+        with ask(target) as offer:
+            findings = confirm(pool, target, offer)
+            if findings:
+                raise _drifted(pool, host, findings)
+            _check_layout(pool, wish, offer.ipa_bits, host)
+
+    return Resolver(_on_host(pool.baseline, cpus), policy, pool.origin, confirmed)
+
+
+def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
+    """Why a guest of the pool would not be one on a host; empty if it would: the host takes the target, and what the guest gets
+    when it is started there is taken by every other member.
+
+    Args:
+        offer: of the host, made for this target.
+    """
+    findings = [finding for finding in judge(target, offer) if finding.severity != HARMLESS]
+    if findings:
+        return findings
+    local = given(target, offer)
+    return [_for_the_others(finding, pool) for finding in check(local, pool.baseline) if finding.severity != HARMLESS]
+
+
+def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
+    """Why a host would not be a member like the others, whatever guest of the pool is asked for; empty if it would."""
+    found: dict[str, Finding] = {}
+    for cluster in pool.baseline.clusters:
+        for target in targets(pool.baseline.replace(clusters=(cluster,))):
+            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(target, host))):
+                found.setdefault(str(finding), finding)
+    missing = [machine for machine in _machines(pool.baseline) if machine not in _machines(host)]
+    if missing and not any(finding.subject == "machine type" for finding in found.values()):
+        found["machine type"] = _missing_machines(missing, host)
+    return list(found.values())
+
+
+def counterpart(target: Target, host: HostProfile) -> Cluster | None:
+    """The cluster of a host that a target goes to: of the MIDR that the guest sees, else the first."""
+    seen = target.seen.get("MIDR_EL1")
+    return next((cluster for cluster in host.clusters if cluster.midr == seen), (*host.clusters, None)[0])
+
+
+def _on_host(baseline: HostProfile, cpus: dict[int, str]) -> HostProfile:
+    if len(baseline.clusters) < 2:
+        return baseline
+    return baseline.replace(
+        clusters=tuple(cluster.replace(cpus=cpus.get(cluster.midr, cluster.cpus)) for cluster in baseline.clusters)
+    )
+
+
+def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
+    """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than on the pool's smallest host."""
+    there, here = (guest_ipa_bits(wish.memory, limit, host) for limit in (pool.baseline.ipa_bits, ipa_bits))
+    if there != here:
+        raise ResolveError(
+            f"a guest with this much memory would have {here}-bit addresses on {host}, and {there}-bit ones in pool {pool.name}",
+            f"the pool's smallest host has {pool.baseline.ipa_bits} bits: give the guest less memory, or leave that host out",
+        )
+
+
+def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
+    what = f"{host} has drifted out of pool {pool.name}" if host in pool.members else f"{host} does not fit into pool {pool.name}"
+    return ResolveError(f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew")
+
+
+def _machines(host: HostProfile) -> tuple[str, ...]:
+    return host.qemu.machines if host.qemu else ()
+
+
+def _missing_machines(missing: list[str], host: HostProfile) -> Finding:
+    return Finding(
+        subject="machine type",
+        meaning="QEMU's versioned board",
+        recorded=", ".join(missing),
+        local="unknown to QEMU",
+        rule="the pool's guests may be of any of its machine types",
+        severity=REFUSES,
+        remedy=f"upgrade QEMU on {host.name}, or make the baseline anew",
+    )
+
+
+def _for_the_others(finding: Finding, pool: Pool) -> Finding:
+    """A finding about what the host itself gives, seen from the pool."""
+    return finding.replace(rule=f"a guest started here could not move to the rest of {pool.name}: {finding.rule}")
+
+
+def _is_member(item: tuple[object, object]) -> bool:
+    return all(isinstance(part, str) for part in item)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is all that a safe YAML dumper writes."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

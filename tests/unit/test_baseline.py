@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Baselines, pools and plans: laws over the corpus, and what is said where hosts differ."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmarm_plugin import cli, pool
+from kvmarm_plugin.baseline import Baseline, as_json, as_text, baseline
+from kvmarm_plugin.check import ProfileOffer, check
+from kvmarm_plugin.check import given as given_there
+from kvmarm_plugin.common import CHOICES, common, obstacles, targets
+from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.kvm.rehearse import KernelOffer
+from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.pool import Pool
+from kvmarm_plugin.profile import Cluster, HostProfile
+from kvmarm_plugin.registers.table import Override, fields_of, overrides
+from kvmarm_plugin.target import VCPU_FEATURES, Target
+from kvmarm_plugin.verdict import HARMLESS, Finding
+from tests.corpus import HOSTS, host, one_line, template, vary
+
+from .fakekernel import FakeKernel
+
+_NAMES = sorted(HOSTS)
+
+
+# -- hosts that are varied from the corpus ----------------------------------------------------------------------------------------
+
+
+def _each_cluster(name: str, base: HostProfile, **changes: object) -> HostProfile:
+    return base.replace(name=name, clusters=tuple(cluster.replace(**changes) for cluster in base.clusters))
+
+
+def _without(base: HostProfile, name: str, *words: str) -> HostProfile:
+    """A host of the corpus with these words on its command line."""
+    for word in words:
+        base = apply_override(base, _override(word))
+    return base.replace(name=name)
+
+
+def _override(word: str) -> Override:
+    return next(override for override in overrides() if override.word == word)
+
+
+def _shorter_sve(base: HostProfile, name: str, longest: int) -> HostProfile:
+    lengths = tuple(length for length in base.clusters[0].sve_lengths if length <= longest)
+    return _each_cluster(name, base, sve_lengths=lengths)
+
+
+def _fewer_counters(base: HostProfile, name: str, counters: int) -> HostProfile:
+    seen = base.clusters[0].seen
+    return _each_cluster(name, base, seen={**seen, "PMCR_EL0": seen["PMCR_EL0"] & ~(31 << 11) | counters << 11})
+
+
+def _variations() -> dict[str, HostProfile]:
+    """The corpus, and hosts that differ from one of it in one thing."""
+    maximal, n1 = host("trixie-max"), host("trixie-neoverse-n1")
+    varied = [
+        *map(host, _NAMES),
+        maximal.replace(name="max-twin"),
+        _without(maximal, "max-nobti", "arm64.nobti"),
+        _without(maximal, "max-nosve", "arm64.nosve"),
+        _without(maximal, "max-nopauth", "arm64.nopauth"),
+        _shorter_sve(maximal, "max-sve512", 512),
+        _fewer_counters(maximal, "max-2-counters", 2),
+        maximal.replace(name="max-48-bits", ipa_bits=48),
+        n1.replace(name="n1-twin", kernel="6.12.99-other"),
+        n1.replace(name="n1-old-qemu", qemu=vary(n1.qemu, machines=n1.qemu.machines[3:], aliases={"virt": n1.qemu.machines[3]}))
+        if n1.qemu
+        else n1,
+        _each_cluster("n1-25-mhz", n1, seen={**n1.clusters[0].seen, "CNTFRQ_EL0": 25_000_000}),
+    ]
+    return {profile.name: profile for profile in varied}
+
+
+_HOSTS = _variations()
+_MAX = [name for name in _HOSTS if name.startswith(("max", "trixie-max"))]
+_N1 = [name for name in _HOSTS if name.startswith("n1") or name == "trixie-neoverse-n1"]
+
+# Any hosts at all hardly ever form a pool; hosts of a family often do.
+_any_hosts = st.lists(st.sampled_from(sorted(_HOSTS)), min_size=1, max_size=5, unique=True)
+_related = st.one_of(
+    st.lists(st.sampled_from(_MAX), min_size=1, max_size=4, unique=True), st.lists(st.sampled_from(_N1), min_size=1, unique=True)
+)
+_groups = st.one_of(_any_hosts, _related)
+
+
+def _of(names: list[str]) -> Baseline:
+    return baseline([_HOSTS[name] for name in names])
+
+
+def _features(formed: Pool | None) -> set[object]:
+    """All that guests of a pool can have: nothing without a pool."""
+    if formed is None:
+        return set()
+    profile = formed.baseline
+    have: set[object] = set(profile.gic_versions) | set(profile.qemu.machines if profile.qemu else ())
+    for cluster in profile.clusters:
+        have |= {(cluster.midr, vcpu.features) for vcpu in cluster.vcpus} | set(cluster.sve_lengths)
+    return have
+
+
+# -- laws ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(_HOSTS))
+def test_the_baseline_of_one_host_is_that_host(name: str) -> None:
+    result = _of([name])
+    assert result.pool is not None
+    assert result.pool.baseline.digest() == _HOSTS[name].digest()
+    assert result.missing == {}
+    assert result.costs == {(name,): ()}
+
+
+@given(_groups, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_the_hosts_does_not_matter(names: list[str], random: object) -> None:
+    shuffled = list(names)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert _of(shuffled) == _of(names)
+
+
+@given(_groups, st.sampled_from(sorted(_HOSTS)))
+@settings(deadline=None)
+def test_another_host_never_adds_anything(names: list[str], another: str) -> None:
+    assert _features(_of(sorted({*names, another})).pool) <= _features(_of(names).pool)
+
+
+@given(_groups)
+@settings(deadline=None)
+def test_every_member_takes_the_baseline_and_is_taken_by_every_other(names: list[str]) -> None:
+    """Asked of `check` alone: of each guest that some policy makes of the baseline, wherever it is started."""
+    formed = _of(names).pool
+    if formed is None:
+        return
+    for cluster in formed.baseline.clusters:
+        single = formed.baseline.replace(clusters=(cluster,))
+        views = [_view(_HOSTS[name], cluster) for name in names]
+        made = targets(single)
+        assert made
+        for target in made:
+            for source in views:
+                assert _blocking(check(target, source)) == []
+                started = given_there(target, ProfileOffer(target, source, source.clusters[0]))
+                for destination in views:
+                    assert _blocking(check(started, destination)) == []
+
+
+def _view(profile: HostProfile, cluster: Cluster) -> HostProfile:
+    (same,) = (other for other in profile.clusters if other.midr == cluster.midr)
+    return profile.replace(clusters=(same,))
+
+
+def _blocking(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity != HARMLESS]
+
+
+@given(_groups)
+@settings(deadline=None)
+def test_a_plan_leads_to_a_pool(names: list[str]) -> None:
+    """Whoever takes the steps has hosts that form a pool, as far as profiles can foretell; without a step they are one already."""
+    result = _of(names)
+    assert (result.pool is None) == bool(result.plan.steps)
+    assert result.plan.hosts
+    assert common(list(result.plan.hosts), "then").profile is not None
+    left_out = result.plan.left_out
+    assert left_out < set(names)
+    for step in result.plan.steps:
+        assert set(step.hosts) <= set(names)
+        assert step.why
+
+
+@given(_groups)
+@settings(deadline=None)
+def test_members_keep_to_their_pool(names: list[str]) -> None:
+    formed = _of(names).pool
+    if formed is not None:
+        assert set(formed.members) == set(names)
+        for name in names:
+            assert pool.check_member(formed, _HOSTS[name]) == []
+
+
+@given(_groups)
+@settings(deadline=None)
+def test_a_pool_is_written_and_read(names: list[str]) -> None:
+    formed = _of(names).pool
+    if formed is not None:
+        text = pool.dumps(formed)
+        assert pool.loads(text) == formed
+        assert pool.is_pool(text.encode())
+
+
+# -- what hosts have in common, and what they lose -----------------------------------------------------------------------------
+
+
+def _formed(*names: str) -> Pool:
+    formed = _of(list(names)).pool
+    assert formed is not None
+    return formed
+
+
+def test_what_xml_can_turn_off_is_turned_off() -> None:
+    result = _of(["trixie-max", "trixie-max-nosve-nopauth"])
+    assert result.pool is not None
+    assert {choice for choice in CHOICES if result.pool.baseline.clusters[0].has(CHOICES[choice][0])} == {"PMU"}
+    assert result.missing["SVE"] == "trixie-max-nosve-nopauth has none"
+    assert "QEMU would give 32-bit guests PAuth on trixie-max" in result.missing["AArch32"]
+    assert result.costs[("trixie-max",)] == ("SVE", "PAuth", "AArch32")
+
+
+def test_sve_is_as_long_as_all_have_it() -> None:
+    formed = _formed("trixie-max", "max-sve512")
+    assert formed.baseline.clusters[0].sve_lengths == (128, 256, 384, 512)
+
+
+def test_sve_lengths_with_a_gap_end_before_it() -> None:
+    """KVM takes only a set that is its own up to the longest (set_sve_vls): 512 on a host without 384 is no common length."""
+    gap = _each_cluster("gap", host("trixie-max"), sve_lengths=(128, 256, 512))
+    result = baseline([host("trixie-max"), gap])
+    assert result.pool is not None
+    assert result.pool.baseline.clusters[0].sve_lengths == (128, 256)
+
+
+def test_pauth_of_another_algorithm_is_turned_off() -> None:
+    """Both have it, and neither takes the other's: the fields tell the algorithm, and are not writable."""
+    base = host("trixie-max")
+    other = _each_cluster("qarma3", base, vcpus=tuple(map(_with_qarma3, base.clusters[0].vcpus)))
+    result = baseline([base, other])
+    assert result.pool is not None
+    assert not result.pool.baseline.clusters[0].has("ptrauth_address")
+    assert "ID_AA64ISAR" in result.missing["PAuth"]
+
+
+def _with_qarma3(vcpu: object) -> object:
+    """A vCPU whose PAuth is told by ID_AA64ISAR2_EL1.APA3 instead of ID_AA64ISAR1_EL1.API."""
+    registers = dict(vcpu.registers)  # type: ignore[attr-defined]
+    if "ptrauth_address" in vcpu.features:  # type: ignore[attr-defined]
+        registers["ID_AA64ISAR1_EL1"] &= ~0xFF000FF0
+        registers["ID_AA64ISAR2_EL1"] |= 0x1100
+    return vcpu.replace(registers=registers)  # type: ignore[attr-defined]
+
+
+def test_counters_that_one_lacks_turn_the_pmu_off() -> None:
+    result = _of(["trixie-max", "max-2-counters"])
+    assert result.pool is not None
+    assert not result.pool.baseline.clusters[0].has("pmu_v3")
+    assert "PMCR_EL0.N" in result.missing["PMU"]
+
+
+def test_the_newest_machine_that_all_know() -> None:
+    formed = _formed("trixie-neoverse-n1", "n1-old-qemu")
+    assert formed.baseline.qemu is not None
+    assert formed.baseline.qemu.machines[0] == "virt-9.0"
+    assert formed.baseline.qemu.aliases == {"virt": "virt-9.0"}
+
+
+def test_a_pool_of_big_little_boards_has_both_clusters() -> None:
+    base = host("hand-made-rk3588")
+    swapped = base.replace(
+        name="swapped",
+        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in base.clusters),
+    )
+    result = baseline([base, swapped])
+    assert result.pool is not None
+    assert len(result.pool.baseline.clusters) == 2
+
+
+# -- plans ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [(("arm64.nobti",), "trixie-max-nobti"), (("arm64.nosve", "arm64.nopauth"), "trixie-max-nosve-nopauth")],
+)
+def test_overrides_do_in_profiles_what_they_did_to_hosts(words: tuple[str, ...], recorded: str) -> None:
+    """Against profiles that were recorded on hosts booted with them."""
+    assert _without(host("trixie-max"), "foretold", *words).digest() == host(recorded).digest()
+
+
+def test_overrides_name_fields_and_features_that_there_are() -> None:
+    for override in overrides():
+        for register, field in override.fields:
+            assert field in {known.name for known in fields_of(register)}, override.word
+        assert set(override.features) <= set(VCPU_FEATURES)
+
+
+def test_a_field_that_a_command_line_levels() -> None:
+    result = _of(["trixie-max", "trixie-max-nobti"])
+    (step,) = result.plan.steps
+    assert (step.action, step.hosts, step.what) == (BOOT, ("trixie-max",), "arm64.nobti")
+    assert "ID_AA64PFR1_EL1.BT (branch target identification): 0x1 on trixie-max, 0x0 on trixie-max-nobti" in step.why
+    assert result.costs == {("trixie-max",): ("what arm64.nobti takes",), ("trixie-max-nobti",): ()}
+
+
+def test_a_word_that_the_kernel_does_not_know_is_not_proposed() -> None:
+    old, new = (
+        _each_cluster(
+            name, host("trixie-max"), vcpus=tuple(_with_mops(vcpu, mops) for vcpu in host("trixie-max").clusters[0].vcpus)
+        )
+        for name, mops in (("old", 1), ("new", 0))
+    )
+    assert [step.action for step in baseline([old, new]).plan.steps] == [BOOT]
+    older = [profile.replace(kernel="6.6.1") for profile in (old, new)]
+    assert [step.action for step in baseline(older).plan.steps] == [LEAVE_OUT]
+
+
+def _with_mops(vcpu: object, value: int) -> object:
+    registers = {**vcpu.registers, "ID_AA64ISAR2_EL1": value << 16}  # type: ignore[attr-defined]
+    return vcpu.replace(registers=registers)  # type: ignore[attr-defined]
+
+
+def test_older_kernels_are_upgraded_to_the_newest() -> None:
+    result = _of(["bookworm-neoverse-n1", "trixie-neoverse-n1", "sid-neoverse-n1"])
+    assert [(step.action, step.what) for step in result.plan.steps] == [(KERNEL, "to 7.2")]
+    assert result.plan.steps[0].hosts == ("bookworm-neoverse-n1", "trixie-neoverse-n1")
+
+
+def test_many_hosts_are_not_upgraded_for_one() -> None:
+    many = [host("trixie-neoverse-n1").replace(name=f"node{number}") for number in range(3)]
+    result = baseline([*many, host("sid-neoverse-n1")])
+    assert [(step.action, step.hosts) for step in result.plan.steps] == [(LEAVE_OUT, ("sid-neoverse-n1",))]
+
+
+def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
+    base = host("trixie-neoverse-n1")
+    assert base.qemu is not None
+    old = base.replace(name="old", qemu=base.qemu.replace(version="4.2.0", machines=("virt-0.1",), aliases={"virt": "virt-0.1"}))
+    (step,) = baseline([base, old]).plan.steps
+    assert (step.action, step.hosts, step.what) == (QEMU, ("old",), "to 10.0.13")
+
+
+@pytest.mark.parametrize(
+    ("names", "out", "why"),
+    [
+        (("trixie-neoverse-n1", "n1-twin", "n1-25-mhz"), "n1-25-mhz", "timer frequency in Hz (CNTFRQ_EL0) is 25000000"),
+        (("trixie-neoverse-n1", "n1-twin", "trixie-cortex-a76"), "trixie-cortex-a76", "its CPU is Cortex-A76"),
+        (("trixie-neoverse-n1", "n1-twin", "hand-made-a15-3.10"), "a15", "its architecture is armv7l"),
+    ],
+)
+def test_what_nothing_levels_is_left_out(names: tuple[str, ...], out: str, why: str) -> None:
+    result = baseline([_HOSTS.get(name) or host(name) for name in names])
+    (step,) = result.plan.steps
+    assert (step.action, step.hosts) == (LEAVE_OUT, (out,))
+    assert why in step.why
+
+
+def test_hosts_that_cannot_run_guests_are_left_out() -> None:
+    useless = host("trixie-neoverse-n1").replace(name="useless", clusters=(), problems=("KVM: /dev/kvm does not exist",))
+    result = baseline([host("trixie-neoverse-n1"), useless])
+    (step,) = result.plan.steps
+    assert (step.hosts, step.why) == (("useless",), "KVM: /dev/kvm does not exist")
+    alone = baseline([useless])
+    assert (alone.pool, alone.profile) == (None, None)
+    assert "Nothing levels them" in as_text(alone, explain=False)
+
+
+# -- pools on their members ----------------------------------------------------------------------------------------------------
+
+
+def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
+    cpus = {cluster.midr: cluster.cpus for cluster in profile.clusters}
+
+    def ask(target: Target) -> ProfileOffer:
+        return ProfileOffer(target, profile, pool.counterpart(target, profile))
+
+    return pool.resolver(formed, Policy(), profile.name, cpus, ask).resolve(source)
+
+
+@pytest.mark.parametrize("name", ["direct-kernel", "uefi"])
+def test_every_member_makes_the_same_xml(name: str) -> None:
+    names = ["trixie-max", "max-nosve", "max-48-bits", "max-2-counters"]
+    formed = _formed(*names)
+    results = {_resolved(formed, _HOSTS[member], template(name)) for member in names}
+    assert len(results) == 1
+    assert b"<kvmarm:origin host='pool'" in results.pop()
+
+
+@pytest.mark.parametrize("member", ["trixie-neoverse-n1", "n1-twin", "n1-25-mhz"])
+def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch vCPU confirms: of a kernel that plays the profile."""
+    formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
+    with System(FakeKernel.from_profile(profile)) as system:
+
+        def ask(target: Target) -> KernelOffer:
+            return KernelOffer(target, system, profile.qemu.machines if profile.qemu else ())
+
+        def by_kernel() -> bytes:
+            return pool.resolver(formed, Policy(), profile.name, {}, ask).resolve(template("uefi"))
+
+        if member in formed.members:
+            assert by_kernel() == _resolved(formed, profile, template("uefi"))
+        else:
+            with pytest.raises(KvmarmError, match=f"{member} does not fit into pool pool: CNTFRQ_EL0"):
+                by_kernel()
+
+
+def test_what_the_pool_does_not_have_is_refused_by_name() -> None:
+    formed = _formed("trixie-max", "max-nosve")
+    with pytest.raises(KvmarmError, match="host pool does not offer"):
+        _resolved(formed, _HOSTS["trixie-max"], template("sve"))
+
+
+def test_a_member_that_has_drifted_says_so() -> None:
+    """In either direction: it no longer takes the pool's guests, or the pool would not take those started there."""
+    formed = baseline([_without(host("trixie-max"), "alpha", "arm64.nobti"), host("trixie-max-nobti").replace(name="beta")]).pool
+    assert formed is not None
+    rebooted = host("trixie-max").replace(name="alpha")
+    with pytest.raises(KvmarmError) as refused:
+        _resolved(formed, rebooted, template("direct-kernel"))
+    text = one_line(refused.value)
+    assert "alpha has drifted out of pool pool: ID_AA64PFR1_EL1.BT" in text
+    assert "a guest started here could not move to the rest of pool" in text
+    assert pool.check_member(formed, rebooted)
+    with pytest.raises(KvmarmError, match="sid-max does not fit into pool pool"):
+        _resolved(formed, host("sid-max"), template("direct-kernel"))
+
+
+def test_a_guest_whose_addresses_would_differ_is_refused() -> None:
+    """600 GiB: where 40 bits are all there are, no room is left for the PCIe window behind them."""
+    base = host("trixie-max")
+    small, large = base.replace(name="small", ipa_bits=40), base.replace(name="large")
+    formed = baseline([small, large]).pool
+    assert formed is not None
+    domain = template("direct-kernel").replace(b"<memory unit='MiB'>512<", b"<memory unit='GiB'>600<")
+    assert _resolved(formed, small, domain)
+    with pytest.raises(KvmarmError, match="would have 41-bit addresses on large, and 40-bit ones in pool pool"):
+        _resolved(formed, large, domain)
+
+
+def test_hosts_of_fewer_addresses_than_the_board_wants_form_no_pool_with_others() -> None:
+    base = host("trixie-max")
+    found = obstacles([base, base.replace(name="small", ipa_bits=36)])
+    assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(itertools.permutations(["trixie-max", "small"]))
+    assert {obstacle.finding.subject for obstacle in found} == {"IPA size"}
+
+
+def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
+    formed = _formed("trixie-neoverse-n1", "n1-twin")
+    (finding,) = pool.check_member(formed, _HOSTS["n1-old-qemu"])
+    assert finding.subject == "machine type"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a pool"),
+        ("- a\n", "is not a pool"),
+        ("schema: [\n", "is not YAML, line 2"),
+        ("schema: urn:kvmarm-plugin:pool:2\n", "has schema urn:kvmarm-plugin:pool:2; this kvmarm knows urn:kvmarm-plugin:pool:1"),
+        ("schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\n", "is incomplete: it has no 'baseline'"),
+        ("schema: urn:kvmarm-plugin:pool:1\nname: 3\nmembers: {}\nbaseline: {}\n", "is broken"),
+        ("schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\nbaseline: {}\n", "the baseline in pool is not a host profile"),
+        ("schema: 2026-99-99\n", "is not YAML"),
+    ],
+)
+def test_what_is_no_pool(text: str, message: str) -> None:
+    with pytest.raises(pool.PoolError) as error:
+        pool.loads(text)
+    assert message in one_line(error.value)
+
+
+# -- the commands --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    return {name: str(HOSTS[name]) for name in ("trixie-max", "trixie-max-nobti", "trixie-max-nosve-nopauth")}
+
+
+def test_the_command_writes_a_pool_and_says_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    path = f"{tmp_path}/pool.yaml"
+    assert cli.main(["baseline", "--name", "rack", "-o", path, files["trixie-max"], files["trixie-max-nosve-nopauth"]]) == 0
+    assert "rack: 2 hosts, guests move freely between them" in capsys.readouterr().out
+    assert cli.main(["check", path, "--host", files["trixie-max"]]) == 0
+    assert cli.main(["check", path, "--host", files["trixie-max-nobti"], "--json"]) == 3
+    assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max"], "xml-templates/direct-kernel.xml"]) == 0
+    captured = capsys.readouterr()
+    assert "<kvmarm:origin host='rack'" in captured.out
+    assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max-nobti"], "xml-templates/direct-kernel.xml"]) == 1
+    assert "does not fit into pool rack" in capsys.readouterr().err
+
+
+def test_the_command_writes_no_pool_that_a_member_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    path = f"{tmp_path}/pool.yaml"
+    for extra in ([], ["--explain"], ["--json"]):
+        assert cli.main(["baseline", "-o", path, *extra, files["trixie-max"], files["trixie-max-nobti"]]) == 3
+        assert "arm64.nobti" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_json_says_what_the_text_says() -> None:
+    for names in (["trixie-max", "trixie-max-nobti", "sid-a64fx"], ["trixie-max", "max-nosve"]):
+        result = _of(names)
+        report = json.loads(json.dumps(as_json(result)))
+        text = as_text(result, explain=True)
+        assert report["possible"] is (result.pool is not None)
+        assert report["hosts"] == sorted(names)
+        for step in report["steps"]:
+            assert step["why"] in text
+            assert step["what"] in text
+        for reason in report["missing"].values():
+            assert reason in text
+        for what, value in report["baseline"].items():
+            assert f"{what:<10} {value}" in text
