@@ -10,7 +10,6 @@ from __future__ import annotations
 import posix  # os without its Python half, which costs 1 ms
 
 from ..errors import KvmarmError
-from ..registers.rules import Kernel, kernel_version
 from ..registers.table import id_of, is_identity, name_of
 from ..registers.text import pack_ids, unpack_ids
 from ..target import Target, sve_lengths
@@ -19,6 +18,10 @@ from . import uapi
 from .device import VCPU, KvmError, System
 from .scratch import ScratchVcpu, preferred_target, run_guest
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..registers.rules import Kernel
+
 
 class KernelOffer(Offer):
     """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on."""
@@ -26,15 +29,14 @@ class KernelOffer(Offer):
     def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
         name = posix.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
+        super().__init__(name.nodename, architecture)
         with system.create_vm() as vm:
-            masks = vm.writable_masks()
-            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
-            super().__init__(name.nodename, architecture, Kernel(kernel_version(name.release), writable))
             self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
         self._scratch: ScratchVcpu | None = None
+        self._kernel: Kernel | None = None
         try:
             if architecture == target.architecture:
                 self._make(target)
@@ -72,6 +74,16 @@ class KernelOffer(Offer):
         from ..host.qemuversion import installed_version  # few targets make it matter
 
         return installed_version()
+
+    def kernel(self) -> Kernel:
+        if self._kernel is None:
+            from ..registers.rules import Kernel, kernel_version
+
+            with self._system.create_vm() as vm:
+                masks = vm.writable_masks()
+            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
+            self._kernel = Kernel(kernel_version(posix.uname().release), writable)
+        return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:
         """Pushes the value, as QEMU will when the guest's state is loaded.
