@@ -66,12 +66,16 @@ class _Long(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it
     _type_ = "L"
 
 
+class _Pointer(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
+    _type_ = "P"
+
+
 class _Ioctl(CFuncPtr):
-    """int ioctl(int, unsigned long, unsigned long): a number, or an address."""
+    """int ioctl(int, unsigned long, void *): of a number, of what is in some bytes, or of an address."""
 
     _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
     _restype_ = _Int
-    _argtypes_ = (_Int, _Long, _Long)
+    _argtypes_ = (_Int, _Long, _Pointer)
 
 
 def address(buffer: Buffer) -> int:
@@ -97,9 +101,10 @@ class Kernel:
     def close(self, fd: int) -> None:
         posix.close(fd)
 
-    def ioctl(self, fd: int, name: str, arg: int | bytearray) -> int:
-        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with the address of a struct. Raises KvmError."""
-        result: int = self._ioctl(fd, uapi.IOCTLS[name], arg if isinstance(arg, int) else address(arg))
+    def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
+        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where the kernel writes to it. Raises
+        KvmError."""
+        result: int = self._ioctl(fd, uapi.IOCTLS[name], address(arg) if isinstance(arg, bytearray) else arg)
         if result < 0:
             raise KvmError(name, get_errno())
         return result
@@ -116,7 +121,7 @@ class _Handle:
         self.kernel = kernel
         self.fd = fd
 
-    def ioctl(self, name: str, arg: int | bytearray = 0) -> int:
+    def ioctl(self, name: str, arg: int | bytes | bytearray = 0) -> int:
         return self.kernel.ioctl(self.fd, name, arg)
 
     def close(self) -> None:
@@ -195,7 +200,7 @@ class VM(_Handle):
         """Register id → mask of the bits that user space may write; None on kernels that do not tell (before 6.7)."""
         masks = bytearray(8 * uapi.FEATURE_ID_MASKS)
         try:
-            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", _struct(uapi.REG_MASK_RANGE, address(masks), *[0] * 14))
+            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", pack(uapi.REG_MASK_RANGE, address(masks), *[0] * 14))
         except KvmError as error:
             if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
                 raise
@@ -207,7 +212,7 @@ class VM(_Handle):
 
         Kernels before 3.13 have no KVM_CREATE_DEVICE on ARM, and one kind of GIC, of version 2, made by KVM_CREATE_IRQCHIP.
         """
-        device = _struct(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, uapi.CREATE_DEVICE_TEST)
+        device = bytearray(pack(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, uapi.CREATE_DEVICE_TEST))
         try:
             self.ioctl("KVM_CREATE_DEVICE", device)
         except KvmError as error:
@@ -227,7 +232,7 @@ class VM(_Handle):
 
     def set_memory(self, guest_address: int, memory: mmap.mmap) -> None:
         """Show `memory` (whole pages) to the guest at `guest_address`."""
-        region = _struct(uapi.USERSPACE_MEMORY_REGION, 0, 0, guest_address, len(memory), address(memory))
+        region = pack(uapi.USERSPACE_MEMORY_REGION, 0, 0, guest_address, len(memory), address(memory))
         self.ioctl("KVM_SET_USER_MEMORY_REGION", region)
 
     def create_vcpu(self) -> VCPU:
@@ -251,22 +256,22 @@ class VCPU(_Handle):
         for feature in features:
             bit = uapi.VCPU_FEATURES[feature]
             words[bit // 32] |= 1 << bit % 32
-        self.ioctl("KVM_ARM_VCPU_INIT", _struct(uapi.VCPU_INIT, target, *words))
+        self.ioctl("KVM_ARM_VCPU_INIT", pack(uapi.VCPU_INIT, target, *words))
 
     def finalize_sve(self) -> None:
         """KVM_ARM_VCPU_FINALIZE: until then a vCPU with SVE has no register list and cannot run."""
-        self.ioctl("KVM_ARM_VCPU_FINALIZE", _struct("i", uapi.FINALIZE_SVE))
+        self.ioctl("KVM_ARM_VCPU_FINALIZE", pack("i", uapi.FINALIZE_SVE))
 
     def init_pmu(self) -> None:
         """KVM_ARM_VCPU_PMU_V3_INIT: a vCPU with the PMU feature does not run without (kvm_arm_pmu_v3_enable)."""
-        self.ioctl("KVM_SET_DEVICE_ATTR", _struct(uapi.DEVICE_ATTR, 0, uapi.VCPU_PMU_V3_CTRL, uapi.VCPU_PMU_V3_INIT, 0))
+        self.ioctl("KVM_SET_DEVICE_ATTR", pack(uapi.DEVICE_ATTR, 0, uapi.VCPU_PMU_V3_CTRL, uapi.VCPU_PMU_V3_INIT, 0))
 
     def reg_list(self) -> list[int]:
         """All register ids of this vCPU, in ascending order.
 
         KVM_GET_REG_LIST says how many there are by failing with E2BIG, so this is two calls.
         """
-        empty = _struct(uapi.REG_LIST, 0)
+        empty = bytearray(calcsize(uapi.REG_LIST))
         try:
             self.ioctl("KVM_GET_REG_LIST", empty)
         except KvmError as error:
@@ -288,7 +293,7 @@ class VCPU(_Handle):
 
     def _one_reg(self, name: str, reg: int, value: bytearray) -> None:
         try:
-            self.ioctl(name, _struct(uapi.ONE_REG, reg, address(value)))
+            self.ioctl(name, pack(uapi.ONE_REG, reg, address(value)))
         except KvmError as error:
             raise KvmError(name, error.errno, f"register {reg:#018x}") from None
 
@@ -300,11 +305,6 @@ class VCPU(_Handle):
         self.ioctl("KVM_RUN")
         reason, guest_address = unpack_from(uapi.RUN_MMIO, run)
         return reason, guest_address
-
-
-def _struct(form: str, *members: int) -> bytearray:
-    """A struct of the kernel's that it may write to."""
-    return bytearray(pack(form, *members))
 
 
 def register_size(reg: int) -> int:

@@ -136,6 +136,9 @@ _ARGUMENTS: dict[str, Any] = {
     "KVM_ARM_GET_REG_WRITABLE_MASKS": _RegMaskRange,
 }
 
+# Those whose argument the kernel copies back.
+_WRITTEN = ("KVM_ARM_PREFERRED_TARGET", "KVM_GET_REG_LIST", "KVM_CREATE_DEVICE")
+
 
 class Made(NamedTuple):
     """What makes a vCPU: target number and features."""
@@ -242,7 +245,7 @@ class FakeKernel(Kernel):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         del self.handles[fd]
 
-    def ioctl(self, fd: int, name: str, arg: int | bytearray) -> int:
+    def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
         self.calls.append(name)
         if self.fail_call and len(self.calls) - 1 == self.fail_call[0]:
             raise KvmError(name, self.fail_call[1])
@@ -488,13 +491,12 @@ def kind(target: int = 5, *feature_sets: tuple[str, ...], registers: dict[int, i
     return CpuKind(preferred=target, vcpus=vcpus, **others)
 
 
-def _argument(name: str, buffer: bytearray) -> Any:
+def _argument(name: str, buffer: bytes | bytearray) -> Any:
     """The struct in a buffer, to be read and written; the list of KVM_GET_REG_LIST, n and as many ids, as 64-bit words."""
-    if name == "KVM_GET_REG_LIST":
-        return (ctypes.c_uint64 * (len(buffer) // 8)).from_buffer(buffer)
-    struct = _ARGUMENTS[name]
+    struct = ctypes.c_uint64 * (len(buffer) // 8) if name == "KVM_GET_REG_LIST" else _ARGUMENTS[name]
     assert len(buffer) == ctypes.sizeof(struct), f"{name} copies {ctypes.sizeof(struct)} bytes"
-    return struct.from_buffer(buffer)
+    assert isinstance(buffer, bytearray) or name not in _WRITTEN, f"{name} writes to its argument"
+    return struct.from_buffer(buffer) if isinstance(buffer, bytearray) else struct.from_buffer_copy(buffer)
 
 
 def _kind_of(cluster: Cluster) -> CpuKind:
