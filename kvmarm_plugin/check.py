@@ -14,9 +14,9 @@ class ProfileOffer(Offer):
     """What the host of a profile gives to a guest of one target, on one of its clusters."""
 
     def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
-        writable = cluster.writable if cluster else None
-        super().__init__(profile.name, profile.kvm_architecture, Kernel(kernel_version(profile.kernel), writable))
+        super().__init__(profile.name, profile.kvm_architecture)
         self._profile = profile
+        self._kernel = Kernel(kernel_version(profile.kernel), cluster.writable if cluster else None)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -47,10 +47,13 @@ class ProfileOffer(Offer):
     def qemu_version(self) -> tuple[int, int]:
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
+    def kernel(self) -> Kernel:
+        return self._kernel
+
     def accepts(self, register: str, value: int) -> bool:
-        if ignores(register, value, self.registers, self.kernel):
+        if ignores(register, value, self.registers, self._kernel):
             return True
-        return accepts(register, value, self.registers[register], self.kernel)
+        return accepts(register, value, self.registers[register], self._kernel)
 
 
 def given(target: Target, offer: Offer) -> Target:

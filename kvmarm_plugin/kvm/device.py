@@ -8,13 +8,20 @@ ever was.
 
 from __future__ import annotations
 
-import ctypes
 import errno as errno_codes
 import mmap
-import os
+import posix  # os without its Python half, which costs 1 ms
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, addressof, dlopen, dlsym, get_errno  # see Kernel
+from _struct import calcsize, pack, unpack, unpack_from
 
 from ..errors import KvmarmError
 from . import uapi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    Buffer = Union[bytearray, mmap.mmap]
 
 DEVICE = "/dev/kvm"
 
@@ -44,36 +51,67 @@ class KvmUnavailable(KvmarmError):
 
 def error_name(errno: int) -> str:
     """22 → "EINVAL (Invalid argument)"."""
-    return f"{errno_codes.errorcode.get(errno, errno)} ({os.strerror(errno)})"
+    return f"{errno_codes.errorcode.get(errno, errno)} ({posix.strerror(errno)})"
+
+
+class _Byte(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
+    _type_ = "B"
+
+
+class _Int(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
+    _type_ = "i"
+
+
+class _Long(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
+    _type_ = "L"
+
+
+class _Pointer(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
+    _type_ = "P"
+
+
+class _Ioctl(CFuncPtr):
+    """int ioctl(int, unsigned long, void *): of a number, of what is in some bytes, or of an address."""
+
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+    _argtypes_ = (_Int, _Long, _Pointer)
+
+
+def address(buffer: Buffer) -> int:
+    """Where a buffer is in this process's memory: as long as it lives and keeps its size."""
+    return addressof(_Byte.from_buffer(buffer))
 
 
 class Kernel:
-    """The system calls that the classes below make, and all that a test has to replace."""
+    """The system calls that the classes below make, and all that a test has to replace.
+
+    fcntl.ioctl does not do: it copies at most 1024 bytes, and from 3.14 on nothing back when the call fails, while
+    KVM_GET_REG_LIST answers by failing; and it does not tell where the value of a register is to be put. libc is given the
+    address itself, by the C half of ctypes. The other half takes 3 ms to import, a quarter of what the hook takes.
+    """
 
     def __init__(self) -> None:
-        # fcntl.ioctl does not do: it copies at most 1024 bytes, and from 3.14 on nothing back when the call fails, while
-        # KVM_GET_REG_LIST answers by failing. libc is given the address itself.
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+        self._ioctl = _Ioctl(dlsym(dlopen(None, 0), "ioctl"))  # type: ignore[arg-type]  # None: what is in memory
 
     def open(self, path: str) -> int:
         """A file descriptor of `path`, close-on-exec. Raises OSError."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
 
     def close(self, fd: int) -> None:
-        os.close(fd)
+        posix.close(fd)
 
-    def ioctl(self, fd: int, name: str, arg: int | ctypes.Structure | ctypes.Array[ctypes.c_int]) -> int:
-        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with the address of a ctypes object. Raises KvmError."""
-        value = arg if isinstance(arg, int) else ctypes.addressof(arg)
-        result: int = self._libc.ioctl(fd, uapi.IOCTLS[name], value)
+    def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
+        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where the kernel writes to it. Raises
+        KvmError."""
+        result: int = self._ioctl(fd, uapi.IOCTLS[name], address(arg) if isinstance(arg, bytearray) else arg)
         if result < 0:
-            raise KvmError(name, ctypes.get_errno())
+            raise KvmError(name, get_errno())
         return result
 
-    def map_run(self, fd: int, size: int) -> uapi.RunMmio:
+    def map_run(self, fd: int, size: int) -> Buffer:
         """The kvm_run page of a vCPU, shared with the kernel."""
-        return uapi.RunMmio.from_buffer(mmap.mmap(fd, size))
+        return mmap.mmap(fd, size)
 
 
 class _Handle:
@@ -83,7 +121,7 @@ class _Handle:
         self.kernel = kernel
         self.fd = fd
 
-    def ioctl(self, name: str, arg: int | ctypes.Structure | ctypes.Array[ctypes.c_int] = 0) -> int:
+    def ioctl(self, name: str, arg: int | bytes | bytearray = 0) -> int:
         return self.kernel.ioctl(self.fd, name, arg)
 
     def close(self) -> None:
@@ -154,27 +192,27 @@ class VM(_Handle):
 
         Raises KvmError: EINVAL or ENOTTY on kernels before 3.13, ENODEV on a CPU unknown to the kernel.
         """
-        init = uapi.VcpuInit()
+        init = bytearray(calcsize(uapi.VCPU_INIT))
         self.ioctl("KVM_ARM_PREFERRED_TARGET", init)
-        return int(init.target)
+        return int(unpack(uapi.VCPU_INIT, init)[0])
 
     def writable_masks(self) -> dict[int, int] | None:
         """Register id → mask of the bits that user space may write; None on kernels that do not tell (before 6.7)."""
-        masks = (ctypes.c_uint64 * uapi.FEATURE_ID_MASKS)()
+        masks = bytearray(8 * uapi.FEATURE_ID_MASKS)
         try:
-            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", uapi.RegMaskRange(addr=ctypes.addressof(masks)))
+            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", pack(uapi.REG_MASK_RANGE, address(masks), *[0] * 14))
         except KvmError as error:
             if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
                 raise
             return None
-        return {reg: int(mask) for reg, mask in zip(uapi.feature_id_registers(), masks) if mask}
+        return {reg: mask for reg, mask in zip(uapi.feature_id_registers(), memoryview(masks).cast("Q")) if mask}
 
     def has_gic(self, version: int) -> bool:
         """Whether the kernel would create a virtual GIC of this version.
 
         Kernels before 3.13 have no KVM_CREATE_DEVICE on ARM, and one kind of GIC, of version 2, made by KVM_CREATE_IRQCHIP.
         """
-        device = uapi.CreateDevice(type=uapi.DEVICE_TYPE_ARM_VGIC[version], flags=uapi.CREATE_DEVICE_TEST)
+        device = bytearray(pack(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, uapi.CREATE_DEVICE_TEST))
         try:
             self.ioctl("KVM_CREATE_DEVICE", device)
         except KvmError as error:
@@ -194,8 +232,7 @@ class VM(_Handle):
 
     def set_memory(self, guest_address: int, memory: mmap.mmap) -> None:
         """Show `memory` (whole pages) to the guest at `guest_address`."""
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        region = uapi.UserspaceMemoryRegion(guest_phys_addr=guest_address, memory_size=len(memory), userspace_addr=start)
+        region = pack(uapi.USERSPACE_MEMORY_REGION, 0, 0, guest_address, len(memory), address(memory))
         self.ioctl("KVM_SET_USER_MEMORY_REGION", region)
 
     def create_vcpu(self) -> VCPU:
@@ -215,59 +252,59 @@ class VCPU(_Handle):
 
         Raises KvmError: ENOENT for a feature bit the kernel does not know, EINVAL for a target or a set it does not support.
         """
-        init = uapi.VcpuInit(target=target)
+        words = [0] * 7
         for feature in features:
             bit = uapi.VCPU_FEATURES[feature]
-            init.features[bit // 32] |= 1 << bit % 32
-        self.ioctl("KVM_ARM_VCPU_INIT", init)
+            words[bit // 32] |= 1 << bit % 32
+        self.ioctl("KVM_ARM_VCPU_INIT", pack(uapi.VCPU_INIT, target, *words))
 
     def finalize_sve(self) -> None:
         """KVM_ARM_VCPU_FINALIZE: until then a vCPU with SVE has no register list and cannot run."""
-        self.ioctl("KVM_ARM_VCPU_FINALIZE", (ctypes.c_int * 1)(uapi.FINALIZE_SVE))
+        self.ioctl("KVM_ARM_VCPU_FINALIZE", pack("i", uapi.FINALIZE_SVE))
 
     def init_pmu(self) -> None:
         """KVM_ARM_VCPU_PMU_V3_INIT: a vCPU with the PMU feature does not run without (kvm_arm_pmu_v3_enable)."""
-        attr = uapi.DeviceAttr(group=uapi.VCPU_PMU_V3_CTRL, attr=uapi.VCPU_PMU_V3_INIT)
-        self.ioctl("KVM_SET_DEVICE_ATTR", attr)
+        self.ioctl("KVM_SET_DEVICE_ATTR", pack(uapi.DEVICE_ATTR, 0, uapi.VCPU_PMU_V3_CTRL, uapi.VCPU_PMU_V3_INIT, 0))
 
     def reg_list(self) -> list[int]:
         """All register ids of this vCPU, in ascending order.
 
         KVM_GET_REG_LIST says how many there are by failing with E2BIG, so this is two calls.
         """
-        empty = uapi.reg_list_struct(0)()
+        empty = bytearray(calcsize(uapi.REG_LIST))
         try:
             self.ioctl("KVM_GET_REG_LIST", empty)
         except KvmError as error:
             if error.errno != errno_codes.E2BIG:
                 raise
-        filled = uapi.reg_list_struct(empty.n)()
-        filled.n = empty.n
+        filled = empty + bytearray(8 * unpack(uapi.REG_LIST, empty)[0])
         self.ioctl("KVM_GET_REG_LIST", filled)
-        return sorted(filled.reg)
+        return sorted(memoryview(filled).cast("Q")[1:])
 
     def get(self, reg: int) -> int:
         """KVM_GET_ONE_REG of a register of any size. Raises KvmError (ENOENT: no such register)."""
-        value = (ctypes.c_uint8 * register_size(reg))()
+        value = bytearray(register_size(reg))
         self._one_reg("KVM_GET_ONE_REG", reg, value)
-        return int.from_bytes(bytes(value), "little")
+        return int.from_bytes(value, "little")
 
     def set(self, reg: int, value: int) -> None:
         """KVM_SET_ONE_REG. Raises KvmError: EINVAL for a value the kernel refuses, ENOENT, EBUSY after the first KVM_RUN."""
-        size = register_size(reg)
-        self._one_reg("KVM_SET_ONE_REG", reg, (ctypes.c_uint8 * size)(*value.to_bytes(size, "little")))
+        self._one_reg("KVM_SET_ONE_REG", reg, bytearray(value.to_bytes(register_size(reg), "little")))
 
-    def _one_reg(self, name: str, reg: int, value: ctypes.Array[ctypes.c_uint8]) -> None:
+    def _one_reg(self, name: str, reg: int, value: bytearray) -> None:
         try:
-            self.ioctl(name, uapi.OneReg(id=reg, addr=ctypes.addressof(value)))
+            self.ioctl(name, pack(uapi.ONE_REG, reg, address(value)))
         except KvmError as error:
             raise KvmError(name, error.errno, f"register {reg:#018x}") from None
 
-    def run(self) -> uapi.RunMmio:
-        """KVM_RUN until the next exit to user space. Raises KvmError (EINTR: a signal came first)."""
+    def run(self) -> tuple[int, int]:
+        """KVM_RUN until the next exit to user space: its reason, and for an MMIO exit the guest's address. Raises KvmError
+        (EINTR: a signal came first).
+        """
         run = self.kernel.map_run(self.fd, self.vm.system.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
         self.ioctl("KVM_RUN")
-        return run
+        reason, guest_address = unpack_from(uapi.RUN_MMIO, run)
+        return reason, guest_address
 
 
 def register_size(reg: int) -> int:

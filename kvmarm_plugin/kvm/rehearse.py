@@ -7,18 +7,20 @@ no register tells is read by the scratch guest in another.
 
 from __future__ import annotations
 
-import os
+import posix  # os without its Python half, which costs 1 ms
 
 from ..errors import KvmarmError
-from ..host.qemuversion import installed_version
-from ..registers.rules import Kernel, kernel_version
 from ..registers.table import id_of, is_identity, name_of
-from ..registers.text import pack_ids
+from ..registers.text import pack_ids, unpack_ids
 from ..target import Target, sve_lengths
 from ..verdict import Finding, Offer, judge
 from . import uapi
 from .device import VCPU, KvmError, System
 from .scratch import ScratchVcpu, preferred_target, run_guest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..registers.rules import Kernel
 
 
 class KernelOffer(Offer):
@@ -29,17 +31,16 @@ class KernelOffer(Offer):
     """
 
     def __init__(self, target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> None:
-        name = os.uname()
+        name = posix.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
+        super().__init__(name.nodename, architecture)
         with system.create_vm() as vm:
-            masks = vm.writable_masks()
-            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
-            super().__init__(name.nodename, architecture, Kernel(kernel_version(name.release), writable))
             self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
         self._scratch: ScratchVcpu | None = None
+        self._kernel: Kernel | None = None
         self._allowed = _keep_to(cpus) if cpus else None
         try:
             if architecture == target.architecture:
@@ -63,7 +64,8 @@ class KernelOffer(Offer):
             return
         vcpu = self._scratch.vcpu
         ids = vcpu.reg_list()
-        self.reglist = pack_ids(ids)
+        # Packing takes longer than all calls of the kernel.
+        self.reglist = target.reglist if unpack_ids(target.reglist) == set(ids) else pack_ids(ids)
         self.registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
         # A guest without a PMU that reads PMCR_EL0 gets an exception instead.
         names = tuple(name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features)
@@ -74,7 +76,19 @@ class KernelOffer(Offer):
         return bool(self._system.check_extension(_OFFERED_BY[feature]))
 
     def qemu_version(self) -> tuple[int, int]:
+        from ..host.qemuversion import installed_version  # few targets make it matter
+
         return installed_version()
+
+    def kernel(self) -> Kernel:
+        if self._kernel is None:
+            from ..registers.rules import Kernel, kernel_version
+
+            with self._system.create_vm() as vm:
+                masks = vm.writable_masks()
+            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
+            self._kernel = Kernel(kernel_version(posix.uname().release), writable)
+        return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:
         """Pushes the value, as QEMU will when the guest's state is loaded.
@@ -97,7 +111,7 @@ class KernelOffer(Offer):
         if self._scratch is not None:
             self._scratch.close()
         if self._allowed is not None:
-            os.sched_setaffinity(0, self._allowed)
+            posix.sched_setaffinity(0, self._allowed)
 
 
 # The capability that offers a vCPU feature.
@@ -129,9 +143,9 @@ def _keep_to(cpus: tuple[int, ...]) -> set[int]:
     Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: what
     they say differs only on old kernels, and then refuses.
     """
-    allowed = os.sched_getaffinity(0)
+    allowed = posix.sched_getaffinity(0)
     try:  # noqa: SIM105  # contextlib is slow to import
-        os.sched_setaffinity(0, cpus)
+        posix.sched_setaffinity(0, cpus)
     except OSError:
         pass
     return allowed

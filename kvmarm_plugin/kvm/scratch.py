@@ -133,15 +133,13 @@ def run_guest(system: System, target: int, features: tuple[str, ...], names: tup
         vcpu.set(uapi.REG_ARM64_CORE_PC, _CODE_ADDRESS)
         vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)
         try:
-            run = vcpu.run()
+            reason, address = vcpu.run()
         except KvmError as error:
             if error.errno != errno.EINTR:
                 raise
             raise KvmarmError(f"the scratch guest did not end within {GUEST_TIME_LIMIT:g} s") from None
-        if run.exit_reason != uapi.EXIT_MMIO or run.phys_addr != _EXIT_ADDRESS:
-            raise KvmarmError(
-                f"the scratch guest ended with exit {run.exit_reason} at {run.phys_addr:#x}, not at its last instruction"
-            )
+        if (reason, address) != (uapi.EXIT_MMIO, _EXIT_ADDRESS):
+            raise KvmarmError(f"the scratch guest ended with exit {reason} at {address:#x}, not at its last instruction")
         return {name: vcpu.get(uapi.REG_ARM64_CORE_X0 + 2 * index) for index, name in enumerate(names)}
 
 

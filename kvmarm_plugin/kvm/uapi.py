@@ -6,8 +6,6 @@ Nothing here acts. Names are the kernel's, less their common prefix.
 
 from __future__ import annotations
 
-import ctypes
-
 API_VERSION = 12
 EXIT_MMIO = 6
 
@@ -108,71 +106,16 @@ def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
     return 0x6030000000130000 | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 
 
-# -- structs -----------------------------------------------------------------------------------------------------------
+# -- structs, as formats of the module struct: the members in their order, padding as "x" --------------------------------
 
-
-class OneReg(ctypes.Structure):
-    """struct kvm_one_reg"""
-
-    _fields_ = [("id", ctypes.c_uint64), ("addr", ctypes.c_uint64)]
-
-
-class VcpuInit(ctypes.Structure):
-    """struct kvm_vcpu_init"""
-
-    _fields_ = [("target", ctypes.c_uint32), ("features", ctypes.c_uint32 * 7)]
-
-
-class UserspaceMemoryRegion(ctypes.Structure):
-    """struct kvm_userspace_memory_region"""
-
-    _fields_ = [
-        ("slot", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("guest_phys_addr", ctypes.c_uint64),
-        ("memory_size", ctypes.c_uint64),
-        ("userspace_addr", ctypes.c_uint64),
-    ]
-
-
-class CreateDevice(ctypes.Structure):
-    """struct kvm_create_device"""
-
-    _fields_ = [("type", ctypes.c_uint32), ("fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
-
-
-class DeviceAttr(ctypes.Structure):
-    """struct kvm_device_attr"""
-
-    _fields_ = [
-        ("flags", ctypes.c_uint32),
-        ("group", ctypes.c_uint32),
-        ("attr", ctypes.c_uint64),
-        ("addr", ctypes.c_uint64),
-    ]
-
-
-class RegMaskRange(ctypes.Structure):
-    """struct reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7)"""
-
-    _fields_ = [("addr", ctypes.c_uint64), ("range", ctypes.c_uint32), ("reserved", ctypes.c_uint32 * 13)]
-
-
-class RunMmio(ctypes.Structure):
-    """struct kvm_run as far as KVM_EXIT_MMIO needs it"""
-
-    _fields_ = [
-        ("request_interrupt_window", ctypes.c_uint8),
-        ("immediate_exit", ctypes.c_uint8),
-        ("padding1", ctypes.c_uint8 * 6),
-        ("exit_reason", ctypes.c_uint32),
-        ("padding2", ctypes.c_uint8 * 20),
-        ("phys_addr", ctypes.c_uint64),
-        ("data", ctypes.c_uint8 * 8),
-        ("len", ctypes.c_uint32),
-        ("is_write", ctypes.c_uint8),
-    ]
-
+ONE_REG = "QQ"  # kvm_one_reg: id, addr
+VCPU_INIT = "I7I"  # kvm_vcpu_init: target, features[7]
+USERSPACE_MEMORY_REGION = "IIQQQ"  # kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr
+CREATE_DEVICE = "III"  # kvm_create_device: type, fd, flags
+DEVICE_ATTR = "IIQQ"  # kvm_device_attr: flags, group, attr, addr
+REG_MASK_RANGE = "QI13I"  # reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7): addr, range, reserved[13]
+REG_LIST = "Q"  # kvm_reg_list: n, and behind it room for n ids of 64 bits
+RUN_MMIO = "8xI20xQ"  # kvm_run as far as KVM_EXIT_MMIO needs it: exit_reason, phys_addr
 
 FEATURE_ID_MASKS = 192  # 3 values of op1 (0, 1, 3) × 8 of CRm × 8 of op2
 
@@ -180,12 +123,3 @@ FEATURE_ID_MASKS = 192  # 3 values of op1 (0, 1, 3) × 8 of CRm × 8 of op2
 def feature_id_registers() -> list[int]:
     """Register ids in the order of the masks ioctl: ``((op1 & 3) - ((op1 & 3) == 3)) << 6 | crm << 3 | op2``."""
     return [sysreg(3, op1, 0, crm, op2) for op1 in (0, 1, 3) for crm in range(8) for op2 in range(8)]
-
-
-def reg_list_struct(count: int) -> type[ctypes.Structure]:
-    """struct kvm_reg_list with room for `count` ids."""
-
-    class RegList(ctypes.Structure):
-        _fields_ = [("n", ctypes.c_uint64), ("reg", ctypes.c_uint64 * count)]
-
-    return RegList

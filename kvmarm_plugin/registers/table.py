@@ -7,12 +7,12 @@ A register is known here by the name that the Arm ARM or the kernel's UAPI gives
 
 from __future__ import annotations
 
-import os
-
 from ..value import Value
 
 _SYSREG = 0x6030000000130000  # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG
 _GROUP = 0xFFFFFFFFFFFF0000
+_ID_SPACE = _SYSREG | 3 << 14  # op0 3, CRn 0, any op1, CRm and op2
+_ID_SPACE_MASK = _GROUP | 3 << 14 | 15 << 7
 
 # The register groups whose every member tells what a vCPU is: cache ids, firmware interfaces, SVE lengths.
 _IDENTITY_GROUPS = frozenset(
@@ -89,8 +89,8 @@ class _Tables:
         self.ids: dict[str, int] = {}
         self.descriptions: dict[str, str] = {}
         for kvm_id, name, description in _rows("registers.tsv"):
-            self.names[int(kvm_id, 16)] = name
-            self.ids[name] = int(kvm_id, 16)
+            self.ids[name] = reg = int(kvm_id, 16)
+            self.names[reg] = name
             self.descriptions[name] = description
 
 
@@ -170,10 +170,11 @@ def is_identity(reg: int) -> bool:
     CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn 0 of cp15, which is what invariant_cp15 of
     arch/arm/kvm/coproc.c covered.
     """
+    if reg & _ID_SPACE_MASK == _ID_SPACE:
+        return reg >> 11 & 7 in (0, 1, 3) and reg != _MPIDR
     group = reg & _GROUP
     if group == _SYSREG:
-        in_id_space = reg >> 14 & 3 == 3 and reg >> 7 & 15 == 0 and reg >> 11 & 7 in (0, 1, 3)
-        return (in_id_space and reg != _MPIDR) or reg == _OSLSR_EL1
+        return reg == _OSLSR_EL1
     if group == 0x40200000000F0000:
         return reg & 0x7800 == 0 and reg & 0x78 != 0x10 and reg & 0x7FF != 5
     return group in _IDENTITY_GROUPS or reg == _SVE_VLS
@@ -188,6 +189,6 @@ def _load() -> _Tables:
 
 def _rows(file_name: str) -> list[list[str]]:
     """The rows of a table beside this file, without comments and the header."""
-    with open(os.path.join(os.path.dirname(__file__), file_name), encoding="utf-8") as file:
+    with open(f"{__file__.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line and line[0] != "#"]
     return [line.split("\t") for line in lines[1:]]

@@ -3,9 +3,9 @@
 
 `CpuKind` describes what KVM gives on one kind of CPU, `FakeKernel` what the kernel as a whole answers. It follows the
 kernel's own rules (Documentation/virt/kvm/api.rst, arch/arm64/kvm/): which file descriptor takes which ioctl, what must
-be done before what, which errno tells so. Register numbers, instruction encodings and the order of the writable masks
-are written out here a second time, from the Arm ARM and the kernel's documents, so that an error in the project's own
-tables and encoders shows.
+be done before what, which errno tells so. Register numbers, structs, instruction encodings and the order of the writable
+masks are written out here a second time, from the Arm ARM and the kernel's documents, so that an error in the project's
+own tables and encoders shows.
 """
 
 from __future__ import annotations
@@ -77,6 +77,69 @@ _RECEIVERS = {
 }
 
 
+class _OneReg(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_uint64), ("addr", ctypes.c_uint64)]
+
+
+class _VcpuInit(ctypes.Structure):
+    _fields_ = [("target", ctypes.c_uint32), ("features", ctypes.c_uint32 * 7)]
+
+
+class _MemoryRegion(ctypes.Structure):
+    _fields_ = [
+        ("slot", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("guest_phys_addr", ctypes.c_uint64),
+        ("memory_size", ctypes.c_uint64),
+        ("userspace_addr", ctypes.c_uint64),
+    ]
+
+
+class _CreateDevice(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_uint32), ("fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
+
+
+class _DeviceAttr(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint32), ("group", ctypes.c_uint32), ("attr", ctypes.c_uint64), ("addr", ctypes.c_uint64)]
+
+
+class _RegMaskRange(ctypes.Structure):
+    _fields_ = [("addr", ctypes.c_uint64), ("range", ctypes.c_uint32), ("reserved", ctypes.c_uint32 * 13)]
+
+
+class _RunMmio(ctypes.Structure):
+    """struct kvm_run as far as KVM_EXIT_MMIO needs it."""
+
+    _fields_ = [
+        ("request_interrupt_window", ctypes.c_uint8),
+        ("immediate_exit", ctypes.c_uint8),
+        ("padding1", ctypes.c_uint8 * 6),
+        ("exit_reason", ctypes.c_uint32),
+        ("padding2", ctypes.c_uint8 * 20),
+        ("phys_addr", ctypes.c_uint64),
+        ("data", ctypes.c_uint8 * 8),
+        ("len", ctypes.c_uint32),
+        ("is_write", ctypes.c_uint8),
+    ]
+
+
+# What an ioctl's argument points to, if it is not a number.
+_ARGUMENTS: dict[str, Any] = {
+    "KVM_GET_ONE_REG": _OneReg,
+    "KVM_SET_ONE_REG": _OneReg,
+    "KVM_ARM_PREFERRED_TARGET": _VcpuInit,
+    "KVM_ARM_VCPU_INIT": _VcpuInit,
+    "KVM_ARM_VCPU_FINALIZE": ctypes.c_int,
+    "KVM_SET_USER_MEMORY_REGION": _MemoryRegion,
+    "KVM_CREATE_DEVICE": _CreateDevice,
+    "KVM_SET_DEVICE_ATTR": _DeviceAttr,
+    "KVM_ARM_GET_REG_WRITABLE_MASKS": _RegMaskRange,
+}
+
+# Those whose argument the kernel copies back.
+_WRITTEN = ("KVM_ARM_PREFERRED_TARGET", "KVM_GET_REG_LIST", "KVM_CREATE_DEVICE")
+
+
 class Made(NamedTuple):
     """What makes a vCPU: target number and features."""
 
@@ -120,7 +183,7 @@ class _Vcpu:
     sve_done: bool = False
     pmu_done: bool = False
     has_run: bool = False
-    run: uapi.RunMmio | None = None
+    run: _RunMmio | None = None
 
 
 class FakeKernel(Kernel):
@@ -182,7 +245,7 @@ class FakeKernel(Kernel):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         del self.handles[fd]
 
-    def ioctl(self, fd: int, name: str, arg: int | ctypes.Structure | ctypes.Array[ctypes.c_int]) -> int:
+    def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
         self.calls.append(name)
         if self.fail_call and len(self.calls) - 1 == self.fail_call[0]:
             raise KvmError(name, self.fail_call[1])
@@ -195,17 +258,18 @@ class FakeKernel(Kernel):
             code = errno.ENOTTY
         if code:
             raise KvmError(name, code)
-        result = getattr(self, "_" + name.lower())(handle, arg)
+        result = getattr(self, "_" + name.lower())(handle, arg if isinstance(arg, int) else _argument(name, arg))
         if result < 0:
             raise KvmError(name, -result)
         return int(result)
 
-    def map_run(self, fd: int, size: int) -> uapi.RunMmio:
+    def map_run(self, fd: int, size: int) -> bytearray:
         vcpu = self.handles[fd]
         assert isinstance(vcpu, _Vcpu), "only a vCPU has a kvm_run page"
         assert size == MMAP_SIZE, "the size is what KVM_GET_VCPU_MMAP_SIZE answered"
-        vcpu.run = uapi.RunMmio()
-        return vcpu.run
+        page = bytearray(size)
+        vcpu.run = _RunMmio.from_buffer(page)
+        return page
 
     # -- system ioctls -------------------------------------------------------------------------------------------------
 
@@ -294,7 +358,7 @@ class FakeKernel(Kernel):
         return 0
 
     def _kvm_arm_vcpu_finalize(self, vcpu: _Vcpu, arg: Any) -> int:
-        if arg[0] != 4 or "sve" not in vcpu.features:
+        if arg.value != 4 or "sve" not in vcpu.features:
             return -errno.EINVAL
         if vcpu.sve_done:
             return -errno.EPERM
@@ -310,13 +374,11 @@ class FakeKernel(Kernel):
     def _kvm_get_reg_list(self, vcpu: _Vcpu, arg: Any) -> int:
         if self._unfinished(vcpu):
             return -self._unfinished(vcpu)
-        room, arg.n = arg.n, len(vcpu.registers)
-        if room < arg.n:
+        room, arg[0] = arg[0], len(vcpu.registers)
+        if room < arg[0]:
             return -errno.E2BIG
         # Not in order: kvm_arm_copy_reg_indices gives core registers first.
-        ids = (ctypes.c_uint64 * arg.n).from_address(ctypes.addressof(arg) + 8)
-        for index, reg in enumerate(sorted(vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg))):
-            ids[index] = reg
+        arg[1:] = sorted(vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg))
         return 0
 
     def _kvm_get_one_reg(self, vcpu: _Vcpu, arg: Any) -> int:
@@ -427,6 +489,14 @@ def kind(target: int = 5, *feature_sets: tuple[str, ...], registers: dict[int, i
     sets = feature_sets or ((),)
     vcpus = {Made(target, frozenset(features)): {**values, **({SVE_VLS: 0} if "sve" in features else {})} for features in sets}
     return CpuKind(preferred=target, vcpus=vcpus, **others)
+
+
+def _argument(name: str, buffer: bytes | bytearray) -> Any:
+    """The struct in a buffer, to be read and written; the list of KVM_GET_REG_LIST, n and as many ids, as 64-bit words."""
+    struct = ctypes.c_uint64 * (len(buffer) // 8) if name == "KVM_GET_REG_LIST" else _ARGUMENTS[name]
+    assert len(buffer) == ctypes.sizeof(struct), f"{name} copies {ctypes.sizeof(struct)} bytes"
+    assert isinstance(buffer, bytearray) or name not in _WRITTEN, f"{name} writes to its argument"
+    return struct.from_buffer(buffer) if isinstance(buffer, bytearray) else struct.from_buffer_copy(buffer)
 
 
 def _kind_of(cluster: Cluster) -> CpuKind:

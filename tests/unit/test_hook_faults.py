@@ -9,7 +9,6 @@ The installed script runs, in a copy of the package in which a fault is arranged
 from __future__ import annotations
 
 import ast
-import marshal
 import platform
 import re
 import shlex
@@ -22,15 +21,12 @@ from typing import Callable, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import hook, hookfile, record
-from kvmarm_plugin.domain import parse
+from kvmarm_plugin import hook, hookfile
 from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.kvm import scratch
-from kvmarm_plugin.kvm.uapi import REG_ARM64_CORE_X0
 from kvmarm_plugin.policy import DEFAULT_PATH
-from kvmarm_plugin.registers.table import id_of
-from kvmarm_plugin.registers.text import unpack_ids
 
+from .. import playedkernel
 from ..corpus import resolver
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -80,58 +76,7 @@ def _guests() -> dict[str, bytes]:
 
 _RECORDED = ("fits", "does not fit")
 
-# What is appended to kvm/device.py in the copy: as tests/benchhook.py has it, but it refuses, fails and takes its time.
-_PLAYED_KERNEL = """
-
-import marshal, time
-with open({answers!r}, "rb") as _file:
-    _answers = marshal.load(_file)
-_machine = os.uname()
-os.uname = lambda: os.uname_result((_machine[0], "here", "6.12.0", _machine[3], "aarch64"))
-
-
-class Kernel(Kernel):
-    open_errno, failures, slow = 0, dict(), ""
-
-    def open(self, path):
-        if self.slow == "open":
-            time.sleep(60)
-        if self.open_errno:
-            raise OSError(self.open_errno, os.strerror(self.open_errno))
-        return 1000
-
-    def close(self, fd):
-        pass
-
-    def ioctl(self, fd, name, arg):
-        if name == self.slow:
-            time.sleep(60)
-        if name in self.failures:
-            raise KvmError(name, self.failures[name])
-        if name == "KVM_GET_ONE_REG":
-            value = _answers["registers"].get(arg.id, 0).to_bytes(register_size(arg.id), "little")
-            ctypes.memmove(arg.addr, value, len(value))
-        elif name == "KVM_SET_ONE_REG":
-            value = int.from_bytes(ctypes.string_at(arg.addr, register_size(arg.id)), "little")
-            if arg.id in _answers["identity"] and value != _answers["registers"][arg.id]:
-                raise KvmError(name, errno_codes.EINVAL)
-        elif name == "KVM_GET_REG_LIST":
-            ids = _answers["reglist"]
-            if arg.n < len(ids):
-                arg.n = len(ids)
-                raise KvmError(name, errno_codes.E2BIG)
-            arg.reg[:] = ids
-        elif name == "KVM_ARM_PREFERRED_TARGET":
-            arg.target = _answers["target"]
-        elif name == "KVM_CHECK_EXTENSION":
-            return 48 if arg == uapi.CAPABILITIES["ARM_VM_IPA_SIZE"] else 1
-        return uapi.API_VERSION if name == "KVM_GET_API_VERSION" else 0
-
-    def map_run(self, fd, size):
-        return uapi.RunMmio(exit_reason=uapi.EXIT_MMIO, phys_addr=0x80000000)
-"""
-
-# And to __init__.py: what goes into the system's log goes into a file.
+# What is appended to __init__.py in the copy: what goes into the system's log goes into a file.
 _PLAYED_LOG = """
 
 import sys
@@ -142,19 +87,6 @@ class _Log:
         with open({log!r}, "a") as file: file.write(message + "\\n")
 sys.modules["syslog"] = _Log
 """
-
-
-def _answers() -> bytes:
-    """Of the host on which a guest of the kind "fits" was made."""
-    element = record.find(parse(_guests()["fits"]))
-    assert element is not None
-    target = record.read(element).target
-    identity = {id_of(name): value for name, value in target.registers.items()}
-    seen = {REG_ARM64_CORE_X0 + 2 * index: value for index, value in enumerate(target.seen.values())}
-    reglist = sorted(unpack_ids(target.reglist))
-    return marshal.dumps(
-        {"registers": {**identity, **seen}, "identity": set(identity), "reglist": reglist, "target": target.number}
-    )
 
 
 # -- the place where faults are arranged ---------------------------------------------------------------------------------------
@@ -181,8 +113,7 @@ class Place:
         shutil.copytree(_PACKAGE, self.package)
         self._hook.write_text(_SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package))))
         self._hook.chmod(0o755)
-        (directory / "answers").write_bytes(_answers())
-        self.append("kvm/device.py", _PLAYED_KERNEL.format(answers=str(directory / "answers")))
+        playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
         self.replace("policy.py", DEFAULT_PATH, str(self.policy))
         self.replace("hook.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
