@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from .pins import find_cluster, with_cluster
+from .arrival import with_cluster
+from .pins import find_cluster
 from .profile import Cluster, HostProfile
 from .registers.rules import Kernel, accepts, ignores, kernel_version
 from .target import Target, sve_bitmap

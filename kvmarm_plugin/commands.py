@@ -253,10 +253,10 @@ def _check_pool(document: bytes, arguments: Namespace) -> int:
 
 
 def _rehearse(root: domain.Element, target: Target) -> list[Finding]:
+    from .arrival import settle, with_cluster
     from .host.cpus import find_clusters
     from .kvm.device import System
     from .kvm.rehearse import rehearse
-    from .pins import settle, with_cluster
 
     machines = _machines()
     with System() as system:

@@ -115,8 +115,8 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
         with System() as system:
             findings += rehearse(target, system)
     else:
+        from kvmarm_plugin.arrival import settle, with_cluster
         from kvmarm_plugin.host.cpus import find_clusters
-        from kvmarm_plugin.pins import settle, with_cluster
 
         clusters = find_clusters()
         xml, cpus, misplaced = settle(xml, domain, target.pinning, clusters, movable=operation != "prepare")

@@ -20,7 +20,6 @@ from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Pinning, Target, sve_bitmap
 from .threads import new_pins, pinned_cpus, vcpus
-from .verdict import HARMLESS, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -323,7 +322,8 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
         target, other: what it would get on either.
         roams: the kinds of CPU that it may run on.
     """
-    from .check import ProfileOffer  # rarely needed
+    from .check import ProfileOffer  # rarely needed, and slow to import
+    from .verdict import HARMLESS, judge
 
     findings = [
         finding

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import cpulist, hook, pins, record, rewrite
+from kvmarm_plugin import arrival, cpulist, hook, pins, record, rewrite
 from kvmarm_plugin.check import check
 from kvmarm_plugin.domain import DomainXMLError, Element, parse
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
@@ -303,7 +303,7 @@ def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[by
     root = parse(xml)
     pinning = pinning_of(root)
     assert pinning is not None
-    after, cpus, findings = pins.settle(xml, root, pinning, here, movable)
+    after, cpus, findings = arrival.settle(xml, root, pinning, here, movable)
     return after, cpus, [str(finding) for finding in findings]
 
 
@@ -360,14 +360,14 @@ def test_a_host_without_such_cpus() -> None:
         ([], "not told by sysfs"),
     ):
         assert settle(pinned(), here) == (pinned(), (), [])
-        (finding,) = pins.with_cluster([], pinning, here)
+        (finding,) = arrival.with_cluster([], pinning, here)
         assert (finding.subject, finding.recorded, finding.local, finding.severity) == (
             "cluster",
             "MIDR 0x410fd083",
             local,
             REFUSES,
         )
-    assert pins.with_cluster([], pinning, _BETA) == []
+    assert arrival.with_cluster([], pinning, _BETA) == []
 
 
 @pytest.mark.parametrize(
@@ -395,14 +395,14 @@ _numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(lambda cpus:
 def test_laws_of_moving(data: st.DataObject) -> None:
     old, new = data.draw(_numbered), data.draw(_numbered)
     part = tuple(sorted(data.draw(st.sets(st.sampled_from(old), min_size=1))))
-    there = pins.moved(part, old, new)
+    there = arrival.moved(part, old, new)
     assert there
     assert set(there) <= set(new)
     assert list(there) == sorted(there)
-    assert pins.moved(old, old, new) == new
-    assert pins.moved(part, old, old) == part
+    assert arrival.moved(old, old, new) == new
+    assert arrival.moved(part, old, old) == part
     if len(old) == len(new):
-        assert pins.moved(there, new, old) == part
+        assert arrival.moved(there, new, old) == part
 
 
 @settings(deadline=None)
@@ -580,7 +580,7 @@ def test_sysfs_that_tells_nothing(board: Board, monkeypatch: pytest.MonkeyPatch,
 
 def test_little_is_imported_for_them() -> None:
     _, modules = _modules(_GUEST.decode())
-    assert {"kvmarm_plugin.pins", "kvmarm_plugin.host.cpus", "kvmarm_plugin.cpulist"} <= modules
+    assert {"kvmarm_plugin.arrival", "kvmarm_plugin.pins", "kvmarm_plugin.host.cpus", "kvmarm_plugin.cpulist"} <= modules
     from .test_hook import _TOO_SLOW
 
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
