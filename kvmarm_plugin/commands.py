@@ -248,6 +248,11 @@ def _check_pool(document: bytes, arguments: Namespace) -> int:
     except UnicodeDecodeError:
         raise KvmarmError(f"{arguments.domain} is not a text in UTF-8", "is it the right file?") from None
     hosts = _profiles(arguments.host) if arguments.host else [_probe("", verbose=False)]
+    useless = next((host for host in hosts if not host.clusters), None)
+    if useless:
+        raise KvmarmError(
+            f"host {useless.name} cannot run KVM guests: {'; '.join(useless.problems)}", "it can be no member of a pool"
+        )
     verdicts = {host.name: check_member(pool, host) for host in hosts}
     return _print_verdicts(f"pool {pool.name}", verdicts, arguments.json)
 

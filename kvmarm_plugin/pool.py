@@ -200,7 +200,7 @@ def _missing_machines(missing: list[str], host: HostProfile) -> Finding:
     return Finding(
         subject="machine type",
         meaning="QEMU's versioned board",
-        recorded=", ".join(missing),
+        recorded=", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else ""),
         local="unknown to QEMU",
         rule="the pool's guests may be of any of its machine types",
         severity=REFUSES,

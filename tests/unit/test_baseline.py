@@ -23,7 +23,7 @@ from kvmarm_plugin.kvm.rehearse import KernelOffer
 from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.pool import Pool
-from kvmarm_plugin.profile import Cluster, HostProfile
+from kvmarm_plugin.profile import Cluster, HostProfile, dumps
 from kvmarm_plugin.registers.table import Override, fields_of, overrides
 from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
@@ -509,6 +509,15 @@ def test_the_command_writes_a_pool_and_says_what_it_costs(
     assert "<kvmarm:origin host='rack'" in captured.out
     assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max-nobti"], "xml-templates/direct-kernel.xml"]) == 1
     assert "does not fit into pool rack" in capsys.readouterr().err
+
+
+def test_a_host_without_kvm_is_no_member(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]) -> None:
+    path, without = tmp_path / "pool.yaml", tmp_path / "without.json"
+    assert cli.main(["baseline", "-o", str(path), files["trixie-max"]]) == 0
+    useless = host("trixie-max").replace(clusters=(), problems=("KVM: /dev/kvm does not exist",))
+    without.write_text(dumps(useless))
+    assert cli.main(["check", str(path), "--host", str(without)]) == 1
+    assert "host trixie-max cannot run KVM guests: KVM: /dev/kvm does not exist" in capsys.readouterr().err
 
 
 def test_the_command_writes_no_pool_that_a_member_would_refuse(
