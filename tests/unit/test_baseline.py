@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from kvmarm_plugin.registers.table import Override, fields_of, overrides
 from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding
-from tests.corpus import HOSTS, host, one_line, template, vary
+from tests.corpus import HOSTS, TESTS, host, one_line, template, vary
 
 from .fakekernel import FakeKernel
 
@@ -208,6 +209,13 @@ def _formed(*names: str) -> Pool:
     formed = _of(list(names)).pool
     assert formed is not None
     return formed
+
+
+def test_a_baseline_is_a_profile_by_its_schema() -> None:
+    schema = json.loads((TESTS.parent / "docs/profile.schema.json").read_text(encoding="utf-8"))
+    for names in (["trixie-max", "max-nosve", "max-2-counters"], ["rk3399"], ["a15"]):
+        document = json.loads(dumps(_formed(*names).baseline))
+        jsonschema.Draft202012Validator(schema).validate(document)
 
 
 def test_what_xml_can_turn_off_is_turned_off() -> None:
