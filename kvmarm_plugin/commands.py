@@ -177,7 +177,9 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
         from .resolve import clusters_of
 
         host = _host_profile(arguments)
-        ask = lambda target: ProfileOffer(target, host, counterpart(target, host))  # noqa: E731
+        ask = lambda target: ProfileOffer(  # noqa: E731
+            target, host, counterpart(target.pinning.midr if target.pinning else None, host)
+        )
         return resolver(pool, preferred, host.name, clusters_of(host), ask, _advise).resolve(source)
     from . import cpulist
     from .host.cpus import find_clusters

@@ -277,7 +277,8 @@ def test_a_pool_of_big_little_boards_has_both_clusters() -> None:
     base = host("hand-made-rk3588")
     swapped = base.replace(
         name="swapped",
-        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in base.clusters),
+        # In the order of their first CPUs, as a probe has them.
+        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in reversed(base.clusters)),
     )
     result = baseline([base, swapped])
     assert result.pool is not None
@@ -397,7 +398,7 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
 
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
     def ask(target: Target) -> ProfileOffer:
-        return ProfileOffer(target, profile, pool.counterpart(target, profile))
+        return ProfileOffer(target, profile, pool.counterpart(target.pinning.midr if target.pinning else None, profile))
 
     return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(source)
 
