@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from .arrival import with_cluster
+from .pins import find_cluster
 from .profile import Cluster, HostProfile
 from .registers.rules import Kernel, accepts, ignores, kernel_version
 from .target import Target, sve_bitmap
@@ -68,6 +70,12 @@ def given(target: Target, offer: Offer) -> Target:
 
 
 def check(target: Target, profile: HostProfile) -> list[Finding]:
-    """The findings of a target against a host; on a host of several clusters, of the one that suits it best."""
+    """The findings of a target against a host; on a host of several clusters, of the one that it is pinned to, or else of the
+    one that suits it best."""
+    pinning = target.pinning
+    cluster = find_cluster(pinning, profile.clusters) if pinning else None
+    if cluster is not None:
+        return judge(target, ProfileOffer(target, profile, cluster))
     verdicts = [judge(target, ProfileOffer(target, profile, cluster)) for cluster in profile.clusters or (None,)]
-    return min(verdicts, key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings))
+    best = min(verdicts, key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings))
+    return with_cluster(best, pinning, profile.clusters) if pinning and profile.clusters else best

@@ -97,7 +97,7 @@ def check(arguments: Namespace) -> int:
         hosts = _profiles(arguments.host)
         verdicts = {host.name: check_profile(found.target, host) for host in hosts}
     else:
-        verdicts = {platform.node(): _rehearse(found.target)}
+        verdicts = {platform.node(): _rehearse(root, found.target)}
     changes = edited(root, found.target)
     verdicts = {host: changes + findings for host, findings in verdicts.items()}
     return _print_verdicts(title, verdicts, arguments.json)
@@ -158,8 +158,12 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
         return source
     pool = _pool(arguments)
     if pool is None:
-        return Resolver(_host_profile(arguments), _policy(arguments.policy)).resolve(source)
+        return Resolver(_host_profile(arguments), _policy(arguments.policy), advise=_advise).resolve(source)
     return _resolved_in_pool(source, pool, arguments)
+
+
+def _advise(line: str) -> None:
+    _say(f"kvmarm: {line}")
 
 
 def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
@@ -170,21 +174,24 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
     preferred = _policy(arguments.policy)
     if arguments.host:
         from .check import ProfileOffer
+        from .resolve import clusters_of
 
         host = _host_profile(arguments)
-        cpus = {cluster.midr: cluster.cpus for cluster in host.clusters}
         ask = lambda target: ProfileOffer(target, host, counterpart(target, host))  # noqa: E731
-        return resolver(pool, preferred, host.name, cpus, ask).resolve(source)
-    from .host import cpus as host_cpus
+        return resolver(pool, preferred, host.name, clusters_of(host), ask, _advise).resolve(source)
+    from . import cpulist
+    from .host.cpus import find_clusters
     from .kvm.device import System
     from .kvm.rehearse import KernelOffer
+    from .target import Pinning
 
-    cpus = {cluster.midr: host_cpus.format_cpu_list(cluster.cpus) for cluster in host_cpus.find_clusters()}
+    clusters = tuple(Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters())
     machines = _machines()
     with System() as system:
-        return resolver(pool, preferred, platform.node(), cpus, lambda target: KernelOffer(target, system, machines)).resolve(
-            source
+        offer = lambda target: KernelOffer(  # noqa: E731
+            target, system, machines, cpulist.parse(target.pinning.cpus) if target.pinning else ()
         )
+        return resolver(pool, preferred, platform.node(), clusters, offer, _advise).resolve(source)
 
 
 def _restored(source: bytes) -> bytes:
@@ -245,12 +252,19 @@ def _check_pool(document: bytes, arguments: Namespace) -> int:
     return _print_verdicts(f"pool {pool.name}", verdicts, arguments.json)
 
 
-def _rehearse(target: Target) -> list[Finding]:
+def _rehearse(root: domain.Element, target: Target) -> list[Finding]:
+    from .arrival import settle, with_cluster
+    from .host.cpus import find_clusters
     from .kvm.device import System
     from .kvm.rehearse import rehearse
 
+    machines = _machines()
     with System() as system:
-        return rehearse(target, system, _machines())
+        if target.pinning is None:
+            return rehearse(target, system, machines)
+        clusters = find_clusters()
+        _, cpus, pins = settle(b"", root, target.pinning, clusters, movable=False)
+        return with_cluster(pins + rehearse(target, system, machines, cpus), target.pinning, clusters)
 
 
 def _machines() -> tuple[str, ...]:

@@ -103,6 +103,15 @@ class Element:
         """The children of this name."""
         return [child for child in self.children if child.name == name]
 
+    def tag_with(self, **changes: str | None) -> bytes:
+        """Its start tag, or empty-element tag, with these attributes set, or without those that are None. For an element whose
+        attributes have no namespace."""
+        name = self.head[1:].split(None, 1)[0].rstrip(b"/>")
+        attributes = {**self.attributes, **changes}
+        text = "".join(f" {name}={quoted(value)}" for name, value in attributes.items() if value is not None)
+        # The document may be in any encoding that holds ASCII as it is.
+        return b"<" + name + text.encode("ascii", "xmlcharrefreplace") + (b"/>" if self._is_empty_tag() else b">")
+
     def _is_empty_tag(self) -> bool:
         return self._source[self._closing - 2 : self._closing] == b"/>" and self.body_start == self._closing
 
@@ -153,6 +162,13 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
         and os_type is not None
         and os_type.attributes.get("arch", host_architecture) in ("aarch64", "armv7l")
     )
+
+
+def quoted(value: str) -> str:
+    """An attribute's value, quoted and escaped."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
+        value = value.replace(character, entity)
+    return f"'{value}'"
 
 
 def _build(source: bytes) -> Element:

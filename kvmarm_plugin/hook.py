@@ -5,7 +5,7 @@ A guest with a record is rehearsed on this host and refused if the kernel would 
 one is told how to get one; for every other guest the script does not even import this. libvirt holds the domain's lock
 meanwhile, so this runs as `python3 -I -S` and imports only the standard library, and little of it. It never calls libvirt
 (which would wait for itself), never logs the XML (which may hold secrets), and prints nothing on standard output (which
-would taint the domain).
+would taint the domain) but the XML of an arriving guest that is pinned to a cluster whose CPUs have other numbers here.
 
 An exception that leaves this module is the script's to tell: it refuses a guest with a record and lets others pass.
 docs/hook-faults.md lists what becomes of which fault.
@@ -69,11 +69,12 @@ def verify(name: str, operation: str, xml: bytes) -> bool:
     """
     import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
 
+    xml_here = xml
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
     try:
         try:
-            reason = _reason(xml)
+            reason, xml_here = _judge(xml, operation)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Exception as error:
@@ -81,7 +82,10 @@ def verify(name: str, operation: str, xml: bytes) -> bool:
         reason = str(error)
         if not hasattr(error, "hint") and not isinstance(error, _OutOfTime):
             reason = f"it cannot be checked: {type(error).__name__}: {error} (hint: install kvmarm again)"
-    return bool(reason) and _refuse(name, operation, reason)
+    if reason and _refuse(name, operation, reason):
+        return True
+    failure = _print(xml_here) if xml_here != xml else ""
+    return bool(failure) and _refuse(name, operation, f"its pins are another host's, and libvirt cannot be given others: {failure}")
 
 
 def _quoted(name: str) -> str:
@@ -90,25 +94,35 @@ def _quoted(name: str) -> str:
     return name if plain else "'" + name.replace("'", "'\\''") + "'"
 
 
-def _reason(xml: bytes) -> str:
-    """Why this guest must not run here; empty if it may, and for a guest without a record, whatever its XML mentions."""
+def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
+    """Why this guest must not run here: empty if it may, and for a guest without a record, whatever its XML mentions. And its XML
+    with the pins that it needs here."""
     from kvmarm_plugin import record
     from kvmarm_plugin.domain import parse
 
     domain = parse(xml)
     element = record.find(domain)
     if element is None:
-        return ""
+        return "", xml
     target = record.read(element).target
     from kvmarm_plugin.agree import edited
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.kvm.rehearse import rehearse
     from kvmarm_plugin.verdict import HARMLESS, in_short
 
-    with System() as system:
-        blocking = [finding for finding in rehearse(target, system) if finding.severity != HARMLESS]
-    blocking = edited(domain, target) + blocking
-    return "; ".join(in_short(blocking))
+    findings = edited(domain, target)
+    if target.pinning is None:
+        with System() as system:
+            findings += rehearse(target, system)
+    else:
+        from kvmarm_plugin.arrival import settle, with_cluster
+        from kvmarm_plugin.host.cpus import find_clusters
+
+        clusters = find_clusters()
+        xml, cpus, misplaced = settle(xml, domain, target.pinning, clusters, movable=operation != "prepare")
+        with System() as system:
+            findings += with_cluster(misplaced + rehearse(target, system, cpus=cpus), target.pinning, clusters)
+    return "; ".join(in_short([finding for finding in findings if finding.severity != HARMLESS])), xml
 
 
 def _refuse(name: str, operation: str, reason: str) -> bool:
@@ -131,6 +145,20 @@ def _say(message: str) -> None:
             os.write(2, (_one_line(message) + "\n").encode())
     except OSError:
         pass
+
+
+def _print(xml: bytes) -> str:
+    """The domain's XML on standard output, where libvirt reads it. Returns what went wrong."""
+    import os
+
+    if sys.stdout is None:  # or 1 may be another file
+        return "standard output is closed"
+    try:
+        while xml:
+            xml = xml[os.write(1, xml) :]
+    except OSError as error:
+        return f"standard output: {error.strerror}"
+    return ""
 
 
 def _log(message: str, refused: bool) -> None:

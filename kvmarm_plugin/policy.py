@@ -24,7 +24,8 @@ class Policy(Value):
             every knob explicit.
         pmu, sve, pauth: True on, False off, None what the host has.
         sve_max_length: longest SVE vector in bits; None for all that the host has.
-        cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets on a big.LITTLE host.
+        cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets, and keeps to, on a big.LITTLE host;
+            "all" lets it run on any.
     """
 
     __slots__ = ("cluster", "pauth", "pmu", "prefer_named", "sve", "sve_max_length")
@@ -131,7 +132,7 @@ def _is_length(value: object) -> bool:
 
 
 def _is_cluster(value: object) -> bool:
-    return value in ("biggest", "smallest") or (type(value) is int and 0 < value < 1 << 32)
+    return value in ("biggest", "smallest", "all") or (type(value) is int and 0 < value < 1 << 32)
 
 
 _SETTINGS = {
@@ -143,5 +144,5 @@ _SETTINGS = {
     "sve": ("sve", _is_switch, "on, off or auto"),
     "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits"),
     "pauth": ("pauth", _is_switch, "on, off or auto"),
-    "cluster": ("cluster", _is_cluster, "biggest, smallest or a MIDR such as 0x410fd080"),
+    "cluster": ("cluster", _is_cluster, "biggest, smallest, all or a MIDR such as 0x410fd080"),
 }

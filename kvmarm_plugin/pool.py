@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from .policy import Policy
-    from .target import Target
+    from .target import Pinning, Target
 
 DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
 SCHEMA_STEM = "urn:kvmarm-plugin:pool:"
@@ -115,14 +115,21 @@ def is_pool(document: bytes) -> bool:
     return b"\nschema: " + SCHEMA_STEM.encode() in b"\n" + document
 
 
-def resolver(pool: Pool, policy: Policy, host: str, cpus: dict[int, str], ask: Callable[[Target], Offer]) -> Resolver:
+def resolver(
+    pool: Pool,
+    policy: Policy,
+    host: str,
+    clusters: tuple[Pinning, ...],
+    ask: Callable[[Target], Offer],
+    advise: Callable[[str], None] = lambda _: None,
+) -> Resolver:
     """Resolves domains of a member: for the pool's baseline, so that all members make the same of them.
 
     Args:
         host: the member's name.
-        cpus: MIDR_EL1 of each of its clusters → CPU numbers. On big.LITTLE hosts guests are pinned, and every board may count
-            in its own way.
+        clusters: of the member. On a big.LITTLE host guests are pinned, and every board may count in its own way.
         ask: what the member gives to a guest of a target.
+        advise: as for `Resolver`.
 
     A domain that the member would not run like the others raises ResolveError: it has drifted out of its pool.
     """
@@ -134,7 +141,7 @@ def resolver(pool: Pool, policy: Policy, host: str, cpus: dict[int, str], ask: C
                 raise _drifted(pool, host, findings)
             _check_layout(pool, wish, offer.ipa_bits, host)
 
-    return Resolver(_on_host(pool.baseline, cpus), policy, pool.origin, confirmed)
+    return Resolver(pool.baseline, policy, pool.origin, confirmed, clusters, advise)
 
 
 def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
@@ -168,14 +175,6 @@ def counterpart(target: Target, host: HostProfile) -> Cluster | None:
     """The cluster of a host that a target goes to: of the MIDR that the guest sees, else the first."""
     seen = target.seen.get("MIDR_EL1")
     return next((cluster for cluster in host.clusters if cluster.midr == seen), (*host.clusters, None)[0])
-
-
-def _on_host(baseline: HostProfile, cpus: dict[int, str]) -> HostProfile:
-    if len(baseline.clusters) < 2:
-        return baseline
-    return baseline.replace(
-        clusters=tuple(cluster.replace(cpus=cpus.get(cluster.midr, cluster.cpus)) for cluster in baseline.clusters)
-    )
 
 
 def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from functools import lru_cache
 
+from . import cpulist
 from .errors import KvmarmError
 from .registers.text import pack_ids, unpack_ids
 from .value import Value
@@ -334,6 +335,7 @@ def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
 
 
 def _decode_cluster(document: dict[str, Any]) -> Cluster:
+    cpulist.parse(document["cpus"])  # or it is broken
     written = document["base"]
     base = Vcpu(written["target"], tuple(written["features"]), _unhex(written["registers"]), written["reglist"])
     fields = _take(document, _CLUSTER_PLAIN)

@@ -8,10 +8,11 @@ of each namespace.
 
 from __future__ import annotations
 
-from .domain import Element
+from . import cpulist
+from .domain import Element, quoted
 from .errors import KvmarmError
 from .registers.text import format_values, parse_values, unpack_ids
-from .target import VCPU_FEATURES, Target
+from .target import VCPU_FEATURES, Pinning, Target
 from .value import Value
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
@@ -31,7 +32,8 @@ class Intent(Value):
 
     Attributes:
         added: names of the elements that were not there.
-        kept: the elements that were, as they were written: <cpu> always, <type>, <gic>, and containers that were empty.
+        kept: the elements that were, as they were written: <cpu> always; <type>, <gic>, <vcpu> and <cputune> where they were
+            changed; <features> and <metadata> that were empty.
     """
 
     __slots__ = ("added", "kept")
@@ -90,19 +92,26 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
     """The children of <kvmarm:target> that come from the host, as lines."""
     sve = [f"<kvmarm:sve lengths='{' '.join(map(str, target.sve_lengths))}'/>"] if target.sve_lengths else []
     unsaid = f" unsaid='{' '.join(target.unsaid)}'" if target.unsaid else ""
+    pinning = [_format_pinning(target.pinning)] if target.pinning else []
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
     lines = [
         f"<kvmarm:vcpu architecture='{target.architecture}' target='{target.number}' features='{' '.join(target.features)}'/>",
-        f"<kvmarm:qemu model={_attribute(target.model)} machine={_attribute(target.machine)}{unsaid}/>",
+        f"<kvmarm:qemu model={quoted(target.model)} machine={quoted(target.machine)}{unsaid}/>",
         f"<kvmarm:guest gic='{target.gic}' psci='{target.psci}' ipa='{target.ipa_bits}'/>",
+        *pinning,
         *sve,
         *seen,
         *_wrapped("registers", format_values(target.registers)),
         *_wrapped("reglist", target.reglist),
-        f"<kvmarm:origin host={_attribute(origin.host)} profile='{origin.profile}' by={_attribute(origin.by)}/>",
+        f"<kvmarm:origin host={quoted(origin.host)} profile='{origin.profile}' by={quoted(origin.by)}/>",
     ]
     # The document may be in any encoding that holds ASCII as it is.
     return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
+
+
+def _format_pinning(pinning: Pinning) -> str:
+    revidr = "" if pinning.revidr is None else f" revidr='{pinning.revidr:#x}'"
+    return f"<kvmarm:pinning midr='{pinning.midr:#x}'{revidr} cpus='{pinning.cpus}'/>"
 
 
 def find(domain: Element) -> Element | None:
@@ -149,6 +158,11 @@ def intent_of(element: Element) -> Element:
     return intent
 
 
+def pinning_of(element: Element) -> Element | None:
+    """The <kvmarm:pinning> of a record."""
+    return element.find(f"{NAMESPACE} pinning")
+
+
 def names_added(intent: Element) -> tuple[str, ...]:
     """The names of the elements that were not there before; see `Intent.added`."""
     return tuple(intent.attributes.get("added", "").split())
@@ -179,7 +193,24 @@ def _read_target(element: Element) -> Target:
         seen=parse_values(seen.body.decode()) if seen else {},
         registers=registers,
         reglist=reglist,
+        pinning=_read_pinning(pinning_of(element)),
     )
+
+
+def _read_pinning(element: Element | None) -> Pinning | None:
+    if element is None:
+        return None
+    midr, revidr, cpus = (element.attributes.get(name, "") for name in ("midr", "revidr", "cpus"))
+    if not cpulist.parse(cpus):
+        raise ValueError("pinned to no CPU")
+    return Pinning(_register(midr), _register(revidr) if revidr else None, cpus)
+
+
+def _register(text: str) -> int:
+    """A register's value, in hexadecimal."""
+    if len(text) > len("0x") + 16:
+        raise ValueError(f"not a register's value: {text[:60]!r}")
+    return int(text, 16)
 
 
 def _number(text: str) -> int:
@@ -225,10 +256,3 @@ def _wrapped(name: str, text: str) -> list[str]:
             lines[-1] += word if lines[-1].endswith(">") else f" {word}"
     lines[-1] += f"</kvmarm:{name}>"
     return lines
-
-
-def _attribute(value: str) -> str:
-    """A quoted and escaped attribute value."""
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
-        value = value.replace(character, entity)
-    return f"'{value}'"

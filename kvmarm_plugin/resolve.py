@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import __version__, record, rewrite
+from . import __version__, cpulist, record, rewrite
 from .domain import Element, asks_for_host_model, parse
 from .emit import Features, Form, choose_form, knobs_of
 from .errors import KvmarmError
+from .pins import cpus_of, find_cluster, pins_of
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
-from .target import Target, sve_bitmap
+from .target import Pinning, Target, sve_bitmap
+from .threads import new_pins, pinned_cpus, vcpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Callable
 
 # The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
@@ -49,7 +52,7 @@ class Wish(NamedTuple):
         pmu: True, False, or None where the domain says nothing.
         features: (name, required or None if optional or False if off) of each <feature>, in document order.
         memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
-        cpus: the host CPUs that its vCPUs may run on, as written; empty for all.
+        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none, or on a host of one cluster.
     """
 
     architecture: str
@@ -58,7 +61,7 @@ class Wish(NamedTuple):
     pmu: bool | None = None
     features: tuple[tuple[str, bool | None], ...] = ()
     memory: int = 0
-    cpus: str = ""
+    cpus: tuple[int, ...] = ()
 
 
 class Resolver:
@@ -69,6 +72,8 @@ class Resolver:
         policy: what to prefer.
         origin: what records say of where they were made; by default that it was on the profile's host.
         confirm: called with each new target and the wish behind it, to raise a KvmarmError if it cannot be kept here.
+        clusters: of the host that the domains will run on, with its CPU numbers; by default the profile's.
+        advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
         ResolveError: the profile shows no KVM or no QEMU.
@@ -80,12 +85,16 @@ class Resolver:
         policy: Policy,
         origin: Origin | None = None,
         confirm: Callable[[Target, Wish], None] = lambda *_: None,
+        clusters: tuple[Pinning, ...] | None = None,
+        advise: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.profile = profile
         self.policy = policy
         self._origin = origin
         self._confirm = confirm
-        self._answers: dict[Wish, tuple[rewrite.Emission, list[bytes]]] = {}
+        self._clusters = clusters_of(profile) if clusters is None else clusters
+        self._advise = advise
+        self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
         """A domain's XML with its host-model made concrete; the XML as it is if the domain does not ask.
@@ -102,12 +111,17 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
+        several = len(self._clusters) > 1
+        if several:
+            wish = wish._replace(cpus=pinned_cpus(domain))
         if wish not in self._answers:
             target, form = self._decide(wish)
             self._confirm(target, wish)
             self._origin = self._origin or origin_of(self.profile)
-            self._answers[wish] = (_emission(target, form), record.format_facts(target, self._origin))
-        return rewrite.concretise(source, domain, *self._answers[wish])
+            self._answers[wish] = (target, _emission(target, form), record.format_facts(target, self._origin))
+        target, emission, facts = self._answers[wish]
+        pins = self._pins(domain, target.pinning) if several else ("", ())
+        return rewrite.concretise(source, domain, emission, facts, *pins)
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""
@@ -128,9 +142,55 @@ class Resolver:
                 f"host {profile.name} has no usable {why}",
                 "" if "(hint: " in why else "install QEMU there and probe again",
             )
-        cluster = _choose_cluster(wish, profile, self.policy)
-        features = _choose_features(wish, cluster, profile, self.policy)
-        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named)
+        places = self._places(wish)
+        clusters = [self._measured(place) for place in places] or [_preferred(profile, self.policy)]
+        roams = self._kinds(places) if len(places) > 1 else ""
+        target, form = self._on(clusters[0], wish, profile.qemu, roams)
+        for other in clusters[1:]:
+            _check_roaming(target, self._on(other, wish, profile.qemu, roams)[0], clusters[0], other, profile, roams)
+        if len(self._clusters) > 1 and not roams:
+            target = target.replace(pinning=self._pinning(clusters[0]))
+        return target, form
+
+    def _places(self, wish: Wish) -> list[Pinning]:
+        """The clusters that the domain's own pins name, or all if the policy says so; none if the policy is to choose one."""
+        pinned = [place for place in self._clusters if not set(wish.cpus).isdisjoint(cpulist.parse(place.cpus))]
+        return pinned or ([*self._clusters] if self.policy.cluster == "all" else [])
+
+    def _measured(self, place: Pinning) -> Cluster:
+        """What was measured of a cluster. A pool's baseline has only those that all its members have."""
+        cluster = find_cluster(place, self.profile.clusters)
+        if cluster is None:
+            have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
+            raise ResolveError(
+                f"the guest may run on CPUs {place.cpus}, of MIDR {place.midr:#x}, which {self.profile.name} does not have",
+                f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
+            )
+        return cluster
+
+    def _pinning(self, cluster: Cluster) -> Pinning:
+        """A cluster's CPUs on the host at hand."""
+        place = find_cluster(cluster, self._clusters)
+        if place is None:
+            name = cluster.part or hex(cluster.midr)
+            raise ResolveError(f"this host has no {name} to pin the guest to", f"{self.profile.name} gives guests that CPU")
+        return place
+
+    def _kinds(self, places: Sequence[Pinning]) -> str:
+        """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
+        parts = [(place, find_cluster(place, self.profile.clusters)) for place in places]
+        return ", ".join(f"{place.cpus} {(cluster and cluster.part) or hex(place.midr)}" for place, cluster in parts)
+
+    def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: str) -> tuple[Target, Form]:
+        """What a guest gets on a cluster.
+
+        Args:
+            roams: the kinds of CPU that it may run on, if there are several. Then it has no named model, which is of one kind,
+                and no PMU.
+        """
+        profile = self.profile
+        features = _choose_features(wish, cluster, profile, self.policy, roams)
+        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named and not roams)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
@@ -147,7 +207,7 @@ class Resolver:
             features=features.vcpu,
             model=form.model,
             unsaid=_unsaid(form, wish, profile),
-            machine=_choose_machine(wish, profile.qemu, profile.name),
+            machine=_choose_machine(wish, qemu, profile.name),
             gic=_choose_gic(wish, profile),
             ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
             sve_lengths=features.sve_lengths,
@@ -156,6 +216,29 @@ class Resolver:
             reglist=vcpu.reglist,
         )
         return target, form
+
+    def _pins(self, domain: Element, pinning: Pinning | None) -> tuple[str, tuple[bytes, ...]]:
+        """The pins that a domain is to get on a host of several clusters, as `new_pins` has them."""
+        name = domain.find("name")
+        title = " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
+        where = self._kinds(self._clusters)
+        if pinning is None:
+            self._advise(f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when it moves")
+            return "", ()
+        cpus = cpulist.parse(pinning.cpus)
+        for pin in pins_of(domain):
+            if set(cpus_of(pin)).isdisjoint(cpus):
+                written = f"<{pin.name} cpuset='{pin.attributes['cpuset']}'>"
+                raise ResolveError(f"{written} names no CPU of this host", f"it has {where}")
+        if vcpus(domain) > len(cpus):
+            there = f"{len(cpus)} CPU{'s' if len(cpus) > 1 else ''} ({pinning.cpus})"
+            self._advise(f"{title} has {vcpus(domain)} vCPUs, and the cluster that it is pinned to {there}: they share them")
+        return new_pins(domain, pinning.cpus)
+
+
+def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
+    """The clusters of a host, for pinning guests to them."""
+    return tuple(Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus))) for cluster in profile.clusters)
 
 
 def origin_of(profile: HostProfile) -> Origin:
@@ -167,7 +250,7 @@ def origin_of(profile: HostProfile) -> Origin:
 
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
-    """What a domain that asks for host-model wants.
+    """What a domain that asks for host-model wants, wherever it may run.
 
     Raises:
         ResolveError: an element twice that there is one of, or a memory size that is none.
@@ -178,7 +261,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     assert cpu is not None  # asks_for_host_model has seen both
     assert os_type is not None
-    gic, pmu, vcpu = domain.find("features/gic"), domain.find("features/pmu"), domain.find("vcpu")
+    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
@@ -186,7 +269,6 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=_memory(domain),
-        cpus=vcpu.attributes.get("cpuset", "") if vcpu else "",
     )
 
 
@@ -219,22 +301,10 @@ def _size(element: Element | None) -> int:
 # -- what the host gives -------------------------------------------------------------------------------------------------------
 
 
-def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> Cluster:
-    """The cluster that the domain is pinned to, else the one that the policy names.
-
-    The biggest is the one of the highest capacity, then of the highest part number.
-    """
-    pinned = [cluster for cluster in profile.clusters if wish.cpus and _cpus(cluster.cpus) & _cpus(wish.cpus)]
-    if len(pinned) > 1:
-        kinds = " and ".join(f"{cluster.cpus} ({cluster.part or hex(cluster.midr)})" for cluster in pinned)
-        raise ResolveError(
-            f"<vcpu cpuset='{wish.cpus}'> mixes CPUs of different kinds on host {profile.name}: {kinds}",
-            "pin the guest to one kind",
-        )
-    if pinned:
-        return pinned[0]
+def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
+    """The cluster that the policy names. The biggest is the one of the highest capacity, then of the highest part number."""
     by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
-    if policy.cluster == "biggest":
+    if policy.cluster in ("biggest", "all"):  # all of one
         return by_size[-1]
     if policy.cluster == "smallest":
         return by_size[0]
@@ -245,24 +315,40 @@ def _choose_cluster(wish: Wish, profile: HostProfile, policy: Policy) -> Cluster
     raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
 
 
-def _cpus(text: str) -> set[int]:
-    """CPU numbers from a list such as "0-3,6" or, in libvirt's way, "0-3,^2"."""
-    cpus: set[int] = set()
-    for item in text.replace(" ", "").split(","):
-        first, _, last = item.lstrip("^").partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 0xFFFF:
-            raise ResolveError(f"not a list of CPUs: {text[:60]!r}", "it is written like 0-3,6")
-        numbers = range(int(first), int(last or first) + 1)
-        cpus = cpus.difference(numbers) if item.startswith("^") else cpus.union(numbers)
-    return cpus
+def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str) -> None:
+    """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
+
+    Args:
+        target, other: what it would get on either.
+        roams: the kinds of CPU that it may run on.
+    """
+    from .check import ProfileOffer  # rarely needed, and slow to import
+    from .verdict import HARMLESS, judge
+
+    findings = [
+        finding
+        for finding in (*judge(target, ProfileOffer(target, profile, there)), *judge(other, ProfileOffer(other, profile, here)))
+        if finding.severity != HARMLESS
+    ]
+    if target.number != other.number:
+        # kvm_vcpu_set_target up to Linux 6.5.
+        reason = f"KVM makes no vCPU of target {target.number} on the others"
+    elif findings:
+        reason = f"{findings[0].subject} is {findings[0].recorded} on one and {findings[0].local} on the other"
+    else:
+        return
+    raise ResolveError(
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot: {reason}",
+        "pin it to one kind, or say cluster: biggest in the policy",
+    )
 
 
-def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy) -> Features:
+def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> Features:
     """What the domain says, else what the policy says, else what the host has."""
     _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
     base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
-    pmu = ("pmu_v3",) if _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile) else ()
+    pmu = ("pmu_v3",) if _has_pmu(wish, cluster, profile, policy, roams) else ()
     if profile.kvm_architecture == "arm64" and wish.architecture == "armv7l":
         # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is not, and KVM makes such a vCPU.
         pauth32 = _PAUTH if cluster.has(_PAUTH[0]) else ()
@@ -312,6 +398,19 @@ def _switch(what: str, asked: bool | None, policy: bool | None, offered: bool, p
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(f"{by} wants {what}, which KVM on host {profile.name} does not offer", f"turn {what} off there")
     return offered if wanted is None else wanted
+
+
+def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> bool:
+    """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another (kvm_pmu_create_perf_event)."""
+    pmu = _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile)
+    if not (pmu and roams):
+        return pmu
+    if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
+        return False
+    raise ResolveError(
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and a PMU counts on one",
+        "turn it off (<pmu state='off'/>, or pmu: off in the policy), or pin the guest to one kind",
+    )
 
 
 def _sve_lengths(asked: dict[str, bool | None], cluster: Cluster, profile: HostProfile, policy: Policy) -> tuple[int, ...]:

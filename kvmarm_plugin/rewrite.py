@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Host-model out of a domain's XML, and back in.
 
-`concretise` writes a concrete CPU, GIC, PMU and machine type where the user had left them open, and the record beside
-them. `restore` is its inverse: what was added goes, what was replaced comes back as the user had written it. Both
-change nothing else, to the byte.
+`concretise` writes a concrete CPU, GIC, PMU and machine type, and on a host of several clusters pins, where the user had left
+them open, and the record beside them. `restore` is its inverse: what was added goes, what was replaced comes back as the user
+had written it. Both change nothing else, to the byte.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 
 from . import record
 from .domain import Edits, Element
+from .pins import pins_in, thread_of
 from .value import Value
 
 _STEP = b"  "
@@ -46,13 +47,17 @@ class Emission(Value):
         self._freeze(locals())
 
 
-def concretise(source: bytes, domain: Element, emission: Emission, facts: list[bytes]) -> bytes:
+def concretise(
+    source: bytes, domain: Element, emission: Emission, facts: list[bytes], cpuset: str = "", pins: tuple[bytes, ...] = ()
+) -> bytes:
     """The domain's XML with the emission in place and the record in its metadata.
 
     Args:
         source: the domain's XML, without a record.
         domain: `source` parsed; it has a <cpu>, an <os><type> and no concrete answer where the emission gives one.
         facts: from record.format_facts.
+        cpuset: host CPUs for <vcpu>; empty leaves it as it is, and pins nothing.
+        pins: elements for <cputune>.
     """
     edits = Edits(source)
     added: list[str] = []
@@ -62,6 +67,8 @@ def concretise(source: bytes, domain: Element, emission: Emission, facts: list[b
     assert os_type is not None
     _concrete_cpu(edits, kept, cpu, emission)
     _concrete_machine(edits, kept, os_type, emission.machine)
+    if cpuset:
+        _pin(edits, added, kept, domain, cpu, cpuset, pins)
     _concrete_features(edits, added, kept, domain.find("features"), cpu, emission)
     _add_record(edits, added, kept, domain, facts)
     return edits.apply()
@@ -89,6 +96,9 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     if cpu and "cpu" in originals:
         _restore_cpu(edits, domain, originals["cpu"])
     _put_back(edits, domain.find("os/type"), originals.get("type"))
+    pinning = record.pinning_of(element)
+    if pinning is not None:
+        _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
     _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
     _restore_container(edits, domain.find("metadata"), (element.name,), (*added, element.name), originals)
     return edits.apply()
@@ -166,6 +176,63 @@ def _concrete_features(
     elif features is not None and missing:
         _keep_if_empty(kept, features)
         _append(edits, features, missing)
+
+
+def _pin(
+    edits: Edits, added: list[str], kept: list[bytes], domain: Element, cpu: Element, cpuset: str, pins: tuple[bytes, ...]
+) -> None:
+    vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
+    if vcpu is not None:
+        kept.append(vcpu.text)
+        edits.replace(vcpu.start, vcpu.body_start, vcpu.tag_with(placement="static", cpuset=cpuset))
+    else:
+        added.append("vcpu")
+        text = f"<vcpu placement='static' cpuset='{cpuset}'>1</vcpu>".encode()  # libvirt's own number where none is written
+        edits.replace(cpu.start, cpu.start, text + cpu.indent)
+    if cputune is not None:
+        kept.append(cputune.text)
+        _append(edits, cputune, list(pins))
+        return
+    added.append("cputune")
+    inner = cpu.indent and cpu.indent + _STEP
+    text = b"<cputune>" + b"".join(inner + pin for pin in pins) + cpu.indent + b"</cputune>"
+    edits.replace(cpu.start, cpu.start, text + cpu.indent)
+
+
+def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], originals: dict[str, Element]) -> None:
+    """Take out the pins that `_pin` has added: those to the recorded CPUs, of threads that the user had not pinned himself. What
+    says something else is the user's, of later."""
+    vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
+    if vcpu is not None and vcpu.attributes.get("cpuset") == cpus:
+        if "vcpu" in added and vcpu.body.strip() == b"1":
+            edits.remove(vcpu)
+        elif "vcpu" in added or "vcpu" in originals:
+            _restore_vcpu(edits, vcpu, originals.get("vcpu"))
+    original = originals.get("cputune")
+    if cputune is None or (original is None and "cputune" not in added):
+        return
+    theirs = [thread_of(child) for child in original.children] if original else []
+    ours = [pin for pin in pins_in(cputune) if pin.attributes["cpuset"] == cpus and thread_of(pin) not in theirs]
+    if len(ours) < len(cputune.children) or (original and original.children):
+        for pin in ours:
+            edits.remove(pin)
+    elif original is None:
+        edits.remove(cputune)
+    else:
+        _put_back(edits, cputune, original)
+
+
+def _restore_vcpu(edits: Edits, vcpu: Element, original: Element | None) -> None:
+    """The number of vCPUs stays if the user has changed it since."""
+    if original and _counts(original) == _counts(vcpu):
+        _put_back(edits, vcpu, original)
+    else:
+        placement = original.attributes.get("placement") if original else None
+        edits.replace(vcpu.start, vcpu.body_start, vcpu.tag_with(cpuset=None, placement=placement))
+
+
+def _counts(vcpu: Element) -> tuple[bytes, str | None]:
+    return vcpu.body.strip(), vcpu.attributes.get("current")
 
 
 def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]) -> None:

@@ -7,7 +7,7 @@ from .kvm.uapi import TARGETS
 from .record import Record
 from .registers.table import describe, fields_of
 from .registers.text import unpack_ids
-from .target import Target
+from .target import Pinning, Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
         ("target", f"{target_name(target)}, features {' '.join(target.features) or 'none'}"),
         ("QEMU", f"-cpu {target.model} on {target.machine}, decides itself on {' '.join(target.unsaid) or 'nothing'}"),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
+        ("pinned", _pinning_text(target.pinning) if target.pinning else "no"),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, _seen_text(name, value)) for name, value in target.seen.items()),
         ("registers", f"{len(target.registers)} that identify the vCPU, {len(unpack_ids(target.reglist))} in all"),
@@ -55,9 +56,22 @@ def as_json(record: Record) -> dict[str, Any]:
             "psci": target.psci,
             "seen": _hex(target.seen),
             "registers": _hex(target.registers),
+            "pinning": _pinning_json(target.pinning) if target.pinning else None,
         },
         "intent": {"added": intent.added, "kept": [kept.decode(errors="replace") for kept in intent.kept]},
         "origin": {name: getattr(origin, name) for name in origin.__slots__},
+    }
+
+
+def _pinning_text(pinning: Pinning) -> str:
+    return f"to CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}"
+
+
+def _pinning_json(pinning: Pinning) -> dict[str, str | None]:
+    return {
+        "midr": hex(pinning.midr),
+        "revidr": None if pinning.revidr is None else hex(pinning.revidr),
+        "cpus": pinning.cpus,
     }
 
 

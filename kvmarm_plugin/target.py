@@ -12,6 +12,23 @@ from .value import Value
 VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
 
 
+class Pinning(Value):
+    """The cluster that a guest is pinned to, on a host of several.
+
+    Attributes:
+        midr, revidr: of its CPUs, as in profile.Cluster: what makes it the same cluster on another host.
+        cpus: their numbers on the host that the domain's pins are written for, such as "4-5"; they differ from host to host.
+    """
+
+    __slots__ = ("cpus", "midr", "revidr")
+    midr: int
+    revidr: int | None
+    cpus: str
+
+    def __init__(self, midr: int, revidr: int | None, cpus: str) -> None:
+        self._freeze(locals())
+
+
 class Target(Value):
     """A vCPU that can be made again, and what a guest sees of it.
 
@@ -30,6 +47,7 @@ class Target(Value):
             Empty where no guest was run (a profile of a 32-bit host).
         registers: name → value of every register that identifies the vCPU (registers.table.is_identity).
         reglist: the packed list of all its registers (registers.text.pack_ids).
+        pinning: None where the host has CPUs of one kind, or the guest may run on any.
     """
 
     __slots__ = (
@@ -40,6 +58,7 @@ class Target(Value):
         "machine",
         "model",
         "number",
+        "pinning",
         "registers",
         "reglist",
         "seen",
@@ -58,6 +77,7 @@ class Target(Value):
     seen: dict[str, int]
     registers: dict[str, int]
     reglist: str
+    pinning: Pinning | None
 
     def __init__(
         self,
@@ -74,6 +94,7 @@ class Target(Value):
         seen: dict[str, int],
         registers: dict[str, int],
         reglist: str,
+        pinning: Pinning | None = None,
     ) -> None:
         self._freeze(locals())
 

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's CPU clusters: which CPUs share MIDR_EL1 and REVIDR_EL1, what they are called, how fast they are.
 
-Read from sysfs (regs/identification, since Linux 4.8; cpu_capacity) and, where that is missing, from /proc/cpuinfo.
+Read from sysfs (regs/identification, since Linux 4.8; cpu_capacity) and, where that is missing, from /proc/cpuinfo. The hook
+reads them, too, so this needs little.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import yaml
-
+from .. import cpulist
 from ..value import Value
 
-_PARTS = Path(__file__).with_name("parts.yaml")
+_PARTS = os.path.join(os.path.dirname(__file__), "parts.yaml")
 _CPUINFO_FIELDS = ("CPU implementer", "CPU variant", "CPU part", "CPU revision")
 
 
@@ -36,7 +35,7 @@ class CpuCluster(Value):
         self._freeze(locals())
 
 
-def find_clusters(root: Path = Path("/")) -> list[CpuCluster]:
+def find_clusters(root: str | os.PathLike[str] = "/") -> list[CpuCluster]:
     """The clusters of the online CPUs, in the order of their first CPU.
 
     Args:
@@ -44,14 +43,16 @@ def find_clusters(root: Path = Path("/")) -> list[CpuCluster]:
 
     CPUs whose MIDR neither sysfs nor /proc/cpuinfo tells are left out.
     """
-    system = root / "sys/devices/system/cpu"
-    from_cpuinfo = _midrs_from_cpuinfo(_text(root / "proc/cpuinfo") or "")
+    system = os.path.join(root, "sys/devices/system/cpu")
+    from_cpuinfo: dict[int, int] | None = None
     members: dict[tuple[int, int | None], list[int]] = {}
-    for cpu in parse_cpu_list(_text(system / "online") or ""):
-        registers = system / f"cpu{cpu}/regs/identification"
-        midr = _number(registers / "midr_el1", 16)
-        revidr = _number(registers / "revidr_el1", 16)
+    for cpu in cpulist.parse(_text(f"{system}/online") or ""):
+        registers = f"{system}/cpu{cpu}/regs/identification"
+        midr = _number(f"{registers}/midr_el1", 16)
+        revidr = _number(f"{registers}/revidr_el1", 16)
         if midr is None:
+            if from_cpuinfo is None:
+                from_cpuinfo = _midrs_from_cpuinfo(_text(os.path.join(root, "proc/cpuinfo")) or "")
             midr = from_cpuinfo.get(cpu)
         if midr is not None:
             members.setdefault((midr, revidr), []).append(cpu)
@@ -60,35 +61,17 @@ def find_clusters(root: Path = Path("/")) -> list[CpuCluster]:
 
 def name_part(midr: int) -> tuple[str, str]:
     """Implementer and part of a MIDR, such as ("ARM", "Neoverse-N1"); empty strings for those parts.yaml does not know."""
+    import yaml  # not in the standard library, and not needed for the rest
+
     # The C loader where libyaml is there: the same result, eight times as fast.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    known = yaml.load(_PARTS.read_text(encoding="utf-8"), Loader=loader).get(midr >> 24 & 0xFF)
+    with open(_PARTS, encoding="utf-8") as file:
+        known = yaml.load(file, Loader=loader).get(midr >> 24 & 0xFF)
     return (known["name"], known["parts"].get(midr >> 4 & 0xFFF, "")) if known else ("", "")
 
 
-def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """CPU numbers from the kernel's list format, such as "0-3,6"."""
-    cpus: list[int] = []
-    for item in text.strip().split(","):
-        first, _, last = item.partition("-")
-        if first:
-            cpus += range(int(first), int(last or first) + 1)
-    return tuple(cpus)
-
-
-def format_cpu_list(cpus: tuple[int, ...]) -> str:
-    """The inverse of `parse_cpu_list`, for ascending numbers."""
-    runs: list[list[int]] = []
-    for cpu in cpus:
-        if runs and runs[-1][-1] == cpu - 1:
-            runs[-1].append(cpu)
-        else:
-            runs.append([cpu])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _capacity(system: Path, cpus: list[int]) -> int | None:
-    capacities = [_number(system / f"cpu{cpu}/cpu_capacity", 10) for cpu in cpus]
+def _capacity(system: str, cpus: list[int]) -> int | None:
+    capacities = [_number(f"{system}/cpu{cpu}/cpu_capacity", 10) for cpu in cpus]
     return max((capacity for capacity in capacities if capacity is not None), default=None)
 
 
@@ -115,14 +98,15 @@ def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
     return midrs
 
 
-def _text(path: Path) -> str | None:
+def _text(path: str) -> str | None:
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except OSError:
         return None
 
 
-def _number(path: Path, base: int) -> int | None:
+def _number(path: str, base: int) -> int | None:
     text = _text(path)
     try:
         return None if text is None else int(text, base)

@@ -16,7 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, cpulist
 from ..errors import KvmarmError
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
@@ -26,7 +26,7 @@ from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from ..target import sve_lengths
 from . import qemu as qemu_edge
-from .cpus import CpuCluster, allowed_cpus, find_clusters, format_cpu_list, name_part
+from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class _Probe:
         try:
             for cluster in found:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
-                title = f"cluster {format_cpu_list(cluster.cpus)}"
+                title = f"cluster {cpulist.write(cluster.cpus)}"
                 if not cpus:
                     self.problems.append(f"{title}: this process may not run there (cpuset or affinity)")
                     continue
@@ -144,7 +144,7 @@ class _Probe:
         self, found: CpuCluster, cpus: list[int], system: System, capabilities: dict[str, int], qemu: Qemu | None
     ) -> Cluster | None:
         os.sched_setaffinity(0, cpus)
-        title = f"cluster {format_cpu_list(found.cpus)}"
+        title = f"cluster {cpulist.write(found.cpus)}"
         architecture = _ARCHITECTURES[self.host.architecture]
         target = preferred_target(system, architecture)
         models = _models_taken(system, architecture, target, capabilities, qemu)
@@ -160,7 +160,7 @@ class _Probe:
         implementer, part = name_part(found.midr)
         with_sve = next((vcpu for vcpu in vcpus if "sve" in vcpu.features), None)
         return Cluster(
-            cpus=format_cpu_list(found.cpus),
+            cpus=cpulist.write(found.cpus),
             midr=found.midr,
             revidr=found.revidr,
             implementer=implementer,

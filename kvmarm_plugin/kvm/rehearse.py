@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 
 class KernelOffer(Offer):
-    """What this host's kernel gives to a guest of one target, on the CPU that this thread runs on."""
+    """What this host's kernel gives to a guest of one target.
 
-    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = ()) -> None:
+    Args:
+        cpus: those to ask, where they are not all alike: the thread stays on them until this is closed. Empty where they are.
+    """
+
+    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> None:
         name = posix.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         super().__init__(name.nodename, architecture)
@@ -37,6 +41,7 @@ class KernelOffer(Offer):
         self._system = system
         self._scratch: ScratchVcpu | None = None
         self._kernel: Kernel | None = None
+        self._allowed = _keep_to(cpus) if cpus else None
         try:
             if architecture == target.architecture:
                 self._make(target)
@@ -105,6 +110,8 @@ class KernelOffer(Offer):
     def close(self) -> None:
         if self._scratch is not None:
             self._scratch.close()
+        if self._allowed is not None:
+            posix.sched_setaffinity(0, self._allowed)
 
 
 # The capability that offers a vCPU feature.
@@ -116,17 +123,32 @@ _OFFERED_BY = {
 }
 
 
-def rehearse(target: Target, system: System, machines: tuple[str, ...] = ()) -> list[Finding]:
+def rehearse(target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> list[Finding]:
     """The findings of a target against this host.
 
     Args:
         machines: machine types of the local QEMU; empty leaves that question to libvirt, which asks it first.
+        cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6); empty where all are alike.
 
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
-    with KernelOffer(target, system, machines) as offer:
+    with KernelOffer(target, system, machines, cpus) as offer:
         return judge(target, offer)
+
+
+def _keep_to(cpus: tuple[int, ...]) -> set[int]:
+    """Have this thread run on these CPUs only, and return those that it could run on before.
+
+    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: what
+    they say differs only on old kernels, and then refuses.
+    """
+    allowed = posix.sched_getaffinity(0)
+    try:  # noqa: SIM105  # contextlib is slow to import
+        posix.sched_setaffinity(0, cpus)
+    except OSError:
+        pass
+    return allowed
 
 
 def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:

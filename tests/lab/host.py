@@ -226,6 +226,11 @@ class Host:
             self._before(deadline, "was not reached by ssh")
             time.sleep(0.05)
 
+    def ssh_options(self) -> list[str]:
+        """With these any ssh, to any address, gets to this host; if the connection is gone it fails, instead of
+        connecting to who knows whom."""
+        return [*self._ssh_options(), "-o", "ProxyCommand=false"]
+
     def _ssh_port(self) -> int:
         """The port that QEMU was given for ssh: the kernel chose it, QEMU's monitor tells it."""
         found = re.search(r"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)", self._monitor("info usernet"))
@@ -245,11 +250,10 @@ class Host:
         return answer.decode(errors="replace")
 
     def _ssh_options(self) -> list[str]:
-        return ["-F", str(SSH_CONFIG), "-S", str(self._path("ssh"))]
+        return ["-F", str(SSH_CONFIG), "-o", f"ControlPath={self._path('ssh')}"]
 
     def _ssh_command(self, *options: str) -> list[str]:
-        # If the master is gone, fail, instead of connecting to who knows whom.
-        return [machine.tool("ssh"), *self._ssh_options(), "-o", "ProxyCommand=false", *options, ADDRESS]
+        return [machine.tool("ssh"), *self.ssh_options(), *options, ADDRESS]
 
     # Use
 

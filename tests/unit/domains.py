@@ -150,7 +150,7 @@ def trees(draw: st.DrawFn) -> Node:
     parts: list[Node] = [
         node("name", draw(st.sampled_from(["guest", "g&gt;1", "gäst"]))),
         node("memory", "524288"),
-        node("vcpu", "2", placement="static"),
+        *draw(_threads()),
         node("os", node("type", "hvm", **draw(_os_type())), node("kernel", "/boot/vmlinuz")),
         draw(cpus()),
         node("devices", node("console", type="pty")),
@@ -169,6 +169,28 @@ def trees(draw: st.DrawFn) -> Node:
         gic, pmu = draw(st.sampled_from([None, *_GICS])), draw(st.sampled_from([None, *_PMUS]))
         parts.append(Node("features", {}, draw(_commented(_some(node("acpi"), gic, pmu)))))
     return Node("domain", {"type": "kvm"}, tuple(draw(st.permutations(parts))))
+
+
+@st.composite
+def _threads(draw: st.DrawFn) -> list[Node]:
+    """<vcpu>, <cputune> and I/O threads. What is pinned is pinned to the big cluster of a host whose big CPUs are 4 to 7."""
+    cpus = st.sampled_from(["4-7", "4-5", "7", "4,6", "4-7,^5"])
+    placement = draw(st.sampled_from([{}, {"placement": "static"}, {"placement": "auto"}]))
+    current = draw(st.sampled_from([{}, {"current": "1"}]))
+    cpuset = {"cpuset": draw(cpus)} if draw(st.booleans()) else {}
+    pins: tuple[Node, ...] = (
+        Node("vcpupin", {"vcpu": "0", "cpuset": draw(cpus)}, ()),
+        Node("vcpupin", {"vcpu": "1", "cpuset": draw(cpus)}, ()),
+        Node("emulatorpin", {"cpuset": draw(cpus)}, ()),
+        Node("iothreadpin", {"iothread": "1", "cpuset": draw(cpus)}, ()),
+    )
+    iothreads = draw(st.booleans())
+    pins = pins if iothreads else pins[:-1]  # libvirt refuses a pin for what is not there
+    return [
+        *([Node("vcpu", {**placement, **current, **cpuset}, ("2",))] if draw(st.booleans()) else []),
+        *([node("iothreads", "2")] if iothreads else []),
+        *([Node("cputune", {}, draw(_commented(_some(node("shares", "1024"), *pins))))] if draw(st.booleans()) else []),
+    ]
 
 
 def _os_type() -> st.SearchStrategy[dict[str, str]]:

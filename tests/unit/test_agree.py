@@ -67,21 +67,3 @@ def test_what_the_xml_could_not_say_is_held_against_the_host() -> None:
     assert target.unsaid == ("ptrauth_address", "ptrauth_generic")
     assert check(target, without) == []
     assert [finding.subject for finding in check(target, plain) if finding.severity == REFUSES] == ["vCPU features"]
-
-
-@pytest.mark.parametrize(
-    ("cpus", "part"), [("0-3", "Cortex-A53"), ("4,5", "Cortex-A72"), ("0-5,^4-5", "Cortex-A53"), ("5", "Cortex-A72")]
-)
-def test_a_pinned_guest_gets_the_cpu_it_is_pinned_to(cpus: str, part: str) -> None:
-    rk3399 = host("hand-made-rk3399")
-    target = Resolver(rk3399, Policy(prefer_named=False)).target(resolve.Wish("aarch64", cpus=cpus))
-    (cluster,) = (cluster for cluster in rk3399.clusters if cluster.part == part)
-    assert target.registers == cluster.vcpus[0].registers
-
-
-@pytest.mark.parametrize(
-    ("cpus", "why"), [("3-4", "mixes CPUs of different kinds"), ("a", "not a list of CPUs"), ("1-99999", "not a list")]
-)
-def test_pins_that_cannot_be(cpus: str, why: str) -> None:
-    with pytest.raises(ResolveError, match=why):
-        Resolver(host("hand-made-rk3399"), Policy()).target(resolve.Wish("aarch64", cpus=cpus))

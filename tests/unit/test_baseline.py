@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import posix
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.pool import Pool
 from kvmarm_plugin.profile import Cluster, HostProfile
 from kvmarm_plugin.registers.table import Override, fields_of, overrides
+from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding
 from tests.corpus import HOSTS, host, one_line, template, vary
@@ -273,6 +275,25 @@ def test_a_pool_of_big_little_boards_has_both_clusters() -> None:
     result = baseline([base, swapped])
     assert result.pool is not None
     assert len(result.pool.baseline.clusters) == 2
+    for member, cpus in ((base, "4-7"), (swapped, "0-3")):
+        xml = _resolved(result.pool, member, template("big-little"))
+        assert f"<vcpu placement='static' cpuset='{cpus}'>2</vcpu>".encode() in xml
+
+
+def test_a_board_in_a_pool_of_hosts_of_one_cluster_pins() -> None:
+    """The pool's CPU is one of the board's, and there the guest has to stay."""
+    board = host("hand-made-rk3588")
+    plain = board.replace(name="plain", clusters=(board.clusters[1].replace(cpus="0-7"),))
+    formed = Pool("pool", {}, plain.replace(name="pool"))
+    assert b"cpuset='4-7'" in _resolved(formed, board, template("big-little"))
+    assert b"cpuset='" not in _resolved(formed, plain, template("direct-kernel"))
+    # The user's own pins, or a policy, that lead elsewhere.
+    little = template("big-little").replace(b"<vcpu>", b"<vcpu cpuset='0-3'>")
+    with pytest.raises(KvmarmError, match="may run on CPUs 0-3, of MIDR 0x412fd050, which pool does not have"):
+        _resolved(formed, board, little)
+    only_little = board.replace(clusters=(board.clusters[0], board.clusters[0].replace(cpus="4-7", midr=0x410FD040)))
+    with pytest.raises(KvmarmError, match="this host has no Cortex-A76 to pin the guest to"):
+        _resolved(formed, only_little, template("big-little"))
 
 
 # -- plans ---------------------------------------------------------------------------------------------------------------------
@@ -368,12 +389,10 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
 
 
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
-    cpus = {cluster.midr: cluster.cpus for cluster in profile.clusters}
-
     def ask(target: Target) -> ProfileOffer:
         return ProfileOffer(target, profile, pool.counterpart(target, profile))
 
-    return pool.resolver(formed, Policy(), profile.name, cpus, ask).resolve(source)
+    return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(source)
 
 
 @pytest.mark.parametrize("name", ["direct-kernel", "uefi"])
@@ -389,14 +408,14 @@ def test_every_member_makes_the_same_xml(name: str) -> None:
 def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scratch vCPU confirms: of a kernel that plays the profile."""
     formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
-    monkeypatch.setattr("posix.uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
+    monkeypatch.setattr(posix, "uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
     with System(FakeKernel.from_profile(profile)) as system:
 
         def ask(target: Target) -> KernelOffer:
             return KernelOffer(target, system, profile.qemu.machines if profile.qemu else ())
 
         def by_kernel() -> bytes:
-            return pool.resolver(formed, Policy(), profile.name, {}, ask).resolve(template("uefi"))
+            return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(template("uefi"))
 
         if member in formed.members:
             assert by_kernel() == _resolved(formed, profile, template("uefi"))

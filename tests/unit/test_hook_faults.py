@@ -241,6 +241,10 @@ def _kernel(setting: str) -> Callable[[Place], object]:
     return lambda place: place.append("kvm/device.py", f"\n    {setting}\n")
 
 
+def _without_sysfs(place: Place) -> None:
+    place.replace("host/cpus.py", '= "/") ->', '= "/nowhere") ->')
+
+
 def _log(text: str) -> Callable[[Place], object]:
     return lambda place: place.append("__init__.py", f"\n{text}\n")
 
@@ -255,6 +259,7 @@ def _no_bytecode(place: Place) -> None:
         path.write_text("a file where a directory should be")
 
 
+_PINNING = b"<kvmarm:pinning midr='0x414fd0c1' revidr='0x0' cpus='0'/>"
 _WARN = b"on-prepare: warn\non-migrate: warn\non-restore: warn\n"
 _NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
 _SHORT = "(hint: the host is short of memory or file descriptors: try again)"
@@ -376,6 +381,12 @@ _FAULTS: dict[str, list[Fault]] = {
             "/dev/kvm hangs when it is opened",
             NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
             _kernel("slow = 'open'"),
+        ),
+        Fault(
+            "sysfs does not tell the CPUs, and the guest is pinned to a cluster",
+            _all(_without_sysfs, _in_records(lambda xml: xml.replace(b"<kvmarm:registers>", _PINNING + b"<kvmarm:registers>"))),
+            fits=NOT_THERE
+            + "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x…, here not told by sysfs; refuses: …",
         ),
     ],
     "The record": [
@@ -644,7 +655,9 @@ What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broke
 - Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook
   ends with status 0 before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is ever written to standard output. Checking is given up after {limit} s, {guest:g} s later while a scratch guest runs;
+Nothing is written to standard output, except in `migrate begin` and `restore begin` the XML of a guest that passes and is
+pinned to a cluster (big.LITTLE) whose CPUs have other numbers here.
+Checking is given up after {limit} s, {guest:g} s later while a scratch guest runs;
 the system's log, if it hangs, after {log:g} s more.
 A refusal is one line on standard error, which libvirt shows to whoever started the guest. What has "as it was promised" in it
 is in the system's log, too. If libvirt gives no XML at all, no guest is known to have a record.

@@ -38,6 +38,7 @@ from tests.corpus import host, one_line, template
         ("sve-max-length: 2048", Policy(sve_max_length=2048)),
         ("cluster: biggest", Policy()),
         ("cluster: smallest", Policy(cluster="smallest")),
+        ("cluster: all", Policy(cluster="all")),
         ("cluster: 0x410fd034", Policy(cluster=0x410FD034)),
         ("on-migrate: warn\non-prepare: refuse\non-restore: warn", Policy()),
         (

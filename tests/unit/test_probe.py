@@ -16,7 +16,7 @@ import pytest
 
 from kvmarm_plugin import profile as profiles
 from kvmarm_plugin.host import cpus, qemu
-from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, format_cpu_list, name_part, parse_cpu_list
+from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, name_part
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
@@ -186,15 +186,6 @@ def test_a_number_that_is_none_is_left_out(tmp_path: Path) -> None:
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
     assert find_clusters(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("0-1,4,6-7\n", (0, 1, 4, 6, 7)), ("", ()), ("\n", ())],
-)
-def test_cpu_lists(text: str, expected: tuple[int, ...]) -> None:
-    assert parse_cpu_list(text) == expected
-    assert format_cpu_list(expected) == text.strip()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin import record
+from kvmarm_plugin import cpulist, record
 from kvmarm_plugin.domain import Element, parse
 from kvmarm_plugin.kvm.uapi import VCPU_FEATURES
 from kvmarm_plugin.policy import Policy
@@ -18,7 +18,7 @@ from kvmarm_plugin.record import Intent, Origin, Record, RecordError
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import pack_ids
 from kvmarm_plugin.resolve import ResolveError, Resolver
-from kvmarm_plugin.target import Target
+from kvmarm_plugin.target import Pinning, Target
 from tests.corpus import HOSTS, RECORD_SCHEMA, TEMPLATES, host, one_line, resolver, template
 
 _SIZE_LIMIT = 6144  # bytes: a domain should stay readable
@@ -35,8 +35,18 @@ _words = st.text(st.characters(exclude_categories=("C", "Zl", "Zp"), exclude_cha
 _values = st.dictionaries(st.sampled_from(_NAMES), st.integers(0, 1 << 64), max_size=len(_NAMES))
 _ids = st.sets(st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), min_size=1, max_size=60)
 
+
+def _cpu_list(cpus: set[int]) -> str:
+    return cpulist.write(tuple(sorted(cpus)))
+
+
 _features = st.lists(st.sampled_from(_CHOSEN), unique=True).map(
     lambda some: tuple(sorted(some, key=lambda name: VCPU_FEATURES[name]))
+)
+
+_register = st.integers(0, (1 << 64) - 1)
+_pinnings = st.builds(
+    Pinning, midr=_register, revidr=st.none() | _register, cpus=st.sets(st.integers(0, 300), min_size=1).map(_cpu_list)
 )
 
 targets = st.builds(
@@ -53,6 +63,7 @@ targets = st.builds(
     seen=_values,
     registers=_values.filter(bool),
     reglist=_ids.map(pack_ids),
+    pinning=st.none() | _pinnings,
 )
 _kept = st.sampled_from(
     [
@@ -66,7 +77,7 @@ _kept = st.sampled_from(
 )
 intents = st.builds(
     Intent,
-    added=st.lists(st.sampled_from(["gic", "pmu", "features", "metadata"]), unique=True).map(tuple),
+    added=st.lists(st.sampled_from(["gic", "pmu", "features", "vcpu", "cputune", "metadata"]), unique=True).map(tuple),
     kept=st.lists(_kept, min_size=1, max_size=4).map(tuple),
 )
 origins = st.builds(Origin, host=_words, profile=st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True), by=_words)
@@ -150,6 +161,7 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
         "seen": {"CNTFRQ_EL0": 1},
         "registers": {"MIDR_EL1": 1},
         "reglist": "6030000000130000:c000",
+        "pinning": Pinning(0x410FD082, 0, "4-5"),
     }
     assert others.keys() == set(Target.__slots__)
     origin = Origin("host", "sha256:" + "0" * 64, "kvmarm")

@@ -15,7 +15,7 @@ from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.profile import HostProfile
 from kvmarm_plugin.registers.text import format_values, unpack_ids
 from kvmarm_plugin.resolve import ResolveError, Resolver, Wish, read_wish
-from kvmarm_plugin.target import Target
+from kvmarm_plugin.target import Pinning, Target
 from tests.corpus import HOSTS, host, one_line, template, vary
 
 from .domains import domains
@@ -172,7 +172,7 @@ _wishes = st.builds(
         st.tuples(st.sampled_from(["sve", "sve128", "sve256", "pauth"]), st.sampled_from([None, True, False])), max_size=3
     ).map(tuple),
     memory=st.just(0),
-    cpus=st.just(""),
+    cpus=st.just(()),
 )
 _busy = Resolver(host(_HOST_WITH_EVERYTHING), Policy())
 
@@ -324,8 +324,8 @@ def test_a_domain_without_an_architecture_has_the_hosts() -> None:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _shown() -> record.Record:
-    element = record.find(parse(Resolver(host(_HOST_WITH_EVERYTHING), Policy(sve_max_length=256)).resolve(template("uefi"))))
+def _shown(where: str = _HOST_WITH_EVERYTHING) -> record.Record:
+    element = record.find(parse(Resolver(host(where), Policy(sve_max_length=256)).resolve(template("uefi"))))
     assert element is not None
     return record.read(element)
 
@@ -344,15 +344,17 @@ _IN_TEXT = {
     "seen": "62.5 MHz, the guest's timer",
     "registers": "ID_AA64PFR0_EL1      0x",
     "reglist": " in all",
+    "pinning": "pinned      to CPUs 4-7, of MIDR 0x414fd0b0",
 }
 
 
 def test_every_field_of_a_target_is_shown() -> None:
     found = _shown()
     text, tree = show.as_text("uefi", found, True), json.loads(json.dumps(show.as_json(found)))
+    on_a_board = show.as_text("uefi", _shown("hand-made-rk3588"), False)
     assert _IN_TEXT.keys() == set(Target.__slots__)
     for name, words in _IN_TEXT.items():
-        assert words in text, name
+        assert words in (on_a_board if name == "pinning" else text), name
         assert name in tree["target"]
     assert f"{len(found.target.registers)} that identify the vCPU, {len(unpack_ids(found.target.reglist))} in all" in text
     for name in found.target.registers:
@@ -364,14 +366,17 @@ def test_every_field_of_a_target_is_shown() -> None:
         assert word in text
 
 
-def test_the_json_holds_the_whole_record() -> None:
-    found = _shown()
+@pytest.mark.parametrize("where", [_HOST_WITH_EVERYTHING, "hand-made-rk3588"])
+def test_the_json_holds_the_whole_record(where: str) -> None:
+    found = _shown(where)
     tree = json.loads(json.dumps(show.as_json(found)))
     target = {name: tree["target"][name] for name in Target.__slots__}
     for name in ("seen", "registers"):
         target[name] = {register: int(value, 16) for register, value in target[name].items()}
     for name in ("features", "sve_lengths", "unsaid"):
         target[name] = tuple(target[name])
+    if (pinning := target["pinning"]) is not None:
+        target["pinning"] = Pinning(int(pinning["midr"], 16), int(pinning["revidr"], 16), pinning["cpus"])
     assert Target(**target) == found.target
     assert tree["target"]["psci"] == found.target.psci
     assert tuple(tree["intent"]["added"]) == found.intent.added

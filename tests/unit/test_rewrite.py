@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
 from kvmarm_plugin import record, rewrite
 from kvmarm_plugin.domain import Element, asks_for_host_model, parse
+from kvmarm_plugin.pins import cpuset_of, pins_in, thread_of
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.resolve import ResolveError, Resolver
 from tests.corpus import HOSTS, TEMPLATES, host, resolver, template
@@ -26,11 +27,13 @@ from .domains import domains, written_cpus
 
 libvirt: Any = pytest.importorskip("libvirt")
 
-# One with a named model, one without, one with SVE and PAuth, one whose GIC is its only one.
-_HOSTS = ("trixie-cortex-a57", "trixie-neoverse-n1", "trixie-max", "bookworm-cortex-a72")
+# One with a named model, one without, one with SVE and PAuth, one whose GIC is its only one, one of two clusters.
+_HOSTS = ("trixie-cortex-a57", "trixie-neoverse-n1", "trixie-max", "bookworm-cortex-a72", "hand-made-rk3588")
 _POLICIES = (Policy(), Policy(prefer_named=False), Policy(pmu=False))
+_CLUSTER = "4-7"  # the big one of the last
 _OURS = {"model", "vendor", "feature"}
 
+_PINNING = Resolver(host("hand-made-rk3588"), Policy())
 _resolvers = st.sampled_from([Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES])
 _laws = settings(deadline=None, max_examples=150)
 
@@ -129,6 +132,49 @@ def test_any_way_to_leave_the_machine_open(os_type: bytes) -> None:
     assert restored(once) == source
 
 
+@_laws
+@given(domains())
+def test_every_thread_is_pinned_and_pins_of_the_users_stay(source: bytes) -> None:
+    before, after = parse(source), parse(_PINNING.resolve(source))
+    own, all_pins = ({thread_of(pin): pin.text for pin in pins_in(root.find("cputune") or root)} for root in (before, after))
+    assert own.items() <= all_pins.items()
+    vcpu, was = after.find("vcpu"), before.find("vcpu")
+    assert vcpu is not None
+    assert vcpu.body.strip() == (was.body.strip() if was else b"1")
+    if was and cpuset_of(was):
+        assert vcpu.text == was.text
+        assert own == all_pins
+    else:
+        assert (vcpu.attributes["placement"], vcpu.attributes["cpuset"]) == ("static", _CLUSTER)
+        vcpus, iothreads = int(vcpu.body), 2 if before.find("iothreads") else 0
+        threads = [
+            ("emulatorpin", None),
+            *(("vcpupin", str(number)) for number in range(vcpus)),
+            *(("iothreadpin", str(number)) for number in range(1, 1 + iothreads)),
+        ]
+        assert set(threads) <= all_pins.keys()
+        assert len(all_pins.keys() - own.keys()) == len([thread for thread in threads if thread not in own])
+
+
+@_laws
+@given(domains())
+def test_restoring_keeps_pins_and_vcpus_changed_since(source: bytes) -> None:
+    edited = _PINNING.resolve(source).replace(b"<emulatorpin cpuset='4-7'/>", b"<emulatorpin cpuset='5'/>")
+    place = parse(edited).find("vcpu")
+    assert place is not None
+    edited = edited[: place.body_start] + b"3" + edited[place.body_end :]
+    back = parse(restored(edited))
+    vcpu, was = back.find("vcpu"), parse(source).find("vcpu")
+    assert vcpu is not None
+    assert vcpu.body == b"3"
+    assert cpuset_of(vcpu) == (cpuset_of(was) if was else "")
+    assert vcpu.attributes.get("current") == (was.attributes.get("current") if was else None)
+    if b"<emulatorpin cpuset='5'/>" in edited:
+        emulator = back.find("cputune/emulatorpin")
+        assert emulator is not None
+        assert emulator.attributes["cpuset"] == "5"
+
+
 # -- domains that do not ask -------------------------------------------------------------------------------------------
 
 
@@ -175,7 +221,16 @@ def _bystanders(source: bytes) -> list[bytes]:
             parent = element.getparent()
             assert parent is not None
             parent.remove(element)
-    for path in ("features", "metadata"):
+    for path in ("cputune/vcpupin", "cputune/emulatorpin", "cputune/iothreadpin"):
+        for element in root.findall(path):
+            if element.get("cpuset") == _CLUSTER:
+                element.getparent().remove(element)  # type: ignore[union-attr]
+    for element in root.findall("vcpu"):
+        element.attrib.pop("placement", "")
+        element.attrib.pop("cpuset", "")
+        if element.text == "1":
+            root.remove(element)
+    for path in ("features", "metadata", "cputune"):
         for element in root.findall(path):
             if not len([child for child in element if isinstance(child.tag, str)]):
                 root.remove(element)
@@ -351,6 +406,7 @@ def test_a_pretty_printed_domain_can_be_restored(source: bytes, resolver: Resolv
 @_laws
 @given(source=domains(), resolver=_resolvers)
 def test_libvirt_gives_back_what_can_be_restored(test_driver: Any, source: bytes, resolver: Resolver) -> None:
+    assume(parse(source).find("vcpu"))  # every <topology> is for two, and libvirt minds
     once = resolver.resolve(source)
     _check_reformatted(source, resolver, once, _through(test_driver, once))
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A pinned guest on another host, or on the same after its CPUs were numbered anew.
+
+`resolve` writes pins for a cluster, and the record says which it is and what numbers its CPUs have there. On another host
+the same cluster may have others. In migrate and restore libvirt takes a changed `<vcpu cpuset>` and `<cputune>` from the hook
+(qemuMigrationDstPrepareAny, qemuSaveImageOpen), and there `settle` moves the pins; elsewhere it can only say that they are wrong.
+"""
+
+from __future__ import annotations
+
+from . import cpulist, record
+from .domain import Edits, Element, parse
+from .pins import cpus_of, cpuset_of, find_cluster, pins_of
+from .target import Pinning
+from .verdict import REFUSES, Finding
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .host.cpus import CpuCluster
+    from .pins import Identified
+
+
+def with_cluster(findings: list[Finding], pinning: Pinning, clusters: Sequence[Identified]) -> list[Finding]:
+    """The findings, and that this host has no such CPUs, unless they say so: the kernel refuses another MIDR_EL1."""
+    known = any(finding.subject.startswith("MIDR_EL1.") and finding.severity == REFUSES for finding in findings)
+    if known or find_cluster(pinning, clusters) is not None:
+        return findings
+    missing = Finding(
+        subject="cluster",
+        meaning="the kind of CPU that the guest is pinned to",
+        recorded=f"MIDR {pinning.midr:#x}",
+        local=", ".join(f"{cluster.midr:#x}" for cluster in clusters) or "not told by sysfs",
+        rule="its threads would run on CPUs of another kind, and the guest would see that",
+        severity=REFUSES,
+        remedy="keep it on hosts that have such CPUs, or start it anew here after: kvmarm define --refresh",
+    )
+    return [missing, *findings]
+
+
+def settle(
+    source: bytes, domain: Element, pinning: Pinning, clusters: Sequence[CpuCluster], movable: bool
+) -> tuple[bytes, tuple[int, ...], list[Finding]]:
+    """Hold the pins of a domain against the clusters of this host.
+
+    Args:
+        source, domain: the domain's XML, and the same parsed; it has a record.
+        movable: whether the XML may be changed. Otherwise wrong pins are findings.
+
+    Returns:
+        The XML, another only if pins had to be moved; the CPUs that the guest belongs on, none if it belongs on none here; and
+        what is wrong with its pins.
+    """
+    cluster = find_cluster(pinning, clusters)
+    if cluster is None:
+        return source, (), []
+    others = {cpu for other in clusters if other is not cluster for cpu in other.cpus}
+    if movable and _misplaced(domain, cluster.cpus, others):
+        source = _move(source, domain, cpulist.parse(pinning.cpus), cluster.cpus)
+        domain = parse(source)
+    wrong = _misplaced(domain, cluster.cpus, others)
+    vcpu = domain.find("vcpu")
+    if vcpu is None or not cpuset_of(vcpu):
+        return source, cluster.cpus, [_wrong_pins("<vcpu cpuset>", "none", cluster)]
+    return source, cluster.cpus, [_wrong_pins(f"<{pin.name}>", pin.attributes["cpuset"], cluster) for pin in wrong[:1]]
+
+
+def moved(cpus: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
+    """CPUs of a cluster where it has other numbers: all for all, and a part by its places, over and over where there are fewer."""
+    if cpus == old:
+        return new
+    return tuple(sorted({new[old.index(cpu) % len(new)] for cpu in cpus}))
+
+
+def _misplaced(domain: Element, cluster: tuple[int, ...], others: set[int]) -> list[Element]:
+    """The pins that do not keep to the cluster. CPUs of no cluster are offline, and do not matter."""
+    return [
+        pin for pin in pins_of(domain) for cpus in [cpus_of(pin)] if not others.isdisjoint(cpus) or set(cluster).isdisjoint(cpus)
+    ]
+
+
+def _move(source: bytes, domain: Element, old: tuple[int, ...], new: tuple[int, ...]) -> bytes:
+    """The XML with the pins moved that are of the recorded cluster, and the numbers in the record with them: from the
+    next host they are moved again."""
+    edits = Edits(source)
+    for pin in pins_of(domain):
+        cpus = cpus_of(pin)
+        if set(cpus) <= set(old):
+            edits.replace(pin.start, pin.body_start, pin.tag_with(cpuset=cpulist.write(moved(cpus, old, new))))
+    recorded = record.pinning_of(record.find(domain) or domain)
+    assert recorded is not None
+    edits.replace(recorded.start, recorded.body_start, recorded.tag_with(cpus=cpulist.write(new)))
+    return edits.apply()
+
+
+def _wrong_pins(what: str, cpus: str, cluster: CpuCluster) -> Finding:
+    return Finding(
+        subject="pinning",
+        meaning=f"the CPUs of {what}",
+        recorded=cpus,
+        local=f"{cpulist.write(cluster.cpus)}, of MIDR {cluster.midr:#x}",
+        rule="its threads would not keep to the CPUs that the guest was promised",
+        severity=REFUSES,
+        remedy="kvmarm define --refresh",
+    )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pins of a domain: where its threads may run, and the clusters of hosts that they lead to."""
+
+from __future__ import annotations
+
+from . import cpulist
+from .domain import DomainXMLError, Element
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol, TypeVar
+
+    class Identified(Protocol):
+        """A cluster of a host, in its profile, in sysfs or in a record."""
+
+        @property
+        def midr(self) -> int: ...
+        @property
+        def revidr(self) -> int | None: ...
+
+    AnyCluster = TypeVar("AnyCluster", bound=Identified)
+
+_PINS = ("vcpupin", "emulatorpin", "iothreadpin")
+
+
+def pins_of(domain: Element) -> list[Element]:
+    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>."""
+    vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
+    own = [vcpu] if vcpu is not None and cpuset_of(vcpu) else []
+    return own + pins_in(cputune) if cputune else own
+
+
+def pins_in(cputune: Element) -> list[Element]:
+    """The elements of <cputune> that pin threads."""
+    return [child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes]
+
+
+def thread_of(pin: Element) -> tuple[str, str | None]:
+    """Which threads a pin of <cputune> is for."""
+    return pin.name, pin.attributes.get("vcpu") or pin.attributes.get("iothread")
+
+
+def cpuset_of(vcpu: Element) -> str:
+    """The cpuset of <vcpu>, which every thread has that has no pin of its own. libvirt does not read it where it asks numad
+    (virDomainVcpuParse)."""
+    return "" if vcpu.attributes.get("placement") == "auto" else vcpu.attributes.get("cpuset", "")
+
+
+def cpus_of(pin: Element) -> tuple[int, ...]:
+    """The CPUs that a pin names. Raises DomainXMLError."""
+    try:
+        return cpulist.parse(pin.attributes["cpuset"])
+    except ValueError as error:
+        raise DomainXMLError(f"<{pin.name} cpuset>: {error}", "it is written like 0-3,6") from None
+
+
+def find_cluster(pinning: Identified, clusters: Sequence[AnyCluster]) -> AnyCluster | None:
+    """The cluster of a host that a guest belongs on. REVIDR_EL1 only tells apart those of one MIDR_EL1."""
+    same = [cluster for cluster in clusters if cluster.midr == pinning.midr]
+    exact = [cluster for cluster in same if cluster.revidr == pinning.revidr]
+    return exact[0] if exact else same[0] if len(same) == 1 else None

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The threads of a guest: how many there are, and the pins that those get that have none."""
+
+from __future__ import annotations
+
+from .domain import DomainXMLError, Element
+from .pins import cpus_of, cpuset_of, pins_in, pins_of, thread_of
+
+# A guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned.
+_MOST = 512
+
+
+def pinned_cpus(domain: Element) -> tuple[int, ...]:
+    """The host CPUs that the pins of a domain name, all together.
+
+    Raises:
+        DomainXMLError: an element twice that there is one of, or what is no list of CPUs.
+    """
+    for name in ("vcpu", "cputune", "iothreads", "iothreadids"):
+        if len(domain.find_all(name)) > 1:
+            raise DomainXMLError(f"the domain has more than one <{name}>", "write one")
+    return tuple(sorted({cpu for pin in pins_of(domain) for cpu in cpus_of(pin)}))
+
+
+def vcpus(domain: Element) -> int:
+    """The number of vCPUs that a domain can ever have. Raises DomainXMLError."""
+    return _count(domain.find("vcpu"), 1)
+
+
+def new_pins(domain: Element, cpus: str) -> tuple[str, tuple[bytes, ...]]:
+    """The pins that keep a whole guest to some host CPUs: a cpuset for <vcpu>, and elements for <cputune>.
+
+    Nothing where the user has a cpuset: it is every thread's that has no pin of its own (qemuProcessSetupPid). Without one, such
+    a thread may run anywhere: QEMU's own, too, which asks KVM for its preferred target.
+
+    Raises:
+        DomainXMLError: a number of threads that is none, or more than QEMU makes.
+    """
+    vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
+    if vcpu is not None and cpuset_of(vcpu):
+        return "", ()
+    pinned = [thread_of(pin) for pin in pins_in(cputune)] if cputune else []
+    threads = [
+        *(("vcpupin", str(number)) for number in range(vcpus(domain))),
+        ("emulatorpin", None),
+        *(("iothreadpin", str(number)) for number in _iothreads(domain)),
+    ]
+    return cpus, tuple(_pin(*thread, cpus) for thread in threads if thread not in pinned)
+
+
+def _pin(name: str, number: str | None, cpus: str) -> bytes:
+    """ "vcpupin", "0": <vcpupin vcpu='0' …>."""
+    which = "" if number is None else f" {name[: -len('pin')]}='{number}'"
+    return f"<{name}{which} cpuset='{cpus}'/>".encode()
+
+
+def _count(element: Element | None, default: int) -> int:
+    if element is None:
+        return default
+    text = element.body.decode(errors="replace").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) <= _MOST):
+        raise DomainXMLError(f"<{element.name}> is not a number of threads: {text[:40]!r}", f"QEMU has up to {_MOST}")
+    return int(text)
+
+
+def _iothreads(domain: Element) -> list[int]:
+    """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the number in <iothreads>
+    (virDomainIOThreadIDArrayInit)."""
+    listed = domain.find("iothreadids")
+    texts = [thread.attributes.get("id", "") for thread in listed.find_all("iothread")] if listed else []
+    ids = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 10]
+    free = (number for number in range(1, 2 * _MOST) if number not in ids)
+    missing = max(0, _count(domain.find("iothreads"), 0) - len(ids))
+    return sorted([*ids, *(next(free) for _ in range(missing))])

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The collection in ansible/: its playbook run on hosts that are this machine with an /etc and a `kvmarm` of their own each, which
+answers from a recorded profile. The controller's `kvmarm` is the real one. On hosts with KVM: tests/lab/test_ansible.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvmarm_plugin import __version__, hookfile, policy, pool
+from tests import playbook
+
+ROLE = playbook.COLLECTION / "roles/kvmarm"
+PROFILES = playbook.PROJECT / "tests/hosts"
+UNSHARE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+INSTALLED = {policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/etc/ansible/facts.d/kvmarm.fact"}
+NOWHERE = {"ansible_host": "127.0.0.1", "ansible_port": "1", "ansible_ssh_args": "-F none"}
+
+
+class Fleet:
+    """Hosts to make."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.hosts: dict[str, dict[str, str]] = {}
+
+    def add(self, name: str, profile: str) -> None:
+        """A host with the profile of this file in tests/hosts."""
+        root = self.directory / name
+        for file in ("passwd", "group", "ld.so.cache"):
+            (root / "etc").mkdir(parents=True, exist_ok=True)
+            shutil.copy(f"/etc/{file}", root / "etc")
+        kvmarm = f"""
+            case "$1" in
+            probe) exec cat {PROFILES}/{profile}.json ;;
+            check) exec {self.directory}/bin/kvmarm check --host {PROFILES}/{profile}.json "$2" ;;
+            hook)
+                mkdir -p {hookfile.DIRECTORY} && cd {hookfile.DIRECTORY} || exit
+                if [ -e {hookfile.NAME} ]; then echo "it is up to date"; else touch {hookfile.NAME}; fi ;;
+            esac"""
+        _script(root / "bin/kvmarm", kvmarm)
+        inside = f"mount --bind {root}/etc /etc && PATH={root}/bin:$PATH exec sh"
+        _script(root / "shell", f'exec {" ".join(UNSHARE)} sh -c \'{inside} "$@"\' sh "$@"')
+        self.hosts[name] = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_become": "false",
+            "ansible_shell_executable": str(root / "shell"),
+        }
+
+    def run(self, *options: str, **variables: object) -> playbook.Run:
+        return playbook.run(self.directory, self.hosts, *options, variables=variables)
+
+    def installed(self, name: str) -> set[str]:
+        """Those of the files that the role installs that are there, on one host."""
+        return {path for path in INSTALLED if Path(f"{self.directory}/{name}{path}").exists()}
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    if subprocess.run([*UNSHARE, "mount", "--bind", str(tmp_path), str(tmp_path)], capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces here")
+    before = {path for path in INSTALLED if Path(path).exists()}
+    yield Fleet(tmp_path)
+    assert {path for path in INSTALLED if Path(path).exists()} == before, "the hosts' /etc was this machine's"
+
+
+# -- the playbook --------------------------------------------------------------------------------------------------------------
+
+
+def test_in_check_mode_then_for_real_then_again(fleet: Fleet) -> None:
+    """Beside a host that is not there, but was left out on purpose; it is the first, which run_once would ask."""
+    fleet.hosts["alpha"] = NOWHERE
+    fleet.add("beta", "trixie-cortex-a57")
+    files = INSTALLED - {policy.DEFAULT_PATH}  # which is left alone as long as there are no settings
+    # What is installed, and the directory of policy and pool.
+    for options, installed, changed in (["--check"], set(), 4), ([], files, 4), ([], files, 0):
+        run = fleet.run(*options, kvmarm_leave_out=["alpha"])
+        assert run.rc == 0, run.output
+        assert run.plan[0] == "kvmarm: 1 host, guests move freely between them"
+        assert run.plan[-1] == "alpha: left out, as kvmarm_leave_out says"
+        assert fleet.installed("beta") == installed
+        assert run.changed == {"alpha": 0, "beta": changed}
+
+
+def test_hosts_without_a_profile_are_named(fleet: Fleet) -> None:
+    for name in ("alpha", "beta"):
+        fleet.add(name, "trixie-cortex-a57")
+    fleet.add("broken", "no-such-profile")
+    fleet.hosts["silent"] = NOWHERE
+    run = fleet.run("--limit", "!beta")
+    assert run.rc != 0
+    assert run.plan == []
+    reasons = dict(re.findall(r'"msg": "(\w+) gave no profile, .*?kvmarm_leave_out\. (.*)"', run.output))
+    assert reasons.keys() == {"beta", "broken", "silent"}
+    assert "outside of --limit" in reasons["beta"]
+    assert "no-such-profile.json" in reasons["broken"]
+    assert "Connection refused" in reasons["silent"]
+    assert fleet.installed("alpha") == set()
+
+
+@pytest.mark.parametrize(
+    ("other", "settings", "said"),
+    [
+        ("trixie-neoverse-n1", {}, "No baseline fits all of these hosts"),
+        ("trixie-cortex-a57", {"sve": True}, "the policy wants SVE"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_installed(
+    fleet: Fleet, other: str, settings: dict[str, object], said: str
+) -> None:
+    fleet.add("alpha", "trixie-cortex-a57")
+    fleet.add("beta", other)
+    run = fleet.run(kvmarm_pool_name="rack", kvmarm_policy=settings)
+    assert run.rc != 0
+    assert run.plan[0].startswith("rack: "), run.output
+    assert said in run.output
+    assert "alpha" in "".join(run.plan)
+    assert fleet.installed("alpha") | fleet.installed("beta") == set()
+
+
+# -- the collection ------------------------------------------------------------------------------------------------------------
+
+
+def _galaxy(directory: Path, *arguments: str) -> None:
+    command = [playbook.tool("ansible-galaxy"), "collection", *arguments]
+    subprocess.run(command, env=playbook.environment(directory), check=True, capture_output=True)
+
+
+def test_it_can_be_built_and_installed(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    _galaxy(tmp_path, "build", str(playbook.COLLECTION), "--output-path", str(made))
+    (archive,) = made.iterdir()
+    assert archive.name == f"kvmarm-host_model-{__version__}.tar.gz"
+    _galaxy(tmp_path, "install", str(archive), "--offline", "--force", "--collections-path", str(made))
+    installed = made / "ansible_collections/kvmarm/host_model"
+    wanted = {path.relative_to(playbook.COLLECTION) for path in playbook.COLLECTION.rglob("*")} - {Path("galaxy.yml")}
+    assert wanted <= {path.relative_to(installed) for path in installed.rglob("*")}
+
+
+def test_every_variable_is_described() -> None:
+    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    assert specs.keys() == {path.stem for path in (ROLE / "tasks").iterdir()}
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    readme = (playbook.COLLECTION / "README.md").read_text()
+    for entry in specs.values():
+        options = entry["options"]
+        assert options.keys() == defaults.keys()
+        for name, option in options.items():
+            assert option.get("default", defaults[name]) == defaults[name]
+            assert f"| `{name}` |" in readme
+    assert set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == {*defaults, "kvmarm_serial"}  # of the playbook

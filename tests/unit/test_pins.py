@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""big.LITTLE: which cluster a guest gets, what is pinned there, and what becomes of the pins on a host of other CPU numbers."""
+
+from __future__ import annotations
+
+import os
+import posix
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmarm_plugin import arrival, cpulist, hook, pins, record, rewrite
+from kvmarm_plugin.check import check
+from kvmarm_plugin.domain import DomainXMLError, Element, parse
+from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
+from kvmarm_plugin.kvm import device
+from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.profile import Cluster, HostProfile
+from kvmarm_plugin.resolve import ResolveError, Resolver
+from kvmarm_plugin.target import Pinning
+from kvmarm_plugin.verdict import REFUSES
+from tests.corpus import host, one_line, vary
+
+from .fakehost import Scheduler, numbers, write_host
+from .fakekernel import FakeKernel
+from .test_hook import _modules
+
+RK3399, RK3588 = host("hand-made-rk3399"), host("hand-made-rk3588")
+A53, A72 = RK3399.clusters
+ALL = Policy(cluster="all")
+
+
+def domain(inside: str = "<vcpu>2</vcpu>", features: str = "") -> bytes:
+    return (
+        f"<domain type='kvm'><name>guest</name>{inside}<os><type arch='aarch64' machine='virt'>hvm</type></os>"
+        f"<features>{features}</features><cpu mode='host-model'/></domain>"
+    ).encode()
+
+
+def resolved(source: bytes, here: HostProfile = RK3399, policy: Policy | None = None) -> Element:
+    return parse(Resolver(here, policy or Policy()).resolve(source))
+
+
+def pinning_of(root: Element) -> Pinning | None:
+    return record.read(record.find(root) or pytest.fail("no record")).target.pinning
+
+
+def written(root: Element) -> list[str]:
+    """The pins of a domain, in short: element, thread and CPUs."""
+    words = [(*(pins.thread_of(pin) if pin.name != "vcpu" else ("vcpu",)), pin.attributes["cpuset"]) for pin in pins.pins_of(root)]
+    return [" ".join(filter(None, some)) for some in words]
+
+
+# -- lists ---------------------------------------------------------------------------------------------------------------------
+
+_sets = st.sets(st.integers(0, 16383), max_size=40).map(lambda cpus: tuple(sorted(cpus)))
+
+
+@given(_sets)
+def test_reading_a_list_is_the_inverse_of_writing_one(cpus: tuple[int, ...]) -> None:
+    assert cpulist.parse(cpulist.write(cpus)) == cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("0", (0,)),
+        ("0-3", (0, 1, 2, 3)),
+        ("0-1,4,6-7\n", (0, 1, 4, 6, 7)),
+        ("", ()),
+        ("\n", ()),
+        ("7,4-5", (4, 5, 7)),
+        ("0-7,^2", (0, 1, 3, 4, 5, 6, 7)),
+        ("0-7,^1-6, 3", (0, 3, 7)),
+        ("2-2", (2,)),
+    ],
+)
+def test_lists_of_the_kernel_and_of_libvirt(text: str, cpus: tuple[int, ...]) -> None:
+    assert cpulist.parse(text) == cpus
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "3-1", "1,,2", "16384", "0-99999", "1;2", "0x1", "١", "^", "1" * 200_000])
+def test_what_is_no_list(text: str) -> None:
+    with pytest.raises(ValueError, match="not a list of CPUs"):
+        cpulist.parse(text)
+
+
+# -- the cluster ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_of_one_cluster_pins_nothing() -> None:
+    root = resolved(domain(), host("trixie-neoverse-n1"))
+    assert pinning_of(root) is None
+    assert written(root) == []
+    odd = domain("<vcpu cpuset='?'>many</vcpu><cputune/><cputune/>")
+    assert pinning_of(resolved(odd, host("trixie-neoverse-n1"))) is None, "what is pinned is libvirt's to read"
+    for policy in (ALL, Policy(cluster="smallest")):
+        assert Resolver(host("trixie-neoverse-n1"), policy).resolve(domain()) == Resolver(
+            host("trixie-neoverse-n1"), Policy()
+        ).resolve(domain())
+
+
+@pytest.mark.parametrize(
+    ("policy", "cluster"),
+    [("biggest", A72), ("smallest", A53), (A53.midr, A53), (A72.midr, A72)],
+)
+def test_the_policys_cluster_is_pinned_and_recorded(policy: str | int, cluster: Cluster) -> None:
+    root = resolved(domain(), RK3399, Policy(cluster=policy))
+    assert pinning_of(root) == Pinning(cluster.midr, cluster.revidr, cluster.cpus)
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(root)} == {cluster.cpus}
+
+
+_CPUTUNE = "<vcpu>2</vcpu><cputune>{}</cputune>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
+        ("<vcpu>2</vcpu>", "vcpu 4-5|vcpupin 0 4-5|vcpupin 1 4-5|emulatorpin 4-5"),
+        ("<vcpu current='1'>2</vcpu>", "vcpu 4-5|vcpupin 0 4-5|vcpupin 1 4-5|emulatorpin 4-5"),
+        # What the user leaves open: libvirt gives a cpuset to every thread that has no pin, and reads none if it asks numad.
+        ("<vcpu cpuset='0-3'>2</vcpu>", "vcpu 0-3"),
+        ("<vcpu cpuset='0-3,^2'>2</vcpu>", "vcpu 0-3,^2"),
+        ("<vcpu cpuset='1'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='2'/></cputune>", "vcpu 1|vcpupin 0 2"),
+        ("<vcpu placement='auto'>1</vcpu>", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
+        ("<vcpu placement='auto' cpuset='0-3'>1</vcpu>", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
+        (
+            _CPUTUNE.format("<vcpupin vcpu='1' cpuset='0'/>"),
+            "vcpu 0-3|vcpupin 1 0|vcpupin 0 0-3|emulatorpin 0-3",
+        ),
+        (
+            _CPUTUNE.format("<emulatorpin cpuset='3'/><shares>9</shares>"),
+            "vcpu 0-3|emulatorpin 3|vcpupin 0 0-3|vcpupin 1 0-3",
+        ),
+        (
+            "<vcpu>1</vcpu><iothreads>3</iothreads><iothreadids><iothread id='2'/><iothread id='7'/></iothreadids>"
+            "<cputune><iothreadpin iothread='2' cpuset='5'/></cputune>",
+            "vcpu 4-5|iothreadpin 2 5|vcpupin 0 4-5|emulatorpin 4-5|iothreadpin 1 4-5|iothreadpin 7 4-5",
+        ),
+        (
+            "<vcpu>1</vcpu><iothreadids><iothread id='3'/></iothreadids>",
+            "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5|iothreadpin 3 4-5",
+        ),
+    ],
+)
+def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(inside: str, expected: str) -> None:
+    root = resolved(domain(inside))
+    assert written(root) == expected.split("|")
+    little = pins.cpus_of(pins.pins_of(root)[0])[0] < 4
+    assert pinning_of(root) == (Pinning(A53.midr, 0, "0-3") if little else Pinning(A72.midr, 0, "4-5"))
+
+
+@pytest.mark.parametrize(
+    ("inside", "why"),
+    [
+        ("<vcpu cpuset='8'>1</vcpu>", "<vcpu cpuset='8'> names no CPU of this host"),
+        (
+            _CPUTUNE.format("<emulatorpin cpuset='4'/><vcpupin vcpu='0' cpuset='9'/>"),
+            "<vcpupin cpuset='9'> names no CPU",
+        ),
+        ("<vcpu cpuset='1-99999'>1</vcpu>", "<vcpu cpuset>: not a list of CPUs: '1-99999'"),
+        ("<vcpu>many</vcpu>", "<vcpu> is not a number of threads: 'many'"),
+        ("<vcpu>513</vcpu>", "<vcpu> is not a number of threads: '513'"),
+        ("<vcpu>1</vcpu><iothreads>99999999</iothreads>", "<iothreads> is not a number of threads"),
+        ("<vcpu>1</vcpu><vcpu>2</vcpu>", "more than one <vcpu>"),
+        ("<cputune/><cputune/>", "more than one <cputune>"),
+    ],
+)
+def test_pins_that_cannot_be(inside: str, why: str) -> None:
+    with pytest.raises((ResolveError, DomainXMLError)) as caught:
+        resolved(domain(inside))
+    assert why in one_line(caught.value)
+
+
+def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
+    said: list[str] = []
+    resolver = Resolver(RK3399, Policy(), advise=said.append)
+    resolver.resolve(domain("<vcpu>2</vcpu>"))
+    assert said == []
+    resolver.resolve(domain("<vcpu>8</vcpu>"))
+    assert said == ["guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"]
+
+
+# -- guests that may run anywhere ----------------------------------------------------------------------------------------------
+
+STRADDLING = "<vcpu cpuset='3-4'>1</vcpu>"
+
+
+def _one_target(here: HostProfile, kernel: str) -> HostProfile:
+    """The same host with a kernel that makes vCPUs of target 5 on all its CPUs."""
+    clusters = [
+        vary(cluster, target=5, models={}, vcpus=tuple(vary(vcpu, number=5) for vcpu in cluster.vcpus)) for cluster in here.clusters
+    ]
+    return vary(here, kernel=kernel, clusters=tuple(clusters))
+
+
+def _with_register(here: HostProfile, name: str, value: int) -> HostProfile:
+    """The same host with another value of a register on the last cluster."""
+    *others, last = here.clusters
+    vcpus = tuple(vary(vcpu, registers={**vcpu.registers, name: value}) for vcpu in last.vcpus)
+    return vary(here, clusters=(*others, vary(last, vcpus=vcpus)))
+
+
+_CACHES = "CCSIDR_L1D is 0x"
+
+
+@pytest.mark.parametrize(
+    ("here", "why"),
+    [
+        pytest.param(RK3399, "KVM makes no vCPU of target 4 on the others", id="RK3399, 5.10"),
+        pytest.param(vary(RK3399, kernel="6.5.0"), "KVM makes no vCPU of target 4 on the others", id="RK3399, 6.5"),
+        pytest.param(_one_target(RK3399, "6.6.0"), "", id="RK3399, 6.6"),
+        pytest.param(_one_target(RK3399, "6.2.0"), _CACHES, id="one target, caches that differ, 6.2"),
+        pytest.param(RK3588, _CACHES, id="RK3588, 6.1"),
+        pytest.param(vary(RK3588, kernel="6.2.16"), _CACHES, id="RK3588, 6.2"),
+        pytest.param(vary(RK3588, kernel="6.3.0"), "", id="RK3588, 6.3"),
+        pytest.param(vary(RK3588, kernel="6.12.9"), "", id="RK3588, 6.12"),
+        pytest.param(
+            _with_register(vary(RK3588, kernel="6.12.9"), "MIDR_EL1", RK3588.clusters[1].midr), "MIDR_EL1.", id="another MIDR_EL1"
+        ),
+        pytest.param(
+            _with_register(vary(RK3588, kernel="6.12.9"), "ID_AA64ISAR0_EL1", 0), "ID_AA64ISAR0_EL1.", id="another ID register"
+        ),
+    ],
+)
+@pytest.mark.parametrize("by", ["policy", "pins"])
+def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> None:
+    """By the kernel's version: what each of them can do with vCPUs on clusters that differ."""
+    said: list[str] = []
+    source = domain(STRADDLING if by == "pins" else "", "<pmu state='off'/>")
+    resolver = Resolver(here, ALL if by == "policy" else Policy(), advise=said.append)
+    if why:
+        with pytest.raises(ResolveError) as caught:
+            resolver.resolve(source)
+        assert f"may run on CPUs of several kinds ({here.clusters[0].cpus} " in str(caught.value)
+        assert why in one_line(caught.value)
+        assert "cluster: biggest" in caught.value.hint
+        return
+    once = resolver.resolve(source)
+    assert rewrite.restore(once, parse(once)) == source
+    root = parse(once)
+    assert pinning_of(root) is None
+    assert written(root) == (["vcpu 3-4"] if by == "pins" else [])
+    target = record.read(record.find(root) or pytest.fail("no record")).target
+    assert (target.model, "pmu_v3" in target.features) == ("host", False)
+    assert len(said) == 1
+    assert said[0].startswith("guest may run on CPUs of several kinds (0-3 Cortex-A5")
+    # And it is the guest that each of the clusters takes.
+    for cluster in here.clusters:
+        findings = check(target, vary(here, clusters=(cluster,)))
+        assert not [finding for finding in findings if finding.severity == REFUSES]
+
+
+@pytest.mark.parametrize(
+    ("inside", "pmu", "policy", "has_pmu"),
+    [
+        ("", "", ALL, False),
+        ("", "<pmu state='on'/>", ALL, None),
+        ("", "<pmu state='off'/>", ALL, False),
+        ("", "", Policy(cluster="all", pmu=True), None),
+        (STRADDLING, "", Policy(), None),
+        (STRADDLING, "<pmu state='on'/>", Policy(), None),
+        (STRADDLING, "<pmu state='off'/>", Policy(), False),
+        (STRADDLING, "", Policy(pmu=False), False),
+        (STRADDLING, "", ALL, False),
+        ("<vcpu cpuset='4'>1</vcpu>", "", ALL, True),
+    ],
+)
+def test_a_pmu_does_not_roam(inside: str, pmu: str, policy: Policy, has_pmu: bool | None) -> None:
+    here = vary(RK3588, kernel="6.12.9")
+    if has_pmu is None:
+        with pytest.raises(ResolveError, match=r"and a PMU counts on one \(hint: turn it off"):
+            resolved(domain(inside, pmu), here, policy)
+        return
+    state = resolved(domain(inside, pmu), here, policy).find("features/pmu")
+    assert state is not None
+    assert state.attributes.get("state", "on") == ("on" if has_pmu else "off")
+
+
+# -- on other hosts ------------------------------------------------------------------------------------------------------------
+
+_LITTLE, _BIG, _PRIME = 0x410FD034, 0x410FD083, 0x411FD480
+
+
+def clusters(**cpus: str) -> list[CpuCluster]:
+    midrs = {"little": _LITTLE, "big": _BIG, "prime": _PRIME}
+    return [CpuCluster(cpulist.parse(text), midrs[name], 0, None) for name, text in cpus.items()]
+
+
+_ALPHA, _BETA = clusters(little="0-3", big="4-5"), clusters(big="0-1", little="2-5")
+
+
+def pinned(inside: str = "<vcpu>2</vcpu>") -> bytes:
+    """A guest of an RK3399 with a newer A72, whose CPUs 4 and 5 are the big ones."""
+    return Resolver(vary(RK3399, clusters=(A53, vary(A72, midr=_BIG))), Policy()).resolve(domain(inside))
+
+
+def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[bytes, tuple[int, ...], list[str]]:
+    root = parse(xml)
+    pinning = pinning_of(root)
+    assert pinning is not None
+    after, cpus, findings = arrival.settle(xml, root, pinning, here, movable)
+    return after, cpus, [str(finding) for finding in findings]
+
+
+def test_pins_move_to_the_same_cluster_and_back() -> None:
+    xml = pinned("<vcpu>3</vcpu><cputune><vcpupin vcpu='0' cpuset='5'/><shares>9</shares></cputune>")
+    there, cpus, findings = settle(xml, _BETA)
+    assert (cpus, findings) == ((0, 1), [])
+    root = parse(there)
+    assert written(root) == ["vcpu 0-1", "vcpupin 0 1", "vcpupin 1 0-1", "vcpupin 2 0-1", "emulatorpin 0-1"]
+    assert pinning_of(root) == Pinning(_BIG, 0, "0-1")
+    assert settle(there, _BETA, movable=False) == (there, (0, 1), [])
+    assert settle(there, _ALPHA) == (xml, (4, 5), [])
+
+
+@pytest.mark.parametrize(
+    ("here", "cpuset"),
+    [
+        (_ALPHA, "4-5"),
+        (clusters(big="4-7", little="0-3"), "4-5"),  # there is more room, and nothing that must change
+        (clusters(big="4", little="0-3"), "4-5"),  # CPU 5 is offline
+        (clusters(big="0-7"), "4-5"),
+        (clusters(big="0-3"), "0-3"),
+        (clusters(big="5-6", little="0-4"), "5-6"),
+        (clusters(little="0-3", prime="4", big="5-7"), "5-7"),
+        (clusters(big="2", little="0-1,3-5"), "2"),
+    ],
+)
+def test_only_what_must_change_does(here: list[CpuCluster], cpuset: str) -> None:
+    xml = pinned()
+    there, _, findings = settle(xml, here)
+    assert findings == []
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(parse(there))} == {cpuset}
+    assert (there == xml) is (cpuset == "4-5")
+    assert bool(settle(xml, here, movable=False)[2]) is (there != xml)
+
+
+@pytest.mark.parametrize("movable", [True, False])
+def test_pins_that_nobody_can_move(movable: bool) -> None:
+    """Those that were edited since: to other CPUs, or away."""
+    elsewhere = pinned().replace(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>")
+    findings = settle(elsewhere, _ALPHA, movable)[2]
+    assert len(findings) == 1
+    assert findings[0].startswith("pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: ")
+    assert findings[0].endswith("remedy: kvmarm define --refresh")
+    away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
+    assert settle(away, _ALPHA, movable)[2][0].startswith("pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5")
+
+
+def test_a_host_without_such_cpus() -> None:
+    pinning = Pinning(_BIG, 0, "4-5")
+    for here, local in (
+        (clusters(little="0-3"), "0x410fd034"),
+        (clusters(little="0-3", prime="4"), "0x410fd034, 0x411fd480"),
+        ([], "not told by sysfs"),
+    ):
+        assert settle(pinned(), here) == (pinned(), (), [])
+        (finding,) = arrival.with_cluster([], pinning, here)
+        assert (finding.subject, finding.recorded, finding.local, finding.severity) == (
+            "cluster",
+            "MIDR 0x410fd083",
+            local,
+            REFUSES,
+        )
+    assert arrival.with_cluster([], pinning, _BETA) == []
+
+
+@pytest.mark.parametrize(
+    ("revidr", "here", "found"),
+    [
+        (1, (0, 1), 1),
+        (1, (0,), 0),
+        (1, (0, 2), None),
+        (None, (0,), 0),
+        (None, (None,), 0),
+        (0, (None,), 0),
+        (None, (0, 1), None),
+    ],
+)
+def test_revidr_tells_clusters_of_one_midr_apart(revidr: int | None, here: tuple[int | None, ...], found: int | None) -> None:
+    candidates = [CpuCluster((cpu,), _BIG, other, None) for cpu, other in enumerate(here)]
+    cluster = pins.find_cluster(Pinning(_BIG, revidr, "0"), candidates)
+    assert (cluster.cpus[0] if cluster else None) == found
+
+
+_numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(lambda cpus: tuple(sorted(cpus)))
+
+
+@given(st.data())
+def test_laws_of_moving(data: st.DataObject) -> None:
+    old, new = data.draw(_numbered), data.draw(_numbered)
+    part = tuple(sorted(data.draw(st.sets(st.sampled_from(old), min_size=1))))
+    there = arrival.moved(part, old, new)
+    assert there
+    assert set(there) <= set(new)
+    assert list(there) == sorted(there)
+    assert arrival.moved(old, old, new) == new
+    assert arrival.moved(part, old, old) == part
+    if len(old) == len(new):
+        assert arrival.moved(there, new, old) == part
+
+
+@settings(deadline=None)
+@given(st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.sampled_from(["4", "5", "4-5"]))
+def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: str) -> None:
+    """Through hosts whose two big CPUs have any numbers."""
+    xml = pinned(f"<vcpu>2</vcpu><cputune><vcpupin vcpu='1' cpuset='{cpuset}'/></cputune>")
+    for order in hosts:
+        big, little = tuple(sorted(order[:2])), tuple(sorted(order[2:]))
+        xml, cpus, findings = settle(xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)])
+        assert (cpus, findings) == (big, [])
+        for pin in pins.pins_of(parse(xml)):
+            assert set(pins.cpus_of(pin)) & set(big)
+            assert not set(pins.cpus_of(pin)) & set(little)
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [(RK3399, []), (vary(RK3399, clusters=(A72,)), []), (vary(RK3399, clusters=(A53,)), ["cluster"])],
+    ids=["same", "only the big ones", "only the little ones"],
+)
+def test_check_asks_the_cluster_that_the_guest_is_pinned_to(here: HostProfile, expected: list[str]) -> None:
+    target = record.read(record.find(resolved(domain())) or pytest.fail("no record")).target
+    subjects = [finding.subject for finding in check(target, here) if finding.severity == REFUSES]
+    assert [subject for subject in subjects if not subject.startswith("CCSIDR")] == expected
+    # Not the one that suits it best: the little one has as many counters here, and other caches.
+    a53 = record.read(record.find(resolved(domain(), RK3399, Policy(cluster="smallest"))) or pytest.fail("no record")).target
+    moved_to_a72 = vary(a53, pinning=Pinning(A72.midr, 0, "4-5"))
+    assert check(a53, RK3399) == []
+    assert [finding.severity for finding in check(moved_to_a72, RK3399)][:1] == [REFUSES]
+
+
+# -- the hook ------------------------------------------------------------------------------------------------------------------
+
+
+class Board:
+    """`hook.verify` in this process, on a played RK3399."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capture, self._root = monkeypatch, capfd, tmp_path
+        monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path,))
+        monkeypatch.setattr("syslog.syslog", lambda *_: None)
+        monkeypatch.setattr("syslog.openlog", lambda *_: None)
+        self.start(RK3399)
+
+    def start(self, profile: HostProfile) -> None:
+        self.profile = profile
+        write_host(self._root, profile)
+        cpus = [cpu for cluster in profile.clusters for cpu in numbers(cluster.cpus)]
+        self.scheduler = Scheduler(self._patch, cpus)
+        kernel = self.kernel = FakeKernel.from_profile(profile)
+        name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
+        self._patch.setattr(posix, "uname", lambda: name)
+        self._patch.setattr(device, "Kernel", lambda: kernel)
+
+    def __call__(self, xml: bytes, operation: str) -> tuple[bool, str, str]:
+        refused = hook.verify("guest", operation, xml)
+        assert not self.kernel.handles, "a file descriptor was left open"
+        assert self.scheduler.allowed == self.scheduler.initial, "the thread was left on one cluster"
+        out, err = self._capture.readouterr()
+        return refused, out, err
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Board:
+    return Board(tmp_path, monkeypatch, capfd)
+
+
+def _renumbered(here: HostProfile) -> HostProfile:
+    """The board with its CPUs numbered the other way round."""
+    little, big = here.clusters
+    return vary(here, clusters=(vary(big, cpus="0-1"), vary(little, cpus="2-5")))
+
+
+_GUEST = Resolver(RK3399, Policy()).resolve(domain("<vcpu>2</vcpu><memory>524288</memory>"))
+_OPERATIONS = ["prepare", "migrate", "restore"]
+
+
+@pytest.mark.parametrize("operation", _OPERATIONS)
+@pytest.mark.parametrize("cluster", ["biggest", "smallest"])
+def test_at_home_nothing_is_printed_and_the_guests_own_cpus_are_asked(board: Board, operation: str, cluster: str) -> None:
+    """This kernel makes its vCPU on no others."""
+    xml = Resolver(RK3399, Policy(cluster=cluster)).resolve(domain())
+    assert board(xml, operation) == (False, "", "")
+    assert board.scheduler.moves[0] == set(numbers(A72.cpus if cluster == "biggest" else A53.cpus))
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+def test_elsewhere_the_pins_are_moved(board: Board, operation: str) -> None:
+    board.start(_renumbered(RK3399))
+    refused, out, err = board(_GUEST, operation)
+    assert (refused, err) == (False, "")
+    assert out.encode() == _GUEST.replace(b"cpuset='4-5'", b"cpuset='0-1'").replace(b"cpus='4-5'", b"cpus='0-1'")
+    # libvirt then asks of the XML that it was given.
+    assert board(out.encode(), "prepare") == (False, "", "")
+    assert board.scheduler.moves[0] == {0, 1}
+    # And so it is when it comes home.
+    board.start(RK3399)
+    assert board(out.encode(), operation) == (False, _GUEST.decode(), "")
+
+
+def test_a_cold_start_on_the_wrong_cpus_is_refused(board: Board) -> None:
+    board.start(_renumbered(RK3399))
+    refused, out, err = board(_GUEST, "prepare")
+    assert (refused, out) == (True, "")
+    assert "pinning (the CPUs of <vcpu>): recorded 4-5, here 0-1, of MIDR 0x410fd082" in err
+    assert "remedy: kvmarm define --refresh" in err
+    again = Resolver(board.profile, Policy()).resolve(rewrite.restore(_GUEST, parse(_GUEST)))
+    assert board(again, "prepare") == (False, "", "")
+
+
+@pytest.mark.parametrize("operation", _OPERATIONS)
+def test_a_host_whose_kernel_says_no_prints_nothing(board: Board, operation: str) -> None:
+    board.start(_with_register(_renumbered(RK3399), "ID_AA64ISAR0_EL1", 1))
+    xml = Resolver(RK3399, Policy(cluster="smallest")).resolve(domain())
+    refused, out, err = board(xml, operation)
+    assert (refused, out) == (True, "")
+    assert "ID_AA64ISAR0_EL1" in err
+
+
+@pytest.mark.parametrize("operation", _OPERATIONS)
+def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
+    board.start(vary(RK3399, clusters=(A53, vary(A72, midr=_PRIME))))
+    refused, out, err = board(_GUEST, operation)
+    assert (refused, out) == (True, "")
+    assert "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x410fd082, here 0x410fd034, 0x411fd480" in err
+
+
+def test_the_kernels_own_word_on_midr_is_enough(board: Board) -> None:
+    board.start(host("trixie-cortex-a57"))
+    assert "cluster (" not in board(_GUEST, "migrate")[2]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "why"), [(None, "standard output is closed"), (sys.stdout, "standard output: No space left on device")]
+)
+def test_pins_that_libvirt_cannot_be_told(board: Board, monkeypatch: pytest.MonkeyPatch, stdout: object, why: str) -> None:
+    def full(fd: int, data: bytes, write: object = os.write) -> int:
+        if fd == 1:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)  # type: ignore[no-any-return, operator]
+
+    board.start(_renumbered(RK3399))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(os, "write", full)
+    refused, out, err = board(_GUEST, "migrate")
+    assert (refused, out) == (True, "")
+    assert f"its pins are another host's, and libvirt cannot be given others: {why}" in err
+
+
+def test_a_policy_that_only_warns_lets_the_pins_be_moved(board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("on-migrate: warn\n")
+    monkeypatch.setattr("kvmarm_plugin.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),))
+    there = _renumbered(RK3399)
+    board.start(vary(there, clusters=tuple(vary(c, seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)))
+    refused, out, err = board(_GUEST, "migrate")
+    assert (refused, "CNTFRQ_EL0" in err) == (False, True)
+    assert "<emulatorpin cpuset='0-1'/>" in out
+
+
+def test_cpus_that_this_process_may_not_use(board: Board) -> None:
+    """libvirt's services may be kept from the CPUs of guests. An old kernel then answers for the others: no."""
+    board.scheduler.initial = board.scheduler.allowed = set(numbers(A53.cpus))
+    refused, _, err = board(_GUEST, "prepare")
+    assert refused
+    assert "CCSIDR_L1D" in err
+
+
+def test_sysfs_that_tells_nothing(board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path / "nothing",))
+    refused, out, err = board(_GUEST, "prepare")
+    assert (refused, out) == (True, "")
+    assert "here not told by sysfs" in err
+
+
+def test_little_is_imported_for_them() -> None:
+    _, modules = _modules(_GUEST.decode())
+    assert {"kvmarm_plugin.arrival", "kvmarm_plugin.pins", "kvmarm_plugin.host.cpus", "kvmarm_plugin.cpulist"} <= modules
+    from .test_hook import _TOO_SLOW
+
+    assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
