@@ -8,7 +8,6 @@ of each namespace.
 
 from __future__ import annotations
 
-from . import cpulist
 from .domain import Element, quoted
 from .errors import KvmarmError
 from .registers.text import format_values, parse_values, unpack_ids
@@ -200,6 +199,8 @@ def _read_target(element: Element) -> Target:
 def _read_pinning(element: Element | None) -> Pinning | None:
     if element is None:
         return None
+    from . import cpulist  # few guests are pinned
+
     midr, revidr, cpus = (element.attributes.get(name, "") for name in ("midr", "revidr", "cpus"))
     if not cpulist.parse(cpus):
         raise ValueError("pinned to no CPU")

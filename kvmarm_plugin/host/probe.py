@@ -146,7 +146,8 @@ class _Probe:
         os.sched_setaffinity(0, cpus)
         title = f"cluster {cpulist.write(found.cpus)}"
         architecture = _ARCHITECTURES[self.host.architecture]
-        target = preferred_target(system, architecture)
+        with system.create_vm() as vm:
+            target = preferred_target(vm, architecture)
         models = _models_taken(system, architecture, target, capabilities, qemu)
         vcpus = [
             vcpu

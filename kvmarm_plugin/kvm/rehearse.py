@@ -15,7 +15,7 @@ from ..registers.text import pack_ids, unpack_ids
 from ..target import Target, sve_lengths
 from ..verdict import Finding, Offer, judge
 from . import uapi
-from .device import VCPU, KvmError, System
+from .device import VCPU, VM, KvmError, System
 from .scratch import ScratchVcpu, preferred_target, run_guest
 
 TYPE_CHECKING = False
@@ -34,8 +34,6 @@ class KernelOffer(Offer):
         name = posix.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         super().__init__(name.nodename, architecture)
-        with system.create_vm() as vm:
-            self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
@@ -43,16 +41,18 @@ class KernelOffer(Offer):
         self._kernel: Kernel | None = None
         self._allowed = _keep_to(cpus) if cpus else None
         try:
-            if architecture == target.architecture:
-                self._make(target)
+            with system.create_vm() as vm:
+                self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+                if architecture == target.architecture:
+                    self._make(target, vm)
         except BaseException:
             self.close()
             raise
 
-    def _make(self, target: Target) -> None:
+    def _make(self, target: Target, vm: VM) -> None:
         try:
             # "host" is whatever QEMU makes of it here; a named model has one target number everywhere.
-            number = preferred_target(self._system, self.architecture) if target.model == "host" else target.number
+            number = preferred_target(vm, self.architecture) if target.model == "host" else target.number
             if "sve" in target.features:
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))

@@ -81,26 +81,24 @@ def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
     return True
 
 
-def preferred_target(system: System, architecture: str) -> int:
+def preferred_target(vm: VM, architecture: str) -> int:
     """The target number that a guest gets on the CPU that this thread runs on.
 
     Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of uapi.FALLBACK_TARGETS that a vCPU accepts.
 
     Args:
+        vm: any; it answers for all.
         architecture: KVM's, "arm64" or "arm": target numbers overlap.
 
     Raises:
         KvmarmError: the kernel neither answers nor accepts a known target.
     """
     try:
-        with system.create_vm() as vm:
-            return int(vm.preferred_target())
+        return vm.preferred_target()
     except KvmError as refusal:
-        if refusal.ioctl != "KVM_ARM_PREFERRED_TARGET":
-            raise
         names = uapi.FALLBACK_TARGETS[architecture]
         for name in names:
-            if accepts(system, uapi.TARGETS[architecture][name], ()):
+            if accepts(vm.system, uapi.TARGETS[architecture][name], ()):
                 return uapi.TARGETS[architecture][name]
         raise KvmarmError(
             f"{refusal.message}, and none of the targets {', '.join(names)} is accepted",

@@ -141,8 +141,8 @@ def test_masks_on_a_kernel_before_6_7() -> None:
 @pytest.mark.parametrize("number", [0, 2, 4, 5])
 def test_the_kernel_says_which_target(number: int) -> None:
     kernel = FakeKernel(kind(number))
-    with System(kernel) as system:
-        assert preferred_target(system, "arm64") == number
+    with System(kernel) as system, system.create_vm() as vm:
+        assert preferred_target(vm, "arm64") == number
     assert kernel.calls.count("KVM_CREATE_VCPU") == 0  # it answers for a VM without one
     assert not kernel.handles
 
@@ -163,8 +163,8 @@ def test_the_kernel_says_which_target(number: int) -> None:
 def test_a_kernel_that_cannot_say_is_tried(code: int, architecture: str, accepted: list[int], expected: int, tried: int) -> None:
     vcpus = {Made(number, frozenset()): dict.fromkeys(CORE_REGISTERS, 0) for number in accepted}
     kernel = FakeKernel(CpuKind(preferred=OSError(code, ""), vcpus=vcpus))
-    with System(kernel) as system:
-        assert preferred_target(system, architecture) == expected
+    with System(kernel) as system, system.create_vm() as vm:
+        assert preferred_target(vm, architecture) == expected
     assert kernel.calls.count("KVM_ARM_VCPU_INIT") == tried
     assert not kernel.handles
 
@@ -175,18 +175,12 @@ def test_a_kernel_that_cannot_say_is_tried(code: int, architecture: str, accepte
 )
 def test_a_kernel_that_takes_no_target(architecture: str, names: str) -> None:
     kernel = FakeKernel(CpuKind(preferred=OSError(errno.ENODEV, "")))
-    with System(kernel) as system, pytest.raises(KvmarmError) as caught:
-        preferred_target(system, architecture)
+    with System(kernel) as system, system.create_vm() as vm, pytest.raises(KvmarmError) as caught:
+        preferred_target(vm, architecture)
     assert "KVM_ARM_PREFERRED_TARGET: ENODEV" in str(caught.value)
     assert names in str(caught.value)
     assert "(hint: " in str(caught.value)
     assert not kernel.handles
-
-
-def test_a_kernel_out_of_memory_is_not_taken_for_an_old_one(kernel: FakeKernel) -> None:
-    kernel.failures["KVM_CREATE_VM"] = errno.ENOMEM
-    with System(kernel) as system, pytest.raises(KvmError, match="KVM_CREATE_VM: ENOMEM"):
-        preferred_target(system, "arm64")
 
 
 def test_accepts(kernel: FakeKernel) -> None:
@@ -405,14 +399,14 @@ def test_no_descriptor_stays_open_when_an_ioctl_fails(call: int, code: int) -> N
     failed = False
     try:
         with System(kernel) as system:
-            number = preferred_target(system, "arm64")
+            with system.create_vm() as vm:
+                number = preferred_target(vm, "arm64")
+                vm.has_gic(3)
             with ScratchVcpu(system, number, (*_BASE, "sve"), (128,)) as vcpu:
                 for reg in vcpu.reg_list():
                     if register_size(reg) == 8 and reg not in CORE_REGISTERS:
                         vcpu.get(reg)
             run_guest(system, number, _BASE, tuple(_GUEST))
-            with system.create_vm() as vm:
-                vm.has_gic(3)
     except KvmarmError:
         failed = True
     assert not kernel.handles
