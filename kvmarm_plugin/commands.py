@@ -177,7 +177,9 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
         from .resolve import clusters_of
 
         host = _host_profile(arguments)
-        ask = lambda target: ProfileOffer(target, host, counterpart(target, host))  # noqa: E731
+        ask = lambda target: ProfileOffer(  # noqa: E731
+            target, host, counterpart(target.pinning.midr if target.pinning else None, host)
+        )
         return resolver(pool, preferred, host.name, clusters_of(host), ask, _advise).resolve(source)
     from . import cpulist
     from .host.cpus import find_clusters
@@ -248,6 +250,11 @@ def _check_pool(document: bytes, arguments: Namespace) -> int:
     except UnicodeDecodeError:
         raise KvmarmError(f"{arguments.domain} is not a text in UTF-8", "is it the right file?") from None
     hosts = _profiles(arguments.host) if arguments.host else [_probe("", verbose=False)]
+    useless = next((host for host in hosts if not host.clusters), None)
+    if useless:
+        raise KvmarmError(
+            f"host {useless.name} cannot run KVM guests: {'; '.join(useless.problems)}", "it can be no member of a pool"
+        )
     verdicts = {host.name: check_member(pool, host) for host in hosts}
     return _print_verdicts(f"pool {pool.name}", verdicts, arguments.json)
 

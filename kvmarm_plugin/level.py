@@ -269,7 +269,7 @@ class _Levelling:
 def _cpu(host: HostProfile) -> object:
     """What no step changes: hosts that differ in it are never one pool."""
     clusters = [(cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters]
-    return host.kvm_architecture, tuple(clusters)
+    return host.kvm_architecture, frozenset(clusters)  # boards number their clusters as they like
 
 
 def _cpus(host: HostProfile) -> str:

@@ -163,7 +163,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     found: dict[str, Finding] = {}
     for cluster in pool.baseline.clusters:
         for target in targets(pool.baseline.replace(clusters=(cluster,))):
-            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(target, host))):
+            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))):
                 found.setdefault(str(finding), finding)
     missing = [machine for machine in _machines(pool.baseline) if machine not in _machines(host)]
     if missing and not any(finding.subject == "machine type" for finding in found.values()):
@@ -171,10 +171,9 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     return list(found.values())
 
 
-def counterpart(target: Target, host: HostProfile) -> Cluster | None:
-    """The cluster of a host that a target goes to: of the MIDR that the guest sees, else the first."""
-    seen = target.seen.get("MIDR_EL1")
-    return next((cluster for cluster in host.clusters if cluster.midr == seen), (*host.clusters, None)[0])
+def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
+    """The cluster of a host that stands for one of the baseline: of the same MIDR_EL1, else the first."""
+    return next((cluster for cluster in host.clusters if cluster.midr == midr), (*host.clusters, None)[0])
 
 
 def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
@@ -200,7 +199,7 @@ def _missing_machines(missing: list[str], host: HostProfile) -> Finding:
     return Finding(
         subject="machine type",
         meaning="QEMU's versioned board",
-        recorded=", ".join(missing),
+        recorded=", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else ""),
         local="unknown to QEMU",
         rule="the pool's guests may be of any of its machine types",
         severity=REFUSES,

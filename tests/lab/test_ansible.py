@@ -22,7 +22,7 @@ from .pair import Pair
 
 INSTALLED = [policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/etc/ansible/facts.d/kvmarm.fact"]
 PLAN = "kvmarm: 2 hosts, guests move freely between them"
-# Both at once: an emulated host takes two seconds for each of Ansible's modules.
+# Both at once: an emulated host takes seconds for each of Ansible's modules.
 VARIABLES = {"kvmarm_policy": {"pmu": False}, "kvmarm_serial": 2}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import posix
 import sys
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,9 @@ class Scheduler:
         self.allowed = set(allowed)
         self.initial = set(allowed)
         self.moves: list[set[int]] = []
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(self.allowed))
-        monkeypatch.setattr(os, "sched_setaffinity", self._move)
+        for module in (os, posix):  # the hook's path has only the latter
+            monkeypatch.setattr(module, "sched_getaffinity", lambda _pid: set(self.allowed))
+            monkeypatch.setattr(module, "sched_setaffinity", self._move)
 
     def _move(self, _pid: int, cpus: Iterable[int]) -> None:
         if not set(cpus) & self.initial:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import posix
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,12 +24,12 @@ from kvmarm_plugin.kvm.rehearse import KernelOffer
 from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.pool import Pool
-from kvmarm_plugin.profile import Cluster, HostProfile
+from kvmarm_plugin.profile import Cluster, HostProfile, dumps
 from kvmarm_plugin.registers.table import Override, fields_of, overrides
 from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding
-from tests.corpus import HOSTS, host, one_line, template, vary
+from tests.corpus import HOSTS, TESTS, host, one_line, template, vary
 
 from .fakekernel import FakeKernel
 
@@ -211,6 +211,13 @@ def _formed(*names: str) -> Pool:
     return formed
 
 
+def test_a_baseline_is_a_profile_by_its_schema() -> None:
+    schema = json.loads((TESTS.parent / "docs/profile.schema.json").read_text(encoding="utf-8"))
+    for names in (["trixie-max", "max-nosve", "max-2-counters"], ["rk3399"], ["a15"]):
+        document = json.loads(dumps(_formed(*names).baseline))
+        jsonschema.Draft202012Validator(schema).validate(document)
+
+
 def test_what_xml_can_turn_off_is_turned_off() -> None:
     result = _of(["trixie-max", "trixie-max-nosve-nopauth"])
     assert result.pool is not None
@@ -270,7 +277,8 @@ def test_a_pool_of_big_little_boards_has_both_clusters() -> None:
     base = host("hand-made-rk3588")
     swapped = base.replace(
         name="swapped",
-        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in base.clusters),
+        # In the order of their first CPUs, as a probe has them.
+        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in reversed(base.clusters)),
     )
     result = baseline([base, swapped])
     assert result.pool is not None
@@ -390,7 +398,7 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
 
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
     def ask(target: Target) -> ProfileOffer:
-        return ProfileOffer(target, profile, pool.counterpart(target, profile))
+        return ProfileOffer(target, profile, pool.counterpart(target.pinning.midr if target.pinning else None, profile))
 
     return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(source)
 
@@ -408,9 +416,7 @@ def test_every_member_makes_the_same_xml(name: str) -> None:
 def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scratch vCPU confirms: of a kernel that plays the profile."""
     formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
-    monkeypatch.setattr(
-        posix, "uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
-    )
+    monkeypatch.setattr("posix.uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
     with System(FakeKernel.from_profile(profile)) as system:
 
         def ask(target: Target) -> KernelOffer:
@@ -512,6 +518,15 @@ def test_the_command_writes_a_pool_and_says_what_it_costs(
     assert "<kvmarm:origin host='rack'" in captured.out
     assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max-nobti"], "xml-templates/direct-kernel.xml"]) == 1
     assert "does not fit into pool rack" in capsys.readouterr().err
+
+
+def test_a_host_without_kvm_is_no_member(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]) -> None:
+    path, without = tmp_path / "pool.yaml", tmp_path / "without.json"
+    assert cli.main(["baseline", "-o", str(path), files["trixie-max"]]) == 0
+    useless = host("trixie-max").replace(clusters=(), problems=("KVM: /dev/kvm does not exist",))
+    without.write_text(dumps(useless))
+    assert cli.main(["check", str(path), "--host", str(without)]) == 1
+    assert "host trixie-max cannot run KVM guests: KVM: /dev/kvm does not exist" in capsys.readouterr().err
 
 
 def test_the_command_writes_no_pool_that_a_member_would_refuse(
