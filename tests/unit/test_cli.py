@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import resource
@@ -756,7 +757,9 @@ def test_no_standard_input(here: Path) -> None:
 
 def test_interrupted(here: Path) -> None:
     """Ctrl-C while the command waits for its input."""
-    process = _command("resolve", "--host", _MAX, cwd=here, stdin=subprocess.PIPE)
+    # A shell starts its background jobs, and so perhaps these tests, with SIGINT ignored.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = _command("resolve", "--host", _MAX, cwd=here, stdin=subprocess.PIPE, preexec_fn=listening)
     # It is waiting once it has begun to read: that is when its main thread sleeps in pipe_read.
     deadline = time.monotonic() + 30
     while "pipe" not in _waiting_in(process.pid):
