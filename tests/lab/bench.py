@@ -22,13 +22,13 @@ from .wheel import build_wheel
 RUNS = 40
 
 
-def measure(host: Host) -> dict[str, float]:
-    """Medians in seconds: of the interpreter, of the hook, and of what the hook spends in the kernel, by kind of system call."""
+def measure(host: Host) -> dict[str, list[float]]:
+    """Seconds of each run: of the interpreter, of the hook, and of what the hook spends in the kernel, by kind of system call."""
     host.run("kvmarm hook install")
     host.run("kvmarm resolve - >/root/bench.xml", domain_xml("bench", "<cpu mode='host-model'/>", ""))
     host.put(Path(__file__).with_name("benchhost.py"), "/root/benchhost.py")
-    seconds = json.loads(host.run(f"python3 /root/benchhost.py /root/bench.xml {RUNS}", timeout=600).stdout)
-    return {what: statistics.median(times) for what, times in seconds.items()}
+    seconds: dict[str, list[float]] = json.loads(host.run(f"python3 /root/benchhost.py /root/bench.xml {RUNS}", timeout=600).stdout)
+    return seconds
 
 
 def main() -> None:
@@ -42,11 +42,14 @@ def main() -> None:
         wheel = build_wheel(Path(directory))
         with Host(spec) as host:
             host.install(wheel)
-            took = measure(host)
-    shown = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in took.items())
-    print(f"hook, guest with a record, rehearsed on {spec.suite}, {spec.cpu}; medians of {RUNS}: {shown}")
-    ratio = (took["hook"] - took["ioctl"]) / took["python"]
-    print(f"ratio (hook - ioctl) / python {ratio:.2f} (goal: at most 2); nothing taken off: {took['hook'] / took['python']:.2f}")
+            seconds = measure(host)
+    print(f"hook, guest with a record, rehearsed on {spec.suite}, {spec.cpu}; {RUNS} runs each (goal: ratio at most 2)")
+    # The fastest are the ones that a busy machine has disturbed least.
+    for title, choose in (("medians", statistics.median), ("fastest", min)):
+        took = {what: choose(times) for what, times in seconds.items()}
+        shown = ", ".join(f"{what} {each * 1e3:.1f} ms" for what, each in took.items())
+        ratio = (took["hook"] - took["ioctl"]) / took["python"]
+        print(f"{title}: {shown}; ratio (hook - ioctl) / python {ratio:.2f}; nothing taken off {took['hook'] / took['python']:.2f}")
 
 
 if __name__ == "__main__":
