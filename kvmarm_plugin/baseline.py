@@ -7,7 +7,7 @@ A baseline that some member would refuse is never made: `common` asks every memb
 from __future__ import annotations
 
 from . import __version__
-from .common import CHOICES, Obstacle, common
+from .common import CHOICES, Obstacle, common, some
 from .kinds import Kind, kinds_of
 from .level import Plan, level
 from .pool import Pool
@@ -19,6 +19,8 @@ from .value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+_SHOWN = 6  # names of hosts in a line; --json has all
 
 
 class Baseline(Value):
@@ -129,8 +131,8 @@ def _plan_lines(result: Baseline) -> list[str]:
         return ["Nothing levels them."]
     lines = ["What would make one of them:"]
     for number, step in enumerate(steps, 1):
-        what = {"boot": f"boot {_some(step.hosts)} with {step.what}", "leave out": f"leave {_some(step.hosts)} out"}
-        lines.append(f"  {number}. {what.get(step.action, f'{step.action} on {_some(step.hosts)} {step.what}')}")
+        what = {"boot": f"boot {some(step.hosts, _SHOWN)} with {step.what}", "leave out": f"leave {some(step.hosts, _SHOWN)} out"}
+        lines.append(f"  {number}. {what.get(step.action, f'{step.action} on {some(step.hosts, _SHOWN)} {step.what}')}")
         lines.append(f"     {step.why}")
     return [*lines, "  Then probe those hosts again, and make the baseline anew."]
 
@@ -142,7 +144,7 @@ def _profile_lines(result: Baseline, explain: bool) -> list[str]:
         lines += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
     lines.append("What it costs:")
     for names, losses in result.costs.items():
-        lines.append(f"  {_some(names)}: {', '.join(losses) or 'nothing'}")
+        lines.append(f"  {some(names, _SHOWN)}: {', '.join(losses) or 'nothing'}")
     return lines
 
 
@@ -201,10 +203,6 @@ def _has(host: HostProfile, choice: str) -> bool:
 
 def _among(midr: int, profile: HostProfile) -> bool:
     return any(cluster.midr == midr for cluster in profile.clusters)
-
-
-def _some(names: tuple[str, ...], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _count(names: list[str]) -> str:

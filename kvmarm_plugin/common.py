@@ -23,6 +23,7 @@ from .verdict import HARMLESS, REFUSES, Finding, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -127,7 +128,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 break
             if destination is source:
                 continue
-            found += [Obstacle(source.name, destination.name, finding) for finding in _blocking(check(targets[wish], destination))]
+            found += [Obstacle(source.name, destination.name, finding) for finding in blocking(check(targets[wish], destination))]
             if destination.ipa_bits:
                 here, there = (guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination))
                 if here < there:  # the other way round `check` says it
@@ -151,7 +152,7 @@ def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostPr
     """What the least of guests asks for: the newest machine type and GIC of all hosts, else of the two, else of its own."""
     machine = gic = ""
     for group in (hosts, [source, destination], [source]):
-        machine = machine or next(iter(_in_all([_machines(host) for host in group])), "")
+        machine = machine or next(iter(_in_all([machines(host) for host in group])), "")
         gic = gic or max(_in_all([tuple(map(str, host.gic_versions)) for host in group]), default="")
     return Wish("aarch64" if source.kvm_architecture == "arm64" else "armv7l", machine, gic)
 
@@ -159,7 +160,7 @@ def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostPr
 def view(host: HostProfile, midr: int | None) -> HostProfile:
     """A host as if it had one cluster only: the one of this MIDR, or the biggest."""
     of_midr = [cluster for cluster in host.clusters if cluster.midr == midr]
-    biggest = sorted(host.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))[-1:]
+    biggest = sorted(host.clusters, key=lambda cluster: cluster.size)[-1:]
     return host.replace(clusters=tuple(of_midr or biggest)) if len(host.clusters) > 1 else host
 
 
@@ -269,19 +270,19 @@ def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> s
     feature = CHOICES[choice][0]
     without = [host.name for host in views if not host.clusters[0].has(feature)]
     if without:
-        return f"{_names(without)} {'has' if len(without) == 1 else 'have'} none"
+        return f"{some(without)} {'has' if len(without) == 1 else 'have'} none"
     if choice == "SVE":
         lengths = candidate.clusters[0].sve_lengths
         longer = [host.name for host in views if host.clusters[0].sve_lengths != lengths]
         if not lengths:
             return "no set of vector lengths is every host's own up to its longest"
         if longer and f"sve{lengths[-1]}" not in knobs_of(candidate):
-            return f"libvirt or QEMU has no word to limit {_names(longer)} to {lengths[-1]} bits"
+            return f"libvirt or QEMU has no word to limit {some(longer)} to {lengths[-1]} bits"
     if choice == "AArch32":
         # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see resolve.
         gives = [host.name for host in views if host.clusters[0].has("ptrauth_address")]
         if gives and not candidate.clusters[0].has("ptrauth_address"):
-            return f"QEMU would give 32-bit guests PAuth on {_names(gives)}"
+            return f"QEMU would give 32-bit guests PAuth on {some(gives)}"
     for target in targets(candidate):
         if feature in target.features:
             obstacle = _first_obstacle(target, views)
@@ -310,14 +311,14 @@ def _first_obstacle(target: Target, views: list[HostProfile]) -> Obstacle | None
     started: list[tuple[str, Target]] = []
     for host in views:
         offer = ProfileOffer(target, host, host.clusters[0])
-        for finding in _blocking(judge(target, offer)):
+        for finding in blocking(judge(target, offer)):
             return Obstacle(views[0].name, host.name, finding)
         local = given(target, offer)
         if all(local != other for _, other in started):
             started.append((host.name, local))
     for source, local in started:
         for host in views:
-            for finding in _blocking(check(local, host)):
+            for finding in blocking(check(local, host)):
                 return Obstacle(source, host.name, finding)
     return None
 
@@ -347,11 +348,12 @@ def _common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
 
 def _shared_midrs(hosts: list[HostProfile]) -> list[int]:
     """MIDR_EL1 of the CPUs that every host has, those of the first host's biggest cluster first."""
-    by_size = sorted(hosts[0].clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF), reverse=True)
+    by_size = sorted(hosts[0].clusters, key=lambda cluster: cluster.size, reverse=True)
     return [c.midr for c in by_size if all(any(other.midr == c.midr for other in host.clusters) for host in hosts)]
 
 
-def _machines(host: HostProfile) -> tuple[str, ...]:
+def machines(host: HostProfile) -> tuple[str, ...]:
+    """The machine types of a host's QEMU, newest first; none without QEMU."""
     return host.qemu.machines if host.qemu else ()
 
 
@@ -360,11 +362,12 @@ def _in_all(lists: list[tuple[T, ...]]) -> tuple[T, ...]:
     return tuple(item for item in lists[0] if all(item in other for other in lists))
 
 
-def _blocking(findings: list[Finding]) -> list[Finding]:
+def blocking(findings: list[Finding]) -> list[Finding]:
+    """Those that a guest cannot live with."""
     return [finding for finding in findings if finding.severity != HARMLESS]
 
 
-def _names(names: list[str], limit: int = 4) -> str:
+def some(names: Sequence[str], limit: int = 4) -> str:
     """ "alpha, beta and 3 more"."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from . import __version__
 from .check import ProfileOffer, check, given
-from .common import targets
+from .common import blocking, machines, targets
 from .errors import KvmarmError
 from .profile import Cluster, HostProfile, ProfileError, decode, encode
 from .record import Origin
 from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
 from .value import Value
-from .verdict import HARMLESS, REFUSES, Finding, Offer, in_short, judge
+from .verdict import REFUSES, Finding, Offer, in_short, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,11 +151,11 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
     Args:
         offer: of the host, made for this target.
     """
-    findings = [finding for finding in judge(target, offer) if finding.severity != HARMLESS]
+    findings = blocking(judge(target, offer))
     if findings:
         return findings
     local = given(target, offer)
-    return [_for_the_others(finding, pool) for finding in check(local, pool.baseline) if finding.severity != HARMLESS]
+    return [_for_the_others(finding, pool) for finding in blocking(check(local, pool.baseline))]
 
 
 def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
@@ -165,7 +165,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
         for target in targets(pool.baseline.replace(clusters=(cluster,))):
             for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))):
                 found.setdefault(str(finding), finding)
-    missing = [machine for machine in _machines(pool.baseline) if machine not in _machines(host)]
+    missing = [machine for machine in machines(pool.baseline) if machine not in machines(host)]
     if missing and not any(finding.subject == "machine type" for finding in found.values()):
         found["machine type"] = _missing_machines(missing, host)
     return list(found.values())
@@ -189,10 +189,6 @@ def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
 def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
     what = f"{host} has drifted out of pool {pool.name}" if host in pool.members else f"{host} does not fit into pool {pool.name}"
     return ResolveError(f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew")
-
-
-def _machines(host: HostProfile) -> tuple[str, ...]:
-    return host.qemu.machines if host.qemu else ()
 
 
 def _missing_machines(missing: list[str], host: HostProfile) -> Finding:

@@ -112,6 +112,11 @@ class Cluster(Value):
     ) -> None:
         self._freeze(locals())
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """What orders the clusters of a host: by capacity, then by part number."""
+        return self.capacity or 0, self.midr >> 4 & 0xFFF
+
     def vcpu(self, number: int, features: tuple[str, ...]) -> Vcpu | None:
         """The vCPU with exactly this target and these features, or None if the host cannot make it."""
         return next((vcpu for vcpu in self.vcpus if (vcpu.number, vcpu.features) == (number, features)), None)

@@ -303,7 +303,7 @@ def _size(element: Element | None) -> int:
 
 def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
     """The cluster that the policy names. The biggest is the one of the highest capacity, then of the highest part number."""
-    by_size = sorted(profile.clusters, key=lambda cluster: (cluster.capacity or 0, cluster.midr >> 4 & 0xFFF))
+    by_size = sorted(profile.clusters, key=lambda cluster: cluster.size)
     if policy.cluster in ("biggest", "all"):  # all of one
         return by_size[-1]
     if policy.cluster == "smallest":
