@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvmarm_plugin import record
 from kvmarm_plugin.domain import parse
-from kvmarm_plugin.kvm.uapi import REG_ARM64_CORE_X0
+from kvmarm_plugin.kvm import uapi
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
 
@@ -69,15 +69,12 @@ class Kernel(Kernel):
             if len(arg) < 8 + 8 * len(_reglist):
                 arg[:8] = pack("Q", len(_reglist))
                 raise KvmError(name, errno_codes.E2BIG)
-            arg[8:] = pack(f"{{len(_reglist)}}Q", *_reglist)
+            arg[: 8 + 8 * len(_reglist)] = pack(f"{{len(_reglist) + 1}}Q", len(_reglist), *_reglist)
         elif name == "KVM_ARM_PREFERRED_TARGET":
             arg[:4] = pack("I", _target)
         elif name == "KVM_CHECK_EXTENSION":
             return 48 if arg == uapi.CAPABILITIES["ARM_VM_IPA_SIZE"] else 1
         return uapi.API_VERSION if name == "KVM_GET_API_VERSION" else 0
-
-    def map_run(self, fd, size):
-        return pack(uapi.RUN_MMIO, uapi.EXIT_MMIO, 0x80000000)
 """
 
 
@@ -87,7 +84,9 @@ def play(package: Path, domain: bytes) -> None:
     assert element is not None
     target = record.read(element).target
     identity = {id_of(name): value for name, value in target.registers.items()}
-    seen = {REG_ARM64_CORE_X0 + 2 * index: value for index, value in enumerate(target.seen.values())}
-    answers = ({**identity, **seen}, set(identity), tuple(sorted(unpack_ids(target.reglist))), target.number)
+    seen = {uapi.REG_ARM64_CORE_X0 + 2 * index: value for index, value in enumerate(target.seen.values())}
+    # The guest has come to its last instruction: behind an MRS for each register.
+    stopped = {uapi.REG_ARM64_CORE_PC: 0x4000_0000 + 4 * len(seen)}
+    answers = ({**identity, **seen, **stopped}, set(identity), tuple(sorted(unpack_ids(target.reglist))), target.number)
     with (package / "kvm/device.py").open("a", encoding="utf-8") as file:
         file.write(_SOURCE.format(answers=answers))

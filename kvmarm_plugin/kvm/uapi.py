@@ -7,7 +7,6 @@ Nothing here acts. Names are the kernel's, less their common prefix.
 from __future__ import annotations
 
 API_VERSION = 12
-EXIT_MMIO = 6
 
 # -- ioctls ------------------------------------------------------------------------------------------------------------
 
@@ -15,7 +14,6 @@ IOCTLS = {
     "KVM_GET_API_VERSION": 0xAE00,
     "KVM_CREATE_VM": 0xAE01,
     "KVM_CHECK_EXTENSION": 0xAE03,
-    "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
     "KVM_CREATE_VCPU": 0xAE41,
     "KVM_CREATE_IRQCHIP": 0xAE60,
     "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
@@ -95,6 +93,7 @@ VCPU_PMU_V3_CTRL, VCPU_PMU_V3_INIT = 0, 1
 # -- register ids ------------------------------------------------------------------------------------------------------
 
 REG_SIZE_SHIFT, REG_SIZE_MASK = 52, 0xF  # log2 of the size in bytes
+REG_LARGEST = 256  # bytes: KVM_REG_SIZE_U2048, the registers of SVE
 REG_ARM64_CORE_X0 = 0x6030000000100000  # user_pt_regs.regs[0]; x1 is two further, and so on
 REG_ARM64_CORE_PC = 0x6030000000100040  # user_pt_regs.pc: byte 256, counted in 32-bit words
 REG_ARM64_SVE_VLS = 0x606000000015FFFF
@@ -115,7 +114,6 @@ CREATE_DEVICE = "III"  # kvm_create_device: type, fd, flags
 DEVICE_ATTR = "IIQQ"  # kvm_device_attr: flags, group, attr, addr
 REG_MASK_RANGE = "QI13I"  # reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7): addr, range, reserved[13]
 REG_LIST = "Q"  # kvm_reg_list: n, and behind it room for n ids of 64 bits
-RUN_MMIO = "8xI20xQ"  # kvm_run as far as KVM_EXIT_MMIO needs it: exit_reason, phys_addr
 
 FEATURE_ID_MASKS = 192  # 3 values of op1 (0, 1, 3) × 8 of CRm × 8 of op2
 

@@ -41,7 +41,6 @@ PC = 0x6030000000100040
 SVE_VLS = 0x606000000015FFFF
 CORE_REGISTERS = [X0 + 2 * index for index in range(31)] + [PC]
 SYSREG_GROUP = 0x603000000013
-MMAP_SIZE = 0x3000
 PAGE = 4096
 
 # How MRS names the registers that a scratch guest reads: op0, op1, CRn, CRm, op2 (Arm ARM D19, "Accessing …").
@@ -55,7 +54,7 @@ MRS_NAMES = {
 
 # Which kind of file descriptor takes an ioctl; any other answers ENOTTY.
 _RECEIVERS = {
-    "system": ("KVM_GET_API_VERSION", "KVM_CREATE_VM", "KVM_CHECK_EXTENSION", "KVM_GET_VCPU_MMAP_SIZE"),
+    "system": ("KVM_GET_API_VERSION", "KVM_CREATE_VM", "KVM_CHECK_EXTENSION"),
     "vm": (
         "KVM_CREATE_VCPU",
         "KVM_SET_USER_MEMORY_REGION",
@@ -105,22 +104,6 @@ class _DeviceAttr(ctypes.Structure):
 
 class _RegMaskRange(ctypes.Structure):
     _fields_ = [("addr", ctypes.c_uint64), ("range", ctypes.c_uint32), ("reserved", ctypes.c_uint32 * 13)]
-
-
-class _RunMmio(ctypes.Structure):
-    """struct kvm_run as far as KVM_EXIT_MMIO needs it."""
-
-    _fields_ = [
-        ("request_interrupt_window", ctypes.c_uint8),
-        ("immediate_exit", ctypes.c_uint8),
-        ("padding1", ctypes.c_uint8 * 6),
-        ("exit_reason", ctypes.c_uint32),
-        ("padding2", ctypes.c_uint8 * 20),
-        ("phys_addr", ctypes.c_uint64),
-        ("data", ctypes.c_uint8 * 8),
-        ("len", ctypes.c_uint32),
-        ("is_write", ctypes.c_uint8),
-    ]
 
 
 # What an ioctl's argument points to, if it is not a number.
@@ -183,7 +166,6 @@ class _Vcpu:
     sve_done: bool = False
     pmu_done: bool = False
     has_run: bool = False
-    run: _RunMmio | None = None
 
 
 class FakeKernel(Kernel):
@@ -200,7 +182,8 @@ class FakeKernel(Kernel):
         failures: ioctl → errno with which it fails.
         fail_call: (n, errno): the n-th ioctl of all, counted from 0, fails.
         open_errno: errno with which /dev/kvm cannot be opened.
-        exit_override: (exit reason, address) with which KVM_RUN returns instead.
+        stops_at: an address at which KVM_RUN returns instead of running the guest, for whatever reason.
+        skips_mmio: whether an instruction that leaves the kernel is passed before rather than after, as in old ones.
         calls: the ioctls so far.
         handles: the file descriptors that are open.
     """
@@ -222,7 +205,8 @@ class FakeKernel(Kernel):
         self.failures: dict[str, int] = {}
         self.fail_call: tuple[int, int] | None = None
         self.open_errno = 0
-        self.exit_override: tuple[int, int] | None = None
+        self.stops_at: int | None = None
+        self.skips_mmio = False
         self.calls: list[str] = []
         self.handles: dict[int, Any] = {}
         self._next = 1000
@@ -263,14 +247,6 @@ class FakeKernel(Kernel):
             raise KvmError(name, -result)
         return int(result)
 
-    def map_run(self, fd: int, size: int) -> bytearray:
-        vcpu = self.handles[fd]
-        assert isinstance(vcpu, _Vcpu), "only a vCPU has a kvm_run page"
-        assert size == MMAP_SIZE, "the size is what KVM_GET_VCPU_MMAP_SIZE answered"
-        page = bytearray(size)
-        vcpu.run = _RunMmio.from_buffer(page)
-        return page
-
     # -- system ioctls -------------------------------------------------------------------------------------------------
 
     def _new(self, handle: Any) -> int:
@@ -283,9 +259,6 @@ class FakeKernel(Kernel):
 
     def _kvm_get_api_version(self, _system: str, _arg: int) -> int:
         return self.api_version
-
-    def _kvm_get_vcpu_mmap_size(self, _system: str, _arg: int) -> int:
-        return MMAP_SIZE
 
     def _kvm_check_extension(self, _handle: Any, number: int) -> int:
         return self.answers.get(number, 0)
@@ -378,7 +351,7 @@ class FakeKernel(Kernel):
         if room < arg[0]:
             return -errno.E2BIG
         # Not in order: kvm_arm_copy_reg_indices gives core registers first.
-        arg[1:] = sorted(vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg))
+        arg[1 : 1 + arg[0]] = sorted(vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg))
         return 0
 
     def _kvm_get_one_reg(self, vcpu: _Vcpu, arg: Any) -> int:
@@ -433,17 +406,19 @@ class FakeKernel(Kernel):
             return -self._unfinished(vcpu)
         if "pmu_v3" in vcpu.features and not vcpu.pmu_done:
             return -errno.EINVAL
-        assert vcpu.run is not None, "kvm_run is mapped before KVM_RUN"
         vcpu.has_run = True
-        if self.exit_override:
-            vcpu.run.exit_reason, vcpu.run.phys_addr = self.exit_override
+        if self.stops_at is not None:
+            vcpu.registers[PC] = self.stops_at
             return 0
         while True:
             word = self._fetch(vcpu)
-            if word is None or not self._step(vcpu, word):
+            if word is None:
                 return self._never_ends()
-            if vcpu.run.exit_reason:
+            if self._leaves(vcpu, word):
+                vcpu.registers[PC] += 4 * self.skips_mmio
                 return 0
+            if not self._step(vcpu, word):
+                return self._never_ends()
             vcpu.registers[PC] += 4
 
     def _fetch(self, vcpu: _Vcpu) -> int | None:
@@ -464,16 +439,16 @@ class FakeKernel(Kernel):
             if word & 31 != 31:
                 vcpu.registers[X0 + 2 * (word & 31)] = value
             return True
-        if word >> 22 == 0b11_111_0_01_00:  # STR (immediate), unsigned offset, 64 bits: imm12, Rn, Rt
-            assert vcpu.run is not None
-            base, source = word >> 5 & 31, word & 31
-            assert base != 31, "the guest has no stack"
-            vcpu.run.exit_reason = 6  # KVM_EXIT_MMIO
-            vcpu.run.phys_addr = vcpu.registers[X0 + 2 * base] + 8 * (word >> 10 & 0xFFF)
-            vcpu.run.data[:] = vcpu.registers[X0 + 2 * source].to_bytes(8, "little")
-            vcpu.run.len, vcpu.run.is_write = 8, 1
-            return True
         return False
+
+    def _leaves(self, vcpu: _Vcpu, word: int) -> bool:
+        """Whether an instruction ends KVM_RUN with KVM_EXIT_MMIO: a store to where no memory is."""
+        if word >> 22 != 0b11_111_0_01_00:  # STR (immediate), unsigned offset, 64 bits: imm12, Rn, Rt
+            return False
+        base = word >> 5 & 31
+        assert base != 31, "the guest has no stack"
+        place = vcpu.registers[X0 + 2 * base] + 8 * (word >> 10 & 0xFFF)
+        return not any(start <= place < start + size for start, size, _ in vcpu.vm.memory)
 
     def _never_ends(self) -> int:
         """An undefined instruction takes the guest to a vector where there is no memory, for ever; only a signal ends KVM_RUN."""

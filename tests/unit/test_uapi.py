@@ -190,26 +190,10 @@ def test_register_list_layout() -> None:
     assert (_members(form, "n reg"), struct.calcsize(form)) == (members, size)
 
 
-def test_run_layout_as_far_as_an_mmio_exit_needs_it() -> None:
-    body = _body_of("kvm_run")
-    head, _, union = body.partition("union {")
-    members, size = _layout(head)
-    mmio = re.search(r"struct \{([^{}]*)\} mmio;", union)
-    assert mmio
-    inside, _ = _layout(mmio.group(1))
-    address, length = inside["phys_addr"]
-    assert size == 32
-    assert _members(uapi.RUN_MMIO, "exit_reason phys_addr") == {
-        "exit_reason": members["exit_reason"],
-        "phys_addr": (size + address, length),
-    }
-
-
 @pytest.mark.parametrize(
     ("ours", "macro"),
     [
         (uapi.API_VERSION, "KVM_API_VERSION"),
-        (uapi.EXIT_MMIO, "KVM_EXIT_MMIO"),
         (uapi.FINALIZE_SVE, "KVM_ARM_VCPU_SVE"),
         (uapi.DEVICE_TYPE_ARM_VGIC[2], "KVM_DEV_TYPE_ARM_VGIC_V2"),
         (uapi.DEVICE_TYPE_ARM_VGIC[3], "KVM_DEV_TYPE_ARM_VGIC_V3"),
@@ -225,6 +209,11 @@ def test_run_layout_as_far_as_an_mmio_exit_needs_it() -> None:
 )
 def test_number(ours: int, macro: str) -> None:
     assert ours == _value(macro)
+
+
+def test_the_largest_register() -> None:
+    sizes = [_value(name) for name in _macros() if re.fullmatch(r"KVM_REG_SIZE_U\d+", name)]
+    assert uapi.REG_LARGEST == 1 << (max(sizes) >> uapi.REG_SIZE_SHIFT)
 
 
 def test_system_register_ids() -> None:
