@@ -9,7 +9,8 @@ the same cluster may have others. In migrate and restore libvirt takes a changed
 from __future__ import annotations
 
 from . import cpulist, record
-from .domain import Edits, Element, parse
+from .domain import Element, parse
+from .edits import Edits
 from .pins import cpus_of, cpuset_of, find_cluster, pins_of
 from .target import Pinning
 from .verdict import REFUSES, Finding

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Domain XML, read so that every other byte of it can stay as the user wrote it.
 
-`parse` checks the document and gives a tree of elements that know where in the text they are. `Edits` changes the text
+`parse` checks the document and gives a tree of elements that know where in the text they are; `edits.Edits` changes the text
 between such places. lxml would lose the formatting (it keeps no positions), and the hook has only the standard library;
 so this is the only reader of domain XML here.
 
@@ -246,31 +246,3 @@ def _tag_end_slowly(source: bytes, start: int) -> int:
 def _hint(code: int) -> str:
     # XML_ERROR_JUNK_AFTER_DOC_ELEMENT of <expat.h>: something follows the root element.
     return "one domain a document: split the file" if code == 9 else "check it with: xmllint --noout FILE"
-
-
-class Edits:
-    """Changes to a text, collected in any order and then applied at once.
-
-    Args:
-        source: the text. Edits must not overlap.
-    """
-
-    def __init__(self, source: bytes) -> None:
-        self._source = source
-        self._edits: list[tuple[int, int, bytes]] = []
-
-    def replace(self, start: int, end: int, text: bytes) -> None:
-        """Put `text` where start…end is."""
-        self._edits.append((start, end, text))
-
-    def remove(self, element: Element) -> None:
-        """Take an element out, with the line break and white space in front of it."""
-        self.replace(element.start - len(element.indent), element.end, b"")
-
-    def apply(self) -> bytes:
-        """The changed text."""
-        parts, position = [], 0
-        for start, end, text in sorted(self._edits, key=lambda edit: edit[:2]):
-            parts += [self._source[position:start], text]
-            position = end
-        return b"".join([*parts, self._source[position:]])

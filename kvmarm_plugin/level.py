@@ -10,8 +10,9 @@ from __future__ import annotations
 from .common import Obstacle, obstacles
 from .kinds import Kind
 from .profile import Cluster, HostProfile, Qemu
+from .registers.overrides import Override, override_of
 from .registers.rules import kernel_version
-from .registers.table import Override, fields_of, override_of
+from .registers.table import fields_of
 from .value import Value
 
 TYPE_CHECKING = False

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 
 from . import record
-from .domain import Edits, Element
+from .domain import Element
+from .edits import Edits
 from .pins import pins_in, thread_of
 from .value import Value
 

@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple
 
 from kvmarm_plugin.level import apply_override
 from kvmarm_plugin.profile import Cluster, HostProfile, Vcpu
-from kvmarm_plugin.registers.table import overrides
+from kvmarm_plugin.registers.overrides import overrides
 from tests.corpus import HOSTS, host, vary
 
 _RACK = 20

@@ -61,26 +61,6 @@ class Field(Value):
         return value >> self.lsb & (1 << self.msb - self.lsb + 1) - 1
 
 
-class Override(Value):
-    """A word of the kernel's command line that takes a feature from an arm64 host.
-
-    Attributes:
-        word: as written there.
-        since: version of the oldest kernel that was seen to know it, such as "6.12".
-        features: vCPU features that KVM offers no more.
-        fields: (register, field) → value that it sets.
-    """
-
-    __slots__ = ("features", "fields", "since", "word")
-    word: str
-    since: str
-    features: tuple[str, ...]
-    fields: dict[tuple[str, str], int]
-
-    def __init__(self, word: str, since: str, features: tuple[str, ...], fields: dict[tuple[str, str], int]) -> None:
-        self._freeze(locals())
-
-
 class _Tables:
     """Both tables, read once, on first use."""
 
@@ -88,7 +68,7 @@ class _Tables:
         self.names: dict[int, str] = {}
         self.ids: dict[str, int] = {}
         self.descriptions: dict[str, str] = {}
-        for kvm_id, name, description in _rows("registers.tsv"):
+        for kvm_id, name, description in rows("registers.tsv"):
             self.ids[name] = reg = int(kvm_id, 16)
             self.names[reg] = name
             self.descriptions[name] = description
@@ -96,7 +76,6 @@ class _Tables:
 
 _tables: _Tables | None = None
 _fields: dict[str, list[Field]] | None = None
-_overrides: list[Override] | None = None
 
 
 def name_of(reg: int) -> str:
@@ -133,33 +112,10 @@ def fields_of(name: str) -> list[Field]:
     global _fields
     if _fields is None:
         _fields = {}
-        for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in _rows("fields.tsv"):
+        for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in rows("fields.tsv"):
             entry = Field(register, field, int(msb), int(lsb), sign == "S", policy, safe_value, meaning)
             _fields.setdefault(register, []).append(entry)
     return _fields.get(name, [])
-
-
-def overrides() -> list[Override]:
-    """The words of the kernel's command line that can level hosts."""
-    global _overrides
-    if _overrides is None:
-        _overrides = [
-            Override(word, since, tuple(features.split()), dict(map(_setting, fields.split())))
-            for word, since, features, fields in _rows("overrides.tsv")
-        ]
-    return _overrides
-
-
-def override_of(register: str, field: str) -> Override | None:
-    """The word that takes what this field shows from a host, if there is one."""
-    return next((override for override in overrides() if (register, field) in override.fields), None)
-
-
-def _setting(text: str) -> tuple[tuple[str, str], int]:
-    """ "ID_AA64PFR1_EL1.BT=0" → (("ID_AA64PFR1_EL1", "BT"), 0)."""
-    name, _, value = text.partition("=")
-    register, _, field = name.partition(".")
-    return (register, field), int(value)
 
 
 def is_identity(reg: int) -> bool:
@@ -187,7 +143,7 @@ def _load() -> _Tables:
     return _tables
 
 
-def _rows(file_name: str) -> list[list[str]]:
+def rows(file_name: str) -> list[list[str]]:
     """The rows of a table beside this file, without comments and the header."""
     with open(f"{__file__.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line and line[0] != "#"]

@@ -11,7 +11,7 @@ from kvmarm_plugin.check import check
 from kvmarm_plugin.domain import parse
 from kvmarm_plugin.level import apply_override
 from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.registers.table import overrides
+from kvmarm_plugin.registers.overrides import overrides
 from kvmarm_plugin.resolve import ResolveError, Resolver
 from kvmarm_plugin.verdict import REFUSES
 from tests.corpus import HOSTS, TEMPLATES, host, resolver, template

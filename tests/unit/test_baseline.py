@@ -25,7 +25,8 @@ from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.pool import Pool
 from kvmarm_plugin.profile import Cluster, HostProfile, dumps
-from kvmarm_plugin.registers.table import Override, fields_of, overrides
+from kvmarm_plugin.registers.overrides import Override, overrides
+from kvmarm_plugin.registers.table import fields_of
 from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding

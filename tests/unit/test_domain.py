@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvmarm_plugin import record
-from kvmarm_plugin.domain import SIZE_LIMIT, DomainXMLError, Edits, Element, asks_for_host_model, parse
+from kvmarm_plugin.domain import SIZE_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
+from kvmarm_plugin.edits import Edits
 from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.resolve import Resolver
 from kvmarm_plugin.rewrite import restore

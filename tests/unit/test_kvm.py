@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -327,7 +328,7 @@ def test_where_the_guest_has_ended_by_old_kernels_and_by_new(kernel: FakeKernel,
 
 def test_the_guest_has_one_page_wherever_its_buffer_lies(kernel: FakeKernel) -> None:
     """The fake kernel, like a real one, refuses what is not aligned; buffers of many sizes in between move the next one."""
-    size = mmap.PAGESIZE
+    size = os.sysconf("SC_PAGESIZE")
     with System(kernel) as system:
         between = []
         for step in range(20):
@@ -365,7 +366,10 @@ def test_a_guest_is_stopped_also_if_the_time_was_up_before_it_began(kernel: Fake
 def test_a_guest_that_ends_elsewhere(kernel: FakeKernel, address: int) -> None:
     """At its first instruction (KVM_EXIT_FAIL_ENTRY), in its vectors, or anywhere: its registers are not what was asked for."""
     kernel.stops_at = address
-    with System(kernel) as system, pytest.raises(KvmarmError, match=f"stopped at {address:#x}, not at its last instruction 0x40000004"):
+    with (
+        System(kernel) as system,
+        pytest.raises(KvmarmError, match=f"stopped at {address:#x}, not at its last instruction 0x40000004"),
+    ):
         run_guest(system, 5, _BASE, ("CNTFRQ_EL0",))
 
 
