@@ -111,7 +111,7 @@ def _check_interpreter(python: str) -> None:
     """The hook has this one, whatever runs `kvmarm`: Python 3.9 or newer, with those modules that distributions split off."""
     try:
         answer = subprocess.run(
-            [python, "-I", "-S", "-c", "import sys; print(*sys.version_info[:3], sep='.'); import _ctypes, pyexpat"],
+            [python, "-I", "-S", "-c", "import sys; print(*sys.version_info[:3], sep='.'); import _ctypes, fcntl, pyexpat"],
             capture_output=True,
             encoding="utf-8",
             errors="replace",

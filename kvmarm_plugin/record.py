@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from .domain import Element, quoted
 from .errors import KvmarmError
+from .registers.table import id_of
 from .registers.text import format_values, parse_values, unpack_ids
 from .target import VCPU_FEATURES, Pinning, Target
 from .value import Value
@@ -175,6 +176,8 @@ def _read_target(element: Element) -> Target:
     reglist = " ".join(_child(element, "reglist").body.decode().split())
     if not registers or not unpack_ids(reglist):
         raise ValueError("no registers in it")
+    for name in registers:
+        id_of(name)  # one that is not known here could not be compared
     if vcpu["architecture"] not in ("arm", "arm64"):
         raise ValueError(f"architecture {vcpu['architecture']!r}")
     if guest["gic"] not in ("2", "3"):

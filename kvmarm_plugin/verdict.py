@@ -67,7 +67,7 @@ class Offer:
         gic_versions: empty where KVM was not asked.
         ipa_bits: the largest guest physical address space.
         problem: why no vCPU can be made for the target; empty if one can.
-        registers, reglist: of the vCPU that QEMU would make.
+        registers, reglist: of the vCPU that QEMU would make; of the registers, those that the target records are enough.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
     """

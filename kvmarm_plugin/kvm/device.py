@@ -9,8 +9,9 @@ ever was.
 from __future__ import annotations
 
 import errno as errno_codes
+import fcntl
 import posix  # os without its Python half, which costs 1 ms
-from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, addressof, dlopen, dlsym, get_errno  # see Kernel
+from _ctypes import _SimpleCData, addressof  # ctypes without its Python half, which costs 3 ms
 from _struct import calcsize, pack, unpack, unpack_from
 
 from ..errors import KvmarmError
@@ -18,7 +19,7 @@ from . import uapi
 
 DEVICE = "/dev/kvm"
 
-_USUAL_REGISTERS = 1023  # room for their ids in 8 KiB; a vCPU of today has 230 to 410
+_USUAL_REGISTERS = 1023  # room for their ids in 8 KiB, see Kernel; a vCPU of today has 230 to 410
 
 _PASSING = (errno_codes.ENOMEM, errno_codes.EMFILE, errno_codes.ENFILE, errno_codes.EAGAIN)
 
@@ -53,26 +54,6 @@ class _Byte(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it
     _type_ = "B"
 
 
-class _Int(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
-    _type_ = "i"
-
-
-class _Long(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
-    _type_ = "L"
-
-
-class _Pointer(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
-    _type_ = "P"
-
-
-class _Ioctl(CFuncPtr):
-    """int ioctl(int, unsigned long, void *): of a number, of what is in some bytes, or of an address."""
-
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
-    _restype_ = _Int
-    _argtypes_ = (_Int, _Long, _Pointer)
-
-
 def address(buffer: bytearray | memoryview) -> int:
     """Where a buffer is in this process's memory: as long as it lives and keeps its size."""
     return addressof(_Byte.from_buffer(buffer))
@@ -81,13 +62,9 @@ def address(buffer: bytearray | memoryview) -> int:
 class Kernel:
     """The system calls that the classes below make, and all that a test has to replace.
 
-    fcntl.ioctl does not do: it copies at most 1024 bytes, and from 3.14 on nothing back when the call fails, while
-    KVM_GET_REG_LIST answers by failing; and it does not tell where the value of a register is to be put. libc is given the
-    address itself, by the C half of ctypes. The other half takes 3 ms to import, a quarter of what the hook takes.
+    fcntl.ioctl hands a struct of up to 1024 bytes to the kernel as a copy, which from Python 3.14 on does not come back if the call
+    fails. The one ioctl that answers by failing, KVM_GET_REG_LIST, is given more, and that is handed over where it is.
     """
-
-    def __init__(self) -> None:
-        self._ioctl = _Ioctl(dlsym(dlopen(None, 0), "ioctl"))  # type: ignore[arg-type]  # None: what is in memory
 
     def open(self, path: str) -> int:
         """A file descriptor of `path`, close-on-exec. Raises OSError."""
@@ -99,10 +76,12 @@ class Kernel:
     def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
         """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where the kernel writes to it. Raises
         KvmError."""
-        result: int = self._ioctl(fd, uapi.IOCTLS[name], address(arg) if isinstance(arg, bytearray) else arg)
-        if result < 0:
-            raise KvmError(name, get_errno())
-        return result
+        try:
+            result = fcntl.ioctl(fd, uapi.IOCTLS[name], arg)
+        except OSError as error:
+            raise KvmError(name, error.errno or 0) from None
+        # Of a struct that the kernel only reads, fcntl returns a copy; no ioctl here has a result then.
+        return result if isinstance(result, int) else 0
 
 
 class _Handle:

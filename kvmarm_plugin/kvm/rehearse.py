@@ -10,7 +10,7 @@ from __future__ import annotations
 import posix  # os without its Python half, which costs 1 ms
 
 from ..errors import KvmarmError
-from ..registers.table import id_of, is_identity, name_of
+from ..registers.table import id_of, name_of
 from ..registers.text import pack_ids, unpack_ids
 from ..target import Target, sve_lengths
 from ..verdict import Finding, Offer, judge
@@ -64,9 +64,10 @@ class KernelOffer(Offer):
             return
         vcpu = self._scratch.vcpu
         ids = vcpu.reg_list()
+        held = frozenset(ids)
         # Packing takes longer than all calls of the kernel.
-        self.reglist = target.reglist if unpack_ids(target.reglist) == set(ids) else pack_ids(ids)
-        self.registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
+        self.reglist = target.reglist if unpack_ids(target.reglist) == held else pack_ids(ids)
+        self.registers = {name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held}
         # A guest without a PMU that reads PMCR_EL0 gets an exception instead.
         names = tuple(name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features)
         if names:

@@ -127,18 +127,13 @@ def run_guest(system: System, target: int, features: tuple[str, ...], names: tup
     start = -address(memory) % page
     memory[start : start + len(code)] = code
     last_instruction = _CODE_ADDRESS + len(code) - 4
-    with ScratchVcpu(system, target, features) as vcpu, _TimeLimit(GUEST_TIME_LIMIT):
+    with ScratchVcpu(system, target, features) as vcpu, _TimeLimit():
         vcpu.vm.set_memory(_CODE_ADDRESS, page, address(memory) + start)
         if "pmu_v3" in features:
             vcpu.init_pmu()
         vcpu.set(uapi.REG_ARM64_CORE_PC, _CODE_ADDRESS)
         vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)
-        try:
-            vcpu.run()
-        except KvmError as error:
-            if error.errno != errno.EINTR:
-                raise
-            raise KvmarmError(f"the scratch guest did not end within {GUEST_TIME_LIMIT:g} s") from None
+        vcpu.run()
         stopped_at = vcpu.get(uapi.REG_ARM64_CORE_PC)
         # Behind it on kernels before 4.20, which skipped it on the way out (io_mem_abort, virt/kvm/arm/mmio.c).
         if stopped_at - last_instruction not in (0, 4):
@@ -159,19 +154,19 @@ def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
 
 
 class _TimeLimit:
-    """Interrupts a system call of the main thread after some seconds: KVM_RUN then fails with EINTR.
-
-    And again after as many seconds: the first signal is lost if it comes right before KVM_RUN.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    """Ends what runs in it after GUEST_TIME_LIMIT: KVM_RUN is interrupted by the timer's signal, and its handler raises. (That
+    KVM_RUN fails with EINTR would not be enough: newer versions of fcntl.ioctl then call again.)"""
 
     def __enter__(self) -> None:
-        self._handler = signal.signal(signal.SIGALRM, lambda *_: None)
-        self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
+        self._handler = signal.signal(signal.SIGALRM, self._stop)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, GUEST_TIME_LIMIT)
+
+    def _stop(self, *_signal: object) -> None:
+        raise KvmarmError(f"the scratch guest did not end within {GUEST_TIME_LIMIT:g} s")
 
     def __exit__(self, *_exc: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._handler)
-        signal.setitimer(signal.ITIMER_REAL, *self._timer)  # the hook's own time limit goes on
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # the signal may have come by now
+            signal.signal(signal.SIGALRM, self._handler)
+            signal.setitimer(signal.ITIMER_REAL, *self._timer)  # the hook's own time limit goes on

@@ -61,28 +61,19 @@ class Field(Value):
         return value >> self.lsb & (1 << self.msb - self.lsb + 1) - 1
 
 
-class _Tables:
-    """Both tables, read once, on first use."""
-
-    def __init__(self) -> None:
-        self.names: dict[int, str] = {}
-        self.ids: dict[str, int] = {}
-        self.descriptions: dict[str, str] = {}
-        for kvm_id, name, description in rows("registers.tsv"):
-            self.ids[name] = reg = int(kvm_id, 16)
-            self.names[reg] = name
-            self.descriptions[name] = description
-
-
-_tables: _Tables | None = None
-_fields: dict[str, list[Field]] | None = None
+# Each made of its table on first use: the hook needs the first alone.
+_ids: dict[str, int] = {}
+_names: dict[int, str] = {}
+_descriptions: dict[str, str] = {}
+_fields: dict[str, list[Field]] = {}
 
 
 def name_of(reg: int) -> str:
     """The name of a KVM register id."""
-    name = _load().names.get(reg)
-    if name:
-        return name
+    if not _names:
+        _names.update({reg: name for name, reg in _named().items()})
+    if reg in _names:
+        return _names[reg]
     if reg & _GROUP == _SYSREG:
         return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
     return f"{reg:#x}"
@@ -90,7 +81,7 @@ def name_of(reg: int) -> str:
 
 def id_of(name: str) -> int:
     """The inverse of `name_of`. Raises ValueError for a name that is none."""
-    reg = _load().ids.get(name)
+    reg = _named().get(name)
     if reg is not None:
         return reg
     if name.startswith("0x"):
@@ -104,14 +95,14 @@ def id_of(name: str) -> int:
 
 def describe(name: str) -> str:
     """What a register is, for people; empty where the table does not know it."""
-    return _load().descriptions.get(name, "")
+    if not _descriptions:
+        _descriptions.update({name: description for _, name, description in rows("registers.tsv")})
+    return _descriptions.get(name, "")
 
 
 def fields_of(name: str) -> list[Field]:
     """The fields of a register, from the highest bit down; empty where the table knows none."""
-    global _fields
-    if _fields is None:
-        _fields = {}
+    if not _fields:
         for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in rows("fields.tsv"):
             entry = Field(register, field, int(msb), int(lsb), sign == "S", policy, safe_value, meaning)
             _fields.setdefault(register, []).append(entry)
@@ -136,11 +127,10 @@ def is_identity(reg: int) -> bool:
     return group in _IDENTITY_GROUPS or reg == _SVE_VLS
 
 
-def _load() -> _Tables:
-    global _tables
-    if _tables is None:
-        _tables = _Tables()
-    return _tables
+def _named() -> dict[str, int]:
+    if not _ids:
+        _ids.update({name: int(kvm_id, 16) for kvm_id, name, _ in rows("registers.tsv")})
+    return _ids
 
 
 def rows(file_name: str) -> list[list[str]]:

@@ -301,7 +301,7 @@ _FAULTS: dict[str, list[Fault]] = {
             "hook.py is gone", UNCHECKED + "ImportError: …hook… (…/kvmarm_plugin, Python …). " + AGAIN, _without("hook.py"), PASSES
         ),
         _both("hook.py is damaged", UNCHECKED + "SyntaxError: … (hook.py, line …) (…). " + AGAIN, _damaged("hook.py"), PASSES),
-        _both("hook.py is empty", UNCHECKED + "AttributeError: …verify… (…). " + AGAIN, _empty("hook.py"), PASSES),
+        _both("hook.py is empty", UNCHECKED + "AttributeError: …answer… (…). " + AGAIN, _empty("hook.py"), PASSES),
         _both(
             "another module that it needs is gone",
             DAMAGED + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain' {REINSTALL}",
@@ -597,16 +597,12 @@ def test_on_a_host_that_is_not_arm(tmp_path: Path, kind: str) -> None:
         assert re.search(r"/dev/kvm |architecture \(KVM's\): recorded arm64", err)
 
 
-def _inline_python() -> str:
-    return _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
-
-
-def test_any_python_3_understands_the_script() -> None:
+@pytest.mark.parametrize("start", ["-c '", "fault='"])
+def test_any_python_3_understands_the_script(start: str) -> None:
     """Guests that are not ours depend on nothing else."""
-    ast.parse(_inline_python(), feature_version=(3, 4))
-    assert not [node for node in ast.walk(ast.parse(_inline_python())) if isinstance(node, ast.JoinedStr)], (
-        "f-strings came with 3.6"
-    )
+    code = _SCRIPT.read_text(encoding="utf-8").split(start)[1].split("\n'")[0]
+    ast.parse(code, feature_version=(3, 4))
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr)], "f-strings came with 3.6"
 
 
 @pytest.mark.parametrize(
