@@ -23,8 +23,8 @@ _LOG_INTERVAL = 0.2  # seconds; how long the system's log may block, twice
 
 
 class _Future:
-    """Stands in for the module __future__, which the other modules name for the compiler alone: to read it takes longer than to make
-    a vCPU."""
+    """Stands in for the module __future__, which the other modules name for the compiler alone: reading it takes longer than a vCPU
+    does."""
 
     annotations = None
 
