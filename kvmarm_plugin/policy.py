@@ -58,16 +58,9 @@ def loads(text: str, name: str = "policy") -> Policy:
     Raises:
         PolicyError: not YAML, an unknown key, or a value that the key does not take.
     """
-    import yaml  # 15 ms, and most hosts have no policy file
+    from .yamltext import load  # the hook has no use for it
 
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise PolicyError(f"{name} is not YAML{place}: {getattr(error, 'problem', error)}", "see man kvmarm-policy") from None
-    except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
-        raise PolicyError(f"{name} is not YAML: {error}", "see man kvmarm-policy") from None
+    document = load(text, name, PolicyError, "see man kvmarm-policy")
     if document is None:
         return Policy()
     if not isinstance(document, dict):

@@ -17,6 +17,7 @@ from .record import Origin
 from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
 from .value import Value
 from .verdict import REFUSES, Finding, Offer, in_short, judge
+from .yamltext import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,19 +72,8 @@ def loads(text: str, name: str = "pool") -> Pool:
     Raises:
         PoolError: not YAML, not a pool, or one of a newer schema.
     """
-    import yaml
-
-    # The C loader where libyaml is there: the same result, ten times as fast.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     again = "make it anew with: kvmarm baseline PROFILE… -o FILE"
-    try:
-        document = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise PoolError(f"{name} is not YAML{place}: {getattr(error, 'problem', error)}", again) from None
-    except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
-        raise PoolError(f"{name} is not YAML: {error}", again) from None
+    document = load(text, name, PoolError, again)
     schema = str(document.get("schema", "")) if isinstance(document, dict) else ""
     if not schema.startswith(SCHEMA_STEM):
         raise PoolError(f"{name} is not a pool", again)

@@ -5,20 +5,27 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from kvmarm_plugin import profile
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.profile import HostProfile
 from kvmarm_plugin.resolve import Resolver
-from kvmarm_plugin.value import Value
 
 TESTS = Path(__file__).parent
 HOSTS = {path.stem: path for path in sorted((TESTS / "hosts").glob("*.json"))}
 TEMPLATES = {path.stem: path for path in sorted((TESTS.parent / "xml-templates").glob("*.xml"))}
 RECORD_SCHEMA = TESTS.parent / "xml-templates" / "kvmarm-target.rng"
 
-AnyValue = TypeVar("AnyValue", bound=Value)
+# A host-model guest, as small as libvirt takes it.
+GUEST = b"""\
+<domain type='kvm'>
+  <name>guest</name>
+  <memory unit='MiB'>512</memory>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <cpu mode='host-model'/>
+  <devices/>
+</domain>
+"""
 
 
 @cache
@@ -37,13 +44,6 @@ def resolver(name: str) -> Resolver:
 def template(name: str) -> bytes:
     """A template of xml-templates, by its file's name without .xml."""
     return TEMPLATES[name].read_bytes()
-
-
-def vary(value: AnyValue, **changes: object) -> AnyValue:
-    """The same value with other fields."""
-    fields = {name: getattr(value, name) for name in value.__slots__}
-    assert changes.keys() <= fields.keys()
-    return type(value)(**{**fields, **changes})
 
 
 def one_line(error: BaseException) -> str:

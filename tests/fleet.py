@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 from kvmarm_plugin.level import apply_override
 from kvmarm_plugin.profile import Cluster, HostProfile, Vcpu
 from kvmarm_plugin.registers.overrides import overrides
-from tests.corpus import HOSTS, host, vary
+from tests.corpus import HOSTS, host
 
 _RACK = 20
 _STRAGGLERS = 0.05
@@ -99,14 +99,13 @@ def _host(kind: HostProfile, name: str, rng: random.Random) -> HostProfile:
     assert kind.qemu is not None
     assert kind.libvirt is not None
     cpus = f"0-{rng.choice((63, 79))}"
-    return vary(
-        kind,
+    return kind.replace(
         name=name,
         origin="hand-made: from a profile of tests/hosts, for the tests",
         kernel=re.sub(r"^(\d+\.\d+\.(?:0-)?)\d+", rf"\g<1>{rng.randint(30, 120)}", kind.kernel),
-        qemu=vary(kind.qemu, version=f"{kind.qemu.version.rpartition('.')[0]}.{rng.randint(0, 20)}"),
+        qemu=kind.qemu.replace(version=f"{kind.qemu.version.rpartition('.')[0]}.{rng.randint(0, 20)}"),
         libvirt=f"{kind.libvirt.rpartition('.')[0]}.{rng.randint(0, 3)}",
-        clusters=kind.clusters if len(kind.clusters) > 1 else (vary(kind.clusters[0], cpus=cpus),),
+        clusters=kind.clusters if len(kind.clusters) > 1 else (kind.clusters[0].replace(cpus=cpus),),
     )
 
 
@@ -120,13 +119,11 @@ def _overridden(here: HostProfile, *words: str) -> HostProfile:
 
 def _of_hardware(here: HostProfile, hardware: _Hardware) -> HostProfile:
     """The host of a profile on another model of server."""
-    here = vary(here, clusters=tuple(_with_seen(cluster, hardware) for cluster in here.clusters))
+    here = here.replace(clusters=tuple(_with_seen(cluster, hardware) for cluster in here.clusters))
     if hardware.midr:
-        here = vary(
-            here,
+        here = here.replace(
             clusters=tuple(
-                vary(
-                    cluster,
+                cluster.replace(
                     midr=hardware.midr,
                     implementer="ARM",
                     part=hardware.part,
@@ -138,7 +135,7 @@ def _of_hardware(here: HostProfile, hardware: _Hardware) -> HostProfile:
         here = _with_vcpus(here, lambda vcpu: _with_register(vcpu, "MIDR_EL1", hardware.midr))
     if hardware.longest:
         lengths = tuple(length for length in here.clusters[0].sve_lengths if length <= hardware.longest)
-        here = vary(here, clusters=tuple(vary(cluster, sve_lengths=lengths) for cluster in here.clusters))
+        here = here.replace(clusters=tuple(cluster.replace(sve_lengths=lengths) for cluster in here.clusters))
         bitmap = sum(1 << length // 128 - 1 for length in lengths)
         here = _with_vcpus(here, lambda vcpu: _with_register(vcpu, "SVE_VLS", bitmap) if "sve" in vcpu.features else vcpu)
     return _with_addresses(here, hardware.ipa_bits) if hardware.ipa_bits else here
@@ -146,11 +143,11 @@ def _of_hardware(here: HostProfile, hardware: _Hardware) -> HostProfile:
 
 def _with_seen(cluster: Cluster, hardware: _Hardware) -> Cluster:
     pmcr = cluster.seen["PMCR_EL0"] & ~(31 << 11) | hardware.counters << 11
-    return vary(cluster, seen={**cluster.seen, "CNTFRQ_EL0": hardware.frequency, "PMCR_EL0": pmcr})
+    return cluster.replace(seen={**cluster.seen, "CNTFRQ_EL0": hardware.frequency, "PMCR_EL0": pmcr})
 
 
 def _with_addresses(here: HostProfile, bits: int) -> HostProfile:
-    here = vary(here, ipa_bits=bits, capabilities={**here.capabilities, "ARM_VM_IPA_SIZE": bits})
+    here = here.replace(ipa_bits=bits, capabilities={**here.capabilities, "ARM_VM_IPA_SIZE": bits})
     name = "ID_AA64MMFR0_EL1"
     return _with_vcpus(here, lambda vcpu: _with_register(vcpu, name, vcpu.registers[name] & ~0xF | _PA_RANGE[bits]))
 
@@ -160,12 +157,12 @@ def _older_qemu(here: HostProfile) -> HostProfile:
     assert here.qemu is not None
     _, *machines = here.qemu.machines
     version = f"{machines[0].partition('-')[2]}.0"
-    return vary(here, qemu=vary(here.qemu, version=version, machines=tuple(machines), aliases={"virt": machines[0]}))
+    return here.replace(qemu=here.qemu.replace(version=version, machines=tuple(machines), aliases={"virt": machines[0]}))
 
 
 def _with_register(vcpu: Vcpu, name: str, value: int) -> Vcpu:
-    return vary(vcpu, registers={**vcpu.registers, name: value})
+    return vcpu.replace(registers={**vcpu.registers, name: value})
 
 
 def _with_vcpus(here: HostProfile, change: Callable[[Vcpu], Vcpu]) -> HostProfile:
-    return vary(here, clusters=tuple(vary(cluster, vcpus=tuple(map(change, cluster.vcpus))) for cluster in here.clusters))
+    return here.replace(clusters=tuple(cluster.replace(vcpus=tuple(map(change, cluster.vcpus))) for cluster in here.clusters))

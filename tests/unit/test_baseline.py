@@ -30,7 +30,7 @@ from kvmarm_plugin.registers.table import fields_of
 from kvmarm_plugin.resolve import clusters_of
 from kvmarm_plugin.target import VCPU_FEATURES, Target
 from kvmarm_plugin.verdict import HARMLESS, Finding
-from tests.corpus import HOSTS, TESTS, host, one_line, template, vary
+from tests.corpus import HOSTS, TESTS, host, one_line, template
 
 from .fakekernel import FakeKernel
 
@@ -78,7 +78,7 @@ def _variations() -> dict[str, HostProfile]:
         _fewer_counters(maximal, "max-2-counters", 2),
         maximal.replace(name="max-48-bits", ipa_bits=48),
         n1.replace(name="n1-twin", kernel="6.12.99-other"),
-        n1.replace(name="n1-old-qemu", qemu=vary(n1.qemu, machines=n1.qemu.machines[3:], aliases={"virt": n1.qemu.machines[3]}))
+        n1.replace(name="n1-old-qemu", qemu=n1.qemu.replace(machines=n1.qemu.machines[3:], aliases={"virt": n1.qemu.machines[3]}))
         if n1.qemu
         else n1,
         _each_cluster("n1-25-mhz", n1, seen={**n1.clusters[0].seen, "CNTFRQ_EL0": 25_000_000}),

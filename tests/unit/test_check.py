@@ -23,7 +23,7 @@ from kvmarm_plugin.registers.table import Field, fields_of
 from kvmarm_plugin.resolve import Resolver, Wish
 from kvmarm_plugin.target import Target
 from kvmarm_plugin.verdict import HARMLESS, REFUSES, WRONG, Finding, in_short, judge, worst
-from tests.corpus import HOSTS, host, template, vary
+from tests.corpus import HOSTS, host, template
 
 
 def _target(name: str, machine: str = "", policy: Policy | None = None) -> Target:
@@ -88,13 +88,13 @@ def test_what_real_hosts_did(source: str, destination: str, policy: Policy, mach
 def _with_register(here: HostProfile, name: str, value: int) -> HostProfile:
     """The host with another value of a register in every vCPU."""
     (cluster,) = here.clusters
-    vcpus = tuple(vary(vcpu, registers={**vcpu.registers, name: value}) for vcpu in cluster.vcpus)
-    return vary(here, clusters=(vary(cluster, vcpus=vcpus),))
+    vcpus = tuple(vcpu.replace(registers={**vcpu.registers, name: value}) for vcpu in cluster.vcpus)
+    return here.replace(clusters=(cluster.replace(vcpus=vcpus),))
 
 
 def _with_seen(here: HostProfile, **seen: int) -> HostProfile:
     (cluster,) = here.clusters
-    return vary(here, clusters=(vary(cluster, seen={**cluster.seen, **seen}),))
+    return here.replace(clusters=(cluster.replace(seen={**cluster.seen, **seen}),))
 
 
 def _n1() -> HostProfile:
@@ -109,12 +109,12 @@ def _kinds() -> list[tuple[Target, HostProfile, str, str, str]]:
     assert qemu is not None
     return [
         (n1, host("hand-made-a15-3.10"), "architecture", REFUSES, ""),
-        (n1, vary(_n1(), qemu=vary(qemu, machines=("virt-9.0",))), "machine type", REFUSES, "virt-9.0"),
-        (n1, vary(_n1(), gic_versions=(2,)), "GIC", REFUSES, "none"),
-        (n1, vary(_n1(), ipa_bits=36), "IPA size", REFUSES, "none"),
+        (n1, _n1().replace(qemu=qemu.replace(machines=("virt-9.0",))), "machine type", REFUSES, "virt-9.0"),
+        (n1, _n1().replace(gic_versions=(2,)), "GIC", REFUSES, "none"),
+        (n1, _n1().replace(ipa_bits=36), "IPA size", REFUSES, "none"),
         (sve, _n1(), "vCPU", REFUSES, ""),
         (_target("trixie-cortex-a57"), _n1(), "vCPU", REFUSES, ""),
-        (sve, vary(host("trixie-max"), clusters=(vary(host("trixie-max").clusters[0], sve_lengths=(128, 256)),)), "SVE lengths",
+        (sve, host("trixie-max").replace(clusters=(host("trixie-max").clusters[0].replace(sve_lengths=(128, 256)),)), "SVE lengths",
          REFUSES, "sve-max-length: 256"),
         (n1, _with_register(_n1(), "MIDR_EL1", 0x413FD0C1), "MIDR_EL1.Variant", REFUSES, "none"),
         (n1, _with_register(_n1(), "ID_AA64PFR0_EL1", pfr0 & ~(0xF << 60)), "ID_AA64PFR0_EL1.CSV3", REFUSES, "resolve"),
@@ -142,12 +142,12 @@ def test_more_counters_than_recorded_are_fine() -> None:
 
 
 def test_a_host_without_kvm_takes_nothing() -> None:
-    (finding,) = check(_target("trixie-neoverse-n1"), vary(_n1(), clusters=(), gic_versions=(), ipa_bits=0))
+    (finding,) = check(_target("trixie-neoverse-n1"), _n1().replace(clusters=(), gic_versions=(), ipa_bits=0))
     assert (finding.subject, finding.severity) == ("vCPU", REFUSES)
 
 
 def test_a_host_without_qemu_takes_nothing() -> None:
-    (finding,) = check(_target("trixie-neoverse-n1"), vary(_n1(), qemu=None))
+    (finding,) = check(_target("trixie-neoverse-n1"), _n1().replace(qemu=None))
     assert (finding.subject, finding.severity, finding.rule) == ("vCPU", REFUSES, "QEMU is missing on trixie-neoverse-n1")
 
 

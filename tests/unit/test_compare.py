@@ -24,7 +24,7 @@ from kvmarm_plugin.profile import HostProfile
 from kvmarm_plugin.resolve import Resolver, Wish
 from kvmarm_plugin.target import Target
 from kvmarm_plugin.verdict import HARMLESS, Finding, worst
-from tests.corpus import HOSTS, TESTS, host, vary
+from tests.corpus import HOSTS, TESTS, host
 from tests.fleet import fleet
 
 
@@ -55,7 +55,7 @@ def _with_machines(name: str, *machines: str) -> HostProfile:
     """A host of this name whose QEMU knows these machine types only."""
     here = host("trixie-neoverse-n1")
     assert here.qemu is not None
-    return vary(here, name=name, qemu=vary(here.qemu, machines=machines, aliases={"virt": machines[0]}))
+    return here.replace(name=name, qemu=here.qemu.replace(machines=machines, aliases={"virt": machines[0]}))
 
 
 # -- laws ----------------------------------------------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ def test_newer_takes_older_and_not_back() -> None:
 
 def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
     usable = host("trixie-neoverse-n1")
-    no_kvm = vary(usable, name="no-kvm", clusters=(), gic_versions=(), ipa_bits=0, problems=("KVM: /dev/kvm is missing",))
-    no_qemu = vary(usable, name="no-qemu", qemu=None)
+    no_kvm = usable.replace(name="no-kvm", clusters=(), gic_versions=(), ipa_bits=0, problems=("KVM: /dev/kvm is missing",))
+    no_qemu = usable.replace(name="no-qemu", qemu=None)
     comparison = _compare(no_kvm, usable, no_qemu)
     assert {pair for pair, possible in _edges(comparison).items() if possible} == {(usable.name, usable.name)}
     problems = {comparison.kinds[group.kinds[0]].names: group.problem for group in comparison.groups}
@@ -176,7 +176,7 @@ def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
     text = as_text(comparison)
     assert "no guests: host no-qemu has no usable QEMU" in text
     assert "no guests" in as_dot(comparison)
-    two = _compare(no_kvm, vary(no_kvm, name="no-kvm-either"))
+    two = _compare(no_kvm, no_kvm.replace(name="no-kvm-either"))
     assert (len(two.kinds), two.possible) == (1, False)
 
 
@@ -211,7 +211,7 @@ def test_a_policy_may_close_the_gap() -> None:
 
 def test_the_text_is_as_documented() -> None:
     newer = host("trixie-neoverse-n1")
-    comparison = _compare(host("bookworm-neoverse-n1"), newer, vary(newer, name="trixie-neoverse-n1-b"))
+    comparison = _compare(host("bookworm-neoverse-n1"), newer, newer.replace(name="trixie-neoverse-n1-b"))
     document = (TESTS.parent / "docs" / "compare.md").read_text(encoding="utf-8")
     documented = "\n".join(line[4:] for line in re.findall(r"^(?:    .*|)$", document.partition("$ kvmarm")[2], re.MULTILINE))
     assert documented.strip()
@@ -253,7 +253,7 @@ def test_many_hosts_get_a_text_that_can_be_read() -> None:
 
 
 def test_no_group_names_what_is_not_there() -> None:
-    text = as_text(_compare(host("trixie-neoverse-n1"), vary(host("trixie-neoverse-n1"), name="b")))
+    text = as_text(_compare(host("trixie-neoverse-n1"), host("trixie-neoverse-n1").replace(name="b")))
     assert text.splitlines()[0] == "2 hosts of 1 kind, in 1 group."
     assert "from" not in text
     assert "No guest can migrate between groups." in as_text(_compare(host("trixie-neoverse-n1"), host("trixie-cortex-a72")))
@@ -322,7 +322,7 @@ _ODD = 'a "b" \\N\\l {c|d} <e> &amp; é; f'
 
 
 def test_svg_draws_what_dot_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = _write(tmp_path, vary(host("trixie-neoverse-n1"), name=_ODD), host("sid-neoverse-n1"))
+    files = _write(tmp_path, host("trixie-neoverse-n1").replace(name=_ODD), host("sid-neoverse-n1"))
     picture = tmp_path / "picture.svg"
     assert cli.main(["compare", "--svg", str(picture), *files]) == 3
     assert capsys.readouterr() == ("", "")
@@ -362,7 +362,7 @@ def test_svg_without_a_working_graphviz(
 
 def test_the_exit_status_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = host("trixie-neoverse-n1")
-    files = _write(tmp_path, here, vary(here, name="other"), host("sid-neoverse-n1"))
+    files = _write(tmp_path, here, here.replace(name="other"), host("sid-neoverse-n1"))
     assert cli.main(["compare", *files[:2]]) == 0
     assert cli.main(["compare", *files]) == 3
     capsys.readouterr()

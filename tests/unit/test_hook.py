@@ -21,6 +21,7 @@ from kvmarm_plugin.kvm import device
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.resolve import Resolver
 
+from ..corpus import GUEST
 from .fakekernel import FakeKernel
 
 if TYPE_CHECKING:
@@ -31,15 +32,7 @@ _HOOK = _ROOT / "kvmarm_plugin/hook.py"
 _SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
 _PYTHON = "/usr/bin/python3"
 
-_DOMAIN = """\
-<domain type='kvm'>
-  <name>guest</name>
-  <memory unit='MiB'>512</memory>
-  <os><type arch='aarch64' machine='virt'>hvm</type></os>
-  <cpu mode='host-model'/>
-  <devices/>
-</domain>
-"""
+_DOMAIN = GUEST.decode()
 _SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/>"
 _RECORD = f"<metadata>{_SECOND}</metadata>"
 _RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace("<memory", _RECORD + "<memory")

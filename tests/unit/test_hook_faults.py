@@ -27,7 +27,7 @@ from kvmarm_plugin.kvm import scratch
 from kvmarm_plugin.policy import DEFAULT_PATH
 
 from .. import playedkernel
-from ..corpus import resolver
+from ..corpus import GUEST, resolver
 
 _ROOT = Path(__file__).parent.parent.parent
 _PACKAGE = _ROOT / "kvmarm_plugin"
@@ -53,24 +53,15 @@ _SIZE = 50 * 1000 * 1000
 # -- the guests ----------------------------------------------------------------------------------------------------------------
 
 _HERE, _ELSEWHERE = "trixie-neoverse-n1", "trixie-cortex-a72"
-_DOMAIN = b"""\
-<domain type='kvm'>
-  <name>guest</name>
-  <memory unit='MiB'>512</memory>
-  <os><type arch='aarch64' machine='virt'>hvm</type></os>
-  <cpu mode='host-model'/>
-  <devices/>
-</domain>
-"""
 
 
 def _guests() -> dict[str, bytes]:
     """Kind of guest → its XML."""
     return {
-        "plain": _DOMAIN.replace(b"host-model", b"host-passthrough"),
-        "host-model": _DOMAIN,
-        "fits": resolver(_HERE).resolve(_DOMAIN),
-        "does not fit": resolver(_ELSEWHERE).resolve(_DOMAIN),
+        "plain": GUEST.replace(b"host-model", b"host-passthrough"),
+        "host-model": GUEST,
+        "fits": resolver(_HERE).resolve(GUEST),
+        "does not fit": resolver(_ELSEWHERE).resolve(GUEST),
     }
 
 

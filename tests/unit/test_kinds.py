@@ -14,7 +14,7 @@ from kvmarm_plugin.kinds import kinds_of
 from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.profile import Cluster, HostProfile, Qemu, Vcpu
 from kvmarm_plugin.resolve import Resolver, Wish
-from tests.corpus import HOSTS, host, vary
+from tests.corpus import HOSTS, host
 from tests.fleet import fleet
 
 _HOST = host("trixie-max")
@@ -84,13 +84,13 @@ def _with(kind: type, field: str, value: Any) -> HostProfile:
     """The host with another value of a field somewhere in it."""
     change = {field: value}
     if kind is HostProfile:
-        return vary(_HOST, **change)
+        return _HOST.replace(**change)
     if kind is Qemu:
         assert _HOST.qemu is not None
-        return vary(_HOST, qemu=vary(_HOST.qemu, **change))
+        return _HOST.replace(qemu=_HOST.qemu.replace(**change))
     if kind is Vcpu:
-        change = {"vcpus": (vary(_VCPU, **change), *_CLUSTER.vcpus[1:])}
-    return vary(_HOST, clusters=(vary(_CLUSTER, **change),))
+        change = {"vcpus": (_VCPU.replace(**change), *_CLUSTER.vcpus[1:])}
+    return _HOST.replace(clusters=(_CLUSTER.replace(**change),))
 
 
 @pytest.mark.parametrize("kind", _FIELDS)
@@ -118,14 +118,14 @@ def test_what_decides_nothing_is_one_kind_and_gets_the_same_answers(kind: type, 
     targets = [Resolver(one, Policy()).target(Wish("aarch64")) for one in (_HOST, here)]
     assert targets[0] == targets[1]
     other = Resolver(host("sid-max"), Policy()).target(Wish("aarch64"))
-    assert check(other, vary(here, name=_HOST.name)) == check(other, _HOST) != []
+    assert check(other, here.replace(name=_HOST.name)) == check(other, _HOST) != []
 
 
 @pytest.mark.parametrize("change", [{"cpus": "0-2"}, {"capacity": 600}])
 def test_of_several_clusters_size_and_place_decide(change: dict[str, Any]) -> None:
     here = host("hand-made-rk3399")
     little, big = here.clusters
-    assert len(kinds_of([here, vary(here, clusters=(vary(little, **change), big))])) == 2
+    assert len(kinds_of([here, here.replace(clusters=(little.replace(**change), big))])) == 2
 
 
 def test_every_host_of_the_corpus_is_a_kind_of_its_own() -> None:

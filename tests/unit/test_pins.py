@@ -22,7 +22,7 @@ from kvmarm_plugin.profile import Cluster, HostProfile
 from kvmarm_plugin.resolve import ResolveError, Resolver
 from kvmarm_plugin.target import Pinning
 from kvmarm_plugin.verdict import REFUSES
-from tests.corpus import host, one_line, vary
+from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write_host
 from .fakekernel import FakeKernel
@@ -193,16 +193,17 @@ STRADDLING = "<vcpu cpuset='3-4'>1</vcpu>"
 def _one_target(here: HostProfile, kernel: str) -> HostProfile:
     """The same host with a kernel that makes vCPUs of target 5 on all its CPUs."""
     clusters = [
-        vary(cluster, target=5, models={}, vcpus=tuple(vary(vcpu, number=5) for vcpu in cluster.vcpus)) for cluster in here.clusters
+        cluster.replace(target=5, models={}, vcpus=tuple(vcpu.replace(number=5) for vcpu in cluster.vcpus))
+        for cluster in here.clusters
     ]
-    return vary(here, kernel=kernel, clusters=tuple(clusters))
+    return here.replace(kernel=kernel, clusters=tuple(clusters))
 
 
 def _with_register(here: HostProfile, name: str, value: int) -> HostProfile:
     """The same host with another value of a register on the last cluster."""
     *others, last = here.clusters
-    vcpus = tuple(vary(vcpu, registers={**vcpu.registers, name: value}) for vcpu in last.vcpus)
-    return vary(here, clusters=(*others, vary(last, vcpus=vcpus)))
+    vcpus = tuple(vcpu.replace(registers={**vcpu.registers, name: value}) for vcpu in last.vcpus)
+    return here.replace(clusters=(*others, last.replace(vcpus=vcpus)))
 
 
 _CACHES = "CCSIDR_L1D is 0x"
@@ -212,18 +213,18 @@ _CACHES = "CCSIDR_L1D is 0x"
     ("here", "why"),
     [
         pytest.param(RK3399, "KVM makes no vCPU of target 4 on the others", id="RK3399, 5.10"),
-        pytest.param(vary(RK3399, kernel="6.5.0"), "KVM makes no vCPU of target 4 on the others", id="RK3399, 6.5"),
+        pytest.param(RK3399.replace(kernel="6.5.0"), "KVM makes no vCPU of target 4 on the others", id="RK3399, 6.5"),
         pytest.param(_one_target(RK3399, "6.6.0"), "", id="RK3399, 6.6"),
         pytest.param(_one_target(RK3399, "6.2.0"), _CACHES, id="one target, caches that differ, 6.2"),
         pytest.param(RK3588, _CACHES, id="RK3588, 6.1"),
-        pytest.param(vary(RK3588, kernel="6.2.16"), _CACHES, id="RK3588, 6.2"),
-        pytest.param(vary(RK3588, kernel="6.3.0"), "", id="RK3588, 6.3"),
-        pytest.param(vary(RK3588, kernel="6.12.9"), "", id="RK3588, 6.12"),
+        pytest.param(RK3588.replace(kernel="6.2.16"), _CACHES, id="RK3588, 6.2"),
+        pytest.param(RK3588.replace(kernel="6.3.0"), "", id="RK3588, 6.3"),
+        pytest.param(RK3588.replace(kernel="6.12.9"), "", id="RK3588, 6.12"),
         pytest.param(
-            _with_register(vary(RK3588, kernel="6.12.9"), "MIDR_EL1", RK3588.clusters[1].midr), "MIDR_EL1.", id="another MIDR_EL1"
+            _with_register(RK3588.replace(kernel="6.12.9"), "MIDR_EL1", RK3588.clusters[1].midr), "MIDR_EL1.", id="another MIDR_EL1"
         ),
         pytest.param(
-            _with_register(vary(RK3588, kernel="6.12.9"), "ID_AA64ISAR0_EL1", 0), "ID_AA64ISAR0_EL1.", id="another ID register"
+            _with_register(RK3588.replace(kernel="6.12.9"), "ID_AA64ISAR0_EL1", 0), "ID_AA64ISAR0_EL1.", id="another ID register"
         ),
     ],
 )
@@ -251,7 +252,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
     assert said[0].startswith("guest may run on CPUs of several kinds (0-3 Cortex-A5")
     # And it is the guest that each of the clusters takes.
     for cluster in here.clusters:
-        findings = check(target, vary(here, clusters=(cluster,)))
+        findings = check(target, here.replace(clusters=(cluster,)))
         assert not [finding for finding in findings if finding.severity == REFUSES]
 
 
@@ -271,7 +272,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
     ],
 )
 def test_a_pmu_does_not_roam(inside: str, pmu: str, policy: Policy, has_pmu: bool | None) -> None:
-    here = vary(RK3588, kernel="6.12.9")
+    here = RK3588.replace(kernel="6.12.9")
     if has_pmu is None:
         with pytest.raises(ResolveError, match=r"and a PMU counts on one \(hint: turn it off"):
             resolved(domain(inside, pmu), here, policy)
@@ -296,7 +297,7 @@ _ALPHA, _BETA = clusters(little="0-3", big="4-5"), clusters(big="0-1", little="2
 
 def pinned(inside: str = "<vcpu>2</vcpu>") -> bytes:
     """A guest of an RK3399 with a newer A72, whose CPUs 4 and 5 are the big ones."""
-    return Resolver(vary(RK3399, clusters=(A53, vary(A72, midr=_BIG))), Policy()).resolve(domain(inside))
+    return Resolver(RK3399.replace(clusters=(A53, A72.replace(midr=_BIG))), Policy()).resolve(domain(inside))
 
 
 def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[bytes, tuple[int, ...], list[str]]:
@@ -421,7 +422,7 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
 
 @pytest.mark.parametrize(
     ("here", "expected"),
-    [(RK3399, []), (vary(RK3399, clusters=(A72,)), []), (vary(RK3399, clusters=(A53,)), ["cluster"])],
+    [(RK3399, []), (RK3399.replace(clusters=(A72,)), []), (RK3399.replace(clusters=(A53,)), ["cluster"])],
     ids=["same", "only the big ones", "only the little ones"],
 )
 def test_check_asks_the_cluster_that_the_guest_is_pinned_to(here: HostProfile, expected: list[str]) -> None:
@@ -430,7 +431,7 @@ def test_check_asks_the_cluster_that_the_guest_is_pinned_to(here: HostProfile, e
     assert [subject for subject in subjects if not subject.startswith("CCSIDR")] == expected
     # Not the one that suits it best: the little one has as many counters here, and other caches.
     a53 = record.read(record.find(resolved(domain(), RK3399, Policy(cluster="smallest"))) or pytest.fail("no record")).target
-    moved_to_a72 = vary(a53, pinning=Pinning(A72.midr, 0, "4-5"))
+    moved_to_a72 = a53.replace(pinning=Pinning(A72.midr, 0, "4-5"))
     assert check(a53, RK3399) == []
     assert [finding.severity for finding in check(moved_to_a72, RK3399)][:1] == [REFUSES]
 
@@ -474,7 +475,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 def _renumbered(here: HostProfile) -> HostProfile:
     """The board with its CPUs numbered the other way round."""
     little, big = here.clusters
-    return vary(here, clusters=(vary(big, cpus="0-1"), vary(little, cpus="2-5")))
+    return here.replace(clusters=(big.replace(cpus="0-1"), little.replace(cpus="2-5")))
 
 
 _GUEST = Resolver(RK3399, Policy()).resolve(domain("<vcpu>2</vcpu><memory>524288</memory>"))
@@ -525,7 +526,7 @@ def test_a_host_whose_kernel_says_no_prints_nothing(board: Board, operation: str
 
 @pytest.mark.parametrize("operation", _OPERATIONS)
 def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
-    board.start(vary(RK3399, clusters=(A53, vary(A72, midr=_PRIME))))
+    board.start(RK3399.replace(clusters=(A53, A72.replace(midr=_PRIME))))
     refused, out, err = board(_GUEST, operation)
     assert (refused, out) == (True, "")
     assert "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x410fd082, here 0x410fd034, 0x411fd480" in err
@@ -557,7 +558,7 @@ def test_a_policy_that_only_warns_lets_the_pins_be_moved(board: Board, monkeypat
     (tmp_path / "policy.yaml").write_text("on-migrate: warn\n")
     monkeypatch.setattr("kvmarm_plugin.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),))
     there = _renumbered(RK3399)
-    board.start(vary(there, clusters=tuple(vary(c, seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)))
+    board.start(there.replace(clusters=tuple(c.replace(seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)))
     refused, out, err = board(_GUEST, "migrate")
     assert (refused, "CNTFRQ_EL0" in err) == (False, True)
     assert "<emulatorpin cpuset='0-1'/>" in out

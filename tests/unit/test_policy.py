@@ -54,7 +54,8 @@ def test_yaml(text: str, expected: Policy) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("pmu: [", "is not YAML, line 1"),
+        ("pmu: off\nsve: [1, 2}\n", "is not YAML, line 2: "),
+        ("pmu: [", "is not YAML, line "),
         ("a: b: c", "is not YAML, line 1"),
         ("pmu: on\n\tsve: off", "is not YAML, line 2"),
         ("!!python/object:os.system {}", "is not YAML, line 1"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kvmarm_plugin import profile
 from kvmarm_plugin.profile import Cluster, HostProfile, ProfileError, Qemu, Vcpu
 from kvmarm_plugin.registers.text import pack_ids
-from tests.corpus import HOSTS, TESTS, host, one_line, vary
+from tests.corpus import HOSTS, TESTS, host, one_line
 
 _SCHEMA = TESTS.parent / "docs" / "profile.schema.json"
 
@@ -128,13 +128,13 @@ def test_variants_are_written_as_differences() -> None:
 def test_the_digest_does_not_depend_on_whose_host_it_is() -> None:
     here = host("trixie-max")
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", here.digest())
-    assert vary(here, name="other", origin="hand-made: from it", made_by="hand", problems=("none",)).digest() == here.digest()
+    assert here.replace(name="other", origin="hand-made: from it", made_by="hand", problems=("none",)).digest() == here.digest()
 
 
 def _with_vcpu(value: HostProfile, **changes: object) -> HostProfile:
     cluster = value.clusters[0]
-    vcpus = (vary(cluster.vcpus[0], **changes), *cluster.vcpus[1:])
-    return vary(value, clusters=(vary(cluster, vcpus=vcpus), *value.clusters[1:]))
+    vcpus = (cluster.vcpus[0].replace(**changes), *cluster.vcpus[1:])
+    return value.replace(clusters=(cluster.replace(vcpus=vcpus), *value.clusters[1:]))
 
 
 def test_the_digest_depends_on_everything_else() -> None:
@@ -142,19 +142,19 @@ def test_the_digest_depends_on_everything_else() -> None:
     cluster = here.clusters[0]
     assert here.qemu is not None
     others = [
-        vary(here, architecture="armv7l"),
-        vary(here, kernel="7.0"),
-        vary(here, overrides=("arm64.nosve",)),
-        vary(here, platform="other"),
-        vary(here, capabilities={}),
-        vary(here, ipa_bits=40),
-        vary(here, gic_versions=(2,)),
-        vary(here, clusters=()),
-        vary(here, qemu=None),
-        vary(here, qemu=vary(here.qemu, version="1.2.3")),
-        vary(here, libvirt=None),
-        vary(here, clusters=(vary(cluster, seen={**cluster.seen, "CNTFRQ_EL0": 1}),)),
-        vary(here, clusters=(vary(cluster, vcpus=cluster.vcpus[:-1]),)),
+        here.replace(architecture="armv7l"),
+        here.replace(kernel="7.0"),
+        here.replace(overrides=("arm64.nosve",)),
+        here.replace(platform="other"),
+        here.replace(capabilities={}),
+        here.replace(ipa_bits=40),
+        here.replace(gic_versions=(2,)),
+        here.replace(clusters=()),
+        here.replace(qemu=None),
+        here.replace(qemu=here.qemu.replace(version="1.2.3")),
+        here.replace(libvirt=None),
+        here.replace(clusters=(cluster.replace(seen={**cluster.seen, "CNTFRQ_EL0": 1}),)),
+        here.replace(clusters=(cluster.replace(vcpus=cluster.vcpus[:-1]),)),
         _with_vcpu(here, registers={**cluster.vcpus[0].registers, "MIDR_EL1": 1}),
         _with_vcpu(here, reglist="1:1"),
         _with_vcpu(here, number=4),

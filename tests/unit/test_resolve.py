@@ -16,7 +16,7 @@ from kvmarm_plugin.profile import HostProfile
 from kvmarm_plugin.registers.text import format_values, unpack_ids
 from kvmarm_plugin.resolve import ResolveError, Resolver, Wish, read_wish
 from kvmarm_plugin.target import Pinning, Target
-from tests.corpus import HOSTS, host, one_line, template, vary
+from tests.corpus import HOSTS, host, one_line, template
 
 from .domains import domains
 
@@ -143,7 +143,7 @@ def test_the_address_space_grows_with_the_memory(source: bytes, bits: int) -> No
 
 
 def test_a_host_with_less_than_40_bits_gives_what_it_has() -> None:
-    assert chosen(vary(host(_HOST_WITH_EVERYTHING), ipa_bits=36), sized("48")).ipa_bits == 36
+    assert chosen(host(_HOST_WITH_EVERYTHING).replace(ipa_bits=36), sized("48")).ipa_bits == 36
 
 
 def test_the_origin_is_the_profile() -> None:
@@ -157,7 +157,7 @@ def test_the_origin_is_the_profile() -> None:
 
 @pytest.mark.parametrize("name", ["böard", "a & b", "<host>", "it's"])
 def test_any_name_of_a_host_can_be_recorded(name: str) -> None:
-    element = record.find(parse(Resolver(vary(host(_HOST_WITH_EVERYTHING), name=name), Policy()).resolve(domain())))
+    element = record.find(parse(Resolver(host(_HOST_WITH_EVERYTHING).replace(name=name), Policy()).resolve(domain())))
     assert element is not None
     assert record.read(element).origin.host == name
 
@@ -208,7 +208,7 @@ def test_a_wish_is_fulfilled_or_refused(wish: Wish) -> None:
 
 
 def _host(name: str = _HOST_WITH_EVERYTHING, **changes: object) -> HostProfile:
-    return vary(host(name), **changes)
+    return host(name).replace(**changes)
 
 
 _REFUSALS = {
@@ -224,7 +224,7 @@ _REFUSALS = {
     "unknown machine": (_host(), domain(machine="virt-99.9"), Policy(), "no machine type 'virt-99.9' that can migrate"),
     "machine of another board": (_host(), domain(machine="raspi3b"), Policy(), "no machine type 'raspi3b'"),
     "no machines": (
-        _host(qemu=vary(host(_HOST_WITH_EVERYTHING).qemu, machines=(), aliases={})),  # type: ignore[type-var]
+        _host(qemu=host(_HOST_WITH_EVERYTHING).qemu.replace(machines=(), aliases={})),  # type: ignore[union-attr]
         domain(),
         Policy(),
         "its newest is none",
@@ -289,7 +289,9 @@ _REFUSALS = {
     ),
     "two CPUs": (_host(), domain(cpu() + "<cpu/>"), Policy(), "more than one <cpu>"),
     "a vCPU that was never made": (
-        _host(clusters=(vary(host(_HOST_WITH_EVERYTHING).clusters[0], vcpus=host(_HOST_WITH_EVERYTHING).clusters[0].vcpus[-1:]),)),
+        _host(
+            clusters=(host(_HOST_WITH_EVERYTHING).clusters[0].replace(vcpus=host(_HOST_WITH_EVERYTHING).clusters[0].vcpus[-1:]),)
+        ),
         domain(cpu(("sve", "disable"))),
         Policy(pmu=False),
         "makes no vCPU of target 5 with features",
@@ -308,7 +310,7 @@ def test_refusals(name: str) -> None:
 
 def test_domains_of_others_are_not_judged() -> None:
     """Nothing is refused for a domain that does not ask, however little the host can do."""
-    nothing = vary(host(_HOST_WITH_EVERYTHING), clusters=(), qemu=None)
+    nothing = host(_HOST_WITH_EVERYTHING).replace(clusters=(), qemu=None)
     for source in (domain("<cpu mode='host-passthrough'/>"), domain(type_="qemu"), domain(arch="x86_64", machine="nonsense")):
         assert Resolver(nothing, Policy()).resolve(source) == source
 
@@ -317,7 +319,7 @@ def test_a_domain_without_an_architecture_has_the_hosts() -> None:
     source = b"<domain type='kvm'><os><type>hvm</type></os><cpu mode='host-model'/></domain>"
     assert chosen(host("hand-made-a15-3.10"), source).architecture == "arm"
     assert chosen(host(_HOST_WITH_EVERYTHING), source).architecture == "arm64"
-    on_x86 = vary(host(_HOST_WITH_EVERYTHING), architecture="x86_64")
+    on_x86 = host(_HOST_WITH_EVERYTHING).replace(architecture="x86_64")
     assert Resolver(on_x86, Policy()).resolve(source) == source
 
 
