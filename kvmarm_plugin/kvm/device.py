@@ -251,8 +251,8 @@ class VCPU(_Handle):
                 raise
             ids += bytes(8 * unpack_from(uapi.REG_LIST, ids)[0] - 8 * _USUAL_REGISTERS)
             self.ioctl("KVM_GET_REG_LIST", ids)
-        count, *listed = memoryview(ids).cast("Q")
-        return sorted(listed[:count])
+        words = memoryview(ids).cast("Q")
+        return sorted(words[1 : 1 + words[0]])
 
     def get(self, reg: int) -> int:
         """KVM_GET_ONE_REG of a register of any size. Raises KvmError (ENOENT: no such register)."""
