@@ -21,6 +21,10 @@ class LabError(Exception):
         self.hint = hint
 
 
+class HostGone(LabError):
+    """A host ended in the middle of something: its kernel has died, or QEMU."""
+
+
 class LabTimeout(LabError):
     """A wait came to its limit."""
 

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Union, final
 
 from . import capabilities, image, machine, process
-from .errors import LabError, LabTimeout, step
+from .errors import HostGone, LabError, LabTimeout, step
 
 BOOT_SECONDS = 180.0
 RUN_SECONDS = 120.0
@@ -281,7 +281,7 @@ class Host:
             raise LabTimeout(f"{self.spec.name}: `{line}` took more than {timeout:g} s\n{said[-3000:]}") from None
         # 255 is ssh's own, unless the command used it.
         if done.returncode == 255 and (self._ssh is None or self._ssh.poll() is not None):
-            raise LabError(f"{self!r} is gone; its console ends with:\n{self.console_tail()}")
+            raise HostGone(f"{self!r} is gone; its console ends with:\n{self.console_tail()}")
         return done
 
     def attach(self, command: Sequence[str] | None = None) -> int:
