@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import cpio, machine
+from . import cpio, emulator, machine
 from .image import Image
 
 DIRECTORY = "/var/cache/libvirt/qemu/capabilities"
@@ -23,8 +23,8 @@ DIRECTORY = "/var/cache/libvirt/qemu/capabilities"
 
 def saved(image: Image, kind: str) -> Path:
     """Where the cache of a kind of host is, or would be.  `kind`: all that tells it from other hosts on the image."""
-    emulator = os.stat(machine.tool("qemu-system-aarch64"))
-    facts = f"{kind} {emulator.st_size} {emulator.st_mtime_ns}"
+    binary = os.stat(emulator.path())
+    facts = f"{kind} {binary.st_size} {binary.st_mtime_ns}"
     name = hashlib.sha256(facts.encode()).hexdigest()[:12]
     return machine.cache_dir() / "capabilities" / f"{image.directory.name}.{name}"
 

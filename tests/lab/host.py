@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Union, final
 
-from . import capabilities, image, machine, process
+from . import capabilities, emulator, image, machine, process
 from .errors import HostGone, LabError, LabTimeout, step
 
 BOOT_SECONDS = 180.0
@@ -177,7 +177,7 @@ class Host:
         initrd = capabilities.initrd(built, self._saved_capabilities(), self._path("initrd"))
         append = f"console=ttyAMA0 quiet panic=-1 hostname={spec.name} {spec.append}"
         return [
-            *("qemu-system-aarch64", "-nodefaults", "-no-user-config", "-no-reboot"),
+            *(emulator.path(), "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-name", f"kvmarm-lab-{spec.name}", "-display", "none", "-accel", "tcg,thread=multi"),
             *("-machine", f"virt,virtualization=on,gic-version={spec.gic}"),
             *("-cpu", spec.qemu_cpu(), "-smp", str(spec.cores), "-m", str(spec.memory)),
