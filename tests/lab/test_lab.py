@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from . import cpio, registers, trace
+from . import cpio, emulator, machine, registers, trace
+from .errors import LabError
 from .host import HostSpec
 
 TRACE = """\
@@ -45,6 +46,22 @@ def test_an_archive_is_what_cpio_unpacks(tmp_path: Path) -> None:
     subprocess.run(["cpio", "--extract", "--quiet"], input=packed, cwd=tmp_path, check=True)
     assert (tmp_path / "link").read_bytes() == b"odd"
     assert (tmp_path / "bin/run").stat().st_mode & 0o777 == 0o755
+
+
+def test_without_a_newer_emulator_the_lab_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_mirror() -> str:
+        raise LabError("apt on this machine knows no Debian archive")
+
+    monkeypatch.setenv("KVMARM_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(machine, "tool", lambda command: f"/usr/bin/{command}")
+    monkeypatch.setattr(emulator, "_version", lambda command: (7, 2))
+    monkeypatch.setattr(machine, "debian_mirror", no_mirror)
+    assert emulator.path.__wrapped__() == "/usr/bin/qemu-system-aarch64"
+    said = capsys.readouterr().err
+    assert "knows no Debian archive" in said
+    assert "going on with QEMU 7.2" in said
 
 
 @pytest.mark.parametrize("model", ["cortex-a53", "neoverse-n1", "max"])
