@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Text from outside: numbers that have a width before they are numbers, and how foreign text is shown.
+
+A peer's XML and record, profiles, pools, policies, names, and what other programs say: none of it is trusted. Python's int() takes
+signs, underscores, other scripts' digits and any length, and no signal interrupts it at work on a long one; so every number that
+comes as text is read here. Text that is printed or logged goes through `shown`, so that it can neither command a terminal nor
+forge a line.
+"""
+
+from __future__ import annotations
+
+_DECIMAL = frozenset("0123456789")
+_HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
+_SHOWN = 60  # characters of what is wrong, in a message
+
+
+def decimal(text: str, most: int) -> int:
+    """A number in decimal digits, from 0 to `most`.
+
+    Raises:
+        ValueError: anything else: a sign, a space, an underscore, digits that are not ASCII, a larger number, or more digits than
+            the largest has (leading zeros count).
+    """
+    if not text or len(text) > len(str(most)) or not _DECIMAL.issuperset(text) or int(text) > most:
+        raise ValueError(f"not a number up to {most}: {shown(text, _SHOWN)!r}")
+    return int(text)
+
+
+def hexadecimal(text: str, bits: int = 64) -> int:
+    """A number in hexadecimal digits, "0x" in front or not, of at most so many bits.
+
+    Raises:
+        ValueError: anything else, as for `decimal`.
+    """
+    digits = text[2:] if text[:2] == "0x" else text
+    if not digits or len(digits) > -(-bits // 4) or not _HEXADECIMAL.issuperset(digits) or int(digits, 16) >> bits:
+        raise ValueError(f"not a hexadecimal number of {bits} bits: {shown(text, _SHOWN)!r}")
+    return int(digits, 16)
+
+
+def shown(text: str, limit: int = 200) -> str:
+    """Foreign text as part of one line: at most `limit` characters of it, and what does not print (controls, line breaks, what
+    changes the direction of writing) as Python escapes it.
+
+    >>> shown("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
