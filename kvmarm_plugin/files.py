@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from .domain import SIZE_LIMIT
 from .errors import KvmarmError
+from .paths import Step, is_ours, others_can_change, reach
 
 _PACKAGE = Path(__file__).parent
 
@@ -42,41 +45,95 @@ def read_text(name: str) -> str:
 def write(name: str, data: bytes, mode: int | None = None) -> None:
     """Replace a file: whoever reads it sees the old contents or the new, whole, and a failure leaves the old.
 
-    What is no file, such as /dev/stdout, is written to and stays what it is.
+    What is no file, such as /dev/stdout, is written to and stays what it is. Links are followed. But where users other than root
+    and the caller can write, files and links of theirs are refused, and so is a link or device with several names: one of them
+    may have given it this one (link(2)).
 
     Args:
-        mode: of the file; None keeps that of the old file, and leaves that of a new one to the umask.
+        mode: of the file, of which only read, write and execute count; None keeps that of an old file that is the caller's or
+            root's, and leaves that of any other to the umask.
 
     Raises:
-        KvmarmError: the directory or the disk does not allow it.
+        KvmarmError: the directory or the disk does not allow it, it is a directory, or it is another user's as above.
     """
-    target = os.path.realpath(name)
-    temporary = ""
-    try:
-        if os.path.exists(name) and not os.path.isfile(name):
-            with open(name, "wb") as device:
-                device.write(data)
+
+    def judge(step: Step) -> None:
+        status = None if step.entry is None else os.fstat(step.entry)
+        if status is None or stat.S_ISDIR(status.st_mode) or not others_can_change(os.fstat(step.directory)):
             return
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)}.")
+        foreign = not is_ours(status)
+        if foreign or (status.st_nlink > 1 and not stat.S_ISREG(status.st_mode)):
+            raise KvmarmError(
+                f"cannot write {name}: {step.path} {'is' if foreign else 'may be'} another user's, and others can write there",
+                "write to a directory where only you can, or remove it first",
+            )
+
+    try:
+        with reach(name, judge) as end:
+            status = None if end.entry is None else os.fstat(end.entry)
+            if status is None or stat.S_ISREG(status.st_mode):
+                if mode is None and status and is_ours(status):
+                    # With several names it may be another file of ours: then nobody gets to write because of its mode.
+                    mode = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755)
+                replace(end.directory, end.name, data, mode)
+            elif stat.S_ISDIR(status.st_mode):
+                raise KvmarmError(f"cannot write {name}: it is a directory", "give the name of a file")
+            elif stat.S_ISLNK(status.st_mode):  # /dev/stdout, /dev/fd/3: a descriptor that we have
+                _write_all(os.dup(int(end.name)), data)
+            else:
+                # By /proc, which opens the very thing that was judged; by its name it could be another by now.
+                _write_all(os.open(f"/proc/self/fd/{end.entry}", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), data)
+    except OSError as error:
+        raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
+
+
+def replace(directory: int, name: str, data: bytes, mode: int | None) -> None:
+    """Put a new file in the place of whatever has this name, which is never followed, and be sure that it is on the disk.
+
+    Args:
+        directory: descriptor of the directory.
+        mode: of the file, of which only read, write and execute count; None leaves it to the umask.
+
+    Raises:
+        OSError: the old file is there as it was, or the new one, if all that failed is to make sure.
+    """
+    temporary = f".kvmarm-{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600, dir_fd=directory)
+    try:
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _usual_mode(target) if mode is None else mode)
-        os.replace(temporary, target)
+            if mode is not None:
+                os.fchmod(descriptor, mode & 0o777)
+            os.fsync(descriptor)
+        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+    sync(directory)
+
+
+def sync(directory: int) -> None:
+    """Be sure that a directory's names are on the disk. Not of one that may be written but not read, nor where there is no such
+    call."""
+    try:
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
     except OSError as error:
-        raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
+        if error.errno != errno.EINVAL:  # fsync(2): file systems without
+            raise
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        os.close(descriptor)
 
 
-def _usual_mode(path: str) -> int:
-    if os.path.exists(path):
-        return os.stat(path).st_mode & 0o7777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def _write_all(descriptor: int, data: bytes) -> None:
+    with open(descriptor, "wb") as file:
+        file.write(data)
 
 
 def shipped(room: str, name: str) -> Path:

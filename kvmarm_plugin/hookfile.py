@@ -16,10 +16,16 @@ import subprocess
 from pathlib import Path
 
 from .errors import KvmarmError
-from .files import shipped, write
+from .files import replace, shipped, sync
+from .paths import Step, is_ours, others_can_change, reach
+from .untrusted import shown
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
+_SHIPPED = f"qemu.d/{NAME}"
+_MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this line
+_LONGEST = 1 << 20  # bytes of a hook
+_MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parent
 _DAEMONS = ("virtqemud", "libvirtd")
 
@@ -28,32 +34,47 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     """Install or renew the hook, and tell libvirt. Returns what was done, a line each.
 
     Raises:
-        KvmarmError: no libvirt that looks there, no interpreter for the hook, or no permission.
+        KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others than root can change what
+            would run, or something is there that is not kvmarm's.
     """
-    if not directory.parent.parent.is_dir():
-        raise KvmarmError(
-            f"{directory.parent.parent} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)"
-        )
+    etc = directory.parent.parent
+    if not etc.is_dir():
+        raise KvmarmError(f"{etc} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)")
     _check_version()
-    _check_owner()
     text = script()
-    _check_interpreter(re.findall(r"^python=(.*)$", text, re.MULTILINE)[0])
-    path = directory / NAME
-    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text and os.access(path, os.X_OK):
-        return [f"{path} is up to date"]
+    python = re.findall(r"^python=(.*)$", text, re.MULTILINE)[0]
+    for path in (shipped("hooks", _SHIPPED), python, _PACKAGE.parent, etc):
+        _check_owner(str(path))
+    _check_tree(str(_PACKAGE))
+    _check_interpreter(python)
+    wanted = text.encode(errors="surrogateescape")
+    path = _place(directory)
+    for each in (path.parent.parent, path.parent):
+        _make_directory(each)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        with reach(str(path), _refuse_links) as end:
+            if end.entry is not None and _kvmarms(end, "write") == wanted and stat.S_IMODE(os.fstat(end.entry).st_mode) == _MODE:
+                return [f"{path} is up to date"]
+            replace(end.directory, end.name, wanted, _MODE)
     except OSError as error:
-        raise KvmarmError(f"cannot make {directory}: {error.strerror}", "run as root") from None
-    write(str(path), text.encode(), 0o755)
+        raise KvmarmError(f"cannot write {path}: {error.strerror}", "run as root; is there free space?") from None
     return [f"installed {path}", _reload(), *_selinux_advice()]
 
 
 def uninstall(directory: Path = DIRECTORY) -> list[str]:
-    """Remove the hook, and tell libvirt. Returns what was done, a line each. Raises KvmarmError (no permission)."""
-    path = directory / NAME
+    """Remove the hook, and tell libvirt. Returns what was done, a line each.
+
+    Raises:
+        KvmarmError: no permission, or what is there is not kvmarm's.
+    """
+    path = _place(directory)
     try:
-        path.unlink()
+        with reach(str(path), _refuse_links) as end:
+            if end.entry is None:
+                return [f"{path} is not there"]
+            _kvmarms(end, "remove")
+            os.unlink(end.name, dir_fd=end.directory)
+            sync(end.directory)
     except FileNotFoundError:
         return [f"{path} is not there"]
     except OSError as error:
@@ -63,7 +84,7 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
 
 def script() -> str:
     """The hook's text, with the place of this package in it. Raises KvmarmError if the installation lacks it."""
-    text = shipped("hooks", f"qemu.d/{NAME}").read_text(encoding="utf-8")
+    text = shipped("hooks", _SHIPPED).read_text(encoding="utf-8")
     return text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
 
 
@@ -82,17 +103,104 @@ def _check_version() -> None:
         return
 
 
-def _check_owner() -> None:
-    """libvirt runs the hook as root: nobody else may be able to change what it runs. In a sticky directory (/tmp) nobody can."""
+def _place(directory: Path) -> Path:
+    """Where the hook goes. /etc/libvirt may be a link: of root's, as `_check_owner` knows."""
+    return Path(os.path.realpath(directory.parent.parent), directory.parent.name, directory.name, NAME)
+
+
+def _check_owner(path: str) -> None:
+    """libvirt runs the hook as root: nobody else may be able to change what it runs, nor where a name on the way leads.
+
+    In a sticky directory (/tmp) nobody can replace what is root's; but anybody can add to it, so it is no place to load from.
+
+    Raises:
+        KvmarmError: others can.
+    """
     if os.geteuid() != 0:
-        return
-    for path in (*_PACKAGE.rglob("*.py"), _PACKAGE, *_PACKAGE.parents):
-        status = path.stat()
-        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
-            raise KvmarmError(
-                f"others than root can change {path}, which libvirt would run as root",
-                "install kvmarm as root, for instance as a package",
-            )
+        return  # what then follows does not become root's
+    try:
+        with reach(path, _check_step) as end:
+            if end.entry is None:  # and nobody else may be able to put something there
+                _refuse_changeable(os.path.dirname(end.path), os.fstat(end.directory))
+            else:
+                _refuse_changeable(end.path, os.fstat(end.entry))
+    except OSError as error:
+        raise KvmarmError(f"cannot look at {shown(path)}: {error.strerror}", "install kvmarm again") from None
+
+
+def _check_tree(path: str) -> None:
+    """`_check_owner` of a directory and of all that is in it, through links to directories, too. Of all, whatever its name: Python
+    would load things that it does not load today, such as hook.so or hook/ in place of hook.py, or what is in __pycache__."""
+    _check_owner(path)
+    if os.path.isdir(path):
+        for name in sorted(os.listdir(path)):
+            _check_tree(f"{path}/{name}")
+
+
+def _check_step(step: Step) -> None:
+    directory = os.fstat(step.directory)
+    entry = None if step.entry is None else os.fstat(step.entry)
+    if entry is not None and not is_ours(entry):
+        _refuse_changeable(step.path, entry)
+    if not (is_ours(directory) and directory.st_mode & stat.S_ISVTX):
+        _refuse_changeable(os.path.dirname(step.path), directory)
+
+
+def _refuse_changeable(path: str, status: os.stat_result) -> None:
+    if others_can_change(status):
+        name = shown(path, 4096)
+        hint = f"chmod go-w {shlex.quote(name)}"
+        if not is_ours(status):
+            hint = f"install kvmarm as root, for instance as a package; or if you trust it: chown -h root {shlex.quote(name)}"
+        raise KvmarmError(f"others than root can change {name}, and with it what libvirt would run as root", hint)
+
+
+def _refuse_links(step: Step) -> None:
+    if step.entry is not None and stat.S_ISLNK(os.fstat(step.entry).st_mode):
+        raise KvmarmError(
+            f"{step.path} is a link, and kvmarm installs nothing through one",
+            f"put what it leads to in its place, or if nobody needs that: rm {shlex.quote(step.path)}",
+        )
+
+
+def _make_directory(path: Path) -> None:
+    """One that all may look into, whatever the umask, unless it is there."""
+    try:
+        with reach(str(path), _refuse_links) as end:
+            if end.entry is None:
+                os.mkdir(end.name, 0o700, dir_fd=end.directory)
+                descriptor = os.open(end.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=end.directory)
+                try:
+                    os.fchmod(descriptor, _MODE)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                sync(end.directory)
+            elif not stat.S_ISDIR(os.fstat(end.entry).st_mode):
+                old = shlex.quote(str(path))
+                raise KvmarmError(f"cannot make {path}: a file is there", f"move it away: mv {old} {old}.old")
+    except OSError as error:
+        raise KvmarmError(f"cannot make {path}: {error.strerror}", "run as root") from None
+    _check_owner(str(path))
+
+
+def _kvmarms(end: Step, verb: str) -> bytes:
+    """What is in a hook that is there, if it is kvmarm's, of whatever version; everything else belongs to somebody.
+
+    Raises:
+        KvmarmError: it is not; `verb` says what cannot be done to it.
+    """
+    held = b""
+    status = os.stat(end.name, dir_fd=end.directory, follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) and is_ours(status):
+        descriptor = os.open(end.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=end.directory)
+        with open(descriptor, "rb") as file:
+            held = file.read(_LONGEST)
+    if _MARK not in held:
+        raise KvmarmError(
+            f"cannot {verb} {end.path}: it is not a hook of kvmarm's, or not root's", "see what it is, and move it out of there"
+        )
+    return held
 
 
 def _selinux_advice() -> list[str]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 
+from ..untrusted import decimal
+
 # Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
 BINARIES = {
     "aarch64": ("/usr/bin/qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
     "armv7l": ("/usr/bin/qemu-system-arm",),
 }
 CACHE = "/run/kvmarm/qemu-version"
+_HIGHEST = 9999  # of a version's numbers
+_LONGEST = 4096  # characters of what is kept
 
 
 def installed_version(cache: str = CACHE) -> tuple[int, int]:
@@ -36,10 +40,11 @@ def installed_version(cache: str = CACHE) -> tuple[int, int]:
 def _parse(line: str) -> tuple[int, int]:
     """(11, 1) from "QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)"; (0, 0) from what has no version."""
     for word in line.split():
-        major, _, minor = word.partition(".")
-        minor = minor.partition(".")[0]
-        if major.isdigit() and minor.isdigit():
-            return int(major), int(minor)
+        major, _, rest = word.partition(".")
+        try:
+            return decimal(major, _HIGHEST), decimal(rest.partition(".")[0], _HIGHEST)
+        except ValueError:
+            continue
     return (0, 0)
 
 
@@ -61,22 +66,26 @@ def _ask(path: str) -> str:
 
 
 def _cached(cache: str, key: str) -> str:
+    """What was kept, if that was by root or this user, into a file that nobody else can write."""
     try:
-        with open(cache, encoding="utf-8", errors="replace") as file:
-            kept, _, line = file.read().partition("\n")
+        descriptor = os.open(cache, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
+            status = os.fstat(descriptor)
+            text = file.read(_LONGEST) if status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 else ""
     except OSError:
         return ""
+    kept, _, line = text.partition("\n")
     return line.strip() if kept == key else ""
 
 
 def _keep(cache: str, key: str, line: str) -> None:
     """Best effort: the next time it is asked again."""
-    text = f"{key}\n{line}\n"
     temporary = f"{cache}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(cache), mode=0o755, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{key}\n{line}\n")
         os.replace(temporary, cache)
     except OSError:
         pass

@@ -377,6 +377,10 @@ def test_every_module_is_python_3_9() -> None:
 
 # -- installing ----------------------------------------------------------------------------------------------------------------
 
+_OLDER = (
+    "#!/bin/sh\n# kvmarm: libvirt calls this for every guest and every operation (https://libvirt.org/hooks.html), and waits.\n"
+)
+
 
 def test_install_and_uninstall(libvirt: Path) -> None:
     path = libvirt / "50-kvmarm"
@@ -417,7 +421,7 @@ def test_an_older_hook_is_renewed(libvirt: Path, change: str) -> None:
     path = libvirt / hookfile.NAME
     text = path.read_text()
     if change == "text":
-        path.write_text("#!/bin/sh\nexit 1\n")
+        path.write_text(_OLDER)
     else:
         path.chmod(0o644)
     assert hookfile.install(libvirt)[0] == f"installed {path}"
@@ -428,16 +432,16 @@ def test_it_is_replaced_whole(libvirt: Path, monkeypatch: pytest.MonkeyPatch) ->
     """libvirt may run the hook at any moment: the old one is there until the new one is complete, and stays if that fails."""
     hookfile.install(libvirt)
     path = libvirt / hookfile.NAME
-    path.write_text("#!/bin/sh\nexit 0\n")
+    path.write_text(_OLDER)
 
-    def fail(*_: object) -> None:
-        assert path.read_text() == "#!/bin/sh\nexit 0\n"
+    def fail(*_: object, **__: object) -> None:
+        assert path.read_text() == _OLDER
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KvmarmError, match="No space left on device"):
         hookfile.install(libvirt)
-    assert path.read_text() == "#!/bin/sh\nexit 0\n"
+    assert path.read_text() == _OLDER
     assert [each.name for each in libvirt.iterdir()] == [hookfile.NAME], "a temporary file would be run as a hook, too"
 
 
@@ -446,9 +450,9 @@ def test_the_temporary_file_is_no_hook_meanwhile(libvirt: Path, monkeypatch: pyt
     seen: list[str] = []
     replace = os.replace
 
-    def look(source: str, target: str) -> None:
+    def look(source: str, target: str, **directories: int) -> None:
         seen.append(os.path.basename(source))
-        replace(source, target)
+        replace(source, target, **directories)
 
     monkeypatch.setattr(os, "replace", look)
     hookfile.install(libvirt)

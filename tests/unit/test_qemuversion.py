@@ -10,6 +10,8 @@ import pytest
 
 from kvmarm_plugin.host import qemuversion
 
+from .users import give, needs_root
+
 _SAYS = "#!/bin/sh\necho asked >> {log}\necho '{line}'\n"
 
 
@@ -58,6 +60,54 @@ def test_an_answer_that_is_not_its_own_is_not_believed(emulator: Path, tmp_path:
 def test_an_emulator_that_does_not_say(emulator: Path, tmp_path: Path, text: str) -> None:
     emulator.write_text(text)
     assert qemuversion.installed_version(str(tmp_path / "version")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)", (10, 0)),
+        ("QEMU emulator version \u00b2.\u00b3", (0, 0)),
+        ("QEMU \u0661.\u0662 emulator version 9.1", (9, 1)),
+        ("QEMU -1.+2 1_0.2 9.2.50", (9, 2)),
+        (f"QEMU {'9' * 5000}.1", (0, 0)),
+    ],
+)
+def test_only_plain_numbers_are_a_version(emulator: Path, tmp_path: Path, line: str, version: tuple[int, int]) -> None:
+    emulator.write_text(_SAYS.format(log=tmp_path / "log", line=line))
+    assert [qemuversion.installed_version(str(tmp_path / "version")) for _ in range(2)] == [version] * 2
+
+
+def _key(emulator: Path) -> str:
+    status = emulator.stat()
+    return f"{emulator} {status.st_size} {status.st_mtime_ns}"
+
+
+def test_a_link_is_not_read_nor_written_through(emulator: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text(f"{_key(emulator)}\nQEMU emulator version 1.0\n")
+    (tmp_path / "version").symlink_to("victim")
+    (tmp_path / f"version.{os.getpid()}").symlink_to("victim")
+    assert qemuversion.installed_version(str(tmp_path / "version")) == (11, 1)
+    assert "version 1.0" in (tmp_path / "victim").read_text()
+
+
+def test_a_fifo_is_not_waited_for(emulator: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "version")
+    os.mkfifo(tmp_path / f"version.{os.getpid()}")
+    assert qemuversion.installed_version(str(tmp_path / "version")) == (11, 1)
+
+
+@pytest.mark.parametrize("change", [0o666, 0o664, pytest.param("hers", marks=needs_root)])
+def test_an_answer_that_others_can_write_is_not_believed(emulator: Path, tmp_path: Path, change: str | int) -> None:
+    cache = tmp_path / "version"
+    cache.write_text(f"{_key(emulator)}\nQEMU emulator version 1.0\n")
+    assert qemuversion.installed_version(str(cache)) == (1, 0)
+    if isinstance(change, int):
+        cache.chmod(change)
+    else:
+        give(cache)
+    assert qemuversion.installed_version(str(cache)) == (11, 1)
+    assert qemuversion.installed_version(str(cache)) == (11, 1)
+    assert (cache.stat().st_uid, cache.stat().st_mode & 0o022) == (os.geteuid(), 0)
 
 
 def test_no_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What `kvmarm hook install` lets libvirt run as root: only what root alone can change, and nothing in the place of another's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmarm_plugin import hookfile
+from kvmarm_plugin.errors import KvmarmError
+
+from .users import give, needs_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PACKAGE = Path(hookfile.__file__).parent
+_SCRIPT = _PACKAGE.parent / "hooks/qemu.d/50-kvmarm"
+_REFUSED = r"^others than root can change {}, and with it what libvirt would run as root \(hint: "
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of root's, in a directory (/tmp) that is everybody's."""
+    for name in ("_check_version", "_check_interpreter"):
+        monkeypatch.setattr(hookfile, name, lambda *_: None)
+    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    before = os.umask(0o022)
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    os.umask(before)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def directory(place: Path) -> Path:
+    """/etc/libvirt/hooks/qemu.d, which is not there yet."""
+    (place / "etc/libvirt").mkdir(parents=True)
+    return place / "etc/libvirt/hooks/qemu.d"
+
+
+@pytest.fixture
+def package(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that is installed, in a site-packages of its own, and compiled."""
+    path = place / "lib/site-packages/kvmarm_plugin"
+    shutil.copytree(_PACKAGE, path, ignore=shutil.ignore_patterns("__pycache__"))
+    (path / "__pycache__").mkdir()
+    (path / "__pycache__/hook.cpython-311.pyc").write_bytes(b"")
+    monkeypatch.setattr(hookfile, "_PACKAGE", path)
+    return path
+
+
+def _refuses(directory: Path, path: Path, hint: str = "") -> None:
+    with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path))) + hint):
+        hookfile.install(directory)
+    assert not directory.exists()
+
+
+# -- the directories -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o027, 0o077], ids=oct)
+def test_whatever_the_umask_everybody_can_look_and_root_can_write(directory: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        hookfile.install(directory)
+    finally:
+        os.umask(before)
+    for path in (directory.parent, directory, directory / hookfile.NAME):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755, path
+
+
+def test_a_directory_that_is_there_is_left_as_it_is(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    directory.chmod(0o700)
+    hookfile.install(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+@needs_root
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("change", ["hers", 0o777, 0o775, 0o1777])
+def test_directories_that_others_can_write(directory: Path, level: int, change: str | int) -> None:
+    """Sticky or not: who can add a hook needs to replace none."""
+    directory.mkdir(parents=True)
+    path = [directory, *directory.parents][level]
+    if isinstance(change, int):
+        path.chmod(change)
+        if (change, level) == (0o1777, 3):  # the directory above /etc/libvirt: as /tmp is
+            assert hookfile.install(directory)[0].startswith("installed ")
+            return
+        with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path))) + "chmod go-w "):
+            hookfile.install(directory)
+        path.chmod(0o755)
+        hookfile.install(directory)
+    else:
+        give(path)
+        with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path)))):
+            hookfile.install(directory)
+        assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("dangling", [False, True])
+def test_nothing_is_installed_through_a_link(directory: Path, place: Path, level: int, dangling: bool) -> None:
+    path = [directory / hookfile.NAME, directory, directory.parent][level]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = place / "elsewhere"
+    if not dangling and level:
+        target.mkdir()
+    elif not dangling:
+        target.write_bytes(_SCRIPT.read_bytes())
+    path.symlink_to(target)
+    held = target.read_bytes() if target.is_file() else None
+    for call in (hookfile.install, hookfile.uninstall):
+        with pytest.raises(KvmarmError, match=rf"^{path} is a link, and .*\(hint: .* rm {path}\)$"):
+            call(directory)
+        assert path.is_symlink()
+        assert (target.read_bytes() if target.is_file() else None) == held
+        assert not (target.is_dir() and list(target.iterdir()))
+    path.unlink()
+    assert hookfile.install(directory)[0].startswith("installed "), "the hint works"
+
+
+def test_etc_libvirt_may_be_a_link(place: Path) -> None:
+    (place / "srv/libvirt").mkdir(parents=True)
+    (place / "libvirt").symlink_to("srv/libvirt")
+    hookfile.install(place / "libvirt/hooks/qemu.d")
+    assert (place / "srv/libvirt/hooks/qemu.d" / hookfile.NAME).is_file()
+    assert hookfile.uninstall(place / "libvirt/hooks/qemu.d")[0].startswith("removed ")
+
+
+@needs_root
+def test_but_not_a_link_of_anothers(place: Path) -> None:
+    (place / "srv/libvirt").mkdir(parents=True)
+    (place / "libvirt").symlink_to("srv/libvirt")
+    give(place / "libvirt")
+    _refuses(place / "libvirt/hooks/qemu.d", place / "libvirt")
+
+
+# -- what is there already -----------------------------------------------------------------------------------------------------
+
+_FOREIGN: dict[str, Callable[[Path], object]] = {
+    "another hook": lambda path: path.write_text("#!/bin/sh\n# ours since 2019\nexit 0\n"),
+    "a hook that mentions kvmarm": lambda path: path.write_text('#!/bin/sh\nkvmarm-hook "$@" # kvmarm: libvirt calls this\n'),
+    "an empty file": lambda path: path.write_text(""),
+    "a binary": lambda path: path.write_bytes(bytes(range(256)) * 100),
+    "a directory": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("what", sorted(_FOREIGN))
+def test_what_is_not_kvmarms_stays(directory: Path, what: str) -> None:
+    path = directory / hookfile.NAME
+    directory.mkdir(parents=True)
+    _FOREIGN[what](path)
+    path.chmod(0o750)
+    before = path.lstat(), path.read_bytes() if path.is_file() else None
+    for verb, call in (("write", hookfile.install), ("remove", hookfile.uninstall)):
+        with pytest.raises(KvmarmError, match=rf"^cannot {verb} {path}: it is not a hook of kvmarm's, or not root's \(hint: "):
+            call(directory)
+        status = path.lstat()
+        assert (status.st_ino, status.st_mode, status.st_mtime_ns) == (before[0].st_ino, before[0].st_mode, before[0].st_mtime_ns)
+        assert (path.read_bytes() if path.is_file() else None) == before[1]
+        assert os.listdir(directory) == [hookfile.NAME]
+
+
+@needs_root
+def test_kvmarms_hook_in_the_hands_of_another_is_not_up_to_date(directory: Path) -> None:
+    """She could write it: neither is it run on, nor is what may be hers thrown away."""
+    hookfile.install(directory)
+    path = directory / hookfile.NAME
+    give(path)
+    for call in (hookfile.install, hookfile.uninstall):
+        with pytest.raises(KvmarmError, match="not root's"):
+            call(directory)
+    assert path.stat().st_uid != 0
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o4755, 0o644, 0o700], ids=oct)
+def test_kvmarms_hook_of_another_mode_is_renewed(directory: Path, mode: int) -> None:
+    hookfile.install(directory)
+    path = directory / hookfile.NAME
+    path.chmod(mode)
+    assert hookfile.install(directory)[0] == f"installed {path}"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_every_version_of_the_hook_is_known() -> None:
+    """By a line that none may lose: otherwise it could be neither renewed nor removed."""
+    assert hookfile._MARK in hookfile.script().encode()
+    assert hookfile._MARK in _SCRIPT.read_bytes()
+    assert hookfile._MARK == b"\n# kvmarm: libvirt calls this ", "as in every version so far"
+
+
+def test_a_package_whose_place_is_not_text(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = place / os.fsdecode(b"caf\xe9") / "kvmarm_plugin"
+    package.parent.mkdir()
+    package.symlink_to(_PACKAGE)
+    monkeypatch.setattr(hookfile, "_PACKAGE", package)
+    hookfile.install(directory)
+    assert os.fsencode(package) in (directory / hookfile.NAME).read_bytes()
+    assert hookfile.install(directory)[0].endswith("is up to date")
+
+
+# -- what the hook would load --------------------------------------------------------------------------------------------------
+
+_PARTS = [
+    "",
+    "hook.py",
+    "registers/fields.tsv",
+    "host/parts.yaml",
+    "py.typed",
+    "registers",
+    "__pycache__",
+    "__pycache__/hook.cpython-311.pyc",
+]
+
+
+@needs_root
+@pytest.mark.parametrize("part", _PARTS)
+@pytest.mark.parametrize("change", ["hers", 0o666, 0o1777, 0o620])
+def test_a_part_that_others_can_change(directory: Path, package: Path, part: str, change: str | int) -> None:
+    path = package / part
+    before = path.stat().st_mode & 0o7777
+    if isinstance(change, int):
+        path.chmod(change | (0o111 if path.is_dir() else 0))
+        _refuses(directory, path, f"chmod go-w {path}")
+        subprocess.run(["chmod", "go-w", path], check=True)
+    else:
+        give(path)
+        _refuses(directory, path, f".*chown -h root {path}")
+        subprocess.run(["chown", "-h", "root", path], check=True)
+        path.chmod(before)
+    assert hookfile.install(directory)[0].startswith("installed "), "the hint works"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "name", ["hook", "hook.cpython-311-x86_64-linux-gnu.so", "hook.abi3.so", "hook.pyc", "kvm/re.py", "registers/.hidden", "record"]
+)
+def test_what_python_would_load_instead(directory: Path, package: Path, name: str) -> None:
+    path = package / name
+    if "." in name:
+        path.write_bytes(b"")
+    else:
+        path.mkdir()
+    assert not directory.exists()
+    give(path)
+    _refuses(directory, path)
+
+
+@needs_root
+def test_links_to_parts(directory: Path, package: Path, place: Path) -> None:
+    """Root's are as good as where they lead; another's are not."""
+    (place / "srv").mkdir()
+    for name in ("kvm", "hook.py", "registers/fields.tsv"):
+        moved = place / "srv" / Path(name).name
+        shutil.move(package / name, moved)
+        (package / name).symlink_to(moved)
+    hookfile.install(directory)
+    shutil.rmtree(directory.parent)
+
+    for name, path in (
+        ("the link", package / "hook.py"),
+        ("the file that it leads to", place / "srv/hook.py"),
+        ("the directory that this is in", place / "srv"),
+        ("a file in a directory that is linked to", place / "srv/kvm/device.py"),
+    ):
+        give(path)
+        seen = package / "kvm/device.py" if "linked" in name else path
+        with pytest.raises(KvmarmError, match=_REFUSED.format(f"({re.escape(str(path))}|{re.escape(str(seen))})")):
+            hookfile.install(directory)
+        os.chown(path, 0, 0, follow_symlinks=False)
+    assert hookfile.install(directory)[0].startswith("installed ")
+
+
+@needs_root
+def test_a_link_into_nothing(directory: Path, package: Path, place: Path) -> None:
+    """What is not there yet can come."""
+    (place / "open").mkdir()
+    (package / "extra.py").symlink_to(place / "open/extra.py")
+    assert hookfile.install(directory)[0].startswith("installed ")
+    shutil.rmtree(directory.parent)
+    (place / "open").chmod(0o1777)
+    _refuses(directory, place / "open")
+
+
+@needs_root
+def test_a_link_that_goes_round(directory: Path, package: Path) -> None:
+    (package / "loop").symlink_to("loop")
+    with pytest.raises(KvmarmError, match=r"cannot look at .*/loop: Too many levels of symbolic links \(hint: "):
+        hookfile.install(directory)
+
+
+@needs_root
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("change", ["hers", 0o777, 0o775, 0o1777])
+def test_directories_above_the_package(directory: Path, package: Path, level: int, change: str | int) -> None:
+    """Where the package is in, Python looks for more modules: not a sticky directory. Above that, one protects what is root's."""
+    path = package.parents[level]
+    if isinstance(change, int):
+        path.chmod(change)
+    else:
+        give(path)
+    if change == 0o1777 and level:
+        assert hookfile.install(directory)[0].startswith("installed ")
+    else:
+        _refuses(directory, path)
+
+
+@needs_root
+@pytest.mark.parametrize("owner", ["root", "alice"])
+def test_links_above_the_package(directory: Path, package: Path, place: Path, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "alias").symlink_to("lib")
+    (place / "python3").symlink_to("alias/site-packages")
+    if owner == "alice":
+        give(place / "alias")
+    monkeypatch.setattr(hookfile, "_PACKAGE", place / "python3/kvmarm_plugin")
+    if owner == "root":
+        assert hookfile.install(directory)[0].startswith("installed ")
+    else:
+        _refuses(directory, place / "alias")
+
+
+@needs_root
+def test_links_in_a_directory_of_anothers(directory: Path, package: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link is root's, but she can put another in its place."""
+    (place / "home").mkdir()
+    (place / "home/lib").symlink_to(place / "lib/site-packages")
+    give(place / "home")
+    monkeypatch.setattr(hookfile, "_PACKAGE", place / "home/lib/kvmarm_plugin")
+    _refuses(directory, place / "home")
+
+
+@needs_root
+def test_the_script_that_becomes_the_hook(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = place / "50-kvmarm"
+    shutil.copy(_SCRIPT, copy)
+    monkeypatch.setattr(hookfile, "shipped", lambda *_: copy)
+    give(copy)
+    _refuses(directory, copy)
+
+
+@needs_root
+def test_the_interpreter(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at before it is run."""
+    (place / "bin").mkdir()
+    (place / "bin/python3").write_text(f"#!/bin/sh\ntouch {place}/was-run\n")
+    (place / "bin/python3").chmod(0o755)
+    (place / "python3").symlink_to("bin/python3")
+    text = hookfile.script().replace("python=/usr/bin/python3\n", f"python={place}/python3\n")
+    monkeypatch.setattr(hookfile, "script", lambda: text)
+    monkeypatch.setattr(hookfile, "_check_interpreter", lambda python: subprocess.run([python], check=True))
+    for path in (place / "python3", place / "bin", place / "bin/python3"):
+        give(path)
+        _refuses(directory, path)
+        os.chown(path, 0, 0, follow_symlinks=False)
+    assert not (place / "was-run").exists()
+    hookfile.install(directory)
+    assert (place / "was-run").exists()
+
+
+@needs_root
+def test_names_are_shown_as_text(directory: Path, package: Path) -> None:
+    path = package / "\x1b[2Jx\nkvmarm: all is well"
+    path.write_text("")
+    give(path)
+    with pytest.raises(KvmarmError) as caught:
+        hookfile.install(directory)
+    assert "\\x1b[2Jx\\nkvmarm: all is well" in str(caught.value)
+    assert str(caught.value).isprintable()
