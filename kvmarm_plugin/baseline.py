@@ -14,13 +14,14 @@ from .pool import Pool
 from .profile import HostProfile
 from .registers.rules import kernel_version
 from .target import psci_version
+from .untrusted import lines, shown
 from .value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_SHOWN = 6  # names of hosts in a line; --json has all
+_NAMES = 6  # names of hosts in a line; --json has all
 
 
 class Baseline(Value):
@@ -93,18 +94,17 @@ def as_text(result: Baseline, explain: bool) -> str:
     Args:
         explain: also why guests lack what some host has, and every obstacle.
     """
+    name = shown(result.name)
     hosts = [name for kind in result.kinds for name in kind.names]
-    lines = []
     if result.pool is not None:
-        lines += [f"{result.name}: {_count(hosts)}, guests move freely between them", *_profile_lines(result, explain)]
-    else:
-        lines += [f"{result.name}: no baseline for all {len(hosts)} hosts" if len(hosts) > 1 else f"{result.name}: no baseline"]
-        lines += _plan_lines(result)
-        if result.profile is not None:
-            lines += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
-        if result.plan.obstacles:
-            lines += ["", "In the way now, among hosts of the same CPU:", *_obstacle_lines(result, explain)]
-    return "\n".join(lines) + "\n"
+        return lines([f"{name}: {_count(hosts)}, guests move freely between them", *_profile_lines(result, explain)])
+    texts = [f"{name}: no baseline for all {len(hosts)} hosts" if len(hosts) > 1 else f"{name}: no baseline"]
+    texts += _plan_lines(result)
+    if result.profile is not None:
+        texts += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
+    if result.plan.obstacles:
+        texts += ["", "In the way now, among hosts of the same CPU:", *_obstacle_lines(result, explain)]
+    return lines(texts)
 
 
 def as_json(result: Baseline) -> dict[str, Any]:
@@ -129,23 +129,23 @@ def _plan_lines(result: Baseline) -> list[str]:
     steps = result.plan.steps
     if not steps or result.profile is None:
         return ["Nothing levels them."]
-    lines = ["What would make one of them:"]
+    texts = ["What would make one of them:"]
     for number, step in enumerate(steps, 1):
-        what = {"boot": f"boot {some(step.hosts, _SHOWN)} with {step.what}", "leave out": f"leave {some(step.hosts, _SHOWN)} out"}
-        lines.append(f"  {number}. {what.get(step.action, f'{step.action} on {some(step.hosts, _SHOWN)} {step.what}')}")
-        lines.append(f"     {step.why}")
-    return [*lines, "  Then probe those hosts again, and make the baseline anew."]
+        what = {"boot": f"boot {some(step.hosts, _NAMES)} with {step.what}", "leave out": f"leave {some(step.hosts, _NAMES)} out"}
+        texts.append(f"  {number}. {what.get(step.action, f'{step.action} on {some(step.hosts, _NAMES)} {step.what}')}")
+        texts.append(f"     {step.why}")
+    return [*texts, "  Then probe those hosts again, and make the baseline anew."]
 
 
 def _profile_lines(result: Baseline, explain: bool) -> list[str]:
     assert result.profile is not None
-    lines = [f"  {what:<10} {value}" for what, value in _facts(result.profile)]
+    texts = [f"  {what:<10} {value}" for what, value in _facts(result.profile)]
     if explain:
-        lines += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
-    lines.append("What it costs:")
+        texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
+    texts.append("What it costs:")
     for names, losses in result.costs.items():
-        lines.append(f"  {some(names, _SHOWN)}: {', '.join(losses) or 'nothing'}")
-    return lines
+        texts.append(f"  {some(names, _NAMES)}: {', '.join(losses) or 'nothing'}")
+    return texts
 
 
 def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
@@ -156,11 +156,11 @@ def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
     subjects: dict[str, list[Obstacle]] = {}
     for obstacle in found:
         subjects.setdefault(obstacle.finding.subject, []).append(obstacle)
-    lines = []
+    texts = []
     for first, *more in subjects.values():
         others = len({(obstacle.source, obstacle.destination) for obstacle in more} - {(first.source, first.destination)})
-        lines.append(f"  {first.in_short()}" + (f"; and between {others} more pairs" if others else ""))
-    return lines
+        texts.append(f"  {first.in_short()}" + (f"; and between {others} more pairs" if others else ""))
+    return texts
 
 
 def _facts(profile: HostProfile) -> list[tuple[str, str]]:

@@ -22,19 +22,19 @@ class ProfileOffer(Offer):
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
-            self.problem = f"KVM could not be used on {profile.name} when it was probed"
+            self.problem = f"KVM could not be used on {self.host} when it was probed"
             return
         if profile.qemu is None:
-            self.problem = f"QEMU is missing on {profile.name}"
+            self.problem = f"QEMU is missing on {self.host}"
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))
         if vcpu is None:
             self.problem = (
-                f"KVM on {profile.name} does not take QEMU's {target.model}"
+                f"KVM on {self.host} does not take QEMU's {target.model}"
                 if number is None
-                else f"KVM on {profile.name} makes no vCPU with features {' '.join(target.features)}"
+                else f"KVM on {self.host} makes no vCPU with features {' '.join(target.features)}"
             )
             return
         self.registers = vcpu.registers

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from . import __version__, commands
 from .errors import KvmarmError
+from .untrusted import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_USAGE_ERROR = 1000  # characters
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except KvmarmError as error:
-        print(f"kvmarm: {error}", file=sys.stderr)
+        commands.say(str(error))
         return commands.ERROR
     except BrokenPipeError:
         return commands.ERROR  # whoever read the output has seen enough
@@ -32,8 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """File names come as arguments, too: from a shell's pattern, in a directory that others write to."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message, _USAGE_ERROR))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kvmarm", description="host-model for KVM on ARM under libvirt", epilog="See man kvmarm.")
+    parser = _Parser(prog="kvmarm", description="host-model for KVM on ARM under libvirt", epilog="See man kvmarm.")
     parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -124,7 +137,7 @@ def _add_file(parser: argparse.ArgumentParser, optional: bool = False) -> None:
 
 def _add_connect(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
-    parser.add_argument("-c", "--connect", metavar="URI", default=default, help=f"libvirt to talk to (default: {default})")
+    parser.add_argument("-c", "--connect", metavar="URI", default=default, help="libvirt to talk to (default: %(default)s)")
 
 
 def _add_resolving(parser: argparse.ArgumentParser) -> None:

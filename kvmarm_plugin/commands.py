@@ -12,6 +12,7 @@ import sys
 
 from . import domain, files, policy, profile, record
 from .errors import KvmarmError
+from .untrusted import lines, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def probe(arguments: Namespace) -> int:
     host = _probe(arguments.qemu, verbose=arguments.verbose)
     _output(arguments.output, profile.dumps(host).encode())
     for problem in host.problems:
-        _say(f"kvmarm: not measured: {problem}")
+        say(f"not measured: {problem}")
     return DONE if host.clusters else ERROR
 
 
@@ -43,9 +44,9 @@ def resolve(arguments: Namespace) -> int:
 
         validate(result)
     if arguments.print_diff:
-        before, after = (text.decode(errors="replace").splitlines(keepends=True) for text in (source, result))
-        result = "".join(difflib.unified_diff(before, after, arguments.file, "resolved")).encode()
-    _output(arguments.output, result)
+        _print(_diff(source, result, arguments.file))
+    else:
+        _output(arguments.output, result)
     return DONE
 
 
@@ -56,7 +57,7 @@ def define(arguments: Namespace) -> int:
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
         name = connection.define(result.decode(), arguments.validate)
-    _print(f"Domain '{name}' defined from {arguments.file}{_summary(result)}\n")
+    _print(lines([f"Domain '{shown(name)}' defined from {arguments.file}{_summary(result)}"]))
     return DONE
 
 
@@ -67,7 +68,7 @@ def create(arguments: Namespace) -> int:
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
         name = connection.create(result.decode(), arguments.validate, arguments.paused)
-    _print(f"Domain '{name}' created from {arguments.file}{_summary(result)}\n")
+    _print(lines([f"Domain '{shown(name)}' created from {arguments.file}{_summary(result)}"]))
     return DONE
 
 
@@ -139,7 +140,7 @@ def hook(arguments: Namespace) -> int:
     from . import hookfile
 
     for line in hookfile.install() if arguments.action == "install" else hookfile.uninstall():
-        _print(f"{line}\n")
+        _print(lines([line]))
     return DONE
 
 
@@ -158,12 +159,8 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
         return source
     pool = _pool(arguments)
     if pool is None:
-        return Resolver(_host_profile(arguments), _policy(arguments.policy), advise=_advise).resolve(source)
+        return Resolver(_host_profile(arguments), _policy(arguments.policy), advise=say).resolve(source)
     return _resolved_in_pool(source, pool, arguments)
-
-
-def _advise(line: str) -> None:
-    _say(f"kvmarm: {line}")
 
 
 def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
@@ -180,7 +177,7 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
         ask = lambda target: ProfileOffer(  # noqa: E731
             target, host, counterpart(target.pinning.midr if target.pinning else None, host)
         )
-        return resolver(pool, preferred, host.name, clusters_of(host), ask, _advise).resolve(source)
+        return resolver(pool, preferred, host.name, clusters_of(host), ask, say).resolve(source)
     from . import cpulist
     from .host.cpus import find_clusters
     from .kvm.device import System
@@ -193,13 +190,20 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
         offer = lambda target: KernelOffer(  # noqa: E731
             target, system, machines, cpulist.parse(target.pinning.cpus) if target.pinning else ()
         )
-        return resolver(pool, preferred, platform.node(), clusters, offer, _advise).resolve(source)
+        return resolver(pool, preferred, platform.node(), clusters, offer, say).resolve(source)
 
 
 def _restored(source: bytes) -> bytes:
     from .rewrite import restore
 
     return restore(source, domain.parse(source))
+
+
+def _diff(before: bytes, after: bytes, name: str) -> str:
+    """What became of a document, for people: as `diff -u` shows it, but with spaces for tabs. `name` is of its file."""
+    old, new = (text.decode(errors="replace").removesuffix("\n").split("\n") for text in (before, after))
+    changes = difflib.unified_diff(old, new, shown(name, sys.maxsize), "resolved", lineterm="")
+    return "".join(f"{line[0]}{line[1:].expandtabs()}\n" for line in changes)
 
 
 def _for_connection(arguments: Namespace) -> bytes:
@@ -294,7 +298,8 @@ def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: boo
     else:
         for host, findings in verdicts.items():
             answer = {"": "yes, as recorded", HARMLESS: "yes, as recorded; by itself the host would give something else now"}
-            _print("\n  ".join([f"{title} on {host}: {answer.get(worst(findings), 'no')}", *map(str, findings)]) + "\n")
+            verdict = f"{shown(title)} on {shown(host)}: {answer.get(worst(findings), 'no')}"
+            _print(lines([verdict, *(f"  {finding}" for finding in findings)]))
     return DONE if all(worst(findings) in ("", HARMLESS) for findings in verdicts.values()) else INCOMPATIBLE
 
 
@@ -341,8 +346,8 @@ def _pool(arguments: Namespace) -> Pool | None:
 def _probe(qemu: str, verbose: bool) -> HostProfile:
     from .host.probe import probe as measure
 
-    show_steps = verbose or sys.stderr.isatty()
-    return measure(qemu=qemu, step=(lambda line: _say(f"kvmarm: probed {line}")) if show_steps else (lambda _: None))
+    show_steps = verbose or (sys.stderr is not None and sys.stderr.isatty())
+    return measure(qemu=qemu, step=(lambda line: say(f"probed {line}")) if show_steps else (lambda _: None))
 
 
 def _policy(name: str | None) -> policy.Policy:
@@ -372,9 +377,16 @@ def _output(name: str | None, data: bytes) -> None:
 
 
 def _print(text: str) -> None:
-    """Text to standard output; characters that it cannot show as escapes."""
+    """Text to standard output, however it came about: what does not print is escaped, and what the output's encoding does not
+    have. Data go to `_output` as they are."""
+    text = "\n".join(shown(line, sys.maxsize) for line in text.split("\n"))
     _output(None, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+def say(line: str) -> None:
+    """A line to standard error. That it is closed or full changes nothing."""
+    try:
+        if sys.stderr is not None:
+            print(lines([f"kvmarm: {line}"]), end="", file=sys.stderr)
+    except OSError:
+        pass

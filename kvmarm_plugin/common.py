@@ -18,6 +18,7 @@ from .profile import Cluster, HostProfile, Qemu
 from .registers.rules import kernel_version
 from .resolve import Resolver, Wish, guest_ipa_bits
 from .target import Target
+from .untrusted import shown
 from .value import Value
 from .verdict import HARMLESS, REFUSES, Finding, judge
 
@@ -57,7 +58,7 @@ class Obstacle(Value):
         self._freeze(locals())
 
     def __str__(self) -> str:
-        return f"{self.source} to {self.destination}: {self.finding}"
+        return f"{shown(self.source)} to {shown(self.destination)}: {self.finding}"
 
     def in_short(self) -> str:
         """What differs, without the rule and the remedy."""
@@ -65,7 +66,8 @@ class Obstacle(Value):
         if finding.subject == _HOST:
             return finding.rule
         meaning = f" ({finding.meaning})" if finding.meaning else ""
-        return f"{finding.subject}{meaning}: {finding.recorded} on {self.source}, {finding.local} on {self.destination}"
+        here, there = f"{finding.recorded} on {shown(self.source)}", f"{finding.local} on {shown(self.destination)}"
+        return f"{finding.subject}{meaning}: {here}, {there}"
 
 
 class Common(Value):
@@ -368,8 +370,8 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 
 
 def some(names: Sequence[str], limit: int = 4) -> str:
-    """ "alpha, beta and 3 more"."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    """ "alpha, beta and 3 more", as it can be shown."""
+    return ", ".join(map(shown, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _unusable(error: KvmarmError) -> Finding:

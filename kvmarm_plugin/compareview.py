@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from .common import some
 from .compare import merge
 from .registers.rules import kernel_version
+from .untrusted import lines, shown
 from .verdict import in_short
 
 TYPE_CHECKING = False
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 # More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
 _MATRIX = 20
 _REASONS = 12
+_LABEL = 1000  # characters of a line in the picture
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -58,13 +61,12 @@ def as_text(comparison: Comparison) -> str:
     """A table of the kinds, group by group; what goes between groups; a matrix where it fits; and why not."""
     several = len(comparison.groups) > 1
     parts = [_table(comparison), *([_between(comparison), _matrix(comparison)] if several else []), *_reasons(comparison)]
-    return "\n".join("".join(f"{line}\n" for line in lines) for lines in parts if lines)
+    return "\n".join(lines(part) for part in parts if part)
 
 
 def names_of(kind: Kind) -> str:
     """The hosts of a kind, the first of many."""
-    names = kind.names
-    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    return some(kind.names, 3 if len(kind.names) < 4 else 2)
 
 
 def describe(kind: Kind) -> str:
@@ -90,13 +92,13 @@ def _software(kind: Kind) -> list[str]:
     return [
         "Linux {}.{}".format(*kernel_version(host.kernel)),
         "QEMU {}.{}".format(*host.qemu.release) if host.qemu else "no QEMU",
-        *(word for word in host.overrides if all(word in other.overrides for other in kind.hosts)),
+        *(shown(word) for word in host.overrides if all(word in other.overrides for other in kind.hosts)),
     ]
 
 
 def _cpu(cluster: Cluster) -> str:
     """Part and revision, as "Neoverse-N1 r3p1"."""
-    return f"{cluster.part} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}" if cluster.part else f"CPU {cluster.midr:#x}"
+    return f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}" if cluster.part else f"CPU {cluster.midr:#x}"
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -106,7 +108,7 @@ def _table(comparison: Comparison) -> list[str]:
         for place in group.kinds:
             first, kind = place == group.kinds[0], kinds[place]
             what = f"no guests: {group.problem}" if group.problem else describe(kind)
-            which = (group.name, group.machine or "none") if first else ("", "")
+            which = (group.name, shown(group.machine) or "none") if first else ("", "")
             rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [
@@ -128,9 +130,9 @@ def _between(comparison: Comparison) -> list[str]:
     for link in comparison.links():
         start = (_label(comparison, link.sources), "<->" if link.mutual else "->")
         ends.setdefault(start, []).append(_label(comparison, link.destinations))
-    lines = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
+    texts = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
     return (
-        ["Between groups, or kinds of them, one way where not <->:", *lines] if lines else ["No guest can migrate between groups."]
+        ["Between groups, or kinds of them, one way where not <->:", *texts] if texts else ["No guest can migrate between groups."]
     )
 
 
@@ -160,12 +162,13 @@ def _matrix(comparison: Comparison) -> list[str]:
     kinds = comparison.kinds
     if len(kinds) > _MATRIX:
         return [f"{len(kinds)} kinds are too many for a matrix: --svg draws them, --json has every pair."]
-    width = max(len(kind.names[0]) for kind in kinds)
-    lines = ["from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))]
+    names = [shown(kind.names[0]) for kind in kinds]
+    width = max(map(len, names))
+    texts = ["from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))]
     for row, kind in enumerate(kinds):
         cells = ("-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column) for column in range(len(kinds)))
-        lines.append(f"{row + 1:>4}  {kind.names[0].ljust(width)}" + "".join(cell.rjust(4) for cell in cells))
-    return lines
+        texts.append(f"{row + 1:>4}  {names[row].ljust(width)}" + "".join(cell.rjust(4) for cell in cells))
+    return texts
 
 
 def _yes(comparison: Comparison, source: int, destination: int) -> str:
@@ -212,7 +215,7 @@ def _heading(comparison: Comparison, pairs: list[Pair]) -> list[str]:
     """Which pairs; of a single one, with names."""
     if len(pairs) > 1:
         return [f"{edges}: no" for edges in _edges(pairs)]
-    ends = (f"{place + 1} {comparison.kinds[place].names[0]}" for place in (pairs[0].source, pairs[0].destination))
+    ends = (f"{place + 1} {shown(comparison.kinds[place].names[0])}" for place in (pairs[0].source, pairs[0].destination))
     return [f"{' -> '.join(ends)}: no"]
 
 
@@ -227,7 +230,7 @@ def _edges(pairs: list[Pair]) -> list[str]:
 
 def as_dot(comparison: Comparison) -> str:
     """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it goes for all of the group."""
-    lines = [
+    texts = [
         "digraph kvmarm {",
         "  rankdir=LR; compound=true; ranksep=1;",
         '  graph [fontname="sans-serif", fontsize=12, style="rounded,filled", color="#a0a0a0", fillcolor="#f2f4f7"];',
@@ -237,15 +240,15 @@ def as_dot(comparison: Comparison) -> str:
     for index, group in reversed(list(enumerate(comparison.groups))):  # dot starts at the bottom
         about = "no guests" if group.problem else f"guests on {group.machine or 'no machine type'}"
         label = f"Group {group.name}: {_count(comparison.hosts(group), 'host')}, {about}"
-        nodes = (f"    {place + 1} [label={_quoted(_node(comparison, place))}];" for place in reversed(group.kinds))
-        lines += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
-    lines += [f"  {arrow};" for link in comparison.links() for arrow in _arrows(comparison, link)]
-    return "\n".join([*lines, "}"]) + "\n"
+        nodes = (f"    {place + 1} [label={_quoted(*_node(comparison, place))}];" for place in reversed(group.kinds))
+        texts += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
+    texts += [f"  {arrow};" for link in comparison.links() for arrow in _arrows(comparison, link)]
+    return "".join(f"{text}\n" for text in [*texts, "}"])
 
 
-def _node(comparison: Comparison, place: int) -> str:
+def _node(comparison: Comparison, place: int) -> tuple[str, ...]:
     kind = comparison.kinds[place]
-    return "\n".join((f"{place + 1}: {names_of(kind)}", ", ".join(_hardware(kind)), ", ".join(_software(kind))))
+    return f"{place + 1}: {names_of(kind)}", ", ".join(_hardware(kind)), ", ".join(_software(kind))
 
 
 def _arrows(comparison: Comparison, link: Link) -> list[str]:
@@ -263,7 +266,7 @@ def _arrows(comparison: Comparison, link: Link) -> list[str]:
     return [f"{source + 1} -> {destination + 1}{style}" for source in sources for destination in destinations]
 
 
-def _quoted(text: str) -> str:
-    """A string of Graphviz's language, with its line breaks."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("&", "&amp;")
-    return f'"{escaped}"'
+def _quoted(*texts: str) -> str:
+    """A string of Graphviz's language with a line for each of these: nothing in it is an escape or an entity of dot's."""
+    escaped = (shown(text, _LABEL).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;") for text in texts)
+    return '"' + "\\n".join(escaped) + '"'

@@ -96,12 +96,12 @@ def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     if not missing:
         return []
     names = [name_of(reg) for reg in sorted(missing)]
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    first = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return [
         refusal(
             "register list",
             "registers that the guest's state has",
-            shown,
+            first,
             "unknown to KVM",
             "QEMU does not load a register that the destination's KVM does not have (cpu_post_load)",
             _older_kernel(offer),

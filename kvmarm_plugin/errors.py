@@ -7,9 +7,15 @@ the doors as one line and a hint. Any other exception is a bug and shows its tra
 
 from __future__ import annotations
 
+from .untrusted import shown
+
+# Characters; four findings in short take 1,700.
+_MESSAGE = 2500
+_HINT = 1000
+
 
 class KvmarmError(Exception):
-    """A failure in one line, and what to do next.
+    """A failure in one line, and what to do next: both are fit to be shown, whatever a file name or a foreign error brings along.
 
     Args:
         message: what happened and where, one line, no trailing full stop.
@@ -17,11 +23,13 @@ class KvmarmError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _one_line(message, _MESSAGE)
+        self.hint = _one_line(hint, _HINT)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
-        # One line, whatever a file name or a foreign error text brings along.
-        text = " ".join(self.message.split())
-        return f"{text} (hint: {self.hint})" if self.hint else text
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+def _one_line(text: str, limit: int) -> str:
+    return shown(" ".join(text.split()), limit)

@@ -8,6 +8,7 @@ from .record import Record
 from .registers.table import describe, fields_of
 from .registers.text import unpack_ids
 from .target import Pinning, Target
+from .untrusted import lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
         ("made", f"on {record.origin.host} by {record.origin.by}"),
         ("profile", record.origin.profile),
     ]
-    lines = [f"{label:<11} {text}" for label, text in rows]
+    texts = [f"{label:<11} {text}" for label, text in rows]
     if every_register:
-        lines += [_register_text(name, value) for name, value in target.registers.items()]
-    return "\n".join(lines) + "\n"
+        texts += [_register_text(name, value) for name, value in target.registers.items()]
+    return lines(texts)
 
 
 def as_json(record: Record) -> dict[str, Any]:

@@ -4,14 +4,19 @@
 A peer's XML and record, profiles, pools, policies, names, and what other programs say: none of it is trusted. Python's int() takes
 signs, underscores, other scripts' digits and any length, and no signal interrupts it at work on a long one; so every number that
 comes as text is read here. Text that is printed or logged goes through `shown`, so that it can neither command a terminal nor
-forge a line.
+forge a line: errors and findings when they are made, the rest where a view puts it into a line (`lines`).
 """
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _DECIMAL = frozenset("0123456789")
 _HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
 _SHOWN = 60  # characters of what is wrong, in a message
+_LINE = 4000  # characters of a line; ten times the longest that honest hosts make
 
 
 def decimal(text: str, most: int) -> int:
@@ -39,12 +44,19 @@ def hexadecimal(text: str, bits: int = 64) -> int:
 
 
 def shown(text: str, limit: int = 200) -> str:
-    """Foreign text as part of one line: at most `limit` characters of it, and what does not print (controls, line breaks, what
-    changes the direction of writing) as Python escapes it.
+    """Foreign text as part of one line: what does not print (controls, line breaks, what changes the direction of writing) is
+    escaped as Python does, and of the result there are at most `limit` characters. What is already shown stays as it is.
 
     >>> shown("a\\x1b[31mb")
     'a\\\\x1b[31mb'
     """
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def lines(texts: Iterable[str]) -> str:
+    """Texts for people, a line each, whatever is in them. Long ones lose their end: where it matters, bound what is foreign in
+    front of it with `shown`."""
+    return "".join(f"{shown(text, _LINE)}\n" for text in texts)

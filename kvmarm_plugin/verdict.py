@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from .target import Target
+from .untrusted import shown
 from .value import Value
 
 TYPE_CHECKING = False
@@ -22,9 +23,11 @@ REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 # (kvm_arm_get_host_cpu_features): 7.2 has it, 10.0 and 11.1 do not, and those between were not looked at.
 _QEMU_KNOWS_NO_PMU = (7, 2)
 
+_TEXT = 500  # characters of each part of a finding; honest ones have 121 at most
+
 
 class Finding(Value):
-    """One reason.
+    """One reason. Values and names of others go into its texts, which are made such that they can be shown.
 
     Attributes:
         subject: "REGISTER.FIELD", or another such as "machine type".
@@ -45,7 +48,8 @@ class Finding(Value):
     remedy: str
 
     def __init__(self, *, subject: str, meaning: str, recorded: str, local: str, rule: str, severity: str, remedy: str) -> None:
-        self._freeze(locals())
+        texts = locals()
+        self._freeze({name: shown(texts[name], _TEXT) for name in self.__slots__})
 
     def as_json(self) -> dict[str, str]:
         """The attributes by name."""
@@ -61,7 +65,7 @@ class Offer:
     """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
 
     Attributes:
-        host: its name.
+        host: its name, as it can be shown.
         architecture: KVM's.
         machines: machine types of its QEMU; empty where it was not asked.
         gic_versions: empty where KVM was not asked.
@@ -73,7 +77,7 @@ class Offer:
     """
 
     def __init__(self, host: str, architecture: str) -> None:
-        self.host = host
+        self.host = shown(host)
         self.architecture = architecture
         self.machines: tuple[str, ...] = ()
         self.gic_versions: tuple[int, ...] = ()

@@ -13,12 +13,15 @@ and the kernel's may be yes. No kernel from 6.2 to 6.6 was measured.
 
 from __future__ import annotations
 
+from ..untrusted import decimal
 from ..value import Value
 from .table import Field, fields_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_MOST = 65535  # of a version's number
 
 # Writable by the masks ioctl since 6.15, and by KVM_SET_ONE_REG only in a VM with KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, which no
 # QEMU up to 11.1 enables (set_imp_id_reg).
@@ -77,7 +80,10 @@ class Kernel(Value):
 def kernel_version(release: str) -> tuple[int, int]:
     """(6, 12) from "6.12.117+deb13-cloud-arm64"; (0, 0) from what is no version."""
     numbers = release.split("-")[0].split("+")[0].split(".")
-    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 and numbers[0].isdigit() and numbers[1].isdigit() else (0, 0)
+    try:
+        return decimal(numbers[0], _MOST), decimal(numbers[1], _MOST)
+    except (IndexError, ValueError):
+        return (0, 0)
 
 
 def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:
