@@ -13,6 +13,7 @@ from .domain import Element, parse
 from .edits import Edits
 from .pins import cpus_of, cpuset_of, find_cluster, pins_of
 from .target import Pinning
+from .untrusted import shown
 from .verdict import REFUSES, Finding
 
 TYPE_CHECKING = False
@@ -56,11 +57,12 @@ def settle(
     cluster = find_cluster(pinning, clusters)
     if cluster is None:
         return source, (), []
-    others = {cpu for other in clusters if other is not cluster for cpu in other.cpus}
-    if movable and _misplaced(domain, cluster.cpus, others):
+    own = cpulist.bits(cluster.cpus)
+    others = cpulist.bits(cpu for other in clusters if other is not cluster for cpu in other.cpus)
+    if movable and _misplaced(domain, own, others):
         source = _move(source, domain, cpulist.parse(pinning.cpus), cluster.cpus)
         domain = parse(source)
-    wrong = _misplaced(domain, cluster.cpus, others)
+    wrong = _misplaced(domain, own, others)
     vcpu = domain.find("vcpu")
     if vcpu is None or not cpuset_of(vcpu):
         return source, cluster.cpus, [_wrong_pins("<vcpu cpuset>", "none", cluster)]
@@ -71,24 +73,27 @@ def moved(cpus: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]) -> 
     """CPUs of a cluster where it has other numbers: all for all, and a part by its places, over and over where there are fewer."""
     if cpus == old:
         return new
-    return tuple(sorted({new[old.index(cpu) % len(new)] for cpu in cpus}))
+    place = {cpu: number for number, cpu in enumerate(old)}
+    return tuple(sorted({new[place[cpu] % len(new)] for cpu in cpus}))
 
 
-def _misplaced(domain: Element, cluster: tuple[int, ...], others: set[int]) -> list[Element]:
+def _misplaced(domain: Element, cluster: int, others: int) -> list[Element]:
     """The pins that do not keep to the cluster. CPUs of no cluster are offline, and do not matter."""
-    return [
-        pin for pin in pins_of(domain) for cpus in [cpus_of(pin)] if not others.isdisjoint(cpus) or set(cluster).isdisjoint(cpus)
-    ]
+    return [pin for pin in pins_of(domain) for cpus in [cpus_of(pin)] if cpus & others or not cpus & cluster]
 
 
 def _move(source: bytes, domain: Element, old: tuple[int, ...], new: tuple[int, ...]) -> bytes:
     """The XML with the pins moved that are of the recorded cluster, and the numbers in the record with them: from the
     next host they are moved again."""
     edits = Edits(source)
+    known = cpulist.bits(old)
+    written: dict[int, str] = {}  # most pins are alike
     for pin in pins_of(domain):
         cpus = cpus_of(pin)
-        if set(cpus) <= set(old):
-            edits.replace(pin.start, pin.body_start, pin.tag_with(cpuset=cpulist.write(moved(cpus, old, new))))
+        if not cpus & ~known:
+            if cpus not in written:
+                written[cpus] = cpulist.write(moved(cpulist.numbers(cpus), old, new))
+            edits.replace(pin.start, pin.body_start, pin.tag_with(cpuset=written[cpus]))
     recorded = record.pinning_of(record.find(domain) or domain)
     assert recorded is not None
     edits.replace(recorded.start, recorded.body_start, recorded.tag_with(cpus=cpulist.write(new)))
@@ -99,7 +104,7 @@ def _wrong_pins(what: str, cpus: str, cluster: CpuCluster) -> Finding:
     return Finding(
         subject="pinning",
         meaning=f"the CPUs of {what}",
-        recorded=cpus,
+        recorded=shown(cpus),
         local=f"{cpulist.write(cluster.cpus)}, of MIDR {cluster.midr:#x}",
         rule="its threads would not keep to the CPUs that the guest was promised",
         severity=REFUSES,

@@ -1,29 +1,61 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lists of host CPUs as text: the kernel's "0-3,6", and libvirt's, which may also take some out again: "0-7,^2"."""
+"""Lists of host CPUs as text: the kernel's "0-3,6", and libvirt's, which may also take some out again: "0-7,^2".
+
+`mask` reads one as a number with a bit for each CPU: as quick for all CPUs as for one, to read and to compare.
+"""
 
 from __future__ import annotations
 
-# libvirt's own limit (VIR_DOMAIN_CPUMASK_LEN), and room for any list of as many.
-_NUMBERS = 16384
-_LENGTH = 1 << 17
+from .untrusted import decimal, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MOST = 16383  # the largest number: VIR_DOMAIN_CPUMASK_LEN of libvirt is one more
+_LENGTH = 1 << 17  # characters: room for any list of as many
 
 
-def parse(text: str) -> tuple[int, ...]:
-    """CPU numbers, ascending; none for an empty text.
+def mask(text: str) -> int:
+    """The CPUs of a list, as bits; 0 for an empty text.
 
     Raises:
         ValueError: not such a list, or one of larger numbers than libvirt takes.
     """
+    cpus = 0
+    try:
+        if len(text) > _LENGTH:
+            raise ValueError
+        for item in text.split(",") if text.strip() else []:
+            numbers = item.strip().lstrip("^")
+            first, dash, last = numbers.partition("-")
+            low = decimal(first.rstrip(), _MOST)
+            high = decimal(last.lstrip(), _MOST) if dash else low
+            if low > high:
+                raise ValueError
+            span = (2 << high) - (1 << low)
+            cpus = cpus | span if item.strip() == numbers else cpus & ~span
+    except ValueError:
+        raise ValueError(f"not a list of CPUs: {shown(text, 60)!r}") from None
+    return cpus
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """CPU numbers, ascending; none for an empty text. Raises ValueError, as `mask` does."""
+    return numbers(mask(text))
+
+
+def numbers(mask: int) -> tuple[int, ...]:
+    """The CPUs that are bits of a number, ascending."""
+    return tuple(number for number, bit in enumerate(f"{mask:b}"[::-1]) if bit == "1")
+
+
+def bits(cpus: Iterable[int]) -> int:
+    """The inverse of `numbers`."""
     mask = 0
-    items = text.replace(" ", "").strip().split(",") if text.strip() else []
-    for item in items if len(text) <= _LENGTH else ["too long"]:
-        first, dash, last = item.lstrip("^").partition("-")
-        last = last if dash else first
-        if not (item.isascii() and first.isdigit() and last.isdigit() and len(last) <= 5 and int(first) <= int(last) < _NUMBERS):
-            raise ValueError(f"not a list of CPUs: {text[:60]!r}")
-        span = (2 << int(last)) - (1 << int(first))
-        mask = mask & ~span if item.startswith("^") else mask | span
-    return tuple(number for number in range(mask.bit_length()) if mask >> number & 1)
+    for cpu in cpus:
+        mask |= 1 << cpu
+    return mask
 
 
 def write(cpus: tuple[int, ...]) -> str:

@@ -5,7 +5,8 @@
 between such places. lxml would lose the formatting (it keeps no positions), and the hook has only the standard library;
 so this is the only reader of domain XML here.
 
-Domain XML is untrusted input to a root process: no DOCTYPE, and so no entities; nothing is fetched; a size limit.
+Domain XML is untrusted input to a root process: no DOCTYPE, and so no entities; nothing is fetched; and limits to all that takes
+memory or time. A document within them is read in a second and in 60 MiB.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from .errors import KvmarmError
 
 DEPTH_LIMIT = 256  # elements inside one another; libxml2's own (xmlParserMaxDepth)
 SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)
+TAG_LIMIT = 50_000  # of "<" in all, and of "=": elements and attributes take up to 500 bytes each; large guests have some thousands
+RUN_LIMIT = 1024 * 1024  # bytes from one "<" to the next: a value takes up to eight times as much
+NAMESPACE_LIMIT = 200  # characters of a namespace: expat puts it in front of every name that is in it
 
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _SKIPPED = "devices"
@@ -124,12 +128,10 @@ def parse(source: bytes) -> Element:
             ASCII character.
 
     Raises:
-        DomainXMLError: not well-formed; a DOCTYPE; not one <domain>; larger than SIZE_LIMIT; UTF-16.
+        DomainXMLError: not well-formed; a DOCTYPE; not one <domain>; beyond one of the limits above; UTF-16.
+        MemoryError: this process may not have as much memory as that takes.
     """
-    if len(source) > SIZE_LIMIT:
-        raise DomainXMLError(
-            f"the document is larger than {SIZE_LIMIT >> 20} MiB", "domain XML has a few KiB: is this the right file?"
-        )
+    _check_limits(source)
     if not source.strip():
         raise DomainXMLError("the document is empty", "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN")
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
@@ -137,6 +139,8 @@ def parse(source: bytes) -> Element:
     try:
         root = _build(source)
     except ExpatError as error:
+        if error.code == 1:  # XML_ERROR_NO_MEMORY of <expat.h>
+            raise MemoryError from None
         raise DomainXMLError(f"not well-formed XML: {ErrorString(error.code)}, line {error.lineno}", _hint(error.code)) from None
     except (LookupError, ValueError):
         # From the codec that the XML declaration names: Python has none of that name, or it takes several bytes a character.
@@ -169,6 +173,21 @@ def quoted(value: str) -> str:
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
         value = value.replace(character, entity)
     return f"'{value}'"
+
+
+def _check_limits(source: bytes) -> None:
+    """Before anything is built, and at the speed of C. Tags and attributes are not counted exactly: text may hold a "=", too."""
+    if len(source) > SIZE_LIMIT:
+        excess = f"is larger than {SIZE_LIMIT >> 20} MiB"
+    elif source.count(b"<") > TAG_LIMIT:
+        excess = f"has more than {TAG_LIMIT} tags"
+    elif source.count(b"=") > TAG_LIMIT:
+        excess = f"has more than {TAG_LIMIT} attributes"
+    elif len(source) > RUN_LIMIT and any(len(run.rstrip()) > RUN_LIMIT for run in source.split(b"<")):
+        excess = f"has more than {RUN_LIMIT >> 20} MiB in one piece, a tag or a text"
+    else:
+        return
+    raise DomainXMLError(f"the document {excess}", "domain XML has a few KiB: is this the right file?")
 
 
 def _build(source: bytes) -> Element:
@@ -210,9 +229,18 @@ def _build(source: bytes) -> Element:
         line = parser.CurrentLineNumber
         raise DomainXMLError(f"a DOCTYPE is refused, line {line}", "domain XML has none: remove it, and the entities it declares")
 
+    def namespace(_prefix: str | None, name: str | None) -> None:
+        if name and len(name) > NAMESPACE_LIMIT:
+            line = parser.CurrentLineNumber
+            raise DomainXMLError(
+                f"a namespace has more than {NAMESPACE_LIMIT} characters, line {line}",
+                "an application's metadata: give it a shorter one",
+            )
+
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.StartDoctypeDeclHandler = doctype
+    parser.StartNamespaceDeclHandler = namespace
     parser.Parse(source, True)
     return document.children[0]
 

@@ -7,19 +7,21 @@ meanwhile, so this runs as `python3 -I -S` and imports only the standard library
 (which would wait for itself), never logs the XML (which may hold secrets), and prints nothing on standard output (which
 would taint the domain) but the XML of an arriving guest that is pinned to a cluster whose CPUs have other numbers here.
 
-An exception that leaves this module is the script's to tell: it refuses a guest with a record and lets others pass.
-docs/hook-faults.md lists what becomes of which fault.
+An exception that leaves this module is the script's to tell, and so is an end by a signal: the script bounds memory and CPU time.
+It refuses a guest with a record and lets others pass. docs/hook-faults.md lists what becomes of which fault.
 """
 
 import sys
 
+from .untrusted import shown
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, Callable, NoReturn
 
-TIME_LIMIT = 2  # seconds for everything; a rehearsal takes some hundredths
-_MARK = b"urn:kvmarm-plugin:target:"  # every record has it (record.NAMESPACE_STEM), and so has the script
-_LOG_INTERVAL = 0.2  # seconds; how long the system's log may block, twice
+TIME_LIMIT = 2  # seconds for a check; a rehearsal takes some hundredths
+PATIENCE = 0.2  # seconds that standard error may block, and the system's log, twice
+_MESSAGE_LIMIT = 1900  # bytes: a pipe takes that in one piece (PIPE_BUF), and every system log takes it at all
 
 
 class _Future:
@@ -30,7 +32,7 @@ class _Future:
 
 
 class _OutOfTime(Exception):
-    """The time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
+    """A time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
 
 
 def main() -> int:
@@ -47,20 +49,21 @@ def main() -> int:
         return 1
 
 
-def answer(name: str, operation: str, xml: bytes) -> "NoReturn":
+def answer(name: str, operation: str, xml: bytes, recorded: bool) -> "NoReturn":
     """Judge a guest, say what there is to say, and end this process: with status 3 to stop the guest, with 0 to let it pass.
 
     Args:
         name: the domain's.
         operation: libvirt's: "prepare", "migrate" or "restore".
-        xml: the domain, with a record or with host-model somewhere in it.
+        xml: the domain; of one that is too large only so much that `domain.parse` says so.
+        recorded: whether the mark of a record is anywhere in the domain, in `xml` or behind. Otherwise it mentions host-model.
     """
     import gc
     import posix
 
     gc.disable()  # nothing here lives long enough to be collected
     sys.modules["__future__"] = _Future  # type: ignore[assignment]
-    stop = verify(name, operation, xml) if _MARK in xml else explain_host_model(name, xml)
+    stop = verify(name, operation, xml) if recorded else explain_host_model(name, xml)
     posix._exit(3 if stop else 0)  # nothing is left to write
 
 
@@ -79,7 +82,7 @@ def explain_host_model(name: str, xml: bytes) -> bool:
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
     _say(
-        f"kvmarm: {name} asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: "
+        f"kvmarm: {shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: "
         f"virsh dumpxml --inactive --security-info {_quoted(name)} | kvmarm define -"
     )
     return True
@@ -94,25 +97,41 @@ def verify(name: str, operation: str, xml: bytes) -> bool:
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
     """
-    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
-
     xml_here = xml
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
     try:
-        try:
-            reason, xml_here = _judge(xml, operation)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        reason, xml_here = _within(TIME_LIMIT, _judge, xml, operation)
+    except _OutOfTime:
+        reason = f"checking took longer than {TIME_LIMIT} s; is the host overloaded? See: kvmarm check"
+    except MemoryError:
+        reason = "checking takes more memory than the hook may have; is the host short of it? See: kvmarm check"
     except Exception as error:
         # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a traceback.
         reason = str(error)
-        if not hasattr(error, "hint") and not isinstance(error, _OutOfTime):
+        if not hasattr(error, "hint"):
             reason = f"it cannot be checked: {type(error).__name__}: {error} (hint: install kvmarm again)"
     if reason and _refuse(name, operation, reason):
         return True
     failure = _print(xml_here) if xml_here != xml else ""
     return bool(failure) and _refuse(name, operation, f"its pins are another host's, and libvirt cannot be given others: {failure}")
+
+
+def _within(seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
+    """Call, and raise _OutOfTime if that has not ended after so many seconds.
+
+    The timer goes on: a signal just before a system call does not end it, and to a log glibc tries to send a second time.
+    """
+    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
+
+    signal.signal(signal.SIGALRM, _out_of_time)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+            return call(*arguments)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _OutOfTime:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have come as the other one was on its way
+        raise
 
 
 def _quoted(name: str) -> str:
@@ -156,60 +175,62 @@ def _refuse(name: str, operation: str, reason: str) -> bool:
     """Say why on standard error, which reaches whoever started this, and in the system's log. A policy may let it pass."""
     from kvmarm_plugin.policy import refuses
 
-    refused = refuses(operation)
-    message = f"kvmarm: {name} {'cannot' if refused else 'should not'} run on this host as it was promised: {reason}"
+    try:
+        refused: bool = _within(TIME_LIMIT, refuses, operation)
+    except _OutOfTime:  # the file system hangs
+        refused = True
+    message = f"kvmarm: {shown(name)} {'cannot' if refused else 'should not'} run on this host as it was promised: {reason}"
     _say(message)
-    _log(f"{operation}: {_one_line(message)}", refused)
+    _log(f"{operation}: {message}", refused)
     return refused
 
 
 def _say(message: str) -> None:
-    """A line on standard error. That it is closed or full decides nothing; and what a buffer kept would fail again at exit."""
+    """A line on standard error. That it is closed or full, or that nobody reads it, decides nothing."""
     import os
 
-    try:
-        if sys.stderr is not None:  # or 2 may be another file
-            os.write(2, (_one_line(message) + "\n").encode())
-    except OSError:
+    try:  # noqa: SIM105  # contextlib is slow to import
+        _within(PATIENCE, os.write, 2, (_one_line(message) + "\n").encode())
+    except (OSError, _OutOfTime):
         pass
 
 
 def _print(xml: bytes) -> str:
     """The domain's XML on standard output, where libvirt reads it. Returns what went wrong."""
-    import os
-
-    if sys.stdout is None:  # or 1 may be another file
-        return "standard output is closed"
     try:
-        while xml:
-            xml = xml[os.write(1, xml) :]
+        _within(TIME_LIMIT, _write, 1, xml)
     except OSError as error:
         return f"standard output: {error.strerror}"
+    except _OutOfTime:
+        return f"standard output: nobody has read it for {TIME_LIMIT} s"
     return ""
+
+
+def _write(fd: int, data: bytes) -> None:
+    import os
+
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def _log(message: str, refused: bool) -> None:
     """The same in the system's log, if there is one and it answers: a guest does not wait for it."""
-    import _signal as signal
-
-    # Without SA_RESTART the timer fails the send that blocks, and glibc's second try.
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, _LOG_INTERVAL, _LOG_INTERVAL)
     try:
         import syslog
 
         syslog.openlog("kvmarm-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR if refused else syslog.LOG_WARNING, message)
-    except (ImportError, OSError):
+        _within(PATIENCE, syslog.syslog, syslog.LOG_ERR if refused else syslog.LOG_WARNING, _one_line(message))
+    except (ImportError, OSError, _OutOfTime):
         pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _one_line(text: str) -> str:
-    """What a terminal shows as one line, whatever the domain's owner has put into its name."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """What a terminal shows as one line, whatever the domain's owner has put into it, and as much of it as a log takes."""
+    escaped = shown(text[:_MESSAGE_LIMIT], _MESSAGE_LIMIT)
+    line = escaped.encode()[:_MESSAGE_LIMIT].decode(errors="ignore")
+    return line if line == escaped and len(text) <= _MESSAGE_LIMIT else f"{line}… (cut: {len(text)} characters)"
 
 
 def _out_of_time(*_signal: object) -> None:
-    raise _OutOfTime(f"checking took longer than {TIME_LIMIT} s; is the host overloaded? See: kvmarm check")
+    raise _OutOfTime

@@ -21,19 +21,29 @@ if TYPE_CHECKING:
 
     AnyCluster = TypeVar("AnyCluster", bound=Identified)
 
+MOST_THREADS = 512  # a guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned
+
 _PINS = ("vcpupin", "emulatorpin", "iothreadpin")
+_MOST_PINS = 2 * MOST_THREADS + 1
 
 
 def pins_of(domain: Element) -> list[Element]:
-    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>."""
+    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>. Raises DomainXMLError."""
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     own = [vcpu] if vcpu is not None and cpuset_of(vcpu) else []
     return own + pins_in(cputune) if cputune else own
 
 
 def pins_in(cputune: Element) -> list[Element]:
-    """The elements of <cputune> that pin threads."""
-    return [child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes]
+    """The elements of <cputune> that pin threads.
+
+    Raises:
+        DomainXMLError: more than there can be threads.
+    """
+    pins = [child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes]
+    if len(pins) > _MOST_PINS:
+        raise DomainXMLError(f"<cputune> has {len(pins)} pins", f"up to {MOST_THREADS} vCPUs and as many I/O threads can be pinned")
+    return pins
 
 
 def thread_of(pin: Element) -> tuple[str, str | None]:
@@ -47,10 +57,10 @@ def cpuset_of(vcpu: Element) -> str:
     return "" if vcpu.attributes.get("placement") == "auto" else vcpu.attributes.get("cpuset", "")
 
 
-def cpus_of(pin: Element) -> tuple[int, ...]:
-    """The CPUs that a pin names. Raises DomainXMLError."""
+def cpus_of(pin: Element) -> int:
+    """The CPUs that a pin names, as bits (see `cpulist.mask`). Raises DomainXMLError."""
     try:
-        return cpulist.parse(pin.attributes["cpuset"])
+        return cpulist.mask(pin.attributes["cpuset"])
     except ValueError as error:
         raise DomainXMLError(f"<{pin.name} cpuset>: {error}", "it is written like 0-3,6") from None
 

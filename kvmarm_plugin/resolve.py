@@ -20,6 +20,7 @@ from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Pinning, Target, sve_bitmap
 from .threads import new_pins, pinned_cpus, vcpus
+from .untrusted import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -226,9 +227,10 @@ class Resolver:
             self._advise(f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when it moves")
             return "", ()
         cpus = cpulist.parse(pinning.cpus)
+        here = cpulist.bits(cpus)
         for pin in pins_of(domain):
-            if set(cpus_of(pin)).isdisjoint(cpus):
-                written = f"<{pin.name} cpuset='{pin.attributes['cpuset']}'>"
+            if not cpus_of(pin) & here:
+                written = f"<{pin.name} cpuset='{shown(pin.attributes['cpuset'], 60)}'>"
                 raise ResolveError(f"{written} names no CPU of this host", f"it has {where}")
         if vcpus(domain) > len(cpus):
             there = f"{len(cpus)} CPU{'s' if len(cpus) > 1 else ''} ({pinning.cpus})"

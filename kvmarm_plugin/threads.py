@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+from . import cpulist
 from .domain import DomainXMLError, Element
-from .pins import cpus_of, cpuset_of, pins_in, pins_of, thread_of
-
-# A guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned.
-_MOST = 512
+from .pins import MOST_THREADS, cpus_of, cpuset_of, pins_in, pins_of, thread_of
+from .untrusted import decimal, shown
 
 
 def pinned_cpus(domain: Element) -> tuple[int, ...]:
     """The host CPUs that the pins of a domain name, all together.
 
     Raises:
-        DomainXMLError: an element twice that there is one of, or what is no list of CPUs.
+        DomainXMLError: an element twice that there is one of, what is no list of CPUs, or too many of them.
     """
     for name in ("vcpu", "cputune", "iothreads", "iothreadids"):
         if len(domain.find_all(name)) > 1:
             raise DomainXMLError(f"the domain has more than one <{name}>", "write one")
-    return tuple(sorted({cpu for pin in pins_of(domain) for cpu in cpus_of(pin)}))
+    cpus = 0
+    for pin in pins_of(domain):
+        cpus |= cpus_of(pin)
+    return cpulist.numbers(cpus)
 
 
 def vcpus(domain: Element) -> int:
@@ -34,12 +36,12 @@ def new_pins(domain: Element, cpus: str) -> tuple[str, tuple[bytes, ...]]:
     a thread may run anywhere: QEMU's own, too, which asks KVM for its preferred target.
 
     Raises:
-        DomainXMLError: a number of threads that is none, or more than QEMU makes.
+        DomainXMLError: a number of threads or an id that is none, or more threads than QEMU makes.
     """
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     if vcpu is not None and cpuset_of(vcpu):
         return "", ()
-    pinned = [thread_of(pin) for pin in pins_in(cputune)] if cputune else []
+    pinned = {thread_of(pin) for pin in pins_in(cputune)} if cputune else set()
     threads = [
         *(("vcpupin", str(number)) for number in range(vcpus(domain))),
         ("emulatorpin", None),
@@ -58,17 +60,24 @@ def _count(element: Element | None, default: int) -> int:
     if element is None:
         return default
     text = element.body.decode(errors="replace").strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) <= _MOST):
-        raise DomainXMLError(f"<{element.name}> is not a number of threads: {text[:40]!r}", f"QEMU has up to {_MOST}")
-    return int(text)
+    try:
+        return decimal(text, MOST_THREADS)
+    except ValueError:
+        what = f"<{element.name}> is not a number of threads: {shown(text, 40)!r}"
+        raise DomainXMLError(what, f"QEMU has up to {MOST_THREADS}") from None
 
 
 def _iothreads(domain: Element) -> list[int]:
     """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the number in <iothreads>
     (virDomainIOThreadIDArrayInit)."""
     listed = domain.find("iothreadids")
-    texts = [thread.attributes.get("id", "") for thread in listed.find_all("iothread")] if listed else []
-    ids = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 10]
-    free = (number for number in range(1, 2 * _MOST) if number not in ids)
+    threads = listed.find_all("iothread") if listed else []
+    if len(threads) > MOST_THREADS:
+        raise DomainXMLError(f"<iothreadids> has {len(threads)} threads", f"up to {MOST_THREADS} can be pinned")
+    try:
+        ids = {decimal(thread.attributes.get("id", ""), 0xFFFFFFFF) for thread in threads}
+    except ValueError as error:
+        raise DomainXMLError(f"<iothread id>: {error}", "libvirt refuses that too") from None
+    free = [number for number in range(1, MOST_THREADS + 1) if number not in ids]
     missing = max(0, _count(domain.find("iothreads"), 0) - len(ids))
-    return sorted([*ids, *(next(free) for _ in range(missing))])
+    return sorted([*ids, *free[:missing]])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import posix
+import select
 import sys
 from typing import TYPE_CHECKING
 
@@ -131,3 +132,16 @@ def write_emulator(path: Path, qemu: Qemu | None = None, behaviour: str = "", wi
     write(path, _EMULATOR.format(python=sys.executable, behaviour=behaviour, answers=json.dumps(answers)))
     path.chmod(0o755)
     return str(path)
+
+
+def full_pipe() -> tuple[int, int]:
+    """The two ends of a pipe that takes no more."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    while True:
+        try:
+            os.write(write, bytes(select.PIPE_BUF))
+        except BlockingIOError:
+            break
+    os.set_blocking(write, True)
+    return read, write

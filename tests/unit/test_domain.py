@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
+from xml.parsers.expat import ExpatError
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import record
-from kvmarm_plugin.domain import SIZE_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
+from kvmarm_plugin import domain, record
+from kvmarm_plugin.domain import RUN_LIMIT, SIZE_LIMIT, TAG_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
 from kvmarm_plugin.edits import Edits
 from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.resolve import Resolver
@@ -219,6 +223,17 @@ _REFUSED = {
     "devices in devices, in both": (b"<domain><devices><x><devices/></x></devices></domain>", "inside"),
     "depth": (b"<domain>" + b"<a>" * 300 + b"</a>" * 300 + b"</domain>", "more than 256 elements inside one another, line 1"),
     "too much": (b"<domain>" + b" " * SIZE_LIMIT + b"</domain>", "larger than 10 MiB"),
+    "tags": (b"<domain>" + b"<a/>" * TAG_LIMIT + b"</domain>", "more than 50000 tags"),
+    "tags of devices": (b"<domain><devices>" + b"<a/>" * TAG_LIMIT + b"</devices></domain>", "more than 50000 tags"),
+    "attributes": (
+        b"<domain " + b" ".join(b"a%d=''" % number for number in range(TAG_LIMIT + 1)) + b"/>",
+        "more than 50000 attributes",
+    ),
+    "a long attribute": (b"<domain a='" + b"a" * RUN_LIMIT + b"'/>", "more than 1 MiB in one piece"),
+    "a long name": (b"<" + b"a" * RUN_LIMIT + b"b/>", "more than 1 MiB in one piece"),
+    "a long text": (b"<domain>" + b"a" * RUN_LIMIT + b"b</domain>", "more than 1 MiB in one piece"),
+    "a long namespace": (b"<domain><metadata>\n<a xmlns='" + b"a" * 201 + b"'/></metadata></domain>", "200 characters, line 2"),
+    "a long namespace of devices": (b"<domain><devices><a xmlns:b='" + b"a" * 201 + b"'/></devices></domain>", "200 characters"),
     "noise": (bytes(range(1, 256)), "not well-formed"),
     "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "not well-formed"),
     "JSON": (b'{"domain": {}}', "not well-formed"),
@@ -252,8 +267,8 @@ def test_entities_of_xml_itself_are_allowed() -> None:
     [
         b"<domain><cpu " + b" ".join(b"a%d='\">'" % number for number in range(20000)) + b"/></domain>",
         b"<domain><cpu " + b" ".join(b"a%d=''" % number for number in range(40000)) + b" b='>'/></domain>",
-        b"<domain>" + (b"<a>" * 200 + b"</a>" * 200) * 500 + b"<cpu/></domain>",
-        b"<domain>" + b"<cpu/>" * 100000 + b"</domain>",
+        b"<domain>" + (b"<a>" * 200 + b"</a>" * 200) * 120 + b"<cpu/></domain>",
+        b"<domain>" + b"<cpu/>" * 49000 + b"</domain>",
         b"<domain><cpu a='" + b">" * 500000 + b"'/></domain>",
     ],
     ids=["attributes with both quotes", "attributes", "depth", "breadth", "a long value"],
@@ -266,6 +281,72 @@ def test_hostile_documents_take_no_time(source: bytes) -> None:
     assert cpu.text.startswith(b"<cpu")
     assert cpu.text.endswith(b"/>")
     assert time.process_time() - start < 2
+
+
+# What is within the limits, and takes the most for it.
+_GREEDY = {
+    "elements": lambda: b"<domain>" + b"<a/>" * 49_900 + b"</domain>",
+    "elements with attributes": lambda: (
+        b"<domain xmlns:p='%s'>%s</domain>"
+        % (b"u" * 200, b"".join(b"<p:a%d p:b%d='%d'/>" % (number, number, number) for number in range(49_900)))
+    ),
+    "long names": lambda: b"<domain>" + b"".join(b"<%s%d/>" % (b"a" * 180, number) for number in range(49_900)) + b"</domain>",
+    "attributes": lambda: b"<domain xmlns:p='%s'%s/>" % (b"u" * 200, b"".join(b" p:a%d=''" % number for number in range(49_900))),
+    "namespaces": lambda: b"<domain" + b"".join(b" xmlns:a%d='u'" % number for number in range(49_900)) + b"/>",
+    "wide values": lambda: "<domain>{}</domain>".format(f"<a a='{'a' * 1_000_000}\U0001f600'/>" * 10).encode(),
+    "depth": lambda: b"<domain><devices>" + b"<a b='c'>" * 24_900 + b"</a>" * 24_900 + b"</devices></domain>",
+    "white space": lambda: b"<domain>" + b" \n" * 5_000_000 + b"</domain>",
+    "one tag that does not end": lambda: b"<domain a='" + b"a" * 1_000_000,
+    "values that do not end": lambda: b"<domain>" + b"<a b='" * 49_900,
+}
+
+
+@pytest.mark.parametrize("name", _GREEDY)
+def test_a_document_within_the_limits_takes_a_bounded_memory(name: str) -> None:
+    """Expat's, too: measured from outside Python."""
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from kvmarm_plugin.domain import parse, KvmarmError\n"
+        "def peak(): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "source = sys.stdin.buffer.read(); open('/proc/self/clear_refs', 'w').write('5'); before = peak()\n"
+        "try: parse(source)\n"
+        "except KvmarmError: pass\n"
+        "print(peak() - before)"
+    )
+    root = Path(__file__).parent.parent.parent
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(root)], input=_GREEDY[name](), stdout=subprocess.PIPE, check=True
+    )
+    assert int(run.stdout) < 64 * 1024
+
+
+def test_large_guests_are_far_within_the_limits() -> None:
+    """All the vCPUs, I/O threads and devices that QEMU has places for, and an application's 8 KiB of metadata."""
+    pins = [f"<vcpupin vcpu='{number}' cpuset='0-3,{number}'/>" for number in range(512)]
+    pins += [f"<iothreadpin iothread='{number}' cpuset='0-3'/>" for number in range(1, 513)]
+    disk = (
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' io='native'/><source file='/a' index='1'/>"
+        "<backingStore type='file'><format type='raw'/><source file='/b'/><backingStore/></backingStore>"
+        "<target dev='vda' bus='virtio'/><alias name='virtio-disk0'/><address type='pci' bus='0x04'/></disk>"
+    )
+    nova = "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'>" + "<nova:package version='30'/>" * 300
+    source = (
+        f"<domain><metadata>{nova}</nova:instance></metadata><cputune>{''.join(pins)}</cputune>"
+        f"<devices>{disk * 255}</devices></domain>"
+    ).encode()
+    assert source.count(b"<") < TAG_LIMIT / 5
+    assert source.count(b"=") < TAG_LIMIT / 5
+    assert len(found(source, "cputune").children) == 1024
+
+
+def test_a_parser_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_source: bytes) -> Element:
+        error = ExpatError("out of memory")
+        error.code = 1
+        raise error
+
+    monkeypatch.setattr(domain, "_build", fail)
+    with pytest.raises(MemoryError):
+        parse(_DOMAIN)
 
 
 # -- fuzzing -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.resolve import Resolver
 
 from ..corpus import GUEST
+from .fakehost import full_pipe
 from .fakekernel import FakeKernel
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def test_nothing_is_started_for_them(script: Path, operation: str, stage: str) -
 @pytest.mark.parametrize(("operation", "stage"), _LOOKED_AT)
 def test_an_interpreter_is_started_for_the_others(script: Path, operation: str, stage: str) -> None:
     trace = _call(script, "guest", operation, stage, "-", trace=True)[2]
-    assert f"+ {_PYTHON} -I -S -c " in trace
-    assert f" guest {operation} {_HOOK.parent} " in trace
+    assert f"+ [ -x {_PYTHON} ]\n" in trace
+    assert "+ status=3\n" in trace, "the package says no: this guest asks for host-model"
 
 
 @pytest.mark.parametrize("arguments", [(), ("guest",), ("guest", "prepare"), ("guest", "prepare", "")])
@@ -291,6 +292,70 @@ def test_no_timer_is_left_running(door: Door) -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_reading_the_policy_is_bounded_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "TIME_LIMIT", 0.3)
+    os.mkfifo(door.policy)
+    assert door(_RECORDED.encode(), "trixie-max")[0] == 1
+
+
+# -- messages ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("character", ["x", "\n", "\x9b", "\u202e", "ä", "€", "\U0001f600", "\udc80"])
+@pytest.mark.parametrize("length", [1, 100, 1900, 1901, 5000, 4_000_000])
+def test_a_message_is_one_line_of_less_than_2_kib(character: str, length: int) -> None:
+    text = "kvmarm: " + character * length
+    line = hook._one_line(text)
+    assert line.isprintable()
+    assert len(line.encode()) < 2000
+    whole = "kvmarm: " + (character if character.isprintable() else ascii(character)[1:-1]) * length
+    assert line == whole or line.endswith(f"… (cut: {len(text)} characters)")
+    assert (line == whole) is (len(whole.encode()) <= 1900)
+
+
+_OUTPUT = """
+import sys, time
+sys.path.append(sys.argv[1])
+from kvmarm_plugin import hook
+hook.TIME_LIMIT = 0.3
+start = time.monotonic()
+answer = eval(sys.argv[2])
+open(sys.argv[3], "w").write(f"{answer}, {time.monotonic() - start < 2}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ("hook._print(bytes(1000))", "standard output: nobody has read it for 0.3 s"),
+        ("hook._print(bytes(1000000))", "standard output: nobody has read it for 0.3 s"),
+        ("hook._say('a')", "None"),
+        ("hook._say('a' * 1000000)", "None"),
+    ],
+)
+def test_output_that_nobody_reads(tmp_path: Path, call: str, answer: str) -> None:
+    read, write = full_pipe()
+    command = [_PYTHON, "-I", "-S", "-c", _OUTPUT, str(_ROOT), call, str(tmp_path / "answer")]
+    subprocess.run(command, stdout=write, stderr=write, check=True, timeout=10)
+    assert (tmp_path / "answer").read_text() == f"{answer}, True"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_signal_as_the_timer_is_stopped_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    setitimer, late = signal.setitimer, [signal.pause]
+
+    def stop(which: int, seconds: float, interval: float = 0) -> None:
+        if seconds == 0 and late:
+            late.pop()()
+        setitimer(which, seconds, interval)
+
+    monkeypatch.setattr("_signal.setitimer", stop)
+    with pytest.raises(hook._OutOfTime):
+        hook._within(0.05, lambda: None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 # -- half an installation ------------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +409,8 @@ _TOO_SLOW = {
 def _modules(source: str) -> tuple[str, set[str]]:
     """The exit status, and what the script's own lines of Python and the package import beyond a bare interpreter."""
     code = _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
-    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, code, "guest", "prepare", str(_HOOK.parent), "advice", "fault"]
+    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, code, "guest", "prepare", str(_HOOK.parent)]
+    command = ["/bin/sh", "-c", 'exec "$@" 3>/dev/null', "sh", *command]
     run = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     status, *modules = run.stdout.decode().split()
     return status, set(modules)
