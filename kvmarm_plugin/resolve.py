@@ -513,5 +513,5 @@ def _emission(target: Target, form: Form) -> rewrite.Emission:
         gic=f"<gic version='{target.gic}'/>".encode(),
         # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
         pmu=b"" if target.architecture == "arm" or "pmu_v3" in target.unsaid else f"<pmu state='{state}'/>".encode(),
-        machine=target.machine.encode(),
+        machine=target.machine,
     )

@@ -407,6 +407,7 @@ def test_a_pretty_printed_domain_can_be_restored(source: bytes, resolver: Resolv
 @given(source=domains(), resolver=_resolvers)
 def test_libvirt_gives_back_what_can_be_restored(test_driver: Any, source: bytes, resolver: Resolver) -> None:
     assume(parse(source).find("vcpu"))  # every <topology> is for two, and libvirt minds
+    assume(b"arch=" in source)  # the test driver's own is i686
     once = resolver.resolve(source)
     _check_reformatted(source, resolver, once, _through(test_driver, once))
 
