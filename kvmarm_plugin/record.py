@@ -20,7 +20,7 @@ from .value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable, Sequence
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "1"
@@ -29,7 +29,7 @@ _HEAD = f"<kvmarm:target xmlns:kvmarm='{NAMESPACE}'>".encode()
 _STEP = b"  "
 _LINE = 120  # columns of the long lists, for people who read dumpxml
 
-# The children of the element in their order, each with the attributes that it has and those that it may have.
+# The children of the element, each with the attributes that it has and those that it may have.
 _CHILDREN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "intent": ((), ("added",)),
     "vcpu": (("architecture", "target", "features"), ()),
@@ -45,9 +45,9 @@ _CHILDREN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _OPTIONAL = ("pinning", "sve", "seen")
 _OF_TEXT = ("seen", "registers", "reglist")
 
-# What an intent may hold, in the order in which `rewrite.concretise` comes to it.
-_KEPT = ("cpu", "type", "vcpu", "cputune", "gic", "features", "metadata")
-_ADDED = ("vcpu", "cputune", "gic", "pmu", "features", "metadata")
+# What `rewrite.concretise` keeps in an intent.
+_KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
+_ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
 _WITH_CHILDREN = ("cpu", "cputune")
 _LARGEST_INTENT = 1 << 20  # bytes: a <cpu> with as many NUMA cells as libvirt takes, and their distances, has half of it
 
@@ -195,11 +195,12 @@ def read(element: Element) -> Record:
     Raises:
         RecordError: something is missing or is not what the schema says.
     """
-    intent = intent_of(element)
     try:
         children = _children(element)
+        target = _read_target(children)
+        intent = intent_of(element)
         record = Record(
-            _read_target(children),
+            target,
             Intent(names_added(intent), tuple(child.text for child in intent.children)),
             Origin(**children["origin"].attributes),
         )
@@ -300,11 +301,9 @@ def _check_intent(intent: Element) -> None:
     _check_attributes(intent, *_CHILDREN["intent"])
     _check_no_text(intent)
     names, added = [child.name for child in intent.children], names_added(intent)
-    if names[:1] != ["cpu"] or names != [name for name in _KEPT if name in names]:
+    if "cpu" not in names or not _each_once(names, _KEPT):
         raise ValueError(f"it keeps {shown(' '.join(names), 120) or 'nothing'}")
-    if added != tuple(name for name in _ADDED if name in added and name not in names) or ("added" in intent.attributes) != bool(
-        added
-    ):
+    if not _each_once(added, _ADDED.difference(names)) or ("added" in intent.attributes and not added):
         raise ValueError(f"as added it names {shown(' '.join(added), 120) or 'nothing'}")
     for child in intent.children:
         if child.children and child.name not in _WITH_CHILDREN:
@@ -321,14 +320,21 @@ def _children(element: Element) -> dict[str, Element]:
     _check_no_text(element)
     names = [child.name for child in element.children]
     known = {f"{NAMESPACE} {name}": name for name in _CHILDREN}
-    if names != [full for full, name in known.items() if name not in _OPTIONAL or full in names]:
-        raise ValueError(f"its elements are {shown(' '.join(name.rpartition(' ')[2] for name in names), 120) or 'none'}")
+    missing = [name for full, name in known.items() if full not in names and name not in _OPTIONAL]
+    if missing:
+        raise ValueError(f"nothing called {missing[0]!r}")
+    if not _each_once(names, known):
+        raise ValueError(f"its elements are {shown(' '.join(name.rpartition(' ')[2] for name in names), 120)}")
     children = {known[child.name]: child for child in element.children}
     for name, child in children.items():
         _check_attributes(child, *_CHILDREN[name])
         if name != "intent" and (child.children or (child.body.strip() and name not in _OF_TEXT)):
             raise ValueError(f"something inside its {name}")
     return children
+
+
+def _each_once(names: Sequence[str], known: Container[str]) -> bool:
+    return len({*names}) == len(names) and all(name in known for name in names)
 
 
 def _check_attributes(element: Element, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
