@@ -168,9 +168,9 @@ def check_target(target: Target) -> None:
         raise ValueError(f"an address space of {target.ipa_bits} bits")
     _check_registers(target)
     _check_sve(target)
-    unknown = target.seen.keys() - GUEST_REGISTERS.keys()
-    if unknown:
-        raise ValueError(f"nothing that a guest reads: {_shown(min(unknown))}")
+    for name, value in target.seen.items():
+        if name not in GUEST_REGISTERS or value >> 64:
+            raise ValueError(f"nothing that a guest reads: {_shown(name)}")
     if "PMCR_EL0" in target.seen and "pmu_v3" not in target.features:
         raise ValueError("PMCR_EL0 of a guest without a PMU")
     if target.pinning is not None:
@@ -185,12 +185,11 @@ def _check_registers(target: Target) -> None:
     for reg, name in ids.items():
         if not is_identity(reg) or reg >> 60 != _ID_PREFIX[target.architecture]:
             raise ValueError(f"{name} does not identify a vCPU of {target.architecture}")
+        if target.registers[name] >> bits_of(reg):
+            raise ValueError(f"the value of {name} is wider than the register")
     missing = ids.keys() - unpack_ids(target.reglist)
     if missing:
         raise ValueError(f"{ids[min(missing)]} is not in the register list")
-    wide = [name for values in (target.registers, target.seen) for name, value in values.items() if value >> bits_of(id_of(name))]
-    if wide:
-        raise ValueError(f"the value of {wide[0]} is wider than the register")
 
 
 def _check_sve(target: Target) -> None:

@@ -142,13 +142,10 @@ def _generic_id(name: str) -> int | None:
     """The inverse of `_generic_name` for what that writes; for other text, None or any number."""
     if name[:2] == "0x":
         return hexadecimal(name)
-    parts = name.split("_", 5)
-    if len(name) > len("S3_7_C15_C15_7") or len(parts) != 5:
+    parts = name.replace("S", "").replace("C", "").split("_") if len(name) <= len("S3_7_C15_C15_7") and name.isascii() else []
+    if len(parts) != 5 or not "".join(parts).isdigit() or "" in parts:
         return None
-    numbers = [part.lstrip("SC") for part in parts]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        return None
-    op0, op1, crn, crm, op2 = map(int, numbers)
+    op0, op1, crn, crm, op2 = map(int, parts)
     return _SYSREG | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 
 

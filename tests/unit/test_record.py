@@ -761,6 +761,8 @@ def test_qemus_names_are_names(where: str) -> None:
     qemu = host(where).qemu
     assert qemu is not None
     assert all(map(is_name, (*qemu.machines, *qemu.aliases, *qemu.cpu_models, *NAMED_MODELS)))
+    for cluster in host(where).clusters:
+        assert cluster.models.items() <= {model: number for model, (_, number) in NAMED_MODELS.items()}.items()
 
 
 def test_names_are_those_of_the_table() -> None:
