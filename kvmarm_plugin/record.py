@@ -299,12 +299,12 @@ def _check_intent(intent: Element) -> None:
     if intent.end - intent.start > _LARGEST_INTENT + _LINE:
         raise ValueError(f"it has more than {_LARGEST_INTENT >> 20} MiB")
     _check_attributes(intent, *_CHILDREN["intent"])
-    _check_no_text(intent)
     names, added = [child.name for child in intent.children], names_added(intent)
     if "cpu" not in names or not _each_once(names, _KEPT):
         raise ValueError(f"it keeps {shown(' '.join(names), 120) or 'nothing'}")
     if not _each_once(added, _ADDED.difference(names)) or ("added" in intent.attributes and not added):
         raise ValueError(f"as added it names {shown(' '.join(added), 120) or 'nothing'}")
+    _check_no_text(intent)
     for child in intent.children:
         if child.children and child.name not in _WITH_CHILDREN:
             raise ValueError(f"its <{child.name}> holds elements")
@@ -317,7 +317,6 @@ def _check_intent(intent: Element) -> None:
 def _children(element: Element) -> dict[str, Element]:
     """The children of a record by their names, all as the schema has them. Raises ValueError."""
     _check_attributes(element, (), ())
-    _check_no_text(element)
     names = [child.name for child in element.children]
     known = {f"{NAMESPACE} {name}": name for name in _CHILDREN}
     missing = [name for full, name in known.items() if full not in names and name not in _OPTIONAL]
@@ -325,6 +324,7 @@ def _children(element: Element) -> dict[str, Element]:
         raise ValueError(f"nothing called {missing[0]!r}")
     if not _each_once(names, known):
         raise ValueError(f"its elements are {shown(' '.join(name.rpartition(' ')[2] for name in names), 120)}")
+    _check_no_text(element)
     children = {known[child.name]: child for child in element.children}
     for name, child in children.items():
         _check_attributes(child, *_CHILDREN[name])

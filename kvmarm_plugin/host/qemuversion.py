@@ -38,7 +38,7 @@ def _parse(line: str) -> tuple[int, int]:
     for word in line.split():
         major, _, minor = word.partition(".")
         minor = minor.partition(".")[0]
-        if major.isdigit() and minor.isdigit():
+        if all(number.isascii() and number.isdigit() and len(number) < 5 for number in (major, minor)):
             return int(major), int(minor)
     return (0, 0)
 

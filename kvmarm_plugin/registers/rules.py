@@ -13,6 +13,7 @@ and the kernel's may be yes. No kernel from 6.2 to 6.6 was measured.
 
 from __future__ import annotations
 
+from ..untrusted import decimal
 from ..value import Value
 from .table import Field, fields_of
 
@@ -76,8 +77,11 @@ class Kernel(Value):
 
 def kernel_version(release: str) -> tuple[int, int]:
     """(6, 12) from "6.12.117+deb13-cloud-arm64"; (0, 0) from what is no version."""
-    numbers = release.split("-")[0].split("+")[0].split(".")
-    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 and numbers[0].isdigit() and numbers[1].isdigit() else (0, 0)
+    major, _, minor = release.split("-")[0].split("+")[0].partition(".")
+    try:
+        return decimal(major, 9999), decimal(minor.partition(".")[0], 9999)
+    except ValueError:
+        return (0, 0)
 
 
 def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:

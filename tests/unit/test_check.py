@@ -200,6 +200,9 @@ def test_a_kernel_takes_its_own_value_and_old_kernels_little_else(name: str, val
         ("5.14.0-503.el9.aarch64", (5, 14)),
         ("3.10.0", (3, 10)),
         ("odd", (0, 0)),
+        ("6", (0, 0)),
+        ("6.²", (0, 0)),
+        ("6." + "1" * 5000, (0, 0)),
         ("", (0, 0)),
     ],
 )

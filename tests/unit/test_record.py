@@ -583,6 +583,16 @@ def test_no_list_is_a_bomb(name: str, body: bytes) -> None:
     assert len(one_line(caught.value)) < 300
 
 
+@pytest.mark.parametrize("end", [b"</kvmarm:target>", b"</kvmarm:intent>", b"</kvmarm:registers>"])
+def test_no_crowd_of_elements_is_a_bomb(end: bytes) -> None:
+    element = found(in_domain(_one().replace(end, b"<cpu/>" * 100_000 + end)))
+    start = time.process_time()
+    with pytest.raises(RecordError) as caught:
+        record.read(element)
+    assert time.process_time() - start < 0.3
+    assert len(one_line(caught.value)) < 300
+
+
 @pytest.mark.parametrize("name", ["target", "vcpu", "x" * 1_000_000])
 def test_messages_about_foreign_elements_are_short(name: str) -> None:
     for source in (
