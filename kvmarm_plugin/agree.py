@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .domain import Element
 from .target import Target
+from .untrusted import shown
 from .verdict import REFUSES, Finding
 
 
@@ -16,10 +17,10 @@ def edited(domain: Element, target: Target) -> list[Finding]:
     says = _says(domain)
     return [
         Finding(
-            subject=what,
+            subject=shown(what, 60),
             meaning="in the domain's XML",
             recorded=recorded,
-            local=says[what],
+            local=shown(says[what], 60),
             rule="the XML was edited since it was recorded, and the record is not about this guest any more",
             severity=REFUSES,
             remedy="kvmarm define --refresh, or undo the edit",
@@ -59,17 +60,16 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     if target.architecture == "arm64" and "pmu_v3" not in target.unsaid:
         recorded["<pmu>"] = _switch("pmu_v3" in target.features)
     knobs = {"sve": "sve", "pauth": "ptrauth_address"}
+    lengths = [f"sve{length}" for length in target.sve_lengths]
     for name in says:
         if name.startswith("<feature "):
             feature = name[len("<feature ") : -1]
-            length = feature[len("sve") :] if feature.startswith("sve") else ""
-            on = int(length) in target.sve_lengths if length.isdigit() else knobs.get(feature, "") in target.features
-            recorded[name] = _switch(on)
+            recorded[name] = _switch(feature in lengths or knobs.get(feature, "") in target.features)
     for feature, bit in knobs.items():
         if not named and target.architecture == "arm64" and bit not in target.unsaid:
             recorded[f"<feature {feature}>"] = _switch(bit in target.features)
-    for length_on in target.sve_lengths if "sve" not in target.unsaid else ():
-        recorded[f"<feature sve{length_on}>"] = "on"
+    for length in lengths if "sve" not in target.unsaid else ():
+        recorded[f"<feature {length}>"] = "on"
     for name in recorded:
         says.setdefault(name, "none")
     return recorded

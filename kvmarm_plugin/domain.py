@@ -108,13 +108,22 @@ class Element:
         return [child for child in self.children if child.name == name]
 
     def tag_with(self, **changes: str | None) -> bytes:
-        """Its start tag, or empty-element tag, with these attributes set, or without those that are None. For an element whose
-        attributes have no namespace."""
-        name = self.head[1:].split(None, 1)[0].rstrip(b"/>")
-        attributes = {**self.attributes, **changes}
-        text = "".join(f" {name}={quoted(value)}" for name, value in attributes.items() if value is not None)
-        # The document may be in any encoding that holds ASCII as it is.
-        return b"<" + name + text.encode("ascii", "xmlcharrefreplace") + (b"/>" if self._is_empty_tag() else b">")
+        """Its start tag, or empty-element tag, with these attributes set, or without those that are None; the rest as it is
+        written."""
+        head = self.head
+        places = _attribute_places(head)
+        close = len(head) - (2 if self._is_empty_tag() else 1)
+        edits = []
+        for name, value in changes.items():
+            space, start, end = places.get(name, (close, close, close))
+            # The document may be in any encoding that holds ASCII as it is.
+            text = b"" if value is None else f"{name}={quoted(value)}".encode("ascii", "xmlcharrefreplace")
+            edits.append((space, end, text and (head[space:start] or b" ") + text))
+        parts, position = [], 0
+        for start, end, text in sorted(edits, key=lambda edit: edit[0]):
+            parts += [head[position:start], text]
+            position = end
+        return b"".join([*parts, head[position:]])
 
     def _is_empty_tag(self) -> bool:
         return self._source[self._closing - 2 : self._closing] == b"/>" and self.body_start == self._closing
@@ -170,9 +179,16 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
 
 def quoted(value: str) -> str:
     """An attribute's value, quoted and escaped."""
+    return f"'{escaped(value)}'"
+
+
+def escaped(text: str) -> str:
+    """Text as it is written inside an element or between single quotes."""
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;")):
-        value = value.replace(character, entity)
-    return f"'{value}'"
+        text = text.replace(character, entity)
+    for character in "\t\n\r":  # a parser would make spaces of them, or another line break
+        text = text.replace(character, f"&#{ord(character)};")
+    return text
 
 
 def _check_limits(source: bytes) -> None:
@@ -269,6 +285,23 @@ def _tag_end_slowly(source: bytes, start: int) -> int:
         if opening == end:
             return end + 1
         start = source.index(source[opening : opening + 1], opening + 1) + 1
+
+
+def _attribute_places(head: bytes) -> dict[str, tuple[int, int, int]]:
+    """The attributes of a start tag: name → offsets of the white space in front of it, of its name, and past its value. A value may
+    look like an attribute."""
+    places = {}
+    position = len(head.split(None, 1)[0].rstrip(b"/>"))
+    while (equals := head.find(b"=", position)) >= 0:
+        name = head[position:equals].strip()
+        start = head.index(name, position)
+        value = equals + 1
+        while head[value : value + 1].isspace():
+            value += 1
+        end = head.index(head[value : value + 1], value + 1) + 1
+        places[name.decode("latin-1")] = (position, start, end)  # those that are asked for are ASCII
+        position = end
+    return places
 
 
 def _hint(code: int) -> str:

@@ -9,6 +9,7 @@ models such as neoverse-v2-v1.
 
 from __future__ import annotations
 
+from .domain import escaped
 from .profile import Cluster, HostProfile
 from .value import Value
 
@@ -76,7 +77,7 @@ def _named_model(cluster: Cluster, features: Features) -> Form | None:
         return None
     for model, number in cluster.models.items():
         if cluster.vcpu(number, features.vcpu):
-            element = f"<model fallback='forbid'>{model}</model>"
+            element = f"<model fallback='forbid'>{escaped(model)}</model>"
             return Form(model, number, "mode='custom' match='exact' check='none'", element, ())
     return None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import __version__, cpulist, record, rewrite
-from .domain import Element, asks_for_host_model, parse
+from .domain import Element, asks_for_host_model, parse, quoted
 from .emit import Features, Form, choose_form, knobs_of
 from .errors import KvmarmError
 from .pins import cpus_of, find_cluster, pins_of
@@ -20,7 +20,7 @@ from .profile import Cluster, HostProfile, Qemu
 from .record import Origin
 from .target import Pinning, Target, sve_bitmap
 from .threads import new_pins, pinned_cpus, vcpus
-from .untrusted import shown
+from .untrusted import decimal, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ _GIB = 1 << 30
 # Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
 _HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
 
-_UNITS = {"b": 1, "bytes": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
-_UNITS.update({name: 1024**power for power, names in enumerate(("k kib", "m mib", "g gib", "t tib"), 1) for name in names.split()})
+# As libvirt has them (virScaleInteger), in lower case.
+_UNITS = {"b": 1, "byte": 1, "bytes": 1}
+_SUFFIXES = (("", 1024), ("ib", 1024), ("b", 1000))
+_UNITS.update({letter + suffix: base**power for power, letter in enumerate("kmgtpe", 1) for suffix, base in _SUFFIXES})
+_MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
+_MOST_SLOTS = (1 << 32) - 1  # libvirt's numbers end there; QEMU has up to 256
 
 
 class ResolveError(KvmarmError):
@@ -77,7 +81,7 @@ class Resolver:
         advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
-        ResolveError: the profile shows no KVM or no QEMU.
+        ResolveError: the profile shows no KVM or no QEMU, or no list of CPUs.
     """
 
     def __init__(
@@ -239,13 +243,21 @@ class Resolver:
 
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
-    """The clusters of a host, for pinning guests to them."""
-    return tuple(Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus))) for cluster in profile.clusters)
+    """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile lists no CPUs."""
+    try:
+        return tuple(
+            Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus))) for cluster in profile.clusters
+        )
+    except ValueError as error:
+        raise ResolveError(f"the CPUs of host {shown(profile.name, 60)}: {error}", "probe the host again") from None
 
 
 def origin_of(profile: HostProfile) -> Origin:
-    """The origin of what is made for this profile, by this program."""
-    return Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
+    """The origin of what is made for this profile, by this program. Raises ResolveError for one that is broken."""
+    try:
+        return Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
+    except ValueError as error:
+        raise ResolveError(f"the profile of host {shown(profile.name, 60)} is broken: {error}", "probe the host again") from None
 
 
 # -- what the domain asks for --------------------------------------------------------------------------------------------------
@@ -283,21 +295,28 @@ def _memory(domain: Element) -> int:
     """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c)."""
     plugged = domain.find("maxMemory")
     slots = plugged.attributes.get("slots", "0") if plugged else "0"
-    return max(_size(domain.find("memory")), _size(plugged)) + (int(slots[:4]) * _GIB if slots.isdigit() else 0)
+    try:
+        room = decimal(slots.strip(), _MOST_SLOTS) * _GIB
+    except ValueError as error:
+        raise ResolveError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
+    return max(_size(domain.find("memory")), _size(plugged)) + room
 
 
 def _size(element: Element | None) -> int:
     """The size in bytes that a <memory> says; libvirt's default unit is KiB (virDomainParseMemory)."""
     if element is None:
         return 0
-    unit = element.attributes.get("unit", "KiB")
+    unit = element.attributes.get("unit") or "KiB"
     try:
-        return int(element.body) * _UNITS[unit.lower()]
+        size = decimal(element.body.decode(errors="replace").strip(), _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
+        if size > _MOST_MEMORY:
+            raise ValueError
     except (KeyError, ValueError):
         raise ResolveError(
-            f"<{element.name}> is not a size: {element.text[:80].decode(errors='replace')}",
+            f"<{element.name}> is not a size: {shown(element.text[:400].decode(errors='replace'), 80)}",
             "libvirt's form is <memory unit='MiB'>512</memory>",
         ) from None
+    return size
 
 
 # -- what the host gives -------------------------------------------------------------------------------------------------------
@@ -387,7 +406,9 @@ def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
     asked = {}
     for name, required in wish.features:
         if name not in known:
-            raise ResolveError(f"libvirt knows no ARM CPU feature {name!r}", "known are sve, sve128 to sve2048, and pauth")
+            raise ResolveError(
+                f"libvirt knows no ARM CPU feature {shown(name, 60)!r}", "known are sve, sve128 to sve2048, and pauth"
+            )
         asked[name] = required
     if any(required for name, required in asked.items() if name not in ("sve", "pauth")):
         asked.setdefault("sve", True)  # as libvirt has it: a length adds sve
@@ -438,8 +459,8 @@ def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
     if machine not in qemu.machines:
         newest = qemu.machines[0] if qemu.machines else "none"
         raise ResolveError(
-            f"QEMU {qemu.version} on host {host} has no machine type {written!r} that can migrate",
-            f"its newest is {newest}: use that, or virt",
+            f"QEMU {qemu.version} on host {host} has no machine type {shown(written, 60)!r} that can migrate",
+            f"its newest is {shown(newest, 60)}: use that, or virt",
         )
     return machine
 
@@ -452,7 +473,7 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     if wish.gic in ("", "host"):
         return max(profile.gic_versions)
     if wish.gic not in ("2", "3"):
-        raise ResolveError(f"<gic version='{wish.gic[:20]}'/> is none that libvirt knows", "it knows 2, 3 and host")
+        raise ResolveError(f"<gic version='{shown(wish.gic, 20)}'/> is none that libvirt knows", "it knows 2, 3 and host")
     if int(wish.gic) not in profile.gic_versions:
         have = ", ".join(map(str, profile.gic_versions))
         raise ResolveError(f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}", "remove <gic>")
@@ -507,13 +528,13 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
 def _emission(target: Target, form: Form) -> rewrite.Emission:
     """A target in its form, as XML."""
     state = "on" if "pmu_v3" in target.features else "off"
-    features = [f"<feature policy='{'require' if enabled else 'disable'}' name='{name}'/>" for name, enabled in form.features]
+    features = [f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>" for name, enabled in form.features]
     return rewrite.Emission(
         cpu=form.cpu.encode(),
-        model=form.model_element.encode(),
-        features=tuple(feature.encode() for feature in features),
+        model=form.model_element.encode("ascii", "xmlcharrefreplace"),
+        features=tuple(feature.encode("ascii", "xmlcharrefreplace") for feature in features),
         gic=f"<gic version='{target.gic}'/>".encode(),
         # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
         pmu=b"" if target.architecture == "arm" or "pmu_v3" in target.unsaid else f"<pmu state='{state}'/>".encode(),
-        machine=target.machine.encode(),
+        machine=target.machine,
     )

@@ -8,10 +8,8 @@ had written it. Both change nothing else, to the byte.
 
 from __future__ import annotations
 
-import re
-
 from . import record
-from .domain import Element
+from .domain import DomainXMLError, Element, parse, quoted
 from .edits import Edits
 from .pins import pins_in, thread_of
 from .value import Value
@@ -21,7 +19,9 @@ _STEP = b"  "
 # The children of <cpu> that belong to host-model. <topology>, <numa>, <cache> and <maxphysaddr> are the user's in every mode.
 _OWNED_BY_CPU = ("model", "vendor", "feature")
 
-_MACHINE = re.compile(rb"""\smachine\s*=\s*("[^"]*"|'[^']*')""")
+# The attributes that are ours where the element is the user's.
+_OWNED_BY_TYPE = ("machine",)
+_OWNED_BY_VCPU = ("placement", "cpuset")
 
 
 class Emission(Value):
@@ -42,9 +42,9 @@ class Emission(Value):
     features: tuple[bytes, ...]
     gic: bytes
     pmu: bytes
-    machine: bytes
+    machine: str
 
-    def __init__(self, *, cpu: bytes, model: bytes, features: tuple[bytes, ...], gic: bytes, pmu: bytes, machine: bytes) -> None:
+    def __init__(self, *, cpu: bytes, model: bytes, features: tuple[bytes, ...], gic: bytes, pmu: bytes, machine: str) -> None:
         self._freeze(locals())
 
 
@@ -84,7 +84,7 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
         cpu: False leaves <cpu> alone, for a domain whose <cpu> the user has written anew.
 
     Raises:
-        RecordError: the record is of another version, or holds no intent.
+        RecordError: the record is of another version, or its intent is not one that kvmarm would have kept.
     """
     element = record.find(domain)
     if element is None:
@@ -96,13 +96,22 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     edits = Edits(source)
     if cpu and "cpu" in originals:
         _restore_cpu(edits, domain, originals["cpu"])
-    _put_back(edits, domain.find("os/type"), originals.get("type"))
+    os_type = domain.find("os/type")
+    if os_type is not None and "type" in originals:
+        _restore_attributes(edits, os_type, originals["type"], _OWNED_BY_TYPE)
     pinning = record.pinning_of(element)
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
     _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
     _restore_container(edits, domain.find("metadata"), (element.name,), (*added, element.name), originals)
-    return edits.apply()
+    restored = edits.apply()
+    try:
+        parse(restored)
+    except DomainXMLError as error:  # a prefix of the intent's, which means nothing outside
+        raise record.RecordError(
+            f"the intent in the domain's kvmarm record cannot be restored: {error.message}", "remove the record with: virsh edit"
+        ) from None
+    return restored
 
 
 def _concrete_cpu(edits: Edits, kept: list[bytes], cpu: Element, emission: Emission) -> None:
@@ -144,17 +153,11 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element) -> None:
     edits.replace(cpu.start, cpu.end, text)
 
 
-def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine: bytes) -> None:
-    written = os_type.attributes.get("machine", "").encode()
-    if written == machine:
+def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine: str) -> None:
+    if os_type.attributes.get("machine") == machine:
         return
     kept.append(os_type.text)
-    attribute = b" machine='" + machine + b"'"
-    head, found = _MACHINE.subn(lambda _: attribute, os_type.head)
-    if not found:
-        close = -2 if head.endswith(b"/>") else -1
-        head = head[:close] + attribute + head[close:]
-    edits.replace(os_type.start, os_type.body_start, head)
+    edits.replace(os_type.start, os_type.body_start, os_type.tag_with(machine=machine))
 
 
 def _concrete_features(
@@ -188,7 +191,7 @@ def _pin(
         edits.replace(vcpu.start, vcpu.body_start, vcpu.tag_with(placement="static", cpuset=cpuset))
     else:
         added.append("vcpu")
-        text = f"<vcpu placement='static' cpuset='{cpuset}'>1</vcpu>".encode()  # libvirt's own number where none is written
+        text = f"<vcpu placement='static' cpuset={quoted(cpuset)}>1</vcpu>".encode()  # libvirt's own number where none is written
         edits.replace(cpu.start, cpu.start, text + cpu.indent)
     if cputune is not None:
         kept.append(cputune.text)
@@ -208,11 +211,11 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
         if "vcpu" in added and vcpu.body.strip() == b"1":
             edits.remove(vcpu)
         elif "vcpu" in added or "vcpu" in originals:
-            _restore_vcpu(edits, vcpu, originals.get("vcpu"))
+            _restore_attributes(edits, vcpu, originals.get("vcpu"), _OWNED_BY_VCPU)
     original = originals.get("cputune")
     if cputune is None or (original is None and "cputune" not in added):
         return
-    theirs = [thread_of(child) for child in original.children] if original else []
+    theirs = {thread_of(child) for child in original.children} if original else set()
     ours = [pin for pin in pins_in(cputune) if pin.attributes["cpuset"] == cpus and thread_of(pin) not in theirs]
     if len(ours) < len(cputune.children) or (original and original.children):
         for pin in ours:
@@ -223,17 +226,18 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
         _put_back(edits, cputune, original)
 
 
-def _restore_vcpu(edits: Edits, vcpu: Element, original: Element | None) -> None:
-    """The number of vCPUs stays if the user has changed it since."""
-    if original and _counts(original) == _counts(vcpu):
-        _put_back(edits, vcpu, original)
+def _restore_attributes(edits: Edits, current: Element, original: Element | None, owned: tuple[str, ...]) -> None:
+    """Give an element back the attributes that were changed, or take them out where there was no such element. If nothing else of
+    it has changed since, it comes back as the user had written it."""
+
+    def rest(element: Element) -> tuple[bytes, dict[str, str]]:
+        return element.body.strip(), {name: value for name, value in element.attributes.items() if name not in owned}
+
+    if original and rest(current) == rest(original):
+        _put_back(edits, current, original)
     else:
-        placement = original.attributes.get("placement") if original else None
-        edits.replace(vcpu.start, vcpu.body_start, vcpu.tag_with(cpuset=None, placement=placement))
-
-
-def _counts(vcpu: Element) -> tuple[bytes, str | None]:
-    return vcpu.body.strip(), vcpu.attributes.get("current")
+        attributes = original.attributes if original else {}
+        edits.replace(current.start, current.body_start, current.tag_with(**{name: attributes.get(name) for name in owned}))
 
 
 def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]) -> None:

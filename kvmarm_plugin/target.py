@@ -6,10 +6,42 @@
 
 from __future__ import annotations
 
+from .kvm.uapi import TARGETS
+from .registers.table import bits_of, id_of, is_identity
+from .registers.text import unpack_ids
+from .untrusted import shown
 from .value import Value
 
 # What a vCPU can be given, by the kernel's names and in the order of its bits (kvm.uapi.VCPU_FEATURES has the numbers).
 VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
+
+# What the scratch guest reads: op0, op1, CRn, CRm and op2. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have
+# one, but there the guest may see something else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may
+# be trapped, PMCR_EL0.N is the PMU's.
+GUEST_REGISTERS = {
+    "CNTFRQ_EL0": (3, 3, 14, 0, 0),
+    "DCZID_EL0": (3, 3, 0, 0, 7),
+    "CTR_EL0": (3, 3, 0, 0, 1),
+    "MIDR_EL1": (3, 0, 0, 0, 0),
+    "PMCR_EL0": (3, 3, 9, 12, 0),
+}
+
+SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
+IPA_BITS = range(32, 53)  # what KVM makes (ARM64_MIN_PARANGE_BITS and 52-bit addresses, arch/arm64/kvm)
+
+# QEMU's named models that set a KVM target, with KVM's architecture and the number: the only ones besides "host" and "max" that
+# start under KVM. Source: the kvm_target of aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of
+# cortex_a15_initfn in target/arm/cpu.c while QEMU had 32-bit KVM (before 5.2).
+NAMED_MODELS = {
+    "cortex-a57": ("arm64", TARGETS["arm64"]["CORTEX_A57"]),
+    "cortex-a53": ("arm64", TARGETS["arm64"]["CORTEX_A53"]),
+    "cortex-a15": ("arm", TARGETS["arm"]["CORTEX_A15"]),
+}
+
+_ID_PREFIX = {"arm": 0x4, "arm64": 0x6}  # of register ids: KVM_REG_ARM and KVM_REG_ARM64
+
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-")
+_LONGEST_NAME = 64
 
 
 class Pinning(Value):
@@ -105,6 +137,81 @@ class Target(Value):
         Source: KVM_REG_ARM_PSCI_VERSION, Documentation/virt/kvm/arm/fw-pseudo-registers.rst.
         """
         return psci_version(self.registers)
+
+
+def is_name(text: str) -> bool:
+    """Whether this can be QEMU's name of a CPU model or a machine type: letters, digits and ``. _ + -`` behind the first."""
+    return 0 < len(text) <= _LONGEST_NAME and _NAME.issuperset(text) and text[0].isalnum()
+
+
+def check_target(target: Target) -> None:
+    """Hold a target to what a host can give. A record is read and written only if its target is.
+
+    Raises:
+        ValueError: a number out of range, a name that is none, or two answers to one question.
+    """
+    if target.architecture not in TARGETS:
+        raise ValueError(f"architecture {_shown(target.architecture)}")
+    if target.number not in TARGETS[target.architecture].values():
+        raise ValueError(f"no target number of {target.architecture}: {target.number}")
+    for name in (target.model, target.machine):
+        if not is_name(name):
+            raise ValueError(f"not QEMU's name of a model or machine: {_shown(name)}")
+    if NAMED_MODELS.get(target.model, (target.architecture, target.number)) != (target.architecture, target.number):
+        raise ValueError(f"{target.model} is not target {target.number} of {target.architecture}")
+    for features in (target.features, target.unsaid):
+        if features != tuple(feature for feature in VCPU_FEATURES if feature in features):
+            raise ValueError(f"not vCPU features in the order of their bits: {_shown(' '.join(features))}")
+    if target.gic not in (2, 3):
+        raise ValueError(f"GIC version {target.gic}")
+    if target.ipa_bits not in IPA_BITS:
+        raise ValueError(f"an address space of {target.ipa_bits} bits")
+    _check_registers(target)
+    _check_sve(target)
+    for name, value in target.seen.items():
+        if name not in GUEST_REGISTERS or value >> 64:
+            raise ValueError(f"nothing that a guest reads: {_shown(name)}")
+    if "PMCR_EL0" in target.seen and "pmu_v3" not in target.features:
+        raise ValueError("PMCR_EL0 of a guest without a PMU")
+    if target.pinning is not None:
+        _check_pinning(target.pinning)
+
+
+def _check_registers(target: Target) -> None:
+    """Only what identifies a vCPU is recorded: rehearsing pushes it into one."""
+    ids = {id_of(name): name for name in target.registers}
+    if not ids or len(ids) < len(target.registers):
+        raise ValueError("no registers, or one of them twice")
+    for reg, name in ids.items():
+        if not is_identity(reg) or reg >> 60 != _ID_PREFIX[target.architecture]:
+            raise ValueError(f"{name} does not identify a vCPU of {target.architecture}")
+        if target.registers[name] >> bits_of(reg):
+            raise ValueError(f"the value of {name} is wider than the register")
+    missing = ids.keys() - unpack_ids(target.reglist)
+    if missing:
+        raise ValueError(f"{ids[min(missing)]} is not in the register list")
+
+
+def _check_sve(target: Target) -> None:
+    lengths = target.sve_lengths
+    if lengths != tuple(length for length in SVE_LENGTHS if length in lengths):
+        raise ValueError("not SVE lengths, ascending")
+    if bool(lengths) != ("sve" in target.features) or target.registers.get("SVE_VLS", 0) != sve_bitmap(lengths):
+        raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
+
+
+def _check_pinning(pinning: Pinning) -> None:
+    from . import cpulist  # few guests are pinned
+
+    cpus = cpulist.parse(pinning.cpus)
+    if not cpus or cpulist.write(cpus) != pinning.cpus:
+        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(pinning.cpus)}")
+    if (pinning.midr | (pinning.revidr or 0)) >> 64:
+        raise ValueError("MIDR or REVIDR of more than 64 bits")
+
+
+def _shown(text: str) -> str:
+    return repr(shown(text, 60))
 
 
 def psci_version(registers: dict[str, int]) -> str:

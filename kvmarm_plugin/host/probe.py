@@ -20,11 +20,11 @@ from .. import __version__, cpulist
 from ..errors import KvmarmError
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
-from ..kvm.scratch import GUEST_REGISTERS, ScratchVcpu, accepts, preferred_target, run_guest
+from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
 from ..profile import Cluster, HostProfile, Qemu, Vcpu
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
-from ..target import sve_lengths
+from ..target import GUEST_REGISTERS, NAMED_MODELS, sve_lengths
 from . import qemu as qemu_edge
 from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
 
@@ -250,7 +250,7 @@ def _models_taken(
     system: System, architecture: str, target: int, capabilities: dict[str, int], qemu: Qemu | None
 ) -> dict[str, int]:
     """QEMU's named models that KVM takes on this thread's CPU → their target number."""
-    numbers = {model: uapi.TARGETS[architecture][name] for model, name in qemu_edge.NAMED_MODELS[architecture].items()}
+    numbers = {model: number for model, (of, number) in NAMED_MODELS.items() if of == architecture}
     base = _feature_sets(capabilities, architecture)[0]
     return {
         model: number

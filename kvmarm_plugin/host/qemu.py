@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
 
-# QEMU's named models that set a KVM target: the only ones besides "host" and "max" that start under KVM. Source: the kvm_target of
-# aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of cortex_a15_initfn in target/arm/cpu.c
-# while QEMU had 32-bit KVM (before 5.2).
-NAMED_MODELS = {
-    "arm64": {"cortex-a57": "CORTEX_A57", "cortex-a53": "CORTEX_A53"},
-    "arm": {"cortex-a15": "CORTEX_A15"},
-}
-
 
 class QemuError(KvmarmError):
     """QEMU is missing, or does not answer."""

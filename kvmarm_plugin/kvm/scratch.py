@@ -12,20 +12,10 @@ import errno
 import posix  # os without its Python half
 
 from ..errors import KvmarmError
-from ..target import sve_bitmap
+from ..target import GUEST_REGISTERS, sve_bitmap
 from . import uapi
 from .device import VCPU, VM, KvmError, System, address
 
-# What the guest reads. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have one, but there the guest
-# may see something else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped,
-# PMCR_EL0.N is the PMU's.
-GUEST_REGISTERS = {
-    "CNTFRQ_EL0": (3, 3, 14, 0, 0),
-    "DCZID_EL0": (3, 3, 0, 0, 7),
-    "CTR_EL0": (3, 3, 0, 0, 1),
-    "MIDR_EL1": (3, 0, 0, 0, 0),
-    "PMCR_EL0": (3, 3, 9, 12, 0),
-}
 GUEST_TIME_LIMIT = 1.0  # seconds; the guest needs microseconds, on an emulated host milliseconds
 
 _CODE_ADDRESS = 0x4000_0000
@@ -115,7 +105,7 @@ def run_guest(system: System, target: int, features: tuple[str, ...], names: tup
 
     Args:
         features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the caller for speed.
-        names: keys of GUEST_REGISTERS, at most eight.
+        names: keys of target.GUEST_REGISTERS, at most eight.
 
     Raises:
         KvmError: the kernel refuses something.

@@ -7,6 +7,7 @@ A register is known here by the name that the Arm ARM or the kernel's UAPI gives
 
 from __future__ import annotations
 
+from ..untrusted import hexadecimal, shown
 from ..value import Value
 
 _SYSREG = 0x6030000000130000  # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG
@@ -72,25 +73,28 @@ def name_of(reg: int) -> str:
     """The name of a KVM register id."""
     if not _names:
         _names.update({reg: name for name, reg in _named().items()})
-    if reg in _names:
-        return _names[reg]
-    if reg & _GROUP == _SYSREG:
-        return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
-    return f"{reg:#x}"
+    return _names.get(reg) or _generic_name(reg)
 
 
 def id_of(name: str) -> int:
-    """The inverse of `name_of`. Raises ValueError for a name that is none."""
+    """The inverse of `name_of`.
+
+    Takes the generic spelling of a register that has a name, too: records have it from when the table did not know the name.
+
+    Raises:
+        ValueError: no name of a register, or not spelled as `name_of` spells it.
+    """
     reg = _named().get(name)
-    if reg is not None:
-        return reg
-    if name.startswith("0x"):
-        return int(name, 16)
-    parts = name.split("_")
-    if len(parts) == 5 and (parts[0][:1], parts[2][:1], parts[3][:1]) == ("S", "C", "C"):
-        op0, op1, crn, crm, op2 = int(parts[0][1:]), int(parts[1]), int(parts[2][1:]), int(parts[3][1:]), int(parts[4])
-        return _SYSREG | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-    raise ValueError(f"unknown register {name!r}")
+    if reg is None:
+        reg = _generic_id(name)
+        if reg is None or _generic_name(reg) != name:
+            raise ValueError(f"unknown register {shown(name, 60)!r}")
+    return reg
+
+
+def bits_of(reg: int) -> int:
+    """Width of a register's value, from its id (KVM_REG_SIZE)."""
+    return 8 << (reg >> 52 & 0xF)
 
 
 def describe(name: str) -> str:
@@ -125,6 +129,24 @@ def is_identity(reg: int) -> bool:
     if group == 0x40200000000F0000:
         return reg & 0x7800 == 0 and reg & 0x78 != 0x10 and reg & 0x7FF != 5
     return group in _IDENTITY_GROUPS or reg == _SVE_VLS
+
+
+def _generic_name(reg: int) -> str:
+    """The name of a register that the table has none for."""
+    if reg & _GROUP == _SYSREG:
+        return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
+    return f"{reg:#x}"
+
+
+def _generic_id(name: str) -> int | None:
+    """The inverse of `_generic_name` for what that writes; for other text, None or any number."""
+    if name[:2] == "0x":
+        return hexadecimal(name)
+    parts = name.replace("S", "").replace("C", "").split("_") if len(name) <= len("S3_7_C15_C15_7") and name.isascii() else []
+    if len(parts) != 5 or not "".join(parts).isdigit() or "" in parts:
+        return None
+    op0, op1, crn, crm, op2 = map(int, parts)
+    return _SYSREG | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 
 
 def _named() -> dict[str, int]:

@@ -54,6 +54,26 @@ def test_an_edit_shows(old: bytes, new: bytes, subject: str) -> None:
     assert _subjects(xml.replace(old, new)) == {subject}
 
 
+@pytest.mark.parametrize("feature", ["sve²", "sve٢٥٦", "sve0256", "sve256_", "sve", "x" * 10**6, "\x85\u202e", "sve" + "9" * 10**6])
+def test_a_feature_of_any_name_is_compared_and_shown(feature: str) -> None:
+    xml = resolver("trixie-max").resolve(template("sve"))
+    xml = xml.replace(b"</cpu>", f"<feature policy='require' name='{feature}'/></cpu>".encode())
+    domain = parse(xml)
+    findings = edited(domain, record.read(record.find(domain) or pytest.fail("no record")).target)
+    assert len(findings) == (feature != "sve")
+    assert all(str(finding).isprintable() and len(str(finding)) < 600 for finding in findings)
+
+
+@pytest.mark.parametrize("old", [b"mode='host-passthrough'", b"<gic version='3'/>", b"'virt-10.0'>hvm", b"<pmu state='on'/>"])
+def test_what_an_edit_says_is_shown_on_one_short_line(old: bytes) -> None:
+    xml = resolver("trixie-max").resolve(template("sve"))
+    head, _, rest = old.partition(b"'")
+    domain = parse(xml.replace(old, head + b"'&#x85;" + b"x" * 10**6 + rest[rest.index(b"'") :]))
+    [finding] = edited(domain, record.read(record.find(domain) or pytest.fail("no record")).target)
+    assert str(finding).isprintable()
+    assert len(str(finding)) < 400
+
+
 def test_an_edit_of_a_named_model_shows() -> None:
     xml = resolver("trixie-cortex-a57").resolve(template("direct-kernel"))
     assert _subjects(xml.replace(b">cortex-a57</model>", b">cortex-a53</model>")) == {"<model>"}

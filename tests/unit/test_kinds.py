@@ -75,7 +75,7 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "number": _Values((4,)),
         "features": _Values((("psci_0_2",),)),
         "registers": _Values(({}, {**_VCPU.registers, "CTR_EL0": 1})),
-        "reglist": _Values(("1:1",)),
+        "reglist": _Values(("10000:1",)),
     },
 }
 

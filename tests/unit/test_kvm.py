@@ -17,7 +17,7 @@ from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.kvm.device import KvmError, KvmUnavailable, System, error_name, register_size
 from kvmarm_plugin.kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
-from kvmarm_plugin.target import sve_bitmap, sve_lengths
+from kvmarm_plugin.target import GUEST_REGISTERS, sve_bitmap, sve_lengths
 
 from .fakekernel import CORE_REGISTERS, PC, SVE_VLS, X0, CpuKind, FakeKernel, Made, kind
 
@@ -304,7 +304,7 @@ def test_the_guest_reads_what_it_is_asked_for(kernel: FakeKernel) -> None:
         assert run_guest(system, 5, _BASE, tuple(_GUEST)) == _GUEST
 
 
-@pytest.mark.parametrize("name", sorted(scratch.GUEST_REGISTERS))
+@pytest.mark.parametrize("name", sorted(GUEST_REGISTERS))
 def test_the_guest_reads_one_register(kernel: FakeKernel, name: str) -> None:
     with System(kernel) as system:
         assert run_guest(system, 5, _BASE, (name,)) == {name: _GUEST[name]}
@@ -313,7 +313,7 @@ def test_the_guest_reads_one_register(kernel: FakeKernel, name: str) -> None:
 def test_eight_registers_leave_the_address_alone(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address of the last store lies in x9: as many values as the docstring allows must not overwrite it."""
     for index in range(8):
-        monkeypatch.setitem(scratch.GUEST_REGISTERS, f"again{index}", scratch.GUEST_REGISTERS["CNTFRQ_EL0"])
+        monkeypatch.setitem(GUEST_REGISTERS, f"again{index}", GUEST_REGISTERS["CNTFRQ_EL0"])
     names = tuple(f"again{index}" for index in range(8))
     with System(kernel) as system:
         assert run_guest(system, 5, _BASE, names) == dict.fromkeys(names, 62_500_000)

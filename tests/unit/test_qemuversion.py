@@ -56,7 +56,9 @@ def test_an_answer_that_is_not_its_own_is_not_believed(emulator: Path, tmp_path:
     assert qemuversion.installed_version(str(cache)) == (11, 1)
 
 
-@pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho something else\n", "no program", ""])
+@pytest.mark.parametrize(
+    "text", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho something else\n", "#!/bin/sh\necho QEMU ².²\n", "no program", ""]
+)
 def test_an_emulator_that_does_not_say(emulator: Path, tmp_path: Path, text: str) -> None:
     emulator.write_text(text)
     assert qemuversion.installed_version(str(tmp_path / "version")) == (0, 0)

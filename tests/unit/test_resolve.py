@@ -135,6 +135,10 @@ def test_gic(written: str, expected: int) -> None:
         (domain("<memory>536870912</memory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit='TB'>1</memory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit='bytes'>549755813888</memory><cpu mode='host-model'/>"), 41),
+        (domain("<memory unit='byte'>549755813888</memory><cpu mode='host-model'/>"), 41),
+        (domain("<memory unit=''>536870912</memory><cpu mode='host-model'/>"), 41),
+        (domain("<memory unit='PiB'>1</memory><cpu mode='host-model'/>"), 51),
+        (domain("<maxMemory slots=' 1024 ' unit='KiB'>1</maxMemory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit='MiB'> 1024\n</memory><cpu mode='host-model'/>"), 40),
     ],
 )
@@ -281,6 +285,32 @@ _REFUSALS = {
     "memory to come": (_host("bookworm-cortex-a53"), sized("4096", "maxMemory"), Policy(), "ends at 4097 GiB"),
     "no size": (_host(), sized("much"), Policy(), "<memory> is not a size: <memory unit='GiB'>much</memory>"),
     "no unit": (_host(), domain("<memory unit='bit'>1</memory>" + cpu()), Policy(), "<memory> is not a size"),
+    **{
+        f"a size that is none, {size[:8]!r}": (_host(), sized(size), Policy(), "<memory> is not a size: <memory unit='GiB'>")
+        for size in ("", "-1", "+1", "1_0", "\u0661", "1 0", "1<!-- -->0", "&#49;", "0x10", "1.5", str(1 << 34), "9" * 1_000_000)
+    },
+    **{
+        f"a unit that is none, {unit!r}": (_host(), domain(f"<memory unit='{unit}'>1</memory>{cpu()}"), Policy(), "not a size")
+        for unit in (" KiB", "\u212aiB", "Kb i", "ZiB", "x" * 1000)
+    },
+    **{
+        f"slots that are none, {slots[:8]!r}": (
+            _host(),
+            domain(f"<maxMemory slots='{slots}'>1</maxMemory>{cpu()}"),
+            Policy(),
+            "slots",
+        )
+        for slots in ("", "-1", "+1", "1_0", "\u00b2", "\u0661", "4294967296", "1" * 1_000_000)
+    },
+    "slots for more than there can be": (
+        _host(),
+        domain(f"<maxMemory slots='4294967295'>1</maxMemory>{cpu()}"),
+        Policy(),
+        "the guest's memory ends at 4294967296 GiB",
+    ),
+    "a machine of a long name": (_host(), domain(machine="virt-" + "9" * 10**6), Policy(), "…' that can migrate"),
+    "a feature that does not print": (_host(), domain(cpu(("\u202e" * 10**6, "require"))), Policy(), r"'\\u202e"),
+    "a GIC that does not print": (_host(), domain(f"<features><gic version='\u202e'/></features>{cpu()}"), Policy(), r"'\u202e'"),
     "unknown cluster": (
         _host("hand-made-rk3399"),
         domain(),
@@ -304,7 +334,10 @@ def test_refusals(name: str) -> None:
     here, source, policy, why = _REFUSALS[name]
     with pytest.raises(ResolveError) as caught:
         Resolver(here, policy).resolve(source)
-    assert why in one_line(caught.value)
+    text = one_line(caught.value)
+    assert why in text
+    assert len(text) < 700
+    assert text.isprintable()
     assert caught.value.hint
 
 
