@@ -561,14 +561,14 @@ def test_no_attribute_is_unknown(name: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"MIDR_EL1=0x" + b"f" * 4_000_000,
-        b"PSCI_VERSION=0x" + b"1" * 4_000_000,
-        b" ".join(f"0x60f000000000{number:04x}=0x{'f' * 60}".encode() for number in range(40_000)),
-        b"x" * 4_000_000,
-        b"x " * 2_000_000,
-        b"0x" + b"f" * 4_000_000 + b"=0x1",
+        b"MIDR_EL1=0x" + b"f" * 1_000_000,
+        b"PSCI_VERSION=0x" + b"1" * 1_000_000,
+        b" ".join(f"0x60f000000000{number:04x}=0x{'f' * 60}".encode() for number in range(10_000)),
+        b"x" * 1_000_000,
+        b"x " * 500_000,
+        b"0x" + b"f" * 1_000_000 + b"=0x1",
         b"f" * 1_000_000 + b":0-ffff",
-        b"6030000000130000:" + b"0-ffff," * 500_000,
+        b"6030000000130000:" + b"0-ffff," * 140_000,
         b" ".join(f"{number:x}0000:0-fff".encode() for number in range(1, 4000)),
     ],
 )
@@ -585,7 +585,7 @@ def test_no_list_is_a_bomb(name: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("end", [b"</kvmarm:target>", b"</kvmarm:intent>", b"</kvmarm:registers>"])
 def test_no_crowd_of_elements_is_a_bomb(end: bytes) -> None:
-    element = found(in_domain(_one().replace(end, b"<cpu/>" * 100_000 + end)))
+    element = found(in_domain(_one().replace(end, b"<cpu/>" * 40_000 + end)))
     start = time.process_time()
     with pytest.raises(RecordError) as caught:
         record.read(element)
@@ -593,10 +593,10 @@ def test_no_crowd_of_elements_is_a_bomb(end: bytes) -> None:
     assert len(one_line(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["target", "vcpu", "x" * 1_000_000])
+@pytest.mark.parametrize("name", ["target", "vcpu", "x" * 500_000])
 def test_messages_about_foreign_elements_are_short(name: str) -> None:
     for source in (
-        in_domain(f"<x:{name} xmlns:x='{record.NAMESPACE_STEM}{'9' * 1_000_000}\u202e'/>".encode()),
+        in_domain(f"<x:{name} xmlns:x='{record.NAMESPACE_STEM}{'9' * 100}\u202e'/>".encode()),
         in_domain(f"<x:{name} xmlns:x='{record.NAMESPACE}'>{'<y/>' * 1000}</x:{name}>".encode()),
     ):
         with pytest.raises(RecordError) as caught:
@@ -761,8 +761,8 @@ def test_an_origin_that_could_not_be_read_is_not_written(field: str, hostile: st
 
 
 def test_a_large_cpu_is_not_kept() -> None:
-    cpu = b"<cpu mode='host-model'><!--" + b"x" * (1 << 20) + b"--></cpu>"
-    with pytest.raises(RecordError, match="has 1048658 bytes"):
+    cpu = b"<cpu mode='host-model'>" + 2 * (b"<!--" + b"x" * 600_000 + b"-->") + b"</cpu>"
+    with pytest.raises(RecordError, match=r"has 12000\d\d bytes"):
         resolver("trixie-max").resolve(template("uefi").replace(b"<cpu mode='host-model'/>", cpu))
 
 

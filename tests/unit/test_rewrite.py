@@ -394,7 +394,7 @@ _EVIL = b"<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1
                 (b"&#x78;", _CPU),
                 (b"<![CDATA[x]]>", _CPU),
                 (b"<!-- a comment -->", _CPU),
-                (b"<cpu mode='host-model'><!--" + b"x" * (2 << 20) + b"--></cpu>",),
+                (b"<cpu mode='host-model'>" + 2 * (b"<!--" + b"x" * 600_000 + b"-->") + b"</cpu>",),
             )
         ),
         *(
