@@ -35,7 +35,7 @@ SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
 SCHEMA = SCHEMA_STEM + "1"
 SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
 
-# What values of a profile look like, for `probe`, which takes no others from firmware and QEMU; docs/profile.schema.json has the same.
+# What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json has the same.
 NAME, LINE = 255, 4096  # characters of a name, and of a longer text
 KERNEL = r"[0-9]{1,4}\.[0-9]{1,4}([.+-].*)?"
 OVERRIDE = r"(arm64\.|id_aa64|kvm-arm\.).*"
@@ -281,9 +281,7 @@ def loads(text: str, name: str = "profile") -> HostProfile:
     if len(text) > SIZE_LIMIT:
         raise ProfileError(f"{name} is larger than {SIZE_LIMIT >> 20} MiB", "a profile has some KiB: is this the right file?")
     try:
-        document = json.loads(
-            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number
-        )
+        document = json.loads(text, object_pairs_hook=_object, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number)
     except Misshapen as error:
         raise _broken(name, error) from None
     except (ValueError, RecursionError) as error:
@@ -477,7 +475,7 @@ _PROFILE: dict[str, Shape] = {
     "ipa_bits": shape.whole(0, 64),
     "gic_versions": _gic_versions,
     "clusters": lambda value, place: shape.items(_cluster, 16, unique=False)(value, place),
-    "qemu": shape.maybe(lambda value, place: _qemu(value, place)),
+    "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
     "libvirt": shape.maybe(_name),
     "cpu_features": shape.items(shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64),
     "problems": shape.items(_line, 255, unique=False),
@@ -527,11 +525,12 @@ def _changed(reglist: str, added: str, removed: str) -> str | None:
     return None if more & known or not less <= known else pack_ids(known - less | more)
 
 
-def _qemu(value: Any, place: str) -> Qemu:
+def decode_qemu(value: Any, place: str = "") -> Qemu:
+    """What QEMU offers, from its part of the document; `place` is for messages. Raises Misshapen."""
     qemu = Qemu(**shape.members(_QEMU)(value, place))
     for alias, machine in qemu.aliases.items():
         if machine not in qemu.machines:
-            raise Misshapen(f"{place}.aliases.{alias} is {machine}, which is none of its machines")
+            raise shape.wrong(shape.within(shape.within(place, "aliases"), alias), machine, "one of its machines")
     return qemu
 
 

@@ -77,7 +77,9 @@ class _Reader:
         self._lines = lines
         resolver = Resolver()
         self._tag = lambda text: resolver.resolve(ScalarNode, text, (True, False))  # as the loaders have it, which are YAML 1.1
-        self._open: list[tuple[Any, list[Any]]] = []  # each mapping or list that has not ended, and the key that waits for its value
+        self._open: list[
+            tuple[Any, list[Any]]
+        ] = []  # each mapping or list that has not ended, and the key that waits for its value
         self._documents = 0
 
     def read(self, event: Any) -> None:
@@ -142,4 +144,6 @@ class _Reader:
                     return decimal(digits, (1 << 64) - 1) * (1 if digits == text else -1)
             except ValueError:
                 pass
-        raise _Refused(f"{shown(text, 40)} is a number, a date or a word that has a meaning in YAML, and is not read here: quote it")
+        raise _Refused(
+            f"{shown(text, 40)} is a number, a date or a word that has a meaning in YAML, and is not read here: quote it"
+        )

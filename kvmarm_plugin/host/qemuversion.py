@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from ..untrusted import decimal
+
 # Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
 BINARIES = {
     "aarch64": ("/usr/bin/qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
@@ -38,8 +40,10 @@ def _parse(line: str) -> tuple[int, int]:
     for word in line.split():
         major, _, minor = word.partition(".")
         minor = minor.partition(".")[0]
-        if major.isdigit() and minor.isdigit():
-            return int(major), int(minor)
+        try:
+            return decimal(major, 9999), decimal(minor, 9999)
+        except ValueError:
+            continue
     return (0, 0)
 
 
