@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """YAML as policies and pools are written: mappings, lists, and scalars that are text, whole numbers, on and off, or nothing.
 
-The rest of YAML is refused, with its line. Anchors and aliases make billions of items of a few bytes; tags, dates, sexagesimal and
-other numbers make Python's loader raise whatever it likes; of a key that comes twice it keeps the last; and the C loader recurses as
-deep as the text does. So the parser's events are read here, which come one after the other, and no loader is used.
+The rest of YAML is refused, with its line. Anchors and aliases make billions of items of a few bytes; at tags, dates, sexagesimal
+and other numbers the loaders raise whatever they like; of a key that comes twice they keep the last; and they recurse as deep as
+the text does. So the parser's events are read here, which come one after the other, and no loader is used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .untrusted import decimal, hexadecimal, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
     from .errors import KvmarmError
 
 _DEEPEST = 16  # a pool has seven
-# Controls but tabs, what YAML alone takes for the end of a line, and directives, whose version the parser in Python makes a number of.
+# Controls but tabs; what YAML alone takes for the end of a line; and directives, of whose version PyYAML's parser makes a number.
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]|^%", re.MULTILINE)
 _TRUE, _FALSE = ("yes", "true", "on"), ("no", "false", "off")
 
@@ -44,7 +44,7 @@ def load(text: str, name: str, failure: type[KvmarmError], hint: str, limit: int
     strange = _NO_TEXT.search(text)
     if strange:
         line = text.count("\n", 0, strange.start()) + 1
-        raise failure(f"{name} is not YAML, line {line}: {ascii(strange[0])} is not read here", hint)
+        raise failure(f"{name} is not YAML, line {line}: {strange[0]!a} is not read here", hint)
     reader = _Reader({} if lines is None else lines)
     try:
         # The C parser where libyaml is there: the same events, many times as fast.
@@ -72,14 +72,14 @@ class _Reader:
         from yaml import ScalarNode
         from yaml.resolver import Resolver
 
+        resolver: Any = Resolver()
         self.document: Any = None
         self.line = 1
         self._lines = lines
-        resolver = Resolver()
-        self._tag = lambda text: resolver.resolve(ScalarNode, text, (True, False))  # as the loaders have it, which are YAML 1.1
-        self._open: list[
-            tuple[Any, list[Any]]
-        ] = []  # each mapping or list that has not ended, and the key that waits for its value
+        # As the loaders have it, which are YAML 1.1.
+        self._tag: Callable[[str], str] = lambda text: resolver.resolve(ScalarNode, text, (True, False))
+        # Each mapping or list that has not ended, and the key that waits for its value.
+        self._open: list[tuple[Any, list[Any]]] = []
         self._documents = 0
 
     def read(self, event: Any) -> None:
@@ -144,6 +144,4 @@ class _Reader:
                     return decimal(digits, (1 << 64) - 1) * (1 if digits == text else -1)
             except ValueError:
                 pass
-        raise _Refused(
-            f"{shown(text, 40)} is a number, a date or a word that has a meaning in YAML, and is not read here: quote it"
-        )
+        raise _Refused(f"{shown(text, 40)} is a number, a date or another thing that is not read here: quote it if it is text")
