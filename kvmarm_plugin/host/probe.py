@@ -114,7 +114,7 @@ class _Probe:
             platform=_line(self._text("sys/firmware/devicetree/base/model") or self._text("sys/class/dmi/id/product_name"), NAME),
             capabilities=capabilities,
             # Kernels without the capability (before 4.20) have 40 bits, or what the CPU has less than that, and do not tell.
-            ipa_bits=min(capabilities.get("ARM_VM_IPA_SIZE", 40), 64) if clusters else 0,
+            ipa_bits=max(32, min(capabilities.get("ARM_VM_IPA_SIZE", 40), 64)) if clusters else 0,
             gic_versions=gics,
             clusters=clusters,
             qemu=qemu,
