@@ -196,7 +196,6 @@ def _hook_reads(directory: Path, text: str) -> dict[str, str]:
         ("on-migrate : warn", 1),
         ("on-migrate:\twarn", 1),
         ("on-migrate: warn\t# for now", 1),
-        ("\t# for now\non-migrate: warn", 1),
         (" on-migrate: warn", 1),
         ("on-migrate:\n  warn", 1),
         ("on-migrate: |-\n  warn", 1),
@@ -355,7 +354,7 @@ def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(tmp_path_factory
     """Of every text, by either parser."""
     directory = tmp_path_factory.getbasetemp()
     hook = _hook_reads(directory, text)
-    answers = []
+    answers: list[Policy | None] = []
     for loader in (yaml.CSafeLoader, yaml.SafeLoader):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(yaml, "CSafeLoader", loader)
