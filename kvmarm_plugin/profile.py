@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
 SCHEMA = SCHEMA_STEM + "1"
 SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
+_MOST_IDS = 2048  # registers of a vCPU, which has some 400
 
 # What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json has the same.
 NAME, LINE = 255, 4096  # characters of a name, and of a longer text
@@ -392,7 +393,7 @@ def _is_packed(reglist: str) -> bool:
         ids = unpack_ids(reglist)
     except ValueError:
         return False
-    return max(ids, default=0) < 1 << 64 and pack_ids(ids) == reglist
+    return len(ids) <= _MOST_IDS and max(ids, default=0) < 1 << 64 and pack_ids(ids) == reglist
 
 
 def _features(value: Any, place: str) -> tuple[str, ...]:
@@ -452,7 +453,7 @@ _CLUSTER: dict[str, Shape] = {
     "sve_lengths": _sve_lengths,
     "seen": shape.table(shape.text(NAME, "|".join(GUEST_REGISTERS), "a register that guests are asked for"), _hex, 64),
     "base": shape.members(_BASE),
-    "variants": shape.items(shape.members(_VARIANT), 255, unique=False),
+    "variants": shape.items(shape.members(_VARIANT), 127, unique=False),
     "writable": shape.maybe(_values),
 }
 _QEMU: dict[str, Shape] = {
@@ -514,7 +515,7 @@ def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
     registers = {name: value for name, value in {**base.registers, **variant["registers"]}.items() if value is not None}
     reglist = _changed(base.reglist, variant["reglist"]["added"], variant["reglist"]["removed"])
     if reglist is None:
-        raise Misshapen(f"{place}.reglist adds what the base has, or removes what it does not have")
+        raise Misshapen(f"{place}.reglist adds what the base has, removes what it does not have, or is too long")
     return Vcpu(variant["target"], variant["features"], registers, reglist)
 
 
@@ -522,7 +523,9 @@ def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
 def _changed(reglist: str, added: str, removed: str) -> str | None:
     """A packed register list with some ids, which it does not have, and without others, which it has; else None."""
     known, more, less = map(unpack_ids, (reglist, added, removed))
-    return None if more & known or not less <= known else pack_ids(known - less | more)
+    if more & known or not less <= known or len(known) + len(more) - len(less) > _MOST_IDS:
+        return None
+    return pack_ids(known - less | more) if more or less else reglist
 
 
 def decode_qemu(value: Any, place: str = "") -> Qemu:
