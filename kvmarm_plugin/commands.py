@@ -90,6 +90,8 @@ def check(arguments: Namespace) -> int:
     from .check import check as check_profile
     from .pool import is_pool
 
+    if not arguments.host:
+        _policy(None)  # the hook reads it here, with a reader of its own: refuse what it would not read alike
     document = _domain_or_file(arguments)
     if is_pool(document):
         return _check_pool(document, arguments)
@@ -139,6 +141,8 @@ def hook(arguments: Namespace) -> int:
     """`kvmarm hook install` and `kvmarm hook uninstall`"""
     from . import hookfile
 
+    if arguments.action == "install":
+        _policy(None)  # as for check
     for line in hookfile.install() if arguments.action == "install" else hookfile.uninstall():
         _print(lines([line]))
     return DONE

@@ -13,6 +13,7 @@ import itertools
 from .check import ProfileOffer, check, given
 from .emit import knobs_of
 from .errors import KvmarmError
+from .pins import find_cluster
 from .policy import Policy
 from .profile import Cluster, HostProfile, Qemu
 from .registers.rules import kernel_version
@@ -103,8 +104,10 @@ def common(hosts: list[HostProfile], name: str) -> Common:
     clusters = []
     missing: dict[str, str] = {}
     shared = _shared_midrs(hosts)
-    for midr in (cluster.midr for cluster in hosts[0].clusters if cluster.midr in shared):
-        views = [view(host, midr) for host in hosts]
+    for first in (cluster for cluster in hosts[0].clusters if cluster.midr in shared):
+        # Of clusters of one MIDR_EL1, the one of the same REVIDR_EL1.
+        places = [find_cluster(first, host.clusters) for host in hosts]
+        views = [host.replace(clusters=(place,)) if place else view(host, first.midr) for host, place in zip(hosts, places)]
         cluster, lost = _cluster(head, views)
         clusters.append(cluster)
         for choice, why in lost.items():

@@ -10,6 +10,10 @@ from .errors import KvmarmError
 from .value import Value
 
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
+SIZE_LIMIT = 64 << 10  # bytes for the hook, characters for `loads`; a policy has some hundred
+
+_WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+_ENDS_OF_LINES = ("\r", "\x85", "\u2028", "\u2029")  # of YAML, besides the usual
 
 
 class PolicyError(KvmarmError):
@@ -56,13 +60,14 @@ def loads(text: str, name: str = "policy") -> Policy:
         name: of the file, for messages.
 
     Raises:
-        PolicyError: not YAML, an unknown key, or a value that the key does not take.
+        PolicyError: not YAML, an unknown key, a value that the key does not take, or a reaction that the hook would not read.
     """
     from .yamltext import load  # the hook has no use for it
 
-    document = load(text, name, PolicyError, "see man kvmarm-policy")
+    lines: dict[object, int] = {}
+    document = load(text, name, PolicyError, "see man kvmarm-policy", SIZE_LIMIT, lines)
     if document is None:
-        return Policy()
+        document = {}
     if not isinstance(document, dict):
         raise PolicyError(f"{name} is not a list of settings", "write one setting a line, such as: pmu: off")
     settings = {}
@@ -74,24 +79,68 @@ def loads(text: str, name: str = "policy") -> Policy:
             raise PolicyError(f"{name}: {key} cannot be {_shown(value)}", f"it takes {what}")
         if field:  # the others are the hook's: see `refuses`
             settings[field] = value
+    _check_reactions(text, name, document, lines)
     return _policy(settings)
 
 
 def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
     """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare, on-migrate or on-restore.
 
-    The hook has only the standard library, hence no YAML: it looks for the line. `loads` lets pass only what is read alike
-    here; a file that cannot be read or says something else means refuse.
+    The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`). `loads` lets pass only what is read
+    alike here. Whatever cannot be read, or is not written so, means refuse; so does what is no file, and is not waited for.
 
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
     """
+    import os  # only a guest that does not fit gets here
+
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.partition("#")[0].split() for line in file.read().splitlines()]
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:  # S_ISREG
+                return True
+            data = file.read(SIZE_LIMIT + 1)
+        settings = _plain_settings(data.decode())[0] if len(data) <= SIZE_LIMIT else {}
     except (OSError, ValueError):
         return True
-    return [line[1:] for line in lines if line[:1] == [f"on-{operation}:"]][-1:] != [["warn"]]
+    return settings.get(f"on-{operation}") != "warn"
+
+
+def _plain_settings(text: str) -> tuple[dict[str, str], int]:
+    """The settings of a policy that is written in lines, and the first line that is none: 0 if every line is.
+
+    Every line is blank, or a comment, or a setting and its value: words that start in the first column, a colon and spaces between
+    them, and perhaps a comment behind. "---" may be in front. This is what YAML in any of its other forms is not, and what every
+    reader of YAML reads alike. One line of another kind could change what all others mean, so with one there are no settings.
+    """
+    settings: dict[str, str] = {}
+    begun = False
+    for number, line in enumerate(text.split("\n"), 1):
+        code = "" if line.lstrip(" ")[:1] == "#" else line.partition(" #")[0].rstrip(" ")
+        if any(end in line for end in _ENDS_OF_LINES):
+            return {}, number
+        if not code or (code == "---" and not begun):
+            begun = begun or bool(code)
+            continue
+        begun = True
+        key, colon, value = code.partition(": ")
+        value = value.lstrip(" ")
+        words = all(word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value))
+        if not colon or not words or key in settings:
+            return {}, number
+        settings[key] = value
+    return settings, 0
+
+
+def _check_reactions(text: str, name: str, document: dict[str, object], lines: dict[object, int]) -> None:
+    """Raises PolicyError if the hook would not read the settings that are its own as they are meant."""
+    read, odd = _plain_settings(text)
+    for key, (field, _, _) in _SETTINGS.items():
+        if not field and (read.get(key) == "warn") != (document.get(key) == "warn"):
+            raise PolicyError(
+                f"{name}, line {odd or lines.get(key, 1)}: because of how this line is written, the hook does not read {key}",
+                "write one setting a line, from the first column and without quotes, such as: on-migrate: warn",
+            )
 
 
 def _policy(settings: dict[str, object]) -> Policy:
@@ -108,8 +157,8 @@ def _is_reaction(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value for a message. Not a list's items: with anchors and aliases a few bytes of YAML make billions of them."""
-    return repr(value)[:60] if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    """A value for a message."""
+    return repr(value)[:60] if value is None or isinstance(value, (str, int)) else f"a {type(value).__name__}"
 
 
 def _is_preference(value: object) -> bool:

@@ -8,13 +8,15 @@ asks whether the member at hand keeps to it.
 
 from __future__ import annotations
 
-from . import __version__
+from . import __version__, shape
 from .check import ProfileOffer, check, given
 from .common import blocking, machines, targets
 from .errors import KvmarmError
-from .profile import Cluster, HostProfile, ProfileError, decode, encode
+from .profile import NAME, Cluster, HostProfile, ProfileError, decode, encode
 from .record import Origin
 from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
+from .shape import Incomplete, Misshapen
+from .untrusted import shown
 from .value import Value
 from .verdict import REFUSES, Finding, Offer, in_short, judge
 from .yamltext import load
@@ -29,7 +31,18 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
 SCHEMA_STEM = "urn:kvmarm-plugin:pool:"
 SCHEMA = SCHEMA_STEM + "1"
+SIZE_LIMIT = 2 << 20  # characters; a member takes a hundred, the baseline some ten thousand
 
+_SHAPE = shape.members(
+    {
+        "schema": shape.text(NAME),
+        "name": shape.text(NAME),
+        "members": shape.table(shape.text(NAME), shape.text(71, "sha256:[0-9a-f]{64}", "the digest of a profile"), 1 << 15),
+        "baseline": lambda value, _: value,  # a profile
+    }
+)
+
+_AGAIN = "make it anew with: kvmarm baseline PROFILE… -o FILE"
 _HEAD = """\
 # A pool of hosts that exchange KVM guests, and what all of them give: made by kvmarm baseline. Do not edit: make it anew when a
 # host comes, goes or changes. Install it on every member as {path}.
@@ -72,29 +85,33 @@ def loads(text: str, name: str = "pool") -> Pool:
     Raises:
         PoolError: not YAML, not a pool, or one of a newer schema.
     """
-    again = "make it anew with: kvmarm baseline PROFILE… -o FILE"
-    document = load(text, name, PoolError, again)
-    schema = str(document.get("schema", "")) if isinstance(document, dict) else ""
-    if not schema.startswith(SCHEMA_STEM):
-        raise PoolError(f"{name} is not a pool", again)
+    document = load(text, name, PoolError, _AGAIN, SIZE_LIMIT)
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(SCHEMA_STEM):
+        raise PoolError(f"{name} is not a pool", _AGAIN)
     if schema != SCHEMA:
-        raise PoolError(f"{name} has schema {schema}; this kvmarm knows {SCHEMA}", "upgrade kvmarm on this host")
+        raise PoolError(f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}", "upgrade kvmarm on this host")
     try:
-        title, members = document["name"], document["members"]
-        if not isinstance(title, str) or not isinstance(members, dict) or not all(map(_is_member, members.items())):
-            raise PoolError(f"{name} is broken: its name or its members are not what they should be", again)
-        return Pool(title, members, decode(document["baseline"], f"the baseline in {name}"))
-    except KeyError as error:
-        raise PoolError(f"{name} is incomplete: it has no {error}", again) from None
+        return _decode(document, f"the baseline in {name}")
+    except Misshapen as error:
+        raise PoolError(f"{name} {'is incomplete' if isinstance(error, Incomplete) else 'is broken'}: {error}", _AGAIN) from None
     except ProfileError as error:
-        raise PoolError(error.message, again) from None
+        raise PoolError(error.message, _AGAIN) from None
 
 
 def dumps(pool: Pool) -> str:
-    """The pool as YAML: the same pool gives the same text."""
+    """The pool as YAML: the same pool gives the same text.
+
+    Raises:
+        PoolError: `loads` would not read it: its name, which comes from the command line, is no line of text.
+    """
     import yaml
 
     document = {"schema": SCHEMA, "name": pool.name, "members": pool.members, "baseline": _plain(encode(pool.baseline))}
+    try:
+        _decode(document, "its baseline")
+    except Misshapen as error:
+        raise PoolError(f"no such pool can be written: {error}", "give it another --name") from None
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     body = yaml.dump(document, Dumper=dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
     return _HEAD.format(path=DEFAULT_PATH) + str(body)
@@ -198,8 +215,10 @@ def _for_the_others(finding: Finding, pool: Pool) -> Finding:
     return finding.replace(rule=f"a guest started here could not move to the rest of {pool.name}: {finding.rule}")
 
 
-def _is_member(item: tuple[object, object]) -> bool:
-    return all(isinstance(part, str) for part in item)
+def _decode(document: Any, baseline: str) -> Pool:
+    """A pool from its document; `baseline` is what to call the profile in it. Raises Misshapen and ProfileError."""
+    fields = _SHAPE(document, "")
+    return Pool(fields["name"], fields["members"], decode(fields["baseline"], baseline))
 
 
 def _plain(value: Any) -> Any:

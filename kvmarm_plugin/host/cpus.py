@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 
 from .. import cpulist
+from ..untrusted import decimal, hexadecimal
 from ..value import Value
 
 _PARTS = os.path.join(os.path.dirname(__file__), "parts.yaml")
-_CPUINFO_FIELDS = ("CPU implementer", "CPU variant", "CPU part", "CPU revision")
+_CPUINFO_FIELDS = {"CPU implementer": 8, "CPU variant": 4, "CPU part": 12, "CPU revision": 4}  # and their bits in MIDR_EL1
+_LONGEST = 16 << 20  # bytes of a file; /proc/cpuinfo has some 400 a CPU
 
 
 class CpuCluster(Value):
@@ -46,13 +48,12 @@ def find_clusters(root: str | os.PathLike[str] = "/") -> list[CpuCluster]:
     system = os.path.join(root, "sys/devices/system/cpu")
     from_cpuinfo: dict[int, int] | None = None
     members: dict[tuple[int, int | None], list[int]] = {}
-    for cpu in cpulist.parse(_text(f"{system}/online") or ""):
+    for cpu in _online(system):
         registers = f"{system}/cpu{cpu}/regs/identification"
-        midr = _number(f"{registers}/midr_el1", 16)
-        revidr = _number(f"{registers}/revidr_el1", 16)
+        midr, revidr = (_register(f"{registers}/{name}") for name in ("midr_el1", "revidr_el1"))
         if midr is None:
             if from_cpuinfo is None:
-                from_cpuinfo = _midrs_from_cpuinfo(_text(os.path.join(root, "proc/cpuinfo")) or "")
+                from_cpuinfo = _midrs_from_cpuinfo(_text(os.path.join(root, "proc/cpuinfo")))
             midr = from_cpuinfo.get(cpu)
         if midr is not None:
             members.setdefault((midr, revidr), []).append(cpu)
@@ -70,9 +71,16 @@ def name_part(midr: int) -> tuple[str, str]:
     return (known["name"], known["parts"].get(midr >> 4 & 0xFFF, "")) if known else ("", "")
 
 
+def _online(system: str) -> tuple[int, ...]:
+    try:
+        return cpulist.parse(_text(f"{system}/online"))
+    except ValueError:
+        return ()
+
+
 def _capacity(system: str, cpus: list[int]) -> int | None:
-    capacities = [_number(f"{system}/cpu{cpu}/cpu_capacity", 10) for cpu in cpus]
-    return max((capacity for capacity in capacities if capacity is not None), default=None)
+    capacities = [_scale(f"{system}/cpu{cpu}/cpu_capacity") for cpu in cpus]
+    return max((capacity for capacity in capacities if capacity), default=None)
 
 
 def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
@@ -82,36 +90,54 @@ def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
     """
     midrs: dict[int, int] = {}
     processors: list[int] = []
-    fields: dict[str, int] = {}
+    fields: dict[str, int | None] = {}
     for line in text.splitlines():
         key, value = (part.strip() for part in line.partition(":")[::2])
-        if key == "processor" and value.isdigit():
+        if key == "processor":
             if fields:
                 processors, fields = [], {}
-            processors.append(int(value))
+            number = _number(value, 32)
+            processors += [] if number is None else [number]
         elif key in _CPUINFO_FIELDS:
-            fields[key] = int(value, 0) if value[:1].isdigit() else -1
-        if len(fields) == len(_CPUINFO_FIELDS) and min(fields.values()) >= 0:
+            fields[key] = _number(value, _CPUINFO_FIELDS[key])
+        if len(fields) == len(_CPUINFO_FIELDS):
             implementer, variant, part, revision = (fields[key] for key in _CPUINFO_FIELDS)
-            midr = implementer << 24 | variant << 20 | 0xF << 16 | part << 4 | revision
-            midrs.update(dict.fromkeys(processors, midr))
+            if implementer is not None and variant is not None and part is not None and revision is not None:
+                midr = implementer << 24 | variant << 20 | 0xF << 16 | part << 4 | revision
+                midrs.update(dict.fromkeys(processors, midr))
     return midrs
 
 
-def _text(path: str) -> str | None:
+def _number(text: str, bits: int) -> int | None:
+    """A number of /proc/cpuinfo, where some are hexadecimal; None for what is none, or a wider one."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return None
-
-
-def _number(path: str, base: int) -> int | None:
-    text = _text(path)
-    try:
-        return None if text is None else int(text, base)
+        return hexadecimal(text, bits) if text[:2] == "0x" else decimal(text, (1 << bits) - 1)
     except ValueError:
         return None
+
+
+def _register(path: str) -> int | None:
+    try:
+        return hexadecimal(_text(path).strip())
+    except ValueError:
+        return None
+
+
+def _scale(path: str) -> int | None:
+    """A cpu_capacity: SCHED_CAPACITY_SCALE, which is 1024, is the most."""
+    try:
+        return decimal(_text(path).strip(), 1024)
+    except ValueError:
+        return None
+
+
+def _text(path: str) -> str:
+    """A file's text; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST)
+    except OSError:
+        return ""
 
 
 def allowed_cpus() -> tuple[int, ...]:

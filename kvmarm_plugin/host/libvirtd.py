@@ -9,6 +9,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from ..errors import KvmarmError
+from ..untrusted import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,19 +57,20 @@ class Connection:
         self._connection.close()
 
     def define(self, xml: str, validate: bool) -> str:
-        """Define a domain or replace its definition; the old one stays if this fails. Returns its name. Raises LibvirtError."""
+        """Define a domain or replace its definition; the old one stays if this fails. Returns its name, for people. Raises
+        LibvirtError."""
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
         hint = "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive --security-info DOMAIN | kvmarm define -"
         name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
-        return name
+        return shown(name)
 
     def create(self, xml: str, validate: bool, paused: bool) -> str:
-        """Start a transient domain. Returns its name. Raises LibvirtError."""
+        """Start a transient domain. Returns its name, for people. Raises LibvirtError."""
         flags = self._libvirt.VIR_DOMAIN_START_VALIDATE if validate else 0
         flags |= self._libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         name: str = self._ask(lambda: self._connection.createXML(xml, flags)).name()
-        return name
+        return shown(name)
 
     def domain_xml(self, name: str) -> str:
         """The persistent definition of a domain, or the live one if it has no other. `name` may be a UUID. Raises LibvirtError."""
@@ -91,4 +93,4 @@ class Connection:
         try:
             return call()
         except self._libvirt.libvirtError as error:
-            raise LibvirtError(f"libvirt: {error.get_error_message() or error}", hint) from None
+            raise LibvirtError(f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint) from None

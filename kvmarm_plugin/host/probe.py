@@ -3,6 +3,7 @@
 
 `probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with
 every feature set that a policy can choose. What cannot be measured is a line in the profile's problems, never a crash.
+Whatever firmware, the kernel's command line, QEMU and libvirt say of themselves, the profile can be read again.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from ..errors import KvmarmError
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
 from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
-from ..profile import Cluster, HostProfile, Qemu, Vcpu
+from ..profile import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, Cluster, HostProfile, Qemu, Vcpu
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from ..target import GUEST_REGISTERS, NAMED_MODELS, sve_lengths
+from ..untrusted import shown
 from . import qemu as qemu_edge
 from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
 
@@ -44,6 +46,8 @@ _CHOICES = (
     (("ptrauth_address", "ptrauth_generic"), "ARM_PTRAUTH_GENERIC"),
     (("el1_32bit",), "ARM_EL1_32BIT"),
 )
+_MOST_CLUSTERS = 16
+_LONGEST = 1 << 20  # characters of a file that are looked at; libvirt's CPU map has some ten thousand
 _BASE_FEATURES = ("pmu_v3",)  # what the base vCPU has on top of PSCI, where the host offers it
 
 
@@ -89,6 +93,8 @@ class _Probe:
         capabilities: dict[str, int] = {}
         gics: tuple[int, ...] = ()
         clusters: tuple[Cluster, ...] = ()
+        if not re.fullmatch(KERNEL, host.kernel):
+            self.problems.append(f"kernel: its release is no version: {shown(host.kernel)}")
         if host.architecture not in _ARCHITECTURES:
             self.problems.append(f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
         else:
@@ -99,22 +105,22 @@ class _Probe:
                     gics = self._or_problem("virtual GICs", lambda: _gics(system)) or ()
                     clusters = self._clusters(system, capabilities, qemu)
         return HostProfile(
-            name=host.name,
+            name=_line(host.name, NAME),
             origin="measured",
             made_by=f"kvmarm {__version__}",
-            architecture=host.architecture,
-            kernel=host.kernel,
+            architecture=host.architecture if re.fullmatch("[A-Za-z0-9_.-]{1,64}", host.architecture) else "unknown",
+            kernel=_line(host.kernel, NAME) if re.fullmatch(KERNEL, host.kernel) else "0.0",
             overrides=_overrides(self._text("proc/cmdline")),
-            platform=self._text("sys/firmware/devicetree/base/model") or self._text("sys/class/dmi/id/product_name"),
+            platform=_line(self._text("sys/firmware/devicetree/base/model") or self._text("sys/class/dmi/id/product_name"), NAME),
             capabilities=capabilities,
             # Kernels without the capability (before 4.20) have 40 bits, or what the CPU has less than that, and do not tell.
-            ipa_bits=(capabilities.get("ARM_VM_IPA_SIZE", 40)) if clusters else 0,
+            ipa_bits=max(32, min(capabilities.get("ARM_VM_IPA_SIZE", 40), 64)) if clusters else 0,
             gic_versions=gics,
             clusters=clusters,
             qemu=qemu,
             libvirt=self._timed("libvirt", self._libvirt),
             cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
-            problems=tuple(self.problems),
+            problems=tuple(_line(problem, LINE) for problem in self.problems[:255]),
         )
 
     # -- KVM -----------------------------------------------------------------------------------------------------------
@@ -123,10 +129,12 @@ class _Probe:
         found = find_clusters(self.host.root)
         if not found:
             self.problems.append("CPU clusters: neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
+        if len(found) > _MOST_CLUSTERS:
+            self.problems.append(f"CPU clusters: of {len(found)} the first {_MOST_CLUSTERS} are here")
         allowed = allowed_cpus()
         clusters = []
         try:
-            for cluster in found:
+            for cluster in found[:_MOST_CLUSTERS]:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
                 title = f"cluster {cpulist.write(cluster.cpus)}"
                 if not cpus:
@@ -148,6 +156,9 @@ class _Probe:
         architecture = _ARCHITECTURES[self.host.architecture]
         with system.create_vm() as vm:
             target = preferred_target(vm, architecture)
+        if target not in uapi.TARGETS[architecture].values():
+            self.problems.append(f"{title}: KVM prefers target {target}, which is not known here")
+            return None
         models = _models_taken(system, architecture, target, capabilities, qemu)
         vcpus = [
             vcpu
@@ -169,7 +180,7 @@ class _Probe:
             capacity=found.capacity,
             target=target,
             vcpus=tuple(vcpus),
-            sve_lengths=sve_lengths(with_sve.registers["SVE_VLS"]) if with_sve else (),
+            sve_lengths=sve_lengths(with_sve.registers.get("SVE_VLS", 0)) if with_sve else (),
             models=models,
             seen=self._seen(title, system, vcpus[0]) if architecture == "arm64" else {},
             writable=self._writable(system),
@@ -182,7 +193,7 @@ class _Probe:
     def _writable(self, system: System) -> dict[str, int] | None:
         with system.create_vm() as vm:
             masks = vm.writable_masks()
-        return None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
+        return None if masks is None else {name_of(reg): mask for reg, mask in masks.items() if is_identity(reg)}
 
     # -- the other edges -------------------------------------------------------------------------------------------------
 
@@ -192,10 +203,10 @@ class _Probe:
     def _libvirt(self) -> str | None:
         for daemon in ("/usr/sbin/virtqemud", "/usr/sbin/libvirtd"):
             try:
-                answer = subprocess.run([daemon, "--version"], capture_output=True, text=True, timeout=30, check=True)
+                answer = subprocess.run([daemon, "--version"], capture_output=True, timeout=30, check=True)
             except (OSError, subprocess.SubprocessError):
                 continue
-            return answer.stdout.split()[-1] if answer.stdout.split() else ""
+            return _line((answer.stdout.decode(errors="replace").split() or [""])[-1], NAME)
         self.problems.append("libvirt: neither virtqemud nor libvirtd is installed")
         return None
 
@@ -216,7 +227,8 @@ class _Probe:
 
     def _text(self, path: str) -> str:
         try:
-            return (self.host.root / path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+            with (self.host.root / path).open(encoding="utf-8", errors="replace") as file:
+                return file.read(_LONGEST).strip("\0\n ")
         except OSError:
             return ""
 
@@ -275,10 +287,15 @@ def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | N
 def _cpu_features(cpu_map: str) -> tuple[str, ...]:
     """The names of libvirt's CPU map that QEMU's "host" has a property of: SVE's and, not yet in libvirt 9.0, pauth."""
     names = re.findall(r"""<feature name=['"]([a-z0-9]+)['"]""", cpu_map)
-    return tuple(name for name in names if name == "pauth" or name.startswith("sve"))
+    return tuple(dict.fromkeys(name for name in names if re.fullmatch(CPU_FEATURE, name)))[:64]
 
 
 def _overrides(command_line: str) -> tuple[str, ...]:
     """The words of a kernel command line that change what CPUs offer to guests
     (Documentation/admin-guide/kernel-parameters.txt)."""
-    return tuple(word for word in command_line.split() if word.startswith(("arm64.", "id_aa64", "kvm-arm.")))
+    return tuple(_line(word, NAME) for word in command_line.split() if re.fullmatch(OVERRIDE, word))[:255]
+
+
+def _line(text: str, limit: int) -> str:
+    """Foreign text as a profile has it. What does not print becomes longer when it is escaped."""
+    return shown(shown(text, limit), limit)

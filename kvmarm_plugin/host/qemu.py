@@ -7,13 +7,19 @@ another on a pipe needs no more.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import threading
 
 from ..errors import KvmarmError
-from ..profile import Qemu
+from ..profile import LINE, MACHINE, QEMU_NAME, Qemu, decode_qemu
+from ..shape import Misshapen
+from ..untrusted import shown
 from .qemuversion import BINARIES
 
 TYPE_CHECKING = False
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
+_LONGEST = 4 << 20  # characters of an answer; the longest has some hundred thousand
 
 
 class QemuError(KvmarmError):
@@ -43,34 +50,62 @@ def ask(binary: str) -> Qemu:
     """Everything the profile wants to know of an emulator.
 
     Raises:
-        QemuError: it does not start, or ends or hangs in the middle of a question.
+        QemuError: it does not start, ends or hangs in the middle of a question, or gives other answers than QEMU does.
     """
     with _Monitor(binary) as monitor:
-        version = monitor.ask("query-version")["qemu"]
-        machines = [machine for machine in monitor.ask("query-machines") if _is_virt(machine["name"])]
+        version = monitor.ask("query-version")
+        machines = monitor.ask("query-machines")
         models = monitor.ask("query-cpu-definitions")
         try:
             expansion = monitor.ask("query-cpu-model-expansion", {"type": "full", "model": {"name": "host"}})
         except QemuRefusal:
             expansion = {"model": {"props": {}}}  # without KVM there is no "host"
-    return Qemu(
-        binary=binary,
-        version=f"{version['major']}.{version['minor']}.{version['micro']}",
-        machines=tuple(sorted((machine["name"] for machine in machines), key=_machine_version, reverse=True)),
-        aliases={machine["alias"]: machine["name"] for machine in machines if "alias" in machine},
-        cpu_models=tuple(sorted(model["name"] for model in models)),
-        host_properties=expansion["model"]["props"],
-    )
+    try:
+        return decode_qemu(_document(binary, version, machines, models, expansion))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise QemuError(f"{binary}: its answers are not QEMU's: {type(error).__name__}: {shown(str(error))}") from None
+    except Misshapen as error:
+        raise QemuError(f"{binary}: its answers are not QEMU's: {error}") from None
 
 
-def _is_virt(machine: str) -> bool:
+def _document(binary: str, version: Any, machines: Any, models: Any, expansion: Any) -> dict[str, Any]:
+    """The answers as a profile has them. Names that no domain could have, and properties that are neither a number nor text nor a
+    flag, are left out. Raises AttributeError, LookupError or TypeError for answers that QEMU does not give."""
+    virt = [machine for machine in machines if _is_virt(machine["name"])]
+    return {
+        # Whoever names it without a directory means the one in PATH.
+        "binary": shown(shown(os.path.abspath(shutil.which(binary) or binary), LINE), LINE),
+        "version": ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro")),
+        "machines": sorted({machine["name"]: None for machine in virt}, key=_machine_version, reverse=True),
+        "aliases": {machine["alias"]: machine["name"] for machine in virt if _is_name(machine.get("alias"))},
+        "cpu_models": sorted({model["name"] for model in models if _is_name(model["name"])}),
+        "host_properties": {
+            name: value
+            for name, value in expansion["model"]["props"].items()
+            if _is_name(name) and (isinstance(value, int) or (isinstance(value, str) and value.isprintable()))
+        },
+    }
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(QEMU_NAME, name) is not None
+
+
+def _is_virt(machine: object) -> bool:
     """Whether a machine type is one of the versioned virt types (RHEL calls them virt-rhel9.4.0)."""
-    return machine.startswith("virt-")
+    return isinstance(machine, str) and re.fullmatch(MACHINE, machine) is not None
 
 
 def _machine_version(machine: str) -> list[int]:
     """What orders machine types by age: "virt-10.0" → [10, 0]."""
     return [int(part) for part in machine.replace("virt-", "").replace("rhel", "").split(".") if part.isdigit()]
+
+
+def _short(digits: str) -> int:
+    """A number of an answer: none of QEMU's has more than 64 bits, and int() takes its time for a long one."""
+    if len(digits) > 20:
+        raise ValueError("so long a number")
+    return int(digits)
 
 
 class _Monitor:
@@ -81,11 +116,17 @@ class _Monitor:
         command = [binary, "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=kvm:tcg", "-qmp", "stdio"]
         try:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # what it starts itself ends with it, and lets go of the pipes
             )
         except OSError as error:
             raise QemuError(f"cannot run {binary}: {error.strerror}") from None
-        self.timer = threading.Timer(TIME_LIMIT, self.process.kill)
+        self.timer = threading.Timer(TIME_LIMIT, self._kill)
 
     def __enter__(self) -> _Monitor:  # noqa: PYI034  # Self is typing's, from 3.11 on
         self.timer.start()
@@ -98,9 +139,14 @@ class _Monitor:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.process.kill()
-        self.process.communicate()
         self.timer.cancel()
+        self._kill()
+        self.process.communicate()
+
+    def _kill(self) -> None:
+        if self.process.returncode is None:  # or its number may be another's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """What a QMP command returns. Raises QemuError."""
@@ -113,22 +159,26 @@ class _Monitor:
         while True:
             answer = self._read(command)
             if "error" in answer:
-                raise QemuRefusal(f"{self.binary}: {command}: {answer['error']['desc']}")
+                error = answer["error"]
+                why = error.get("desc") if isinstance(error, dict) else error
+                raise QemuRefusal(f"{self.binary}: {command}: {shown(str(why))}")
             if "return" in answer:
                 return answer["return"]
 
     def _read(self, command: str = "greeting") -> dict[str, Any]:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.process.stdout.readline(_LONGEST)
         if not line:
             raise self._gone(command)
         try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise QemuError(f"{self.binary}: {command}: not an answer: {line[:80]!r}") from None
+            answer: dict[str, Any] = json.loads(line, parse_int=_short)
+        except (ValueError, RecursionError):
+            answer = {}
+        if not answer or not isinstance(answer, dict):
+            raise QemuError(f"{self.binary}: {command}: not an answer: {line[:80]!r}")
         return answer
 
     def _gone(self, command: str) -> QemuError:
-        self.process.kill()
+        self._kill()
         errors = self.process.communicate()[1].strip().splitlines()
-        return QemuError(f"{self.binary} ended during {command}: {errors[-1] if errors else 'no answer in time'}")
+        return QemuError(f"{self.binary} ended during {command}: {shown(errors[-1]) if errors else 'no answer in time'}")

@@ -86,6 +86,7 @@ _EMULATOR = """\
 import json, sys, time
 behaviour = {behaviour!r}
 answers = json.loads({answers!r})
+says = {says!r}
 assert "-qmp" in sys.argv and "none,accel=kvm:tcg" in sys.argv, sys.argv
 if behaviour == "dies":
     print("qemu: libfoo.so.1: cannot open shared object file", file=sys.stderr)
@@ -99,7 +100,9 @@ for line in sys.stdin:
         sys.exit(1)
     if behaviour == "hangs in " + command:
         time.sleep(600)
-    if behaviour == "babbles in " + command:
+    if says:
+        print(says, flush=True)
+    elif behaviour == "babbles in " + command:
         print("warning: this is not JSON", flush=True)
     elif command in answers:
         print(json.dumps({{"return": answers[command]}}), flush=True)
@@ -108,12 +111,21 @@ for line in sys.stdin:
 """
 
 
-def write_emulator(path: Path, qemu: Qemu | None = None, behaviour: str = "", without: str = "") -> str:
+def write_emulator(
+    path: Path,
+    qemu: Qemu | None = None,
+    behaviour: str = "",
+    without: str = "",
+    answers: dict[str, object] | None = None,
+    says: str = "",
+) -> str:
     """A program that answers as QEMU does on the host where `qemu` was measured. Returns its path.
 
     Args:
         behaviour: "dies", or "dies in COMMAND", "hangs in COMMAND", "babbles in COMMAND".
         without: a command that is answered with an error.
+        answers: command → an answer in place of QEMU's.
+        says: a line in place of every answer.
     """
     version = (qemu.version if qemu else "10.0.2").split(".")
     machines = [{"name": name} for name in qemu.machines] if qemu else [{"name": "virt-10.0", "alias": "virt"}]
@@ -121,15 +133,16 @@ def write_emulator(path: Path, qemu: Qemu | None = None, behaviour: str = "", wi
         for alias, name in (qemu.aliases if qemu else {}).items():
             if name == machine["name"]:
                 machine["alias"] = alias
-    answers = {
+    usual: dict[str, object] = {
         "qmp_capabilities": {},
         "query-version": {"qemu": dict(zip(("major", "minor", "micro"), map(int, version))), "package": "Debian"},
         "query-machines": [*machines, {"name": "raspi3b"}, {"name": "none"}, {"name": "virtual-something"}],
         "query-cpu-definitions": [{"name": name} for name in reversed(qemu.cpu_models if qemu else ("cortex-a57", "host"))],
         "query-cpu-model-expansion": {"model": {"name": "host", "props": qemu.host_properties if qemu else {"pauth": True}}},
     }
-    answers.pop(without, None)
-    write(path, _EMULATOR.format(python=sys.executable, behaviour=behaviour, answers=json.dumps(answers)))
+    usual.pop(without, None)
+    text = json.dumps({**usual, **(answers or {})})
+    write(path, _EMULATOR.format(python=sys.executable, behaviour=behaviour, answers=text, says=says))
     path.chmod(0o755)
     return str(path)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -490,12 +492,96 @@ def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
         ("schema: urn:kvmarm-plugin:pool:1\nname: 3\nmembers: {}\nbaseline: {}\n", "is broken"),
         ("schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\nbaseline: {}\n", "the baseline in pool is not a host profile"),
         ("schema: 2026-99-99\n", "is not YAML"),
+        ("schema: urn:kvmarm-plugin:pool:\u2028\n", "is not YAML, line 1"),
+        ('schema: "urn:kvmarm-plugin:pool:\\e[2J"\n', r"has schema urn:kvmarm-plugin:pool:\x1b[2J; this kvmarm"),
+        ("&a schema: urn:kvmarm-plugin:pool:1\n", "is not YAML, line 1: anchors and aliases"),
+        ("schema: urn:kvmarm-plugin:pool:1\nschema: urn:kvmarm-plugin:pool:1\n", "is not YAML, line 2: schema is there twice"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "is not YAML, line 1: anchors and aliases"),
+        ("a: !!int ''\n", "is not YAML, line 1: tags"),
+        ("a: " + "1:59" + ":59" * 10_000, "is not YAML, line 1: 1:59"),
+        ("[" * 100_000, "is not YAML, line 1: it is more than 16 lists and mappings deep"),
+        ("- " * 100_000, "is not YAML, line 1: it is more than 16 lists and mappings deep"),
+        ("#" * (pool.SIZE_LIMIT + 1), "is larger than 2048 KiB"),
     ],
+    ids=lambda text: text[:20],
 )
-def test_what_is_no_pool(text: str, message: str) -> None:
+@pytest.mark.parametrize("parser", ["libyaml", "Python"])
+def test_what_is_no_pool(text: str, message: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if parser == "Python":
+        monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     with pytest.raises(pool.PoolError) as error:
         pool.loads(text)
     assert message in one_line(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("name: pool\nmembers", 'name: "a\\nb"\nmembers', r"name cannot be 'a\nb'"),
+        ("name: pool\nmembers", "name: [a]\nmembers", "name cannot be a list"),
+        ("name: pool\nmembers", "name: 5\nmembers", "name cannot be 5"),
+        ("{n1-twin: 'sha256:", '{"\\e[2J": \'sha256:', r"members.\x1b[2J cannot be '\x1b[2J'"),
+        ("{n1-twin: 'sha256:", "{n1-twin: 'sha255:", "members.n1-twin cannot be 'sha255:"),
+        ("{n1-twin: 'sha256:", "{5: 'sha256:", "members.5 cannot be 5"),
+        ("name: pool\nmembers", "name: pool\nmore: 1\nmembers", "more is none of its members"),
+        ("  ipa_bits: 48", "  ipa_bits: 48.0", "is not YAML, line"),
+        ("  ipa_bits: 48", "  ipa_bits: '48'", "the baseline in pool is broken: ipa_bits cannot be '48'"),
+        ("  kernel: ", "  kernel: x", "the baseline in pool is broken: kernel cannot be 'x"),
+    ],
+)
+def test_what_is_broken_in_a_pool_is_named(old: str, new: str, why: str) -> None:
+    text = pool.dumps(_formed("trixie-neoverse-n1", "n1-twin"))
+    assert old in text
+    with pytest.raises(pool.PoolError) as error:
+        pool.loads(text.replace(old, new, 1))
+    assert why in one_line(error.value)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 300, "\u202e"])
+def test_a_pool_that_could_not_be_read_is_not_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    assert cli.main(["baseline", "--name", name, "-o", f"{tmp_path}/pool.yaml", files["trixie-max"]]) == 1
+    assert "no such pool can be written: name cannot be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clusters_that_only_revidr_tells_apart_stay_two() -> None:
+    base = host("hand-made-rk3588")
+    one, other = base.clusters[0], base.clusters[0].replace(cpus="4-7", revidr=7)
+    board = base.replace(name="board", clusters=(one, other))
+    for hosts in ([board], [board, board.replace(name="twin", clusters=(other, one))]):
+        formed = baseline(hosts).pool
+        assert formed is not None
+        assert [(cluster.cpus, cluster.revidr) for cluster in formed.baseline.clusters] == [("0-3", 0), ("4-7", 7)]
+        assert pool.loads(pool.dumps(formed)) == formed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clusters": []},
+        {"qemu": None},
+        {"gic_versions": []},
+        {"ipa_bits": 0},
+        {"ipa_bits": 32},
+        {"capabilities": {}},
+        {"cpu_features": []},
+        {"libvirt": None},
+        {"kernel": "0.0"},
+        {"architecture": "x86_64", "clusters": []},
+    ],
+    ids=str,
+)
+def test_a_pool_that_loads_crashes_nothing(change: dict[str, object]) -> None:
+    document = yaml.safe_load(pool.dumps(_formed("trixie-max", "max-nosve")))
+    document["baseline"].update(change)
+    formed = pool.loads(yaml.safe_dump(document))
+    for member in (host("trixie-max"), host("hand-made-rk3399"), host("hand-made-a15-3.10")):
+        assert all(map(str, pool.check_member(formed, member)))
+        with contextlib.suppress(KvmarmError):
+            assert _resolved(formed, member, template("uefi"))
 
 
 # -- the commands --------------------------------------------------------------------------------------------------------------

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvmarm_plugin import policy
+from kvmarm_plugin import cli, policy, yamltext
 from kvmarm_plugin.domain import parse
+from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.policy import Policy, PolicyError
 from kvmarm_plugin.resolve import Resolver, read_wish
 from kvmarm_plugin.target import Target
@@ -87,9 +93,55 @@ def test_yaml(text: str, expected: Policy) -> None:
         ("[" * 5000, "is not YAML"),
         ("on-migrate: maybe", "on-migrate cannot be 'maybe'"),
         ("on-reconnect: warn", "unknown setting 'on-reconnect'"),
+        # What the loaders take, or raise at as they like.
+        ("pmu: off\npmu: on", "is not YAML, line 2: pmu is there twice"),
+        ("pmu: off\n'pmu': on", "is not YAML, line 2: pmu is there twice"),
+        ("cluster: !!int ''", "is not YAML, line 1: tags such as tag:yaml.org,2002:int"),
+        ("cluster: !!float x", "is not YAML, line 1: tags"),
+        ("cluster: !!binary x", "is not YAML, line 1: tags"),
+        ("cluster: !!timestamp x", "is not YAML, line 1: tags"),
+        ("cluster: ! x", "is not YAML, line 1: tags"),
+        ("cluster: " + "1:59" + ":59" * 5000, "is not YAML, line 1: 1:59:59"),
+        ("cluster: " + "1:59" + ":59" * 5000 + ".5", "is not YAML, line 1: 1:59:59"),
+        ("pmu: 0000-00-00", "is not YAML, line 1: 0000-00-00"),
+        ("pmu: 2026-11-25T99:99:99Z", "is not YAML, line 1: 2026-11-25T99"),
+        ("cluster: .inf", "is not YAML, line 1: .inf"),
+        ("cluster: 1e3", "cluster cannot be '1e3'"),
+        ("cluster: 1.5e+3", "is not YAML, line 1: 1.5e+3"),
+        ("cluster: 0b1", "is not YAML, line 1: 0b1"),
+        ("cluster: 010", "is not YAML, line 1: 010"),
+        ("cluster: 1_0", "is not YAML, line 1: 1_0"),
+        ("cluster: +5", "is not YAML, line 1: +5"),
+        ("cluster: 0x" + "f" * 17, "is not YAML, line 1: 0xffff"),
+        ("cluster: " + "9" * 5000, "is not YAML, line 1: 9999"),
+        ("pmu: off\n<<: {}", "is not YAML, line 2: <<"),
+        ("pmu: =", "is not YAML, line 1: ="),
+        ("&a pmu: off", "is not YAML, line 1: anchors and aliases"),
+        ("pmu: &a off\nsve: *a", "is not YAML, line 1: anchors and aliases"),
+        ("pmu: off\n---\nsve: off", "is not YAML, line 2: directives, and more than one document"),
+        ("%YAML 1.1\n---\npmu: off", "is not YAML, line 1: '%' is not read here"),
+        ("%YAML 1." + "1" * 5000 + "\n---\npmu: off", "is not YAML, line 1: '%' is not read here"),
+        ("%TAG ! tag:x,1:\n---\npmu: off", "is not YAML, line 1: '%' is not read here"),
+        ("? {a: b}\n: c", "is not YAML, line 1: a key has to be a word"),
+        ("- " * 3000, "is not YAML, line 1: it is more than 16"),
+        ("? " * 3000, "is not YAML, line 1: "),
+        ("{a: " * 3000, "is not YAML, line 1: it is more than 16"),
+        ("".join(" " * depth + "a:\n" for depth in range(300)), "is not YAML, line 17: it is more than 16"),
+        ("pmu: off\r\nsve: off\r\n", r"is not YAML, line 1: '\r' is not read here"),
+        ("pmu: off # x\x85sve: off", r"is not YAML, line 1: '\x85' is not read here"),
+        ("pmu: off\n# x\u2028sve: off", r"is not YAML, line 2: '\u2028' is not read here"),
+        ("\ufeffpmu: off", r"is not YAML, line 1: '\ufeff' is not read here"),
+        ("pmu: off\nsve: \x1b[2J", r"is not YAML, line 2: '\x1b' is not read here"),
+        ("pmu: \ud800", r"is not YAML, line 1: '\ud800' is not read here"),
+        ('pmu: "\\U00110000"', "is not YAML, line 1: "),
+        ('pmu: "\\UFFFFFFFF"', "is not YAML, line 1: "),
+        ("#" * 70_000, "is larger than 64 KiB"),
     ],
 )
-def test_refusals_name_the_file_and_the_setting(text: str, why: str) -> None:
+@pytest.mark.parametrize("parser", ["libyaml", "Python"])
+def test_refusals_name_the_file_and_the_setting(text: str, why: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if parser == "Python":
+        monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     with pytest.raises(PolicyError) as caught:
         policy.loads(text, "some.yaml")
     line = one_line(caught.value)
@@ -120,6 +172,270 @@ def test_the_hook_refuses_unless_it_is_told_to_warn(tmp_path: Path, text: str, r
 
 def test_the_hook_refuses_without_a_policy(tmp_path: Path) -> None:
     assert policy.refuses("migrate", str(tmp_path / "none.yaml"))
+
+
+# -- the hook's reader and YAML's -----------------------------------------------------------------------------------------
+
+_OPERATIONS = ("prepare", "migrate", "restore")
+
+
+def _hook_reads(directory: Path, text: str) -> dict[str, str]:
+    path = directory / "policy.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return {f"on-{name}": "refuse" if policy.refuses(name, str(path)) else "warn" for name in _OPERATIONS}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("'on-migrate': warn", 1),
+        ('pmu: off\n"on-migrate": warn', 2),
+        ('"on\\x2dmigrate": warn', 1),
+        ("on-migrate: 'warn'", 1),
+        ('on-migrate: "warn"', 1),
+        ("on-migrate : warn", 1),
+        ("on-migrate:\twarn", 1),
+        ("on-migrate: warn\t# for now", 1),
+        (" on-migrate: warn", 1),
+        ("on-migrate:\n  warn", 1),
+        ("on-migrate: |-\n  warn", 1),
+        ("on-migrate: >-\n  warn", 1),
+        ("? on-migrate\n: warn", 1),
+        ("{on-migrate: warn}", 1),
+        ("pmu: off\n\non-migrate: warn\nprefer: 'host'", 4),
+        ("--- {on-migrate: warn}", 1),
+        ("on-migrate: warn\n...\n", 2),
+        ("{\non-migrate: warn\n}", 1),
+        ("#\n---\n  on-migrate: warn", 3),
+    ],
+)
+def test_what_the_hook_would_not_read_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    assert yaml.load(text, Loader=yaml.CSafeLoader)["on-migrate"] == "warn"  # the parser in Python refuses tabs
+    assert _hook_reads(tmp_path, text)["on-migrate"] == "refuse"
+    with pytest.raises(PolicyError, match=f"^some.yaml, line {line}: .*the hook does not read on-migrate") as caught:
+        policy.loads(text, "some.yaml")
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "on-migrate: warn\n'on-migrate': refuse",
+        "on-migrate: warn\non-migrate: refuse",
+        'on-migrate: warn\n"on\\u002dmigrate": refuse',
+        "on-migrate: warn#\n",
+        "on-migrate: warn\n  and more",
+        "on-migrate: warn\n--- \npmu: off",
+        "|\non-migrate: warn",
+        "prefer: 'host\n\non-migrate: warn\n'",
+        "on-migrate: warn\r\n",
+        "# x\ron-migrate: warn",
+        "# x\x85on-migrate: warn",
+        "# x\u2028on-migrate: warn",
+        "\ufeffon-migrate: warn",
+        "%YAML 1.1\n---\non-migrate: warn",
+        "on-migrate: warn\x00",
+        "on-migrate: &a warn",
+        "on-migrate: !!str warn",
+        "<<: {on-migrate: refuse}\non-migrate: warn",
+        "on-migrate: warn\n" + "#" * policy.SIZE_LIMIT,
+    ],
+)
+def test_what_could_be_read_in_two_ways_means_refuse(tmp_path: Path, text: str) -> None:
+    """And `kvmarm check` says so."""
+    assert _hook_reads(tmp_path, text)["on-migrate"] == "refuse"
+    with pytest.raises(PolicyError, match=r"line \d|larger than|cannot be"):
+        policy.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["---\non-migrate: warn\n", "# é\u00a0\U0001f600\n\n  # x\n--- # y\non-migrate:   warn   # z  \npmu: off"]
+)
+def test_what_operators_write_is_read_by_both(tmp_path: Path, text: str) -> None:
+    assert _hook_reads(tmp_path, text) == {"on-prepare": "refuse", "on-migrate": "warn", "on-restore": "refuse"}
+    assert policy.loads(text)
+
+
+_fragments = st.sampled_from(
+    [
+        *(
+            "on-migrate",
+            "on-prepare",
+            "on-restore",
+            "pmu",
+            "prefer",
+            "cluster",
+            "warn",
+            "refuse",
+            "off",
+            "host",
+            "named",
+            "all",
+            "x",
+            "~",
+            "1",
+        ),
+        *(
+            ": ",
+            ":",
+            " : ",
+            ":\t",
+            " ",
+            "  ",
+            "\t",
+            "\n",
+            "\n",
+            "\n",
+            "\n  ",
+            "\n\n",
+            "\r\n",
+            "\r",
+            "\x85",
+            "\u2028",
+            "\x0b",
+            "\x0c",
+            "\x1c",
+        ),
+        *(
+            '"',
+            "'",
+            "#",
+            " #",
+            "# ",
+            "---",
+            "---\n",
+            "...",
+            "\n...\n",
+            "%YAML 1.1\n",
+            "- ",
+            "? ",
+            "|",
+            "|-\n",
+            ">\n",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+        ),
+        *(
+            "&a ",
+            "*a",
+            "!!str ",
+            "! ",
+            "<<: ",
+            "\\",
+            "\\\n",
+            '"on\\x2dmigrate"',
+            "'on-migrate'",
+            "\ufeff",
+            "\x00",
+            "é",
+            "\u00a0",
+            "on-",
+            "migrate",
+        ),
+        *(
+            "on-migrate: warn",
+            "on-migrate: refuse",
+            "on-prepare: warn # x",
+            "pmu: off",
+            "prefer: host",
+            "on-migrate: warn\n",
+            "pmu: off\n",
+        ),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=1500)
+@given(st.lists(_fragments, max_size=14).map("".join))
+def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Of every text, by either parser."""
+    directory = tmp_path_factory.getbasetemp()
+    hook = _hook_reads(directory, text)
+    answers: list[Policy | None] = []
+    for loader in (yaml.CSafeLoader, yaml.SafeLoader):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(yaml, "CSafeLoader", loader)
+            try:
+                answers.append(policy.loads(text))
+            except PolicyError as error:
+                one_line(error)
+                answers.append(None)
+                continue
+        document = yaml.load(text, Loader=loader) or {}
+        assert hook == {key: document.get(key, "refuse") for key in hook}
+    if "warn" in hook.values():
+        assert answers[0] == answers[1]
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
+    fifo, directory = tmp_path / "fifo", tmp_path / "directory"
+    os.mkfifo(fifo)
+    directory.mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    start = time.monotonic()
+    for path in (fifo, directory, tmp_path / "loop", "/dev/zero", "/dev/null", tmp_path / ("x" * 300), "\0"):
+        assert policy.refuses("migrate", str(path))
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("arguments", [["check", "guest.xml"], ["hook", "install"]])
+def test_what_the_hook_would_not_read_is_told_by_check_and_install(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "guest.xml").write_text("<domain/>")
+    (tmp_path / "policy.yaml").write_text("pmu: off\n'on-migrate': warn\n")
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(tmp_path / "policy.yaml"))
+    assert cli.main(arguments) == 1
+    assert "policy.yaml, line 2: " in capsys.readouterr().err
+
+
+# -- YAML of any size ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parser", ["libyaml", "Python"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "[",
+        "{",
+        "? ",
+        "- ",
+        "a: ",
+        "a\n",
+        "- 1\n",
+        "#\n",
+        "\n",
+        " ",
+        "1:",
+        "1_",
+        "'",
+        "'\n",
+        '"\\x41',
+        "&a ",
+        "!",
+        "---\n",
+        "|\n a\n",
+        "[a,",
+    ],
+)
+def test_the_time_to_read_yaml_grows_as_it_does(unit: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing recurses, and nothing is quadratic: sixteen times the text takes some sixteen times the time."""
+    if parser == "Python":
+        monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    times = []
+    for size in (1 << 14, 1 << 18):
+        text = unit * (size // len(unit))
+        start = time.process_time()
+        try:
+            yamltext.load(text, "some.yaml", KvmarmError, "", size)
+        except KvmarmError as error:
+            one_line(error)
+        times.append(time.process_time() - start)
+    assert times[1] < 60 * times[0] + 1
 
 
 # -- what a setting does -----------------------------------------------------------------------------------------------

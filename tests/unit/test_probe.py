@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.registers.table import id_of
+from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write, write_cpu, write_emulator, write_host, write_online
 from .fakekernel import FakeKernel, Made, kind
@@ -512,3 +515,222 @@ def test_an_ioctl_that_fails_once(lab: Lab, call: int) -> None:
     lab.kernel.fail_call = (call, errno.ENOMEM)
     lab.probe()  # which has its own assertions
     assert len(lab.kernel.calls) > call, "so many calls are not made: the failure was none"
+
+
+# -- whatever the host says of itself, the profile can be read ------------------------------------------------------------------
+
+_STRANGE = (
+    *(b"", b"\x1b[2J\x1b]0;owned\x07", b"a\nb\r\nc", b"\xff\xfe\xc3", b"\x00" * 5000, b"x" * 100_000, "\u202e\u2028\x85é".encode()),
+    *(
+        b"9" * 100_000,
+        b"-1",
+        b"08",
+        b"0x",
+        b"+1",
+        b"1_0",
+        "\u0661".encode(),
+        b"0-99999999999",
+        b"0-3,^1",
+        b"^1",
+        b"0-16383",
+        b"1e9",
+        b"0b1",
+        b" 1 ",
+    ),
+)
+_FILES = (
+    "sys/firmware/devicetree/base/model",
+    "sys/class/dmi/id/product_name",
+    "proc/cmdline",
+    "proc/cpuinfo",
+    "usr/share/libvirt/cpu_map/arm_features.xml",
+    "sys/devices/system/cpu/online",
+    "sys/devices/system/cpu/cpu0/regs/identification/midr_el1",
+    "sys/devices/system/cpu/cpu0/regs/identification/revidr_el1",
+    "sys/devices/system/cpu/cpu0/cpu_capacity",
+)
+
+
+@pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))
+@pytest.mark.parametrize("path", _FILES)
+def test_files_may_hold_anything(lab: Lab, path: str, strange: bytes) -> None:
+    for text in (strange, b"arm64." + strange, b"<feature name='sve" + strange + b"'/>"):
+        (lab.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (lab.root / path).write_bytes(text)
+        lab.probe()  # which reads what it has written
+
+
+@pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))
+def test_cpuinfo_may_hold_anything(tmp_path: Path, strange: bytes) -> None:
+    write_online(tmp_path, "0-1")
+    text = strange.decode(errors="replace")
+    for key in ("processor", "CPU implementer", "CPU variant", "CPU part", "CPU revision"):
+        lines = [f"{key} : {text}" if line.startswith(key) else line for line in _CPUINFO_64.splitlines()]
+        write(tmp_path / "proc/cpuinfo", "\n".join(lines))
+        assert all(cluster.midr < 1 << 32 for cluster in find_clusters(tmp_path))
+
+
+def test_numbers_of_cpuinfo_have_a_width(tmp_path: Path) -> None:
+    write_online(tmp_path, "0")
+    write(tmp_path / "proc/cpuinfo", _CPUINFO_64.replace("0xd03", "0x1d03").replace("0xd08", "0xfffff"))
+    assert find_clusters(tmp_path) == []
+    write(tmp_path / "proc/cpuinfo", _CPUINFO_64.replace("CPU revision\t: 4", "CPU revision\t: 08"))
+    assert [cluster.midr & 15 for cluster in find_clusters(tmp_path)] == [8]
+
+
+@pytest.mark.parametrize(
+    "strange", ["\x1b[2J\nx", "x" * 1000, "\udcff", "\u2028", "", "6.12.0\x07", "6.12.0 " + "y" * 500, "9" * 5000 + ".1"]
+)
+def test_names_may_be_anything(lab: Lab, strange: str) -> None:
+    for here in (
+        Host(lab.root, lab.kernel, "aarch64", strange or "x", "lab"),
+        Host(lab.root, lab.kernel, "aarch64", "6.12.0", strange),
+    ):
+        made = probe(here, lab.emulator)
+        assert profiles.loads(profiles.dumps(made)) == made
+    made = probe(Host(lab.root, lab.kernel, strange or "x", "6.12.0", "lab"), lab.emulator)
+    assert profiles.loads(profiles.dumps(made)) == made
+
+
+def test_a_release_that_is_no_version_is_told(lab: Lab) -> None:
+    made = probe(Host(lab.root, lab.kernel, "aarch64", "six\x1b", "lab"), lab.emulator)
+    assert made.kernel == "0.0"
+    assert "kernel: its release is no version: six\\x1b" in made.problems
+
+
+@pytest.mark.parametrize("bits", [32, 64, 65, 1 << 30])
+def test_an_address_space_of_any_size(lab: Lab, bits: int) -> None:
+    lab.kernel.answers[uapi.CAPABILITIES["ARM_VM_IPA_SIZE"]] = bits
+    assert 32 <= lab.probe().ipa_bits <= 64
+
+
+def test_a_target_that_is_not_known_is_told(lab: Lab) -> None:
+    lab.made.preferred = 77
+    assert "KVM prefers target 77, which is not known here" in _problems(lab.probe())
+
+
+def test_clusters_without_end_are_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu in range(40):
+        write_cpu(lab.root, cpu, _A57, cpu)
+    write_online(lab.root, "0-39")
+    lab.scheduler = Scheduler(monkeypatch, range(40))
+    lab.kernel = FakeKernel(dict.fromkeys(range(40), lab.made), {"ARM_PSCI_0_2": 1})
+    profile = lab.probe()
+    assert len(profile.clusters) == 16
+    assert "of 40 the first 16 are here" in _problems(profile)
+
+
+@pytest.mark.parametrize("version", ["libvirtd (libvirt) \x1b[2J9.0.0", "\udcff", "", "x" * 100_000, "a\u2028b"])
+def test_libvirt_may_say_anything(lab: Lab, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    answer = subprocess.CompletedProcess([], 0, version.encode("utf-8", "surrogateescape"), b"")
+    monkeypatch.setattr("kvmarm_plugin.host.probe.subprocess.run", lambda *_args, **_options: answer)
+    assert lab.probe().libvirt is not None
+
+
+# -- whatever the emulator answers ---------------------------------------------------------------------------------------------
+
+_ANSWERS: tuple[Any, ...] = (
+    *(None, 5, -1, 1.5, True, "", "x", "\x1b[2J", "\ud800", "x" * 5000, [], [None], [[]], [{}], {}, {"qemu": {}}, {"qemu": None}),
+    *({"qemu": {"major": "10", "minor": 0, "micro": 0}}, {"qemu": {"major": 10**6, "minor": 0, "micro": 0}}, [{"name": None}]),
+    *(
+        {"qemu": {"major": 10, "minor": True, "micro": 0}},
+        {"qemu": {"major": -1, "minor": 0, "micro": 0}},
+        {"qemu": {"major": 1.5}},
+    ),
+    *(
+        [{"name": 5}],
+        [{"name": "virt-10.0'/><x"}],
+        [{"name": "virt-10.0\n"}, {"name": "virt-1.0", "alias": "\x1b"}],
+        [{"name": "virt-9", "alias": 5}],
+    ),
+    *(
+        [{"name": "virt-1"}, {"name": "virt-1"}],
+        [{"name": f"virt-{number}"} for number in range(3000)],
+        [{"name": "virt-" + "9" * 500}],
+    ),
+    *(
+        {"model": None},
+        {"model": {}},
+        {"model": {"props": []}},
+        {"model": {"props": {"sve": [1]}}},
+        {"model": {"props": {"\x1b": True}}},
+    ),
+    *(
+        {"model": {"props": {"sve": 1.5}}},
+        {"model": {"props": {"sve": None}}},
+        {"model": {"props": {"a": 1 << 63, "b": "\n", "c": "x" * 9999}}},
+    ),
+)
+
+
+@pytest.mark.parametrize("command", ["query-version", "query-machines", "query-cpu-definitions", "query-cpu-model-expansion"])
+def test_answers_of_any_shape(command: str, lab: Lab) -> None:
+    """Each is a QemuError, or a part of a profile that can be read."""
+    for answer in _ANSWERS:
+        emulator = write_emulator(lab.root / "qemu", answers={command: answer})
+        refusal: QemuError | None = None
+        try:
+            made = qemu.ask(emulator)
+        except QemuError as error:
+            refusal = error
+        if refusal:
+            _is_a_line(refusal)
+        else:
+            document = profiles.dumps(host("trixie-max").replace(qemu=made))
+            assert profiles.loads(document).qemu == made
+
+
+def _is_a_line(error: QemuError) -> None:
+    assert one_line(error).isprintable()
+    assert len(str(error)) < 700
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "5",
+            "null",
+            "[]",
+            "{}",
+            '"x"',
+            "[" * 100_000,
+            '{"error": null}',
+            '{"error": "x"}',
+            '{"error": {"desc": null}}',
+            '{"error": {"desc": [1]}}',
+        ),
+        *(
+            '{"error": {"desc": "\\u001b[2J\\n"}}',
+            '{"return": ' + "9" * 100_000 + "}",
+            "\xff",
+            "\x1b[2J",
+            '{"return": "' + "x" * (5 << 20) + '"}',
+        ),
+    ],
+    ids=lambda line: line[:20],
+)
+def test_lines_of_any_kind(tmp_path: Path, line: str) -> None:
+    with pytest.raises(QemuError) as caught:
+        qemu.ask(write_emulator(tmp_path / "qemu", says=line))
+    _is_a_line(caught.value)
+
+
+def test_an_emulator_that_leaves_others_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script around it, of which the shell dies and the emulator keeps the pipes."""
+    monkeypatch.setattr(qemu, "TIME_LIMIT", 0.3)
+    script = tmp_path / "qemu"
+    script.write_text("#!/bin/sh\nsleep 60 &\nsleep 60\n")
+    script.chmod(0o755)
+    start = time.monotonic()
+    with pytest.raises(QemuError, match="ended during greeting: no answer in time"):
+        qemu.ask(str(script))
+    assert time.monotonic() - start < 10
+
+
+def test_an_emulator_without_a_directory_is_the_one_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_emulator(tmp_path / "my-qemu")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-qemu", "./my-qemu"):
+        assert qemu.ask(name).binary == str(tmp_path / "my-qemu")

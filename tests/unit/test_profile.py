@@ -3,21 +3,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import profile
+from kvmarm_plugin import compareview, policy, pool, profile, record, show
+from kvmarm_plugin.baseline import as_json, as_text, baseline
+from kvmarm_plugin.check import check
+from kvmarm_plugin.compare import compare
+from kvmarm_plugin.domain import parse
+from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.policy import Policy
 from kvmarm_plugin.profile import Cluster, HostProfile, ProfileError, Qemu, Vcpu
 from kvmarm_plugin.registers.text import pack_ids
-from tests.corpus import HOSTS, TESTS, host, one_line
+from kvmarm_plugin.resolve import Resolver
+from tests.corpus import HOSTS, TEMPLATES, TESTS, host, one_line, template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SCHEMA = TESTS.parent / "docs" / "profile.schema.json"
 
@@ -54,55 +65,58 @@ def test_every_profile_says_where_it_is_from(name: str) -> None:
     assert origin.startswith("hand-made") == name.startswith("hand-made")
 
 
-_names = st.sampled_from(["MIDR_EL1", "CTR_EL0", "ID_AA64PFR0_EL1", "S3_0_C0_C4_3", "SVE_VLS"])
-_values = st.dictionaries(_names, st.integers(0, 1 << 130))
+_NARROW, _WIDE = st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 512) - 1)
+_narrow = st.dictionaries(st.sampled_from(["MIDR_EL1", "CTR_EL0", "ID_AA64PFR0_EL1", "S3_0_C0_C4_3"]), _NARROW)
+_values = st.builds(lambda narrow, wide: {**narrow, **wide}, _narrow, st.dictionaries(st.just("SVE_VLS"), _WIDE))
+_printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=5)
+_words = st.text("abcXYZ019.-_", min_size=1, max_size=5)
 _vcpus = st.builds(
     Vcpu,
-    number=st.integers(0, 5),
-    features=st.lists(st.sampled_from(["psci_0_2", "pmu_v3", "sve"]), unique=True).map(tuple),
+    number=st.integers(0, 1),
+    features=st.sampled_from([(), ("psci_0_2",), ("psci_0_2", "pmu_v3"), ("psci_0_2", "sve", "ptrauth_address")]),
     registers=_values,
     reglist=st.sets(st.integers(0, 200) | st.integers(0, (1 << 64) - 1)).map(pack_ids),
 )
 _clusters = st.builds(
     Cluster,
     cpus=st.just("0-3,6"),
-    midr=st.integers(0, (1 << 32) - 1),
-    revidr=st.none() | st.integers(0, (1 << 32) - 1),
-    implementer=st.text(max_size=5),
-    part=st.text(max_size=5),
+    midr=_NARROW,
+    revidr=st.none() | _NARROW,
+    implementer=_printable,
+    part=_printable,
     capacity=st.none() | st.integers(1, 1024),
-    target=st.integers(0, 5),
-    vcpus=st.lists(_vcpus, min_size=1, max_size=4).map(tuple),
-    sve_lengths=st.lists(st.integers(128, 2048)).map(tuple),
-    models=st.dictionaries(st.text(max_size=5), st.integers(0, 5), max_size=2),
-    seen=_values,
-    writable=st.none() | _values,
+    target=st.integers(0, 1),
+    vcpus=st.lists(_vcpus, min_size=1, max_size=4, unique_by=lambda vcpu: (vcpu.number, vcpu.features)).map(tuple),
+    sve_lengths=st.sets(st.integers(1, 16)).map(lambda lengths: tuple(128 * length for length in sorted(lengths))),
+    models=st.dictionaries(_words, st.integers(0, 1), max_size=2),
+    seen=st.dictionaries(st.sampled_from(["CNTFRQ_EL0", "DCZID_EL0"]), _NARROW),
+    writable=st.none() | _narrow,
 )
 _qemus = st.builds(
     Qemu,
-    binary=st.text(max_size=5),
-    version=st.text(max_size=5),
-    machines=st.lists(st.text(max_size=5)).map(tuple),
-    aliases=st.dictionaries(st.text(max_size=5), st.text(max_size=5)),
-    cpu_models=st.lists(st.text(max_size=5)).map(tuple),
-    host_properties=st.dictionaries(st.text(max_size=5), st.booleans() | st.integers() | st.text(max_size=5), max_size=3),
+    binary=_printable.map("/{}".format),
+    version=st.from_regex(r"[0-9]{1,4}\.[0-9]\.[0-9]{1,2}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+    machines=st.lists(_words.map("virt-{}".format), unique=True).map(lambda names: ("virt-10.0", *names)),
+    aliases=st.dictionaries(_words, st.just("virt-10.0")),
+    cpu_models=st.lists(_words, unique=True).map(tuple),
+    host_properties=st.dictionaries(_words, st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | _printable, max_size=3),
 )
-_lines = st.lists(st.text(max_size=5), max_size=3).map(tuple)
+_lines = st.lists(_printable, max_size=3).map(tuple)
 _profiles = st.builds(
     HostProfile,
-    name=st.text(max_size=5),
-    origin=st.text(max_size=5),
-    made_by=st.text(max_size=5),
-    architecture=st.sampled_from(["aarch64", "armv7l", "x86_64"]),
-    kernel=st.text(max_size=5),
-    overrides=_lines,
-    platform=st.text(max_size=5),
+    name=_printable,
+    origin=st.just("measured") | _printable.map("baseline of 1{}".format),
+    made_by=_printable,
+    architecture=st.sampled_from(["aarch64", "armv7l"]),
+    kernel=_printable.map("6.12-{}".format),
+    overrides=_printable.map("arm64.{}".format).map(lambda word: (word,)),
+    platform=_printable,
     capabilities=st.dictionaries(st.sampled_from(["ARM_SVE", "ARM_PMU_V3"]), st.integers(1, 64)),
-    ipa_bits=st.integers(0, 52),
+    ipa_bits=st.just(0) | st.integers(32, 64),
     gic_versions=st.sampled_from([(), (2,), (3,), (2, 3)]),
-    clusters=st.lists(_clusters, max_size=2).map(tuple),
+    clusters=st.lists(_clusters, max_size=1).map(tuple),
     qemu=st.none() | _qemus,
-    libvirt=st.none() | st.text(max_size=5),
+    libvirt=st.none() | _printable,
     cpu_features=st.lists(st.sampled_from(["sve", "sve128", "pauth"]), unique=True).map(tuple),
     problems=_lines,
 )
@@ -351,3 +365,324 @@ def test_what_the_schema_allows_can_be_loaded(path: tuple[Any, ...], wrong: Any)
     _at(document, path[:-1])[path[-1]] = wrong
     if _validator().is_valid(document):
         assert profile.loads(json.dumps(document))
+
+
+# -- the reader and the schema say the same --------------------------------------------------------------------------------
+
+
+def _as_ecma_has_it(_validator: Any, pattern: str, instance: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
+    """JSON Schema's patterns are ECMA 262's, where $ is the very end; Python's is also in front of a last line break."""
+    if isinstance(instance, str) and not re.search(pattern.replace("$", r"\Z"), instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+@cache
+def _strict_validator() -> Any:
+    extend: Any = jsonschema.validators.extend
+    extended = extend(jsonschema.Draft202012Validator, {"pattern": _as_ecma_has_it})
+    return extended(json.loads(_SCHEMA.read_text(encoding="utf-8")))
+
+
+# What the reader refuses and the schema cannot: docs/profile.md lists the rules.
+_BEYOND = re.compile(
+    "cannot be .*one line of text|"  # characters that do not print, of which the schema has the most frequent only
+    "is not whole|"  # 5.0 is an integer to JSON Schema
+    "is no register that identifies a vCPU|cannot be .*a hexadecimal number of (32|64) bits|"
+    "a packed list of register ids|reglist adds what the base has|"
+    "are not vCPU features in the order of their bits|two vCPUs of the same target|has a target that|"
+    "are not vector lengths in bits|numbers of CPUs, such as|has a CPU of another cluster's"
+)
+
+_HOSTILE: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, 2, 3, 5, 48, 64, 65, 128, 200, 1024, 1025, -1, 1 << 31, 1 << 63, (1 << 64) - 1, 1 << 64, 5.0, 1.5),
+    *(
+        "",
+        " ",
+        "x",
+        "/",
+        "/bin/\x1b[2J",
+        "0",
+        "0x",
+        "0x0",
+        "0X1F",
+        "0x1f",
+        "0x1f\n",
+        "0x" + "f" * 16,
+        "0x1" + "0" * 16,
+        "0x" + "f" * 128,
+    ),
+    *("0x" + "0" * 10_000, "-0x1", "+5", "1_0", "\u0661", "0x\uff11", "0-3", "3-0", "0-99999", "^2", "0-3,", "0-3\n", "0-16384"),
+    *(
+        "measured\n",
+        "hand-made: ",
+        "hand-made: \n",
+        "baseline of 2\u2028alpha: yes",
+        "two\nlines",
+        "\x1b[31m",
+        "\x9b2J",
+        "\u202e",
+        "\u00a0",
+        "é",
+    ),
+    *(
+        "virt-10.0",
+        "virt-'/><x",
+        "virt-10.0\n",
+        "virt-",
+        "arm64.nosve",
+        "arm64.\x07",
+        "id_aa64",
+        "6.1",
+        "6.",
+        "6.1x",
+        "6.1-\x00",
+        "61",
+    ),
+    *(
+        "10.0.2",
+        "10.0",
+        "10.0.2.1",
+        "pauth",
+        "sve",
+        "sve99999",
+        "sve128\n",
+        "MIDR_EL1",
+        "aarch64",
+        "x86_64",
+        "a" * 256,
+        "a" * 5000,
+        "\ud800",
+    ),
+    *("6030000000130000:c000", "6030000000130000:c000 ", "1:1", "6030000000130000:0-ffff", "6030000000130000:c000,c000", "c000"),
+    *("10000000000000000:1", "6030000000130000:c000-c004/2", "6030000000130000:-1", " ".join(["6030000000130000:c000"] * 900)),
+    *(
+        [],
+        [None],
+        [[]],
+        ["x"],
+        ["x", "x"],
+        [2],
+        [3],
+        [3, 2],
+        [2, 2],
+        [2, 3],
+        [128],
+        [256, 128],
+        [128, 200],
+        ["psci_0_2"],
+        ["pmu_v3", "psci_0_2"],
+    ),
+    *(
+        ["sve", "sve"],
+        ["has_el2"],
+        ["virt-1", "virt-1"],
+        ["arm64.nosve"] * 256,
+        ["a"] * 5000,
+        {},
+        {"x": None},
+        {"x": 1},
+        {"x": "0x1"},
+    ),
+    *({"MIDR_EL1": "0x1"}, {"MIDR_EL1": None}, {"MPIDR_EL1": "0x1"}, {"S3_0_C0_C0_0": "0x1"}, {"S3_0_C0_C4_3": "0x" + "f" * 17}),
+    *(
+        {"SVE_VLS": "0x" + "f" * 128},
+        {"CTR": "0x100000000"},
+        {"0x40200000000f0010": "0x1"},
+        {"0x6030000000130000": "0x1"},
+        {"CNTFRQ_EL0": "0x0"},
+    ),
+    *(
+        {"virt": "virt-10.0"},
+        {"virt": "virt-99"},
+        {"\x1b": "virt-10.0"},
+        {"sve": True},
+        {"sve": [1]},
+        {"sve": 1 << 64},
+        {"sve": 1.5},
+    ),
+    *(
+        {"ARM_SVE": 1},
+        {"ARM_SVE": True},
+        {"arm_sve": 1},
+        {"cortex-a57": 2},
+        {"cortex-a57": 6},
+        {"cortex'a57": 2},
+        {"cortex-a57": 256},
+    ),
+    *({f"A{number}": 1 for number in range(5000)}, {"added": "", "removed": ""}, {"added": "6030000000130000:c000", "removed": ""}),
+)
+
+
+@cache
+def _small() -> dict[str, Any]:
+    """A profile with something at every place, and little of it: the schema takes its time."""
+    document = _document("trixie-max-nobti")
+    (cluster,) = document["clusters"]
+    cluster["variants"] = cluster["variants"][:1]
+    for registers in (cluster["base"]["registers"], cluster["writable"]):
+        for name in list(registers)[2:]:
+            del registers[name]
+    for variant in cluster["variants"]:
+        variant["registers"] = {name: value for name, value in variant["registers"].items() if name in cluster["base"]["registers"]}
+    cluster["variants"][0]["registers"] = {"MIDR_EL1": "0x1", "S3_0_C0_C4_3": "0x1", "SVE_VLS": "0x1", "CTR_EL0": None}
+    cluster["models"] = {"cortex-a57": 2}
+    qemu = document["qemu"]
+    qemu["machines"], qemu["cpu_models"] = qemu["machines"][:2], qemu["cpu_models"][:2]
+    qemu["host_properties"] = {"sve": True, "pauth": False}
+    cluster["sve_lengths"], cluster["seen"] = cluster["sve_lengths"][:2], {"CNTFRQ_EL0": "0x1", "PMCR_EL0": "0x0"}
+    few = {name: document["capabilities"][name] for name in ("ARM_SVE", "ARM_PMU_V3")}
+    return {
+        **document,
+        "capabilities": few,
+        "cpu_features": ["sve", "pauth"],
+        "problems": ["KVM: none"],
+        "overrides": ["arm64.nosve"],
+    }
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place, also those inside of long lists and maps."""
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(place for key, item in members for place in _places(item, (*path, key)))]
+
+
+def _mutated(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    mutated = copy.deepcopy(document)
+    _at(mutated, path[:-1])[path[-1]] = value
+    return mutated
+
+
+def _refusal(document: dict[str, Any]) -> str:
+    """Why the reader refuses a document; empty if it does not."""
+    try:
+        profile.loads(json.dumps(document), "some.json")
+    except ProfileError as error:
+        line = one_line(error)
+        assert line.isprintable()
+        assert len(line) < 700
+        return line
+    return ""
+
+
+def _agree(document: dict[str, Any]) -> None:
+    why = _refusal(document)
+    if not _strict_validator().is_valid(document):
+        assert why, "the schema refuses it and the reader takes it"
+    elif why:
+        assert _BEYOND.search(why), "the reader refuses it and the schema takes it"
+
+
+@pytest.mark.parametrize("path", _places(_small()), ids=lambda path: ".".join(map(str, path)))
+def test_schema_and_reader_agree_on_every_value(path: tuple[Any, ...]) -> None:
+    assert not _refusal(_small())
+    for value in _HOSTILE:
+        _agree(_mutated(_small(), path, value))
+
+
+@pytest.mark.parametrize("path", [path for path in _places(_small()) if isinstance(_at(_small(), path), dict)], ids=str)
+def test_schema_and_reader_agree_on_every_name(path: tuple[Any, ...]) -> None:
+    here = _at(_small(), path)
+    known = next(iter(here.values()), None)
+    for name in (value for value in _HOSTILE if isinstance(value, str)):
+        _agree(_mutated(_small(), path, {**here, name: known}))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(sorted(HOSTS)), st.data())
+def test_schema_and_reader_agree_on_recorded_profiles(name: str, data: st.DataObject) -> None:
+    document = _document(name)
+    path = data.draw(st.sampled_from(_places(document)))
+    _agree(_mutated(document, path, data.draw(st.sampled_from(_HOSTILE))))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _places(_small()) if isinstance(_at(_small(), path), (int, str, type(None)))], ids=str
+)
+def test_the_place_of_what_is_wrong_is_named(path: tuple[Any, ...]) -> None:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    if path not in {("schema",)}:
+        assert f"some.json is broken: {place.partition('.features[')[0].partition('.reglist')[0]}" in _refusal(
+            _mutated(_small(), path, {"no": "such"})
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"name":', '"name": "x", "name":', "has 'name' twice"),
+        ('"MIDR_EL1":', '"MIDR_EL1": "0x1", "MIDR_EL1":', "has 'MIDR_EL1' twice"),
+        ('"ipa_bits": 52', '"ipa_bits": NaN', "is not whole: NaN"),
+        ('"ipa_bits": 52', '"ipa_bits": -Infinity', "is not whole: -Infinity"),
+        ('"ipa_bits": 52', '"ipa_bits": 52.0', "is not whole: 52.0"),
+        ('"ipa_bits": 52', '"ipa_bits": 5e1', "is not whole: 5e1"),
+        ('"ipa_bits": 52', '"ipa_bits": ' + "1" * 1_000_000, "has more than 64 bits: 111"),
+        ('"ipa_bits": 52', '"ipa_bits": -' + "1" * 1_000_000, "has more than 64 bits: -111"),
+        ('"ipa_bits": 52', '"ipa_bits": ' + "[" * 1_000_000, "is not JSON"),
+        ('"ipa_bits": 52', '"ipa_bits": 52, "x\\u001b[2J": 1', "x\\x1b[2J is none of its members"),
+        ('"schema": "', '"schema": "urn:kvmarm-plugin:profile:\\u001b', "has schema urn:kvmarm-plugin:profile:\\x1b"),
+    ],
+)
+def test_what_json_takes_and_a_profile_does_not(old: str, new: str, why: str) -> None:
+    text = _text("trixie-max")
+    assert old in text
+    _refused(text.replace(old, new, 1), why)
+
+
+def test_a_profile_has_an_end() -> None:
+    _refused(_text("trixie-max") + " " * profile.SIZE_LIMIT, "is larger than 10 MiB")
+
+
+# -- what loads does not crash ---------------------------------------------------------------------------------------------
+
+
+def _used(one: HostProfile, other: HostProfile) -> None:
+    """All that commands do with profiles; whatever goes wrong is a KvmarmError."""
+    made = []
+    for name in sorted(TEMPLATES):
+        for settings_ in ("", "prefer: host\nsve: off\npmu: off\n", "cluster: all", "cluster: smallest\nsve-max-length: 256"):
+            with contextlib.suppress(KvmarmError):
+                made.append(Resolver(one, policy.loads(settings_)).resolve(template(name)))
+    for xml in {*made}:
+        element = record.find(parse(xml))
+        if element is not None:
+            with contextlib.suppress(KvmarmError):
+                found = record.read(element)
+                assert show.as_text("guest", found, every_register=True)
+                assert json.dumps(show.as_json(found))
+                for host_ in (one, other):
+                    assert all(map(str, check(found.target, host_)))
+    twin = one.replace(name="twin", kernel="5.10.0", qemu=other.qemu)
+    for hosts in ([one], [one, other.replace(name="other")], [one, twin]):
+        comparison = compare(hosts, Policy())
+        assert compareview.as_text(comparison)
+        assert compareview.as_dot(comparison)
+        assert json.dumps(compareview.as_json(comparison))
+        result = baseline(hosts)
+        assert as_text(result, explain=True)
+        assert json.dumps(as_json(result))
+        if result.pool is not None:
+            formed = pool.loads(pool.dumps(result.pool))
+            assert formed == result.pool
+            for host_ in hosts:
+                assert all(map(str, pool.check_member(formed, host_)))
+
+
+@pytest.mark.parametrize("name", ["trixie-max-nobti", "hand-made-rk3399", "hand-made-a15-3.10"])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_a_profile_that_loads_crashes_nothing(name: str, data: st.DataObject) -> None:
+    document = _document(name)
+    for _ in range(data.draw(st.integers(1, 4))):
+        path = data.draw(st.sampled_from(_places(document)))
+        mutated = _mutated(document, path, data.draw(st.sampled_from(_HOSTILE)))
+        document = document if _refusal(mutated) else mutated
+    _used(profile.loads(json.dumps(document)), host(name))
+
+
+@pytest.mark.parametrize("path", _places(_small()), ids=lambda path: ".".join(map(str, path)))
+def test_no_value_of_a_profile_crashes_anything(path: tuple[Any, ...]) -> None:
+    """One value at a time: those that the reader takes."""
+    for value in _HOSTILE:
+        mutated = _mutated(_small(), path, value)
+        if not _refusal(mutated):
+            _used(profile.loads(json.dumps(mutated)), host("trixie-max"))
