@@ -484,12 +484,12 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "a reason of 4 MB",
-            NOT_THERE + "xxx…… (cut: 4000… characters)",
+            NOT_THERE + "xxx…… (cut: … characters)",
             _appended("record.py", "def find(_): raise RecordError('x' * 4000000)"),
         ),
         _both(
             "a reason of 4 MB, and the policy says warn",
-            WARNED + NOT_THERE.replace("cannot", "should not") + "\\U0001…… (cut: 4000… characters)",
+            WARNED + NOT_THERE.replace("cannot", "should not") + "\\U0001…… (cut: … characters)",
             _all(_policy(_WARN), _appended("record.py", "def find(_): raise RecordError(chr(0x1ffff) * 4000000)")),
         ),
     ],
