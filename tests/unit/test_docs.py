@@ -206,3 +206,19 @@ def test_domains_are_not_offered_where_files_are_meant(here: Path) -> None:
 def test_without_virsh_there_are_files(here: Path) -> None:
     (here / "bin/virsh").write_text("#!/bin/sh\necho 'error: failed to connect' >&2\nexit 1\n")
     assert _complete(here, "kvmarm", "show", "gu") == {"guest.xml"}
+
+
+# -- SECURITY.md ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_promise_of_security_has_its_test() -> None:
+    """Its tables name tests as `file.py::test`, and further ones of the same file as `::test` or `test`."""
+    tests = Path(__file__).parent
+    promised = re.findall(r"`(?:(test_\w+\.py))?(?:::)?(test_\w+)?`", (_DOCS.parent / "SECURITY.md").read_text(encoding="utf-8"))
+    file, named = "", 0
+    for name, test in promised:
+        file = name or file
+        if test:
+            named += 1
+            assert f"def {test}(" in (tests / file).read_text(encoding="utf-8"), f"{file} has no {test}"
+    assert named > 40
