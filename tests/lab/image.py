@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpio, machine, registers
+from . import cpio, machine, registers, ticker
 from .errors import LabError, say, step
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ kvm:x:103:libvirt-qemu
 """
 
 # Modules whose change changes an image.
-SOURCES = ("image.py", "cpio.py", "registers.py")
+SOURCES = ("image.py", "cpio.py", "assembler.py", "registers.py", "ticker.py")
 
 DISK_MIB = 3072  # sparse; room for guests' disks, snapshots and saved guests
 
@@ -271,6 +271,7 @@ class _Maker:
         (self.new / "initrd").write_bytes(_host_initrd(busybox, modules))
         (self.root / "var/lib/lab/guest.cpio.gz").write_bytes(_guest_initrd(busybox))
         (self.root / "var/lib/lab/registers.img").write_bytes(registers.image())
+        (self.root / "var/lib/lab/ticker.img").write_bytes(ticker.image())
 
     def _compile(self) -> None:
         """Import what will be imported, with the image's own Python under user-mode emulation."""
