@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from .assembler import TEXT, VALUE, Assembler, SystemRegister, begin, print_decimal, print_hexadecimal, print_text
 
-HELLO = "guest: hello from inside"
-
 MIDR_EL1 = SystemRegister(3, 0, 0, 0, 0)
 CNTFRQ_EL0 = SystemRegister(3, 3, 14, 0, 0)
 CNTVCT_EL0 = SystemRegister(3, 3, 14, 0, 2)
@@ -74,7 +72,7 @@ def image() -> bytes:
     print_decimal(code)
     print_hexadecimal(code)
     print_text(code)
-    code.string("hello", f"{HELLO}\r\n")
+    code.string("hello", "guest: hello from inside\r\n")
     code.string("midr", "guest: MIDR_EL1=0x")
     code.string("tick_text", "guest: tick ")
     code.string("newline", "\r\n")
