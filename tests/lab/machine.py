@@ -119,7 +119,10 @@ def apt_get(*arguments: str | Path, directory: Path | None = None) -> None:
 
 
 def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]:
-    """Options with which apt-get knows this suite alone, nothing that is installed, and keeps what it learns in `directory`."""
+    """Options with which apt-get knows this suite alone, nothing that is installed, and keeps what it learns in `directory`.
+
+    The machine's own configuration counts as far as it says how to reach the mirror; what it does to packages is taken out.
+    """
     for name in ("lists/partial", "archives/partial", "log"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     sources, status = directory / "sources.list", directory / "status"
@@ -134,6 +137,7 @@ def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]
         "Dir::State::Status": status,
         "Dir::Cache": directory,
         "Dir::Log": directory / "log",
+        "APT::Keep-Downloaded-Packages": "true",
         # apt's own user could not write here.
         "APT::Sandbox::User": "root",
         # A mirror's sid may be days old.
@@ -142,7 +146,10 @@ def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]
     }
     if architecture:
         options.update({"APT::Architecture": architecture, "APT::Architectures": architecture})
-    return [f"--option={name}={value}" for name, value in options.items()]
+    configuration = directory / "apt.conf"
+    lines = ["#clear DPkg;", "#clear APT::Update;", *(f'{name} "{value}";' for name, value in options.items())]
+    configuration.write_text("\n".join(lines) + "\n")
+    return [f"--config-file={configuration}"]
 
 
 @contextmanager

@@ -87,6 +87,21 @@ def test_what_is_made_once_is_waited_for(tmp_path: Path) -> None:
     assert order == ["early", "late"]
 
 
+def test_apt_knows_one_suite_and_none_of_the_hooks_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("apt-config"):
+        pytest.skip("no apt here")
+    machines = tmp_path / "machine.conf"
+    machines.write_text('DPkg::Pre-Install-Pkgs { "touch /harm"; };\nAcquire::http::Proxy "http://proxy.example:3128";\n')
+    monkeypatch.setenv("APT_CONFIG", str(machines))
+    monkeypatch.setattr(machine, "debian_mirror", lambda: "http://mirror.example/debian")
+    options = machine.only_suite("sid", tmp_path / "apt", "arm64")
+    known = machine.run("apt-config", *options, "dump").splitlines()
+    assert 'Acquire::http::Proxy "http://proxy.example:3128";' in known
+    assert 'APT::Architecture "arm64";' in known
+    assert [line for line in known if line.startswith("DPkg")] == ['DPkg "";']
+    assert (tmp_path / "apt/sources.list").read_text().endswith("http://mirror.example/debian sid main\n")
+
+
 def emulate(kernel: Path, image: bytes, model: str, until: str) -> str:
     """What a bare-metal guest prints on the emulator itself, with neither KVM nor Linux around it."""
     if not shutil.which("qemu-system-aarch64"):
