@@ -9,52 +9,65 @@ SOURCES := kvmarm_plugin tests
 
 PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz
 
-.PHONY: demo test unit lab lint bench bench-lab golden profiles truth-table clean
+# Tests that need no hosts run on all CPUs, and the others' images are built meanwhile. Hosts are emulated by all CPUs anyway.
+PURE := $(RUN) -m pytest -n auto
+EMULATED := $(RUN) -m pytest
+BUILD := $(if $(TESTS),:,$(RUN) -m tests.lab build)
+# TESTS may all be in the other part: pytest's status is 5 then.
+OR_NONE := || [ $$? -eq 5 ]
 
-demo: $(VENV)/ready
+.PHONY: help demo test test-all unit lab lint bench bench-lab golden profiles truth-table clean
+
+help:  ## this list
+	@echo "make TARGET, on a Debian machine; each installs what it needs, as root. TESTS=… chooses tests."
+	@echo "[hosts]: emulates ARM hosts: 4 GiB of memory, 3 GB of disk for their images, and the Debian mirror that apt uses."
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/ready  ## [hosts, or an ARM host's own KVM] a guest, from libvirt's refusal to a migration (3 minutes)
 	@$(RUN) -m tests.lab.demo
 
-test: $(VENV)/ready
+test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 20 minutes)
 	@$(RUN) -m tests.lab setup
-	@$(RUN) -m pytest $(TESTS)
+	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
+	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
-# The tests that need no lab: seconds.
-unit: $(VENV)/ready
-	@$(RUN) -m pytest -m "not lab" $(TESTS)
-
-lab: $(VENV)/ready
+test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (an hour); tests/README.md
 	@$(RUN) -m tests.lab setup
-	@$(RUN) -m pytest -m lab $(TESTS)
+	@$(BUILD) trixie bookworm sid & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
+	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)
 
-lint: $(VENV)/ready
+unit: $(VENV)/ready  ## the part of test that needs no hosts (1 to 4 minutes)
+	@$(PURE) -m "not lab and not slow" $(TESTS)
+
+lab: $(VENV)/ready  ## [hosts] the part of test that needs them
+	@$(RUN) -m tests.lab setup
+	@$(EMULATED) -m "lab and not slow" $(TESTS)
+
+lint: $(VENV)/ready  ## ruff and mypy
 	@$(VENV)/bin/ruff check $(SOURCES)
 	@$(VENV)/bin/ruff format --check $(SOURCES)
 	@$(VENV)/bin/mypy
 # The tests run on developers' machines, and pytest's own annotations need a newer Python.
 	@$(VENV)/bin/mypy --python-version 3.11 tests
 
-bench: $(VENV)/ready
+bench: $(VENV)/ready  ## what the hook and the commands cost on this machine
 	@tests/install-packages virtinst time
 	@$(RUN) tests/bench.py
 
-# What the hook costs on an emulated host, with a real kernel (a minute).
-bench-lab: $(VENV)/ready
+bench-lab: $(VENV)/ready  ## [hosts] what the hook costs on an emulated host, with a real kernel (a minute)
 	@$(RUN) -m tests.lab.bench
 
-# Write the golden files anew; read the difference before you commit it.
-golden: $(VENV)/ready
+golden: $(VENV)/ready  ## write the golden files anew; read the difference before you commit it
 	@$(RUN) -m pytest tests/test_golden.py tests/unit/test_hook_faults.py::test_the_document --regenerate-output
 
-# Record the profile of every host that the lab can make (ten minutes).
-profiles: $(VENV)/ready
+profiles: $(VENV)/ready  ## [hosts] record the profile of every host that the lab can make (ten minutes)
 	@$(RUN) -m tests.lab setup
 	@$(RUN) -m tests.lab.record
 
-# Migrate guests between every pair of hosts that tells something, and write docs/truth-table.md (half an hour).
-truth-table: $(VENV)/ready
+truth-table: $(VENV)/ready  ## [hosts] migrate guests between all telling pairs; writes docs/truth-table.md (40 minutes)
 	@$(RUN) -m tests.lab.truth_table --write
 
-clean:
+clean:  ## remove what was built, and the virtualenv; the lab's cache: python3 -m tests.lab prune --all
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/ready: tests/requirements.txt tests/install-packages Makefile

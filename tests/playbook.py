@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 PROJECT = Path(__file__).parent.parent
 COLLECTION = PROJECT / "ansible"
 PLAYBOOK = "kvmarm.host_model.pool"
+LIMIT = 900.0  # seconds; on emulated hosts each of Ansible's modules takes some
 
 
 class Run(NamedTuple):
@@ -54,6 +55,7 @@ def run(directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
+        timeout=LIMIT,
     )
     recap = {
         host: {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", counts)}

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import image, machine
+from . import emulator, image, machine
 from .errors import LabError, say
 from .host import Host, HostSpec, sweep
 
@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description="Emulated ARM hosts with real KVM.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    setup = commands.add_parser("setup", help="install the tools the lab needs on this machine (as root)")
-    setup.set_defaults(action=lambda options: machine.setup())
+    setup = commands.add_parser("setup", help="install the tools the lab needs on this machine (as root), and fetch its emulator")
+    setup.set_defaults(action=_setup)
 
     build = commands.add_parser("build", help="build images that are not in the cache (as root)")
     build.add_argument("suites", nargs="+", choices=image.SUITES, metavar="SUITE", help=", ".join(image.SUITES))
@@ -64,6 +64,11 @@ def _add_host_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smp", type=int, default=default.cores, metavar="CORES")
     parser.add_argument("--gic", type=int, choices=(2, 3), default=default.gic)
     parser.add_argument("--wheel", type=Path, action="append", default=[], help="install it first (repeatable)")
+
+
+def _setup(options: argparse.Namespace) -> None:
+    machine.setup()
+    emulator.path()
 
 
 def _build(options: argparse.Namespace) -> None:

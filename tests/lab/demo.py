@@ -20,7 +20,7 @@ from typing import cast
 
 from . import machine
 from .errors import LabError
-from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
+from .guest import HELLO, LINUX_KERNEL, MIDR, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
 from .registers import END, image, parse_registers
@@ -68,7 +68,7 @@ def _emulated() -> None:
             for host in (alpha, beta):
                 host.install(wheel)
                 host.run("kvmarm hook install")
-            guest = _resolve_and_start(alpha, "kvmarm", domain_xml(NAME, HOST_MODEL, ""))
+            guest = _resolve_and_start(alpha, "kvmarm", domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL))
             guest.wait_for(HELLO)
             _console(guest.console())
             midr = guest.wait_for(MIDR)[1]
@@ -83,7 +83,7 @@ def _emulated() -> None:
             for host in (alpha, gamma):
                 host.install(wheel)
                 host.run("kvmarm hook install")
-            alpha.run("kvmarm define -", domain_xml(NAME, HOST_MODEL, ""))
+            alpha.run("kvmarm define -", domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL))
             guest = Guest(alpha, NAME).start()
             guest.wait_for(HELLO)
             say("$ virsh migrate --live kvmarm-demo qemu+tcp://gamma/system")
@@ -98,7 +98,7 @@ def _local() -> None:
     for directory in (Path(REGISTER_READER).parent, Path(console_path(NAME)).parent):
         directory.mkdir(parents=True, exist_ok=True)
     Path(REGISTER_READER).write_bytes(image())
-    guest = _resolve_and_start(host, kvmarm, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER, memory=64))
+    guest = _resolve_and_start(host, kvmarm, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER))
     try:
         guest.wait_for(rf"(?m)^{END}\r?$")
         seen = parse_registers(guest.console())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import platform
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from .errors import LabError, say, step
 COMMAND = "qemu-system-aarch64"
 PACKAGE = "qemu-system-arm"
 WANTED = (10, 0)
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @functools.cache
@@ -36,7 +34,7 @@ def path() -> str:
     try:
         return str(_backported())
     except LabError as error:
-        say(f"{error}\n  going on with QEMU {'.'.join(map(str, version))}: now and then a guest does not survive its migration")
+        say(f"{error}\n  going on with {_named(version)}: now and then a guest does not survive its migration")
         return own
 
 
@@ -45,55 +43,34 @@ def _backported() -> Path:
     suite = f"{platform.freedesktop_os_release()['VERSION_CODENAME']}-backports"
     kept = machine.cache_dir() / "emulator" / suite
     found = kept / "usr/bin" / COMMAND
-    if not found.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            step(f"{PACKAGE} of {suite} downloaded and unpacked"),
-            tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as work,
-        ):
-            root = Path(work, "root")
-            _run("dpkg-deb", "--extract", str(_download(suite, Path(work))), str(root))
-            if (version := _version(str(root / "usr/bin" / COMMAND))) < WANTED:
-                raise LabError(f"{suite} has QEMU {'.'.join(map(str, version))}")
-            try:
+    with machine.locked(kept.with_suffix(".lock")):
+        if not found.exists():
+            with (
+                step(f"{PACKAGE} of {suite} downloaded and unpacked"),
+                tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as work,
+            ):
+                root = Path(work, "root")
+                machine.run("dpkg-deb", "--extract", _download(suite, Path(work)), root)
+                if (version := _version(root / "usr/bin" / COMMAND)) < WANTED:
+                    raise LabError(f"{suite} has {_named(version)}")
                 root.rename(kept)
-            except OSError:
-                # Somebody else was as quick.
-                if not found.exists():
-                    raise
     return found
 
 
 def _download(suite: str, directory: Path) -> Path:
-    """The package, by an apt that has only this suite and keeps all it knows here."""
-    sources = directory / "sources.list"
-    sources.write_text(f"deb [signed-by={_KEYRING}] {machine.debian_mirror()} {suite} main\n")
-    for name in ("lists/partial", "cache/archives/partial"):
-        (directory / name).mkdir(parents=True)
-    options = {
-        "Dir::Etc::SourceList": sources,
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": directory / "lists",
-        "Dir::Cache": directory / "cache",
-        # apt's own user could not write here.
-        "APT::Sandbox::User": "root",
-    }
-    apt_get = ("apt-get", "--quiet=2", *(f"--option={name}={value}" for name, value in options.items()))
-    _run(*apt_get, "update", directory=directory)
-    _run(*apt_get, "download", f"{PACKAGE}/{suite}", directory=directory)
+    options = machine.only_suite(suite, directory)
+    machine.apt_get(*options, "update")
+    machine.apt_get(*options, "download", f"{PACKAGE}/{suite}", directory=directory)
     (package,) = directory.glob("*.deb")
     return package
 
 
-def _version(command: str) -> tuple[int, ...]:
-    found = re.search(r"version (\d+)\.(\d+)", _run(command, "--version"))
+def _version(command: str | Path) -> tuple[int, int]:
+    found = re.search(r"version (\d+)\.(\d+)", machine.run(command, "--version"))
     if not found:
         raise LabError(f"{command} does not say its version")
     return int(found[1]), int(found[2])
 
 
-def _run(*command: str, directory: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode != 0:
-        raise LabError(f"{command[0]} failed: {done.stderr[-500:].strip()}")
-    return done.stdout
+def _named(version: tuple[int, int]) -> str:
+    return f"QEMU {version[0]}.{version[1]}"

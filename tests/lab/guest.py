@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Nested guests: what runs on a lab host, under its libvirt and its KVM.
 
-Two are in every image, both booted directly:
-- a Linux guest (the host's own kernel, LINUX_KERNEL and LINUX_INITRD) that prints `guest: hello from inside`, its
-  MIDR_EL1, its CPU features and then a tick every second;
+Three are in every image, all booted directly:
+- the ticker (TICKER, ticker.py), which prints `guest: hello from inside`, its MIDR_EL1 and then a tick every second;
+- a Linux guest (the host's own kernel, LINUX_KERNEL and LINUX_INITRD) that does the same, ten seconds later;
 - the register reader (REGISTER_READER, registers.py), which prints every ID register it sees and switches itself off.
 
-domain_xml() writes a domain around either; Guest defines, starts and watches it; read_registers() is all that in
+domain_xml() writes a domain around any; Guest defines, starts and watches it; read_registers() is all that in
 one call.  A test may as well take the XML, change it and use virsh.
 """
 
@@ -21,6 +21,7 @@ from .errors import LabError, LabTimeout
 from .host import Host
 from .registers import END, parse_registers
 
+TICKER = "/var/lib/lab/ticker.img"
 LINUX_KERNEL = "/var/lib/lab/vmlinuz"
 LINUX_INITRD = "/var/lib/lab/guest.cpio.gz"
 REGISTER_READER = "/var/lib/lab/registers.img"
@@ -29,9 +30,11 @@ HOST_PASSTHROUGH = "<cpu mode='host-passthrough'/>"
 HELLO = "guest: hello from inside"
 TICK = re.compile(r"guest: tick (\d+)")
 MIDR = re.compile(r"guest: MIDR_EL1=(0x[0-9a-f]+)")
-FEATURES = re.compile(r"guest: Features\s*: (.*)")
 
 START_SECONDS = 120.0
+
+# What runs in a guest when it does not matter what: the tests may be told to take Linux (conftest.py).
+usual_kernel = TICKER
 
 _DOMAIN = """\
 <domain type='kvm'>
@@ -67,13 +70,20 @@ def domain_xml(
     name: str = "guest",
     cpu: str = HOST_PASSTHROUGH,
     features: str = "<gic version='3'/>",
-    kernel: str = LINUX_KERNEL,
-    memory: int = 128,
+    kernel: str | None = None,
     vcpus: int = 1,
     machine: str = "virt",
     extra: str = "",
 ) -> str:
-    """A domain.  `cpu` is the whole element ("" for none), `features` what is inside that one, `extra` goes last."""
+    """A domain.
+
+    Args:
+        cpu: the whole element, "" for none.
+        features: what is inside that element.
+        kernel: of the three above; the usual one if there is none.
+        extra: goes last.
+    """
+    kernel = kernel or usual_kernel
     initrd = f"\n    <initrd>{LINUX_INITRD}</initrd>" if kernel == LINUX_KERNEL else ""
     return _DOMAIN.format(
         name=escape(name),
@@ -81,7 +91,7 @@ def domain_xml(
         features=features,
         kernel=kernel,
         initrd=initrd,
-        memory=memory,
+        memory=128 if kernel == LINUX_KERNEL else 64,
         vcpus=vcpus,
         machine=machine,
         extra=extra,
@@ -145,7 +155,7 @@ class Guest:
             )
 
     def ticks(self) -> int:
-        """How far the Linux guest has counted, by this host's console log."""
+        """How far the guest has counted, by this host's console log."""
         # A whole line: the log may end in the middle of one, with "4" of "41".
         found = re.findall(TICK.pattern + r"\r?\n", self.console())
         return int(found[-1]) if found else 0
@@ -167,7 +177,7 @@ def read_registers(
     """What a guest with this <cpu> and these <features> sees, on this host (names: registers.parse_registers)."""
     features = f"<gic version='{host.spec.gic}'/>" if features is None else features
     guest = Guest(host, name)
-    guest.define(domain_xml(name, cpu, features, kernel=REGISTER_READER, memory=64))
+    guest.define(domain_xml(name, cpu, features, kernel=REGISTER_READER))
     try:
         guest.start().wait_for(rf"(?m)^{END}\r?$", timeout)
         return parse_registers(guest.console())

@@ -33,6 +33,7 @@ from .errors import HostGone, LabError, LabTimeout, step
 
 BOOT_SECONDS = 180.0
 RUN_SECONDS = 120.0
+MONITOR_SECONDS = 30.0
 READY = "lab: ready"
 FAILED = "lab: failed"
 SSH_CONFIG = Path(__file__).with_name("ssh_config")
@@ -242,11 +243,16 @@ class Host:
         """Ask QEMU's human monitor."""
         prompt, answer = b"(qemu) ", b""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(10)
-            connection.connect(str(self._path("monitor")))
-            connection.sendall(command.encode() + b"\n")
-            while answer.count(prompt) < 2:
-                answer += connection.recv(65536)
+            connection.settimeout(MONITOR_SECONDS)
+            try:
+                connection.connect(str(self._path("monitor")))
+                connection.sendall(command.encode() + b"\n")
+                while answer.count(prompt) < 2:
+                    if not (received := connection.recv(65536)):
+                        raise HostGone(f"{self!r} is gone; its console ends with:\n{self.console_tail()}")
+                    answer += received
+            except socket.timeout:
+                raise LabTimeout(f"{self!r}: QEMU's monitor did not answer `{command}` in {MONITOR_SECONDS:g} s") from None
         return answer.decode(errors="replace")
 
     def _ssh_options(self) -> list[str]:
@@ -278,7 +284,9 @@ class Host:
             done = subprocess.run([*self._ssh_command(), line], input=data or b"", capture_output=True, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             said = _text(error.stdout or b"") + _text(error.stderr or b"")
-            raise LabTimeout(f"{self.spec.name}: `{line}` took more than {timeout:g} s\n{said[-3000:]}") from None
+            raise LabTimeout(
+                f"{self!r}: `{line}` took more than {timeout:g} s\n{said[-3000:]}\nits console ends with:\n{self.console_tail()}"
+            ) from None
         # 255 is ssh's own, unless the command used it.
         if done.returncode == 255 and (self._ssh is None or self._ssh.poll() is not None):
             raise HostGone(f"{self!r} is gone; its console ends with:\n{self.console_tail()}")

@@ -11,19 +11,19 @@ Used by host.py and by `python3 -m tests.lab build`.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import lzma
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpio, machine, registers
+from . import cpio, machine, registers, ticker
 from .errors import LabError, say, step
 
 HERE = Path(__file__).parent
@@ -43,6 +43,9 @@ REMOVED = (
     "usr/share/qemu/firmware/*-secure*.json",
 )
 
+# Directories that are links into usr: bookworm's packages have files in the former.
+MERGED = ("bin", "sbin", "lib")
+
 # Commands that a package's script would have made.
 LINKS = {"sh": "dash", "awk": "gawk", "which": "which.debianutils"}
 
@@ -61,7 +64,7 @@ kvm:x:103:libvirt-qemu
 """
 
 # Modules whose change changes an image.
-SOURCES = ("image.py", "cpio.py", "registers.py")
+SOURCES = ("image.py", "cpio.py", "assembler.py", "registers.py", "ticker.py")
 
 DISK_MIB = 3072  # sparse; room for guests' disks, snapshots and saved guests
 
@@ -97,10 +100,9 @@ def build(suite: str, force: bool = False) -> Image:
     image = Image(suite, _images() / f"{suite}-{digest()}")
     if image.disk.exists() and not force:
         return image
-    machine.need(("mmdebstrap", "qemu-aarch64-static", "depmod", "mke2fs", "ssh-keygen"))
+    machine.need(("dpkg-deb", "qemu-aarch64-static", "depmod", "mke2fs", "ssh-keygen"))
     machine.need_root(f"building the {suite} image")
-    image.directory.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(image.directory.with_suffix(".lock")):
+    with machine.locked(image.directory.with_suffix(".lock")):
         # Somebody else may have built it while we waited for the lock.
         if force or not image.disk.exists():
             _build(image)
@@ -133,23 +135,14 @@ def _images() -> Path:
     return machine.cache_dir() / "images"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _build(image: Image) -> None:
     """Build in a directory of another name, and rename it when all is there."""
-    say(f"building the {image.suite} image; log: {image.directory}.log")
-    log_path = image.directory.with_suffix(".log")
-    with tempfile.TemporaryDirectory(dir=_images(), prefix=f".{image.suite}-") as work, log_path.open("w") as log:
+    say(f"building the {image.suite} image")
+    with tempfile.TemporaryDirectory(dir=_images(), prefix=f".{image.suite}-") as work:
         root, new = Path(work, "root"), Path(work, "image")
         new.mkdir()
-        maker = _Maker(image.suite, root, new, log_path, log.fileno())
         with step(f"{image.suite} image, in total"):
-            maker.make()
+            _Maker(image.suite, root, new).make()
         if image.directory.exists():
             shutil.rmtree(image.directory)
             # What libvirt learnt on it (capabilities.py) it would not believe on the new one.
@@ -165,8 +158,6 @@ class _Maker:
     suite: str
     root: Path
     new: Path
-    log_path: Path
-    log: int
 
     def make(self) -> None:
         with step("packages downloaded and unpacked"):
@@ -178,44 +169,34 @@ class _Maker:
         with step("disk written"):
             self._write_disk()
 
-    def _run(self, *command: str, environment: dict[str, str] | None = None) -> None:
-        done = subprocess.run(
-            [machine.tool(command[0]), *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            env=environment,
-        )
-        if done.returncode != 0:
-            tail = self.log_path.read_text(errors="replace")[-2000:]
-            raise LabError(f"{command[0]} failed while building {self.suite}:\n{tail}", f"see {self.log_path}")
-
     # Packages
 
     def _unpack(self) -> None:
-        """mmdebstrap, with packages kept from earlier builds (as hard links: no copy is made)."""
+        """Every package that apt would install, unpacked beside each other, in the order of nobody's."""
+        for name in MERGED:
+            (self.root / "usr" / name).mkdir(parents=True)
+            (self.root / name).symlink_to(f"usr/{name}")
+        excluded = [f"--exclude=.{pattern}" for pattern in _words("excluded.txt")]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for unpacked in [pool.submit(_unpack, package, self.root, excluded) for package in self._download()]:
+                unpacked.result()
+
+    def _download(self) -> list[Path]:
+        """The packages, in the store where those of earlier builds are."""
+        work, wanted = self.root.with_name("apt"), self.root.with_name("packages")
         store = machine.cache_dir() / "packages" / self.suite
-        store.mkdir(parents=True, exist_ok=True)
-        archives = '"$1"/var/cache/apt/archives'
+        (store / "partial").mkdir(parents=True, exist_ok=True)
+        options = [
+            *machine.only_suite(self.suite, work, "arm64"),
+            f"--option=Dir::Cache::Archives={store}",
+            # In place of dpkg: note the files that it would be given.
+            "--option=Dir::Bin::dpkg=/bin/true",
+            f"--option=DPkg::Pre-Install-Pkgs::=cat >'{wanted}'",
+        ]
         packages = _words("packages.txt") + ([] if self.suite == "bookworm" else LATER_PACKAGES)
-        self._run(
-            "mmdebstrap",
-            "--mode=root",
-            "--architectures=arm64",
-            "--variant=extract",
-            # No program of the image is run by mmdebstrap: it need not be able to.
-            "--skip=check/qemu",
-            "--skip=download/empty",
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-            f"--setup-hook=mkdir -p {archives} && cp -al '{store}/.' {archives}/",
-            f"--extract-hook=for deb in {archives}/*.deb; do ln \"$deb\" '{store}/' 2>/dev/null || :; done",
-            '--aptopt=Acquire::Check-Valid-Until "false"',
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _words("excluded.txt")),
-            f"--include={','.join(packages)}",
-            self.suite,
-            str(self.root),
-            machine.debian_mirror(),
-        )
+        machine.apt_get(*options, "update")
+        machine.apt_get(*options, "install", "--yes", "--no-install-recommends", *packages)
+        return [Path(line) for line in wanted.read_text().splitlines()]
 
     # What the packages' scripts would have done, and the lab's own files
 
@@ -252,7 +233,7 @@ class _Maker:
     def _make_keys(self) -> None:
         host_key = self.root / "etc/ssh/ssh_host_ed25519_key"
         for path in (host_key, self.new / "id_ed25519"):
-            self._run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kvmarm-lab", "-f", str(path))
+            machine.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kvmarm-lab", "-f", str(path))
         public = (self.new / "id_ed25519.pub").read_text()
         authorized = self.root / "root/.ssh/authorized_keys"
         authorized.write_text(public)
@@ -262,7 +243,7 @@ class _Maker:
     def _make_kernel(self) -> None:
         """The kernel and initrd that boot a host, and those that its guests boot."""
         modules = next((self.root / "usr/lib/modules").iterdir())
-        self._run("depmod", "-b", str(self.root), modules.name)
+        machine.run("depmod", "-b", str(self.root), modules.name)
         busybox = (self.root / "usr/bin/busybox").read_bytes()
         # From sid on, the kernel is beside its modules.
         kernels = [*self.root.glob("boot/vmlinuz-*"), *modules.glob("vmlinuz")]
@@ -271,6 +252,7 @@ class _Maker:
         (self.new / "initrd").write_bytes(_host_initrd(busybox, modules))
         (self.root / "var/lib/lab/guest.cpio.gz").write_bytes(_guest_initrd(busybox))
         (self.root / "var/lib/lab/registers.img").write_bytes(registers.image())
+        (self.root / "var/lib/lab/ticker.img").write_bytes(ticker.image())
 
     def _compile(self) -> None:
         """Import what will be imported, with the image's own Python under user-mode emulation."""
@@ -282,7 +264,7 @@ class _Maker:
             # Debian's Python signs its return addresses; the default CPU, max, emulates that 30 times slower.
             "QEMU_CPU": "cortex-a57",
         }
-        self._run(
+        machine.run(
             "chroot",
             str(self.root),
             "/run/qemu-aarch64",
@@ -295,7 +277,7 @@ class _Maker:
 
     def _write_disk(self) -> None:
         # Never written to in place, so neither a journal nor checksums are of use.
-        self._run(
+        machine.run(
             "mke2fs",
             "-q",
             "-t",
@@ -311,6 +293,15 @@ class _Maker:
             str(self.new / "root.ext4"),
             f"{DISK_MIB}M",
         )
+
+
+def _unpack(package: Path, root: Path, options: Sequence[str]) -> None:
+    """What `dpkg-deb --extract` does, with options for tar."""
+    tar = ["tar", "--extract", "--directory", str(root), "--keep-directory-symlink", *options]
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker:
+        done = subprocess.run(tar, stdin=unpacker.stdout, capture_output=True, text=True, timeout=machine.COMMAND_SECONDS)
+    if done.returncode or unpacker.returncode:
+        raise LabError(f"{package} could not be unpacked:\n{done.stderr[-2000:]}", f"remove {package}")
 
 
 def _words(name: str) -> list[str]:

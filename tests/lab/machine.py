@@ -7,14 +7,21 @@ use, so that a missing one is a sentence and not a traceback.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import LabError, say
+from .errors import LabError, LabTimeout, say
+
+COMMAND_SECONDS = 120.0
+INSTALL_SECONDS = 600.0  # of apt-get: a slow mirror
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class Tool(NamedTuple):
@@ -24,7 +31,7 @@ class Tool(NamedTuple):
 
 
 TOOLS = (
-    Tool("mmdebstrap", "mmdebstrap", "unpacks Debian for arm64"),
+    Tool("dpkg-deb", "dpkg", "unpacks Debian for arm64"),
     Tool("qemu-aarch64-static", "qemu-user-static", "compiles the image's Python modules"),
     Tool("depmod", "kmod", "indexes the image's kernel modules"),
     Tool("mke2fs", "e2fsprogs", "makes the image's file system"),
@@ -39,7 +46,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/s
 
 
 def tool(command: str) -> str:
-    """The full path of one of TOOLS."""
+    """The full path of a command, such as one of TOOLS."""
     path = shutil.which(command, path=SEARCH_PATH)
     if path is None:
         raise LabError(f"{command} is not installed", "python3 -m tests.lab setup")
@@ -72,23 +79,86 @@ def setup() -> None:
         raise LabError(f"missing: {wanted}", "the lab installs its tools with apt-get: use a Debian machine")
     say(f"installing {wanted}")
     if not package_lists():
-        _apt_get("update")
-    _apt_get("install", "--yes", "--no-install-recommends", *packages)
+        apt_get("update")
+    apt_get("install", "--yes", "--no-install-recommends", *packages)
 
 
-def _apt_get(*arguments: str) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(
-        ["apt-get", "-qq", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+def run(
+    *command: str | Path,
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = COMMAND_SECONDS,
+) -> str:
+    """Run a command of this machine's, and give what it printed; LabError if it fails, with what it said."""
+    words = [tool(str(command[0])), *map(str, command[1:])]
+    what = " ".join(str(word) for word in command if not str(word).startswith("-"))[:200]
+    try:
+        done = subprocess.run(
+            words,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode(errors="replace")
+        raise LabTimeout(f"`{what}` took more than {timeout:g} s:\n{said[-2000:]}") from None
     if done.returncode != 0:
-        raise LabError(f"apt-get {' '.join(arguments)} failed:\n{done.stdout[-2000:]}")
+        raise LabError(f"`{what}` failed:\n{done.stdout[-2000:]}")
+    return done.stdout
+
+
+def apt_get(*arguments: str | Path, directory: Path | None = None) -> None:
+    """Run apt-get; `directory` is where it puts what it is told to `download`."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run("apt-get", "-qq", *arguments, directory=directory, environment=environment, timeout=INSTALL_SECONDS)
+
+
+def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]:
+    """Options with which apt-get knows this suite alone, nothing that is installed, and keeps what it learns in `directory`.
+
+    The machine's own configuration counts as far as it says how to reach the mirror; what it does to packages is taken out.
+    """
+    for name in ("lists/partial", "archives/partial", "log"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    sources, status = directory / "sources.list", directory / "status"
+    sources.write_text(f"deb [signed-by={KEYRING}] {debian_mirror()} {suite} main\n")
+    status.touch()
+    options: dict[str, str | Path] = {
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+        "Dir::State": directory,
+        "Dir::State::Status": status,
+        "Dir::Cache": directory,
+        "Dir::Log": directory / "log",
+        "APT::Keep-Downloaded-Packages": "true",
+        # apt's own user could not write here.
+        "APT::Sandbox::User": "root",
+        # A mirror's sid may be days old.
+        "Acquire::Check-Valid-Until": "false",
+        "Acquire::Languages": "none",
+    }
+    if architecture:
+        options.update({"APT::Architecture": architecture, "APT::Architectures": architecture})
+    configuration = directory / "apt.conf"
+    lines = ["#clear DPkg;", "#clear APT::Update;", *(f'{name} "{value}";' for name, value in options.items())]
+    configuration.write_text("\n".join(lines) + "\n")
+    return [f"--config-file={configuration}"]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """What is made once is made by one process: the others wait here until it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def package_lists() -> list[tuple[str, ...]]:

@@ -25,6 +25,8 @@ PLAN = "kvmarm: 2 hosts, guests move freely between them"
 # Both at once: an emulated host takes seconds for each of Ansible's modules.
 VARIABLES = {"kvmarm_policy": {"pmu": False}, "kvmarm_serial": 2}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hosts(wheel: Path) -> Iterator[tuple[Host, Host]]:

@@ -6,8 +6,6 @@ On alpha the little CPUs are 0 and 1, on beta 2 and 3. Their MIDRs are sysfs's o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -15,27 +13,37 @@ import pytest
 from .biglittle import CORTEX_A53, CORTEX_A72, show_clusters, threads
 from .guest import REGISTER_READER, Guest, domain_xml
 from .host import Host, HostSpec
-from .pair import Pair, migrate
+from .pair import migrate
 from .test_travel import HOST_MODEL, ticks_on
 from .truth_table import HOOK
 
 PROFILE = "/root/profile.json"
 
 
-class Hosts(NamedTuple):
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "hosts",
+        [(HostSpec(name="alpha", suite="bookworm", cores=4), HostSpec(name="beta", suite="bookworm", cores=4))],
+        ids=["big-little"],
+        indirect=True,
+    ),
+]
+
+
+class Boards(NamedTuple):
     alpha: Host
     beta: Host
 
 
 @pytest.fixture(scope="module")
-def hosts(wheel: Path) -> Iterator[Hosts]:
-    with Pair(HostSpec(name="alpha", suite="bookworm", cores=4), HostSpec(name="beta", suite="bookworm", cores=4)) as (alpha, beta):
-        show_clusters(alpha, {range(2): CORTEX_A53, range(2, 4): CORTEX_A72})
-        show_clusters(beta, {range(2): CORTEX_A72, range(2, 4): CORTEX_A53})
-        for host in (alpha, beta):
-            host.install(wheel)
-            host.run(f"kvmarm hook install && kvmarm probe -o {PROFILE}")
-        yield Hosts(alpha, beta)
+def boards(hosts: tuple[Host, Host]) -> Boards:
+    alpha, beta = hosts
+    show_clusters(alpha, {range(2): CORTEX_A53, range(2, 4): CORTEX_A72})
+    show_clusters(beta, {range(2): CORTEX_A72, range(2, 4): CORTEX_A53})
+    for host in hosts:
+        host.run(f"kvmarm hook install && kvmarm probe -o {PROFILE}")
+    return Boards(alpha, beta)
 
 
 def define(host: Host, name: str, vcpu: str, **domain: object) -> Guest:
@@ -60,42 +68,42 @@ def was_given_xml(guest: Guest) -> bool:
     return "hook-script" in guest.host.run(f"cat /var/log/libvirt/qemu/{guest.name}.log").stdout
 
 
-def test_a_guest_keeps_to_its_cluster_wherever_it_goes(hosts: Hosts) -> None:
-    guest = define(hosts.alpha, "traveller", "<vcpu>2</vcpu><iothreads>1</iothreads>").start()
+def test_a_guest_keeps_to_its_cluster_wherever_it_goes(boards: Boards) -> None:
+    guest = define(boards.alpha, "traveller", "<vcpu>2</vcpu><iothreads>1</iothreads>").start()
     guest.wait_for("guest: tick 2")
     keeps_to(guest, "2-3")
     # Nothing has to change, nothing is said.
     for operation in ("migrate", "restore"):
-        assert hosts.alpha.run(f"virsh dumpxml --migratable traveller | {HOOK} traveller {operation} begin -").stdout == ""
-    moved = guest.on(hosts.beta)
-    migrate(guest, hosts.beta)
+        assert boards.alpha.run(f"virsh dumpxml --migratable traveller | {HOOK} traveller {operation} begin -").stdout == ""
+    moved = guest.on(boards.beta)
+    migrate(guest, boards.beta)
     ticks_on(moved)
     keeps_to(moved, "0-1")
     assert was_given_xml(moved)
-    xml = hosts.beta.run("virsh dumpxml traveller").stdout
+    xml = boards.beta.run("virsh dumpxml traveller").stdout
     for pin in ("<vcpu placement='static' cpuset='0-1'>2</vcpu>", "<vcpupin vcpu='1' cpuset='0-1'/>", 'cpus="0-1"'):
         assert pin in xml
     assert not was_given_xml(guest)
-    migrate(moved, hosts.alpha)
+    migrate(moved, boards.alpha)
     ticks_on(guest)
     keeps_to(guest, "2-3")
-    assert "<emulatorpin cpuset='2-3'/>" in hosts.alpha.run("virsh dumpxml traveller").stdout
+    assert "<emulatorpin cpuset='2-3'/>" in boards.alpha.run("virsh dumpxml traveller").stdout
     guest.destroy()
 
 
-def test_a_definition_of_another_host(hosts: Hosts) -> None:
-    guest = define(hosts.alpha, "settler", "<vcpu>2</vcpu><iothreads>1</iothreads>", kernel=REGISTER_READER, memory=64)
-    xml = hosts.alpha.run("virsh dumpxml --inactive settler").stdout
+def test_a_definition_of_another_host(boards: Boards) -> None:
+    guest = define(boards.alpha, "settler", "<vcpu>2</vcpu><iothreads>1</iothreads>", kernel=REGISTER_READER)
+    xml = boards.alpha.run("virsh dumpxml --inactive settler").stdout
     guest.destroy()
-    there = guest.on(hosts.beta).define(xml)
-    refusal = hosts.beta.run("virsh start settler", check=False)
+    there = guest.on(boards.beta).define(xml)
+    refusal = boards.beta.run("virsh start settler", check=False)
     assert refusal.rc != 0
     assert "pinning (the CPUs of <vcpu>): recorded 2-3, here 0-1, of MIDR 0x410fd083" in refusal.stderr
     assert "remedy: kvmarm define --refresh" in refusal.stderr
-    assert hosts.beta.run("kvmarm check settler", check=False).rc == 3
-    hosts.beta.run(f"virsh dumpxml --inactive settler | kvmarm define --refresh --host {PROFILE} -")
-    assert hosts.beta.run("kvmarm check settler").rc == 0
-    hosts.beta.run("virsh start --paused settler")
+    assert boards.beta.run("kvmarm check settler", check=False).rc == 3
+    boards.beta.run(f"virsh dumpxml --inactive settler | kvmarm define --refresh --host {PROFILE} -")
+    assert boards.beta.run("kvmarm check settler").rc == 0
+    boards.beta.run("virsh start --paused settler")
     keeps_to(there, "0-1")
     there.destroy()
 
@@ -111,13 +119,13 @@ def test_a_definition_of_another_host(hosts: Hosts) -> None:
         ),
     ],
 )
-def test_pins_of_the_users_choose_the_cluster(hosts: Hosts, name: str, vcpu: str, expected: dict[str, str]) -> None:
-    guest = define(hosts.alpha, name, vcpu, kernel=REGISTER_READER, memory=64)
-    hosts.alpha.run(f"virsh start --paused {name}")
+def test_pins_of_the_users_choose_the_cluster(boards: Boards, name: str, vcpu: str, expected: dict[str, str]) -> None:
+    guest = define(boards.alpha, name, vcpu, kernel=REGISTER_READER)
+    boards.alpha.run(f"virsh start --paused {name}")
     allowed = {thread.name: thread.allowed for thread in threads(guest)}
     assert {thread: allowed[thread] for thread in expected} == expected
     # And by place on the other host.
-    xml = hosts.alpha.run(f"virsh dumpxml --migratable {name}").stdout
-    printed = hosts.beta.run(f"{HOOK} {name} migrate begin -", xml).stdout
+    xml = boards.alpha.run(f"virsh dumpxml --migratable {name}").stdout
+    printed = boards.beta.run(f"{HOOK} {name} migrate begin -", xml).stdout
     assert ("<vcpu placement='static' cpuset='3'>2</vcpu>" if "cpuset='1'" in vcpu else "vcpu='1' cpuset='2'/>") in printed
     guest.destroy()

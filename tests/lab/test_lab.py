@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from . import cpio, emulator, machine, registers, trace
-from .errors import LabError
+from . import assembler, cpio, emulator, machine, registers, ticker, trace
+from .errors import LabError, LabTimeout
 from .host import HostSpec
 
 TRACE = """\
@@ -64,17 +66,89 @@ def test_without_a_newer_emulator_the_lab_goes_on_and_says_so(
     assert "going on with QEMU 7.2" in said
 
 
-@pytest.mark.parametrize("model", ["cortex-a53", "neoverse-n1", "max"])
-def test_the_register_reader_reads(tmp_path: Path, model: str) -> None:
-    """On the emulator itself, with neither KVM nor Linux around it."""
+def test_what_takes_too_long_is_named() -> None:
+    with pytest.raises(LabTimeout, match=r"`sh echo begun; sleep 60` took more than 0.2 s:\nbegun"):
+        machine.run("sh", "-c", "echo begun; sleep 60", timeout=0.2)
+
+
+def test_what_is_made_once_is_waited_for(tmp_path: Path) -> None:
+    order = []
+    with ThreadPoolExecutor() as pool:
+
+        def late() -> None:
+            with machine.locked(tmp_path / "new/lock"):
+                order.append("late")
+
+        with machine.locked(tmp_path / "new/lock"):
+            waiting = pool.submit(late)
+            time.sleep(0.1)
+            order.append("early")
+        waiting.result(timeout=10)
+    assert order == ["early", "late"]
+
+
+def test_apt_knows_one_suite_and_none_of_the_hooks_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("apt-config"):
+        pytest.skip("no apt here")
+    machines = tmp_path / "machine.conf"
+    machines.write_text('DPkg::Pre-Install-Pkgs { "touch /harm"; };\nAcquire::http::Proxy "http://proxy.example:3128";\n')
+    monkeypatch.setenv("APT_CONFIG", str(machines))
+    monkeypatch.setattr(machine, "debian_mirror", lambda: "http://mirror.example/debian")
+    options = machine.only_suite("sid", tmp_path / "apt", "arm64")
+    known = machine.run("apt-config", *options, "dump").splitlines()
+    assert 'Acquire::http::Proxy "http://proxy.example:3128";' in known
+    assert 'APT::Architecture "arm64";' in known
+    assert [line for line in known if line.startswith("DPkg")] == ['DPkg "";']
+    assert (tmp_path / "apt/sources.list").read_text().endswith("http://mirror.example/debian sid main\n")
+
+
+def emulate(kernel: Path, image: bytes, model: str, until: str) -> str:
+    """What a bare-metal guest prints on the emulator itself, with neither KVM nor Linux around it."""
     if not shutil.which("qemu-system-aarch64"):
         pytest.skip("qemu-system-aarch64 is not installed")
-    kernel = tmp_path / "registers.img"
-    kernel.write_bytes(registers.image())
-    command = ["qemu-system-aarch64", "-M", "virt", "-m", "64", "-cpu", model, "-nodefaults", "-display", "none"]
-    done = subprocess.run([*command, "-serial", "stdio", "-kernel", kernel], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.rstrip().endswith(registers.END)
-    values = registers.parse_registers(done.stdout)
+    kernel.write_bytes(image)
+    output = kernel.with_suffix(".out")
+    options = ["-M", "virt,gic-version=3", "-m", "64", "-cpu", model, "-nodefaults", "-display", "none"]
+    command = ["qemu-system-aarch64", *options, "-serial", f"file:{output}", "-kernel", str(kernel)]
+    with subprocess.Popen(command) as guest:
+        try:
+            deadline = time.monotonic() + 60
+            while not (output.exists() and until in output.read_text()):
+                assert time.monotonic() < deadline, f"no {until!r} in a minute, but: {output.read_text()}"
+                time.sleep(0.05)
+        finally:
+            guest.kill()
+    return output.read_text()
+
+
+@pytest.mark.parametrize("model", ["cortex-a53", "neoverse-n1", "max"])
+def test_the_register_reader_reads(tmp_path: Path, model: str) -> None:
+    values = registers.parse_registers(emulate(tmp_path / "registers.img", registers.image(), model, registers.END))
     assert len(values) == len(registers.ID_SPACE) + 2 * len(registers.NAMED)
     assert values["MIDR_EL1"] == {"cortex-a53": 0x410FD034, "neoverse-n1": 0x414FD0C1}.get(model, values["S3_0_C0_C0_0"])
     assert values["CNTFRQ_EL0"] == 62500000
+
+
+def test_the_ticker_ticks_every_second(tmp_path: Path) -> None:
+    start = time.monotonic()
+    said = emulate(tmp_path / "ticker.img", ticker.image(), "neoverse-n1", "guest: tick 3\n")
+    assert time.monotonic() - start >= 2
+    assert said.splitlines()[:3] == ["guest: hello from inside", "guest: MIDR_EL1=0x00000000414fd0c1", "guest: tick 1"]
+
+
+def test_numbers_are_printed_in_decimal(tmp_path: Path) -> None:
+    code = assembler.Assembler()
+    assembler.begin(code)
+    numbers = (0, 9, 10, 99, 100, 4294967295)
+    for number in numbers:
+        code.adr(assembler.TEXT, "text")
+        code.mov(assembler.VALUE, number)
+        code.bl("print_decimal")
+    code.label("end")
+    code.b("end")
+    assembler.print_decimal(code)
+    assembler.print_text(code)
+    code.string("text", "number ")
+    code.string("newline", "\r\n")
+    said = emulate(tmp_path / "numbers.img", code.assemble(), "cortex-a53", f"{numbers[-1]}\n")
+    assert said.splitlines() == [f"number {number}" for number in numbers]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One host: a host-model guest, which stock libvirt refuses to start, becomes concrete, starts, and is what its record says.
 
-Every test runs on each of four hosts, with real libvirt, QEMU and KVM. They share the host and stand in the order of a user's day.
+Every test runs on each of four kinds of host, with real libvirt, QEMU and KVM. They share the host and stand in the order of a
+user's day.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from lxml import etree
 
 from kvmarm_plugin.registers.table import id_of
 
-from .guest import HELLO, MIDR, REGISTER_READER, Guest, domain_xml
+from .guest import HELLO, LINUX_KERNEL, MIDR, REGISTER_READER, Guest, domain_xml
 from .host import Host, HostSpec
 from .registers import END, parse_registers
 from .trace import vcpu_inits
@@ -37,6 +37,10 @@ class Case(NamedTuple):
     features: tuple[str, ...]
     aarch32: bool
 
+    @property
+    def name(self) -> str:
+        return f"{self.suite}-{self.cpu}"
+
 
 PAUTH = ("ptrauth_address", "ptrauth_generic")
 CASES = (
@@ -45,10 +49,31 @@ CASES = (
     Case("trixie", "max", "host", 5, ("psci_0_2", "pmu_v3", "sve", *PAUTH), True),
     Case("sid", "neoverse-n1", "host", 5, ("psci_0_2", "pmu_v3"), False),
 )
+# The kind with the most features; on the others, make test-all.
+QUICK = "trixie-max"
+
+pytestmark = pytest.mark.parametrize(
+    ("hosts", "case"),
+    [
+        pytest.param(
+            (HostSpec(case.suite, case.cpu, name=case.name),),
+            case,
+            id=case.name,
+            marks=() if case.name == QUICK else pytest.mark.slow,
+        )
+        for case in CASES
+    ],
+    indirect=["hosts"],
+    # Or pytest would boot a host for each test, as `case` is no fixture.
+    scope="session",
+)
+
+
+PROFILE = "/root/own.json"
 
 
 class Set(NamedTuple):
-    """A host with the project on it."""
+    """A host with the project on it, and its profile in PROFILE."""
 
     host: Host
     case: Case
@@ -57,8 +82,8 @@ class Set(NamedTuple):
         return self.host.run(f"kvmarm {arguments}", xml).stdout
 
     def define(self, name: str, **domain: Any) -> Guest:
-        """Resolve and define a host-model guest."""
-        self.kvmarm("define -", domain_xml(name, HOST_MODEL, "", **domain))
+        """Resolve and define a host-model guest. By the profile: to measure the host each time would take longer than all else."""
+        self.kvmarm(f"define --host {PROFILE} -", domain_xml(name, HOST_MODEL, "", **domain))
         return Guest(self.host, name)
 
     def record(self, name: str) -> dict[str, Any]:
@@ -66,16 +91,19 @@ class Set(NamedTuple):
         return record
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.suite}-{case.cpu}")
-def lab(request: pytest.FixtureRequest, wheel: Path) -> Iterator[Set]:
-    case: Case = request.param
-    with Host(HostSpec(suite=case.suite, cpu=case.cpu, name=f"{case.suite}-{case.cpu}")) as host:
-        host.install(wheel)
-        yield Set(host, case)
+@pytest.fixture(scope="module")
+def measured(hosts: tuple[Host]) -> Host:
+    hosts[0].run(f"kvmarm probe -o {PROFILE}")
+    return hosts[0]
+
+
+@pytest.fixture
+def lab(measured: Host, case: Case) -> Set:
+    return Set(measured, case)
 
 
 def test_the_whole_host_is_measured(lab: Set) -> None:
-    profile = json.loads(lab.kvmarm("probe"))
+    profile = json.loads(lab.host.get(PROFILE))
     assert profile["problems"] == []
     (cluster,) = profile["clusters"]
     assert cluster["target"] == lab.case.number
@@ -94,7 +122,7 @@ def test_stock_libvirt_refuses_host_model(lab: Set) -> None:
 def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:
     assert "told libvirtd" in lab.kvmarm("hook install")
     assert "up to date" in lab.kvmarm("hook install")
-    guest = Guest(lab.host, "demo").define(domain_xml("demo", HOST_MODEL))
+    guest = Guest(lab.host, "demo").define(domain_xml("demo", HOST_MODEL, kernel=LINUX_KERNEL))
     refusal = lab.host.run("virsh start demo", check=False)
     advice = re.search(r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*kvmarm define -)", refusal.stderr)
     assert advice, refusal.stderr
@@ -116,7 +144,7 @@ def test_the_target_is_the_expected_one(lab: Set) -> None:
 
 
 def test_the_guest_sees_what_the_record_says(lab: Set) -> None:
-    guest = lab.define("reader", kernel=REGISTER_READER, memory=64)
+    guest = lab.define("reader", kernel=REGISTER_READER)
     guest.start().wait_for(rf"(?m)^{END}\r?$")
     seen = parse_registers(guest.console())
     target = lab.record("reader")["target"]
@@ -144,12 +172,10 @@ def test_the_vcpu_is_the_one_of_cpu_host(lab: Set) -> None:
 def test_the_host_takes_what_it_gave(lab: Set) -> None:
     """By its kernel and by its own profile; and a record that does not fit is refused by both."""
     guest = lab.define("checked")
-    name = f"{lab.case.suite}-{lab.case.cpu}"
-    lab.host.run("kvmarm probe -o /tmp/own.json")
-    for where in ("", " --host /tmp/own.json"):
-        assert lab.kvmarm(f"check checked{where}") == f"checked on {name}: yes, as recorded\n"
+    for where in ("", f" --host {PROFILE}"):
+        assert lab.kvmarm(f"check checked{where}") == f"checked on {lab.case.name}: yes, as recorded\n"
     xml = re.sub(r"(MIDR_EL1=0x[0-9a-f]+)([0-9a-f])\b", r"\g<1>f", lab.host.run("virsh dumpxml checked").stdout)
-    for where in ("", " --host /tmp/own.json"):
+    for where in ("", f" --host {PROFILE}"):
         refusal = lab.host.run(f"kvmarm check -{where}", xml, check=False)
         assert (refusal.rc, "MIDR_EL1.Revision" in refusal.stdout) == (3, True), refusal
     guest.destroy()
@@ -158,7 +184,7 @@ def test_the_host_takes_what_it_gave(lab: Set) -> None:
 def test_features_pinned_off_are_off(lab: Set) -> None:
     # libvirt 9.0 has no word for PAuth; the bookworm host has none to turn off.
     lab.host.put(b"prefer: host\npmu: off\nsve: off\npauth: off\n", "/tmp/off.yaml")
-    lab.kvmarm("define --policy /tmp/off.yaml -", domain_xml("off", HOST_MODEL, ""))
+    lab.kvmarm(f"define --host {PROFILE} --policy /tmp/off.yaml -", domain_xml("off", HOST_MODEL, ""))
     target = lab.record("off")["target"]
     assert (target["model"], target["features"]) == ("host", ["psci_0_2"])
     guest = Guest(lab.host, "off")
@@ -201,6 +227,7 @@ def test_libvirt_keeps_the_record_and_the_intent_comes_back(lab: Set) -> None:
     guest.destroy()
 
 
+@pytest.mark.slow
 def test_templates_start(lab: Set) -> None:
     """The direct kernel and the UEFI template, as they are but for their files; for UEFI reaching the firmware is enough."""
     host = lab.host

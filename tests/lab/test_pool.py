@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from kvmarm_plugin import profile
 from kvmarm_plugin.baseline import Baseline, as_text, baseline
 from kvmarm_plugin.compare import compare
@@ -26,6 +28,7 @@ BETA = HostSpec(name="beta", cpu="max", append="arm64.nosve arm64.nopauth arm64.
 HOST_MODEL = domain_xml("wanderer", "<cpu mode='host-model'/>", "")
 
 
+@pytest.mark.slow
 def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
     with Pair(ALPHA, BETA) as hosts:
         profiles = [_probe(host, wheel) for host in hosts]

@@ -8,7 +8,6 @@ docstring of registers/rules.py) does not come up here: the emulated CPUs have n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,27 @@ HOSTS = (
 )
 
 
-@pytest.fixture(scope="module", params=HOSTS, ids="-".join)
-def answers(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    suite, cpu = request.param
-    with Host(HostSpec(suite=suite, cpu=cpu)) as host:
-        host.install(wheel)
-        host.put(Path(__file__).with_name("law.py"), "/root/law.py")
-        yield request.param, json.loads(host.run("python3 /root/law.py", timeout=600).stdout)
+QUICK = ("trixie", "max")
 
 
-def test_check_and_rehearse_agree(answers: tuple[tuple[str, str], dict[str, Any]]) -> None:
-    host, result = answers
-    print(f"{'-'.join(host)}: {result['asked']} questions in {result['seconds']:.0f} s")
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        pytest.param(
+            # Named as in test_one_host.py, and so shared with it.
+            (HostSpec(suite, cpu, name=f"{suite}-{cpu.partition(',')[0]}"),),
+            id=f"{suite}-{cpu}",
+            marks=() if (suite, cpu) == QUICK else pytest.mark.slow,
+        )
+        for suite, cpu in HOSTS
+    ],
+    indirect=True,
+)
+def test_check_and_rehearse_agree(hosts: tuple[Host]) -> None:
+    (host,) = hosts
+    host.put(Path(__file__).with_name("law.py"), "/root/law.py")
+    result: dict[str, Any] = json.loads(host.run("python3 /root/law.py", timeout=600).stdout)
+    print(f"{host.spec.name}: {result['asked']} questions in {result['seconds']:.0f} s")
     assert result["asked"] > 500
     assert not result["differing"], "\n".join(
         f"{question['what']}: here {question['limit']}, asked {question['value']}: "

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +17,7 @@ import pytest
 from .errors import LabTimeout
 from .guest import MIDR, REGISTER_READER, Guest, domain_xml
 from .host import Host, HostSpec, Result
-from .pair import Pair, migrate
+from .pair import migrate
 from .truth_table import HOOK, sees_otherwise
 
 HOST_MODEL = "<cpu mode='host-model'/>"
@@ -29,18 +27,19 @@ DISK = (
 )
 
 
-class Hosts(NamedTuple):
+pytestmark = pytest.mark.parametrize("hosts", [(HostSpec(name="alpha"), HostSpec(name="beta"))], ids=["equal"], indirect=True)
+
+
+class Equals(NamedTuple):
     alpha: Host
     beta: Host
 
 
 @pytest.fixture(scope="module")
-def hosts(wheel: Path) -> Iterator[Hosts]:
-    with Pair(HostSpec(name="alpha"), HostSpec(name="beta")) as both:
-        for host in both:
-            host.install(wheel)
-            host.run("kvmarm hook install")
-        yield Hosts(*both)
+def pair(hosts: tuple[Host, Host]) -> Equals:
+    for host in hosts:
+        host.run("kvmarm hook install")
+    return Equals(*hosts)
 
 
 def resolve(host: Host, name: str, disk: bool = False, **domain: Any) -> Guest:
@@ -70,53 +69,54 @@ def ticks_on(guest: Guest, timeout: float = 60) -> None:
 # -- to another host -----------------------------------------------------------------------------------------------------------
 
 
-def test_live(hosts: Hosts) -> None:
-    guest = resolve(hosts.alpha, "live").start()
+def test_live(pair: Equals) -> None:
+    guest = resolve(pair.alpha, "live").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    migrate(guest, hosts.beta)
-    moved = guest.on(hosts.beta)
+    migrate(guest, pair.beta)
+    moved = guest.on(pair.beta)
     ticks_on(moved)
     assert record(moved) == before
     # And back, over the definition that has stayed there.
-    migrate(moved, hosts.alpha, "--p2p")
+    migrate(moved, pair.alpha, "--p2p")
     ticks_on(guest)
     assert record(guest) == before
     assert int(guest.wait_for(MIDR)[1], 16) == int(before["target"]["registers"]["MIDR_EL1"], 16)
     guest.destroy()
 
 
-def test_the_registers_arrive(hosts: Hosts) -> None:
+def test_the_registers_arrive(pair: Equals) -> None:
     """A guest that arrives before its first instruction reads there what its record says."""
-    reader = resolve(hosts.alpha, "registers", kernel=REGISTER_READER, memory=64)
-    hosts.alpha.run("virsh --quiet start --paused registers")
+    reader = resolve(pair.alpha, "registers", kernel=REGISTER_READER)
+    pair.alpha.run("virsh --quiet start --paused registers")
     target = record(reader)["target"]
-    migrate(reader, hosts.beta)
-    assert sees_otherwise(reader.on(hosts.beta), target) == ""
-    for host in hosts:
+    migrate(reader, pair.beta)
+    assert sees_otherwise(reader.on(pair.beta), target) == ""
+    for host in pair:
         reader.on(host).destroy()
 
 
-def test_live_and_persistent(hosts: Hosts) -> None:
+@pytest.mark.slow
+def test_live_and_persistent(pair: Equals) -> None:
     """The definition that comes along is as good as the guest: it starts there when the guest is gone."""
-    guest = resolve(hosts.alpha, "persistent").start()
+    guest = resolve(pair.alpha, "persistent").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    migrate(guest, hosts.beta, "--persistent --undefinesource")
-    moved = guest.on(hosts.beta)
+    migrate(guest, pair.beta, "--persistent --undefinesource")
+    moved = guest.on(pair.beta)
     ticks_on(moved)
     assert record(moved) == before
-    hosts.beta.run("virsh destroy persistent")
+    pair.beta.run("virsh destroy persistent")
     assert record(moved) == before
     moved.start().wait_for("guest: tick 2")
     moved.destroy()
 
 
-def test_offline(hosts: Hosts) -> None:
-    guest = resolve(hosts.alpha, "offline")
+def test_offline(pair: Equals) -> None:
+    guest = resolve(pair.alpha, "offline")
     before = record(guest)
-    hosts.alpha.run("virsh migrate --offline --persistent --undefinesource offline qemu+tcp://beta/system")
-    moved = guest.on(hosts.beta)
+    pair.alpha.run("virsh migrate --offline --persistent --undefinesource offline qemu+tcp://beta/system")
+    moved = guest.on(pair.beta)
     assert (guest.state(), moved.state(), record(moved)) == ("absent", "shut off", before)
     moved.start().wait_for("guest: tick 2")
     moved.destroy()
@@ -125,37 +125,39 @@ def test_offline(hosts: Hosts) -> None:
 # -- to another time -----------------------------------------------------------------------------------------------------------
 
 
-def test_save_and_restore(hosts: Hosts) -> None:
-    guest = resolve(hosts.alpha, "saved").start()
+@pytest.mark.slow
+def test_save_and_restore(pair: Equals) -> None:
+    guest = resolve(pair.alpha, "saved").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    hosts.alpha.run("virsh save saved /tmp/saved.img && virsh restore /tmp/saved.img && rm /tmp/saved.img")
+    pair.alpha.run("virsh save saved /tmp/saved.img && virsh restore /tmp/saved.img && rm /tmp/saved.img")
     ticks_on(guest)
     assert record(guest) == before
     guest.destroy()
 
 
-def test_managed_save_and_start(hosts: Hosts) -> None:
-    guest = resolve(hosts.alpha, "managed").start()
+def test_managed_save_and_start(pair: Equals) -> None:
+    guest = resolve(pair.alpha, "managed").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    hosts.alpha.run("virsh managedsave managed && virsh start managed")
+    pair.alpha.run("virsh managedsave managed && virsh start managed")
     ticks_on(guest)
     assert record(guest) == before
     guest.destroy()
 
 
-def test_a_snapshot_and_back(hosts: Hosts) -> None:
+@pytest.mark.slow
+def test_a_snapshot_and_back(pair: Equals) -> None:
     """With a disk in qcow2; without one libvirt makes no internal snapshot."""
-    guest = resolve(hosts.alpha, "snapshot", disk=True).start()
+    guest = resolve(pair.alpha, "snapshot", disk=True).start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    hosts.alpha.run("virsh snapshot-create-as snapshot then")
+    pair.alpha.run("virsh snapshot-create-as snapshot then")
     ticks_on(guest)
     for state in ("running", "shut off"):
         if state == "shut off":
-            hosts.alpha.run("virsh destroy snapshot")
-        hosts.alpha.run("virsh snapshot-revert snapshot then")
+            pair.alpha.run("virsh destroy snapshot")
+        pair.alpha.run("virsh snapshot-revert snapshot then")
         ticks_on(guest)
         assert record(guest) == before
         counted = [int(tick) for tick in re.findall(r"guest: tick (\d+)\r?\n", guest.console())]
@@ -182,18 +184,19 @@ def try_to_start(host: Host, name: str, pattern: str, replacement: str) -> tuple
     ("name", "pattern", "replacement", "reason"),
     [
         ("other-midr", "MIDR_EL1=0x414fd0c1", "MIDR_EL1=0x413fd0c1", "MIDR_EL1.Variant (major revision"),
-        ("other-clock", "CNTFRQ_EL0=0x[0-9a-f]+", "CNTFRQ_EL0=0x17d7840", "CNTFRQ_EL0"),
+        pytest.param("other-clock", "CNTFRQ_EL0=0x[0-9a-f]+", "CNTFRQ_EL0=0x17d7840", "CNTFRQ_EL0", marks=pytest.mark.slow),
         ("broken", "MIDR_EL1=0x", "MIDR_EL1=?", "record is broken"),
-        (
+        pytest.param(
             "newer",
             "urn:kvmarm-plugin:target:1",
             "urn:kvmarm-plugin:target:2",
             "record is of version 2; this kvmarm knows version 1",
+            marks=pytest.mark.slow,
         ),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(hosts: Hosts, name: str, pattern: str, replacement: str, reason: str) -> None:
-    guest, result = try_to_start(hosts.alpha, name, pattern, replacement)
+def test_a_record_that_does_not_fit_is_refused(pair: Equals, name: str, pattern: str, replacement: str, reason: str) -> None:
+    guest, result = try_to_start(pair.alpha, name, pattern, replacement)
     assert result.rc != 0
     assert "Hook script execution failed" in result.stderr
     assert f"kvmarm: {name} cannot run on this host as it was promised" in result.stderr
@@ -201,14 +204,14 @@ def test_a_record_that_does_not_fit_is_refused(hosts: Hosts, name: str, pattern:
     guest.destroy()
 
 
-def test_a_guest_without_a_record_is_none_of_our_business(hosts: Hosts) -> None:
-    guest = Guest(hosts.alpha, "plain").define(domain_xml("plain")).start()
-    xml = hosts.alpha.run("virsh dumpxml plain").stdout
+def test_a_guest_without_a_record_is_none_of_our_business(pair: Equals) -> None:
+    guest = Guest(pair.alpha, "plain").define(domain_xml("plain")).start()
+    xml = pair.alpha.run("virsh dumpxml plain").stdout
     for operation in ("prepare", "migrate", "restore", "start", "started", "stopped", "release", "reconnect", "attach"):
-        result = hosts.alpha.run(f"{HOOK} plain {operation} begin -", xml)
+        result = pair.alpha.run(f"{HOOK} plain {operation} begin -", xml)
         assert (result.stdout, result.stderr) == ("", ""), operation
     guest.wait_for("guest: tick 2")
-    migrate(guest, hosts.beta)
-    ticks_on(guest.on(hosts.beta))
-    for host in hosts:
+    migrate(guest, pair.beta)
+    ticks_on(guest.on(pair.beta))
+    for host in pair:
         guest.on(host).destroy()

@@ -23,7 +23,10 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+QUICK = "sve-pauth"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in EXPECTED])
 def test_hook_check_and_migration_agree(name: str, wheel: Path) -> None:
     (case,) = (case for case in CASES if case.name == name)
     rows = Table(wheel).run(replace(case, guests=case.guests[:1]))

@@ -27,6 +27,7 @@ from typing import Any
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.verdict import REFUSES, WRONG
 
+from . import guest as guests
 from . import machine
 from .errors import HostGone, LabError, say
 from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
@@ -201,7 +202,7 @@ def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
     """Resolve and start both guests; the message, if that fails."""
     source = linux.host
     source.put(wanted.policy.encode(), "/tmp/policy.yaml")
-    for guest, more in ((linux, {}), (reader, {"kernel": REGISTER_READER, "memory": 64})):
+    for guest, more in ((linux, {}), (reader, {"kernel": REGISTER_READER})):
         xml = domain_xml(guest.name, "<cpu mode='host-model'/>", "", machine=wanted.machine, **more)  # type: ignore[arg-type]
         defined = source.run("kvmarm define --policy /tmp/policy.yaml -", xml, check=False)
         if defined.rc != 0:
@@ -409,6 +410,7 @@ def main() -> int:
     if unknown:
         print(f"no such pair: {', '.join(unknown)}; there are {', '.join(case.name for case in CASES)}", file=sys.stderr)
         return 2
+    guests.usual_kernel = guests.LINUX_KERNEL
     start, failed = time.monotonic(), False
     machine.setup()
     with TemporaryDirectory() as directory:

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from .errors import LabError
+from . import machine
 
 _PROJECT = Path(__file__).parents[2]
 _NEEDED = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "kvmarm_plugin", "hooks", "xml-templates", "docs")
@@ -24,9 +23,6 @@ def build_wheel(directory: Path) -> Path:
             shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        raise LabError(f"the wheel was not built:\n{done.stderr[-2000:]}")
-    return wheels[0]
+    machine.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", directory, source)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
