@@ -14,6 +14,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -96,6 +97,7 @@ class Place:
     Attributes:
         hook, package, policy, log: the paths.
         name: the domain's.
+        before: shell commands, and
         redirections: shell redirections that libvirt would not make.
         unread: whether standard error is a full pipe that nobody reads.
         endless: whether standard input stays open behind the XML.
@@ -108,7 +110,7 @@ class Place:
         self.log = directory / "log"
         self.hook = directory / "50-kvmarm"
         self.name = "guest"
-        self.redirections = ""
+        self.before = self.redirections = ""
         self.unread = self.endless = False
         self.change: Callable[[str, bytes], bytes] = lambda _kind, xml: xml
         shutil.copytree(_PACKAGE, self.package)
@@ -140,8 +142,8 @@ class Place:
     def call(self, operation: str, stage: str, kind: str) -> tuple[int, str, str, float]:
         """Status, standard output and error, and the seconds that it took."""
         command = [str(self.hook), self.name, operation, stage, "-"]
-        if self.redirections:
-            command = ["/bin/sh", "-c", f'exec "$@" {self.redirections}', "sh", *command]
+        if self.before or self.redirections:
+            command = ["/bin/sh", "-c", f'{self.before or ":"}\nexec "$@" {self.redirections}', "sh", *command]
         xml = self.change(kind, _guests_once()[kind])
         held: tuple[int, ...] = ()
         stdin = stdout = stderr = subprocess.PIPE
@@ -319,6 +321,12 @@ _FAULTS: dict[str, list[Fault]] = {
             "the interpreter's own library is damaged",
             UNCHECKED + "…/python3 is missing or broken (status 1). " + AGAIN,
             _interpreter("#!/bin/sh\nexit 1\n"),
+            PASSES,
+        ),
+        _both(
+            "the interpreter does nothing",
+            UNCHECKED + "…/python3 is missing or broken (status 0). " + AGAIN,
+            _interpreter("#!/bin/sh\n"),
             PASSES,
         ),
         _both(
@@ -734,6 +742,24 @@ def test_input_without_an_end(tmp_path: Path, interpreter: str) -> None:
     assert (run.returncode, run.stdout) == (1, "")
     assert _matches(ENDLESS, run.stderr[:-1], place)
     assert 2 <= time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("trap", ["trap '' ALRM XCPU", ": blocked"])
+@pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
+def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(tmp_path: Path, interpreter: str, trap: str) -> None:
+    place = Place(tmp_path)
+    place.endless = True
+    place.interpreter(interpreter)
+    _impatient(place)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGXCPU} if "blocked" in trap else ())
+    try:
+        place.before = trap
+        status, _, err, seconds = place.call("prepare", "begin", "fits")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert status == 1
+    assert _matches(ENDLESS, err[:-1], place)
+    assert seconds < _LONGEST
 
 
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
