@@ -425,7 +425,7 @@ def _mutated(draw: st.DrawFn) -> bytes:
     return source
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_mutated())
 @example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>")
 @example(b"<domain type='kvm'><os><type machine=''/></os><cpu mode='host-model'/><cpu/></domain>")
@@ -468,7 +468,7 @@ def _rearranged(draw: st.DrawFn) -> bytes:
     return source
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(_rearranged())
 def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: bytes) -> None:
     try:
@@ -477,7 +477,7 @@ def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: byt
         one_line(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"<domain>{text}</domain>".encode("utf-8", "replace"))

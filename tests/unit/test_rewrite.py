@@ -35,7 +35,7 @@ _OURS = {"model", "vendor", "feature"}
 
 _PINNING = Resolver(host("hand-made-rk3588"), Policy())
 _resolvers = st.sampled_from([Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES])
-_laws = settings(deadline=None, max_examples=150)
+_laws = settings(deadline=None, max_examples=40)
 
 
 def restored(source: bytes) -> bytes:
