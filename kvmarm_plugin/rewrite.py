@@ -103,7 +103,7 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
     _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
-    _restore_container(edits, domain.find("metadata"), (element.name,), (*added, element.name), originals)
+    _restore_container(edits, element.parent, (element.name,), (*added, element.name), originals)
     restored = edits.apply()
     try:
         parse(restored)

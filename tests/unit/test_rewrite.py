@@ -355,6 +355,17 @@ def test_restoring_keeps_what_was_written_since_around_what_is_ours(container: s
     assert restored(once) == source
 
 
+def test_a_record_in_a_second_metadata_is_found_and_undone() -> None:
+    once = resolver("trixie-max").resolve(template("uefi"))
+    hidden = once.replace(b"<metadata>", b"<metadata/><metadata>")
+    assert record.find(parse(hidden)) is not None
+    assert restored(hidden).replace(b"<metadata/>", b"").split() == template("uefi").split()
+    with pytest.raises(record.RecordError, match="more than one"):
+        record.find(
+            parse(once.replace(b"</metadata>", b"</metadata>" + (parse(once).find("metadata") or pytest.fail("none")).text))
+        )
+
+
 def test_restoring_keeps_what_was_written_since_of_a_vcpu_of_ours() -> None:
     once = _PINNING.resolve(b"<domain type='kvm'><os><type>hvm</type></os><cpu mode='host-model'/></domain>")
     back = restored(once.replace(b"<vcpu ", b"<vcpu current='1' "))
