@@ -20,6 +20,9 @@ SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)
 TAG_LIMIT = 50_000  # of "<" in all, and of "=": elements and attributes take up to 500 bytes each; large guests have some thousands
 RUN_LIMIT = 1024 * 1024  # bytes from one "<" to the next: a value takes up to eight times as much
 NAMESPACE_LIMIT = 200  # characters of a namespace: expat puts it in front of every name that is in it
+DECLARING_LIMIT = 16 * 1024  # bytes of a tag that declares one: expat does that to its attributes before it tells anybody
+
+_INDENT_LIMIT = 1000  # bytes: without it, many elements on one long line would each look for its start
 
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _SKIPPED = "devices"
@@ -86,8 +89,9 @@ class Element:
 
     @property
     def indent(self) -> bytes:
-        """The line break and white space in front of it; nothing if something else stands on its line."""
-        line = self._source.rfind(b"\n", 0, self.start)
+        """The line break and white space in front of it; nothing if something else stands on its line, or more white space than
+        anybody writes."""
+        line = self._source.rfind(b"\n", max(0, self.start - _INDENT_LIMIT), self.start)
         space = self._source[line : self.start]
         return space if line >= 0 and space.isspace() else b""
 
@@ -199,11 +203,24 @@ def _check_limits(source: bytes) -> None:
         excess = f"has more than {TAG_LIMIT} tags"
     elif source.count(b"=") > TAG_LIMIT:
         excess = f"has more than {TAG_LIMIT} attributes"
-    elif len(source) > RUN_LIMIT and any(len(run.rstrip()) > RUN_LIMIT for run in source.split(b"<")):
-        excess = f"has more than {RUN_LIMIT >> 20} MiB in one piece, a tag or a text"
     else:
-        return
+        runs = [run for run in source.split(b"<") if len(run) > DECLARING_LIMIT] if len(source) > DECLARING_LIMIT else []
+        if any(len(run.rstrip()) > RUN_LIMIT for run in runs):
+            excess = f"has more than {RUN_LIMIT >> 20} MiB in one piece, a tag or a text"
+        elif any(map(_declares_at_length, runs)):
+            excess = f"has a tag of more than {DECLARING_LIMIT >> 10} KiB that declares a namespace"
+        else:
+            return
     raise DomainXMLError(f"the document {excess}", "domain XML has a few KiB: is this the right file?")
+
+
+def _declares_at_length(run: bytes) -> bool:
+    """Whether what follows a "<" is a tag that declares a namespace, and is long."""
+    try:
+        end = 0 if run[:1] in (b"!", b"?") else _tag_end(run, 0)
+    except ValueError:
+        return False  # it does not end, and expat will say so
+    return end > DECLARING_LIMIT and b"xmlns" in run[:end]
 
 
 def _build(source: bytes) -> Element:

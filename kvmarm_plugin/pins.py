@@ -25,6 +25,7 @@ MOST_THREADS = 512  # a guest's vCPUs (mc->max_cpus, virt_machine_class_init), a
 
 _PINS = ("vcpupin", "emulatorpin", "iothreadpin")
 _MOST_PINS = 2 * MOST_THREADS + 1
+_MOST_TEXT = 1 << 20  # characters of all their lists of CPUs: a thousand for each, in a second
 
 
 def pins_of(domain: Element) -> list[Element]:
@@ -38,11 +39,13 @@ def pins_in(cputune: Element) -> list[Element]:
     """The elements of <cputune> that pin threads.
 
     Raises:
-        DomainXMLError: more than there can be threads.
+        DomainXMLError: more than there can be threads, or of longer lists than anybody writes.
     """
     pins = [child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes]
     if len(pins) > _MOST_PINS:
         raise DomainXMLError(f"<cputune> has {len(pins)} pins", f"up to {MOST_THREADS} vCPUs and as many I/O threads can be pinned")
+    if sum(len(pin.attributes["cpuset"]) for pin in pins) > _MOST_TEXT:
+        raise DomainXMLError(f"the pins of <cputune> have more than {_MOST_TEXT >> 20} MiB", "write ranges of CPUs, such as 0-3,6")
     return pins
 
 

@@ -170,8 +170,8 @@ def find(domain: Element) -> Element | None:
     Raises:
         RecordError: more than one, or one of another version: never half-read.
     """
-    metadata = domain.find("metadata")
-    ours = [child for child in metadata.children if child.name.startswith(NAMESPACE_STEM)] if metadata else []
+    # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a record.
+    ours = [child for place in domain.find_all("metadata") for child in place.children if child.name.startswith(NAMESPACE_STEM)]
     if not ours:
         return None
     if len(ours) > 1:

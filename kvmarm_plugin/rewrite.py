@@ -103,7 +103,7 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
     _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
-    _restore_container(edits, domain.find("metadata"), (element.name,), (*added, element.name), originals)
+    _restore_container(edits, element.parent, (element.name,), (*added, element.name), originals)
     restored = edits.apply()
     try:
         parse(restored)
@@ -128,14 +128,16 @@ def _compose_cpu(place: Element, attributes: bytes, model: bytes, features: tupl
 
 
 def _unowned(cpu: Element) -> bytes:
-    """What is inside <cpu> and not ours: elements, comments and white space, as written."""
-    if not cpu.children:
-        return cpu.body
-    inside = Edits(cpu.body)
-    offset = cpu.body_start
-    for child in cpu.children:
-        if child.name in _OWNED_BY_CPU:
-            inside.replace(child.start - len(child.indent) - offset, child.end - offset, b"")
+    """What is inside <cpu> and not ours, as written."""
+    return _body_without(cpu, [child for child in cpu.children if child.name in _OWNED_BY_CPU])
+
+
+def _body_without(element: Element, children: list[Element]) -> bytes:
+    """What is inside an element besides some of its children: elements, comments and white space, as written."""
+    inside = Edits(element.body)
+    offset = element.body_start
+    for child in children:
+        inside.replace(child.start - len(child.indent) - offset, child.end - offset, b"")
     return inside.apply()
 
 
@@ -208,7 +210,7 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
     says something else is the user's, of later."""
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     if vcpu is not None and vcpu.attributes.get("cpuset") == cpus:
-        if "vcpu" in added and vcpu.body.strip() == b"1":
+        if "vcpu" in added and vcpu.body.strip() == b"1" and {*vcpu.attributes} <= {*_OWNED_BY_VCPU}:
             edits.remove(vcpu)
         elif "vcpu" in added or "vcpu" in originals:
             _restore_attributes(edits, vcpu, originals.get("vcpu"), _OWNED_BY_VCPU)
@@ -217,13 +219,11 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
         return
     theirs = {thread_of(child) for child in original.children} if original else set()
     ours = [pin for pin in pins_in(cputune) if pin.attributes["cpuset"] == cpus and thread_of(pin) not in theirs]
-    if len(ours) < len(cputune.children) or (original and original.children):
+    if _has_only(cputune, ours, original):
+        _put_back_or_remove(edits, cputune, original)
+    else:
         for pin in ours:
             edits.remove(pin)
-    elif original is None:
-        edits.remove(cputune)
-    else:
-        _put_back(edits, cputune, original)
 
 
 def _restore_attributes(edits: Edits, current: Element, original: Element | None, owned: tuple[str, ...]) -> None:
@@ -282,17 +282,32 @@ def _restore_container(
     """Undo what was done to the named children of a container, and to the container if nothing else is in it."""
     if container is None:
         return
-    only_ours = all(child.name in names and child.name in added for child in container.children)
-    if only_ours and container.name in added:
-        edits.remove(container)
-    elif only_ours and container.name in originals:
-        _put_back(edits, container, originals[container.name])
+    children = list(filter(None, map(container.find, names)))  # the first of each name, as `concretise` has it
+    original = originals.get(container.name)
+    ours = [child for child in children if child.name in added]
+    if (original or container.name in added) and _has_only(container, ours, original):
+        _put_back_or_remove(edits, container, original)
+        return
+    for child in children:
+        if child.name in added:
+            edits.remove(child)
+        else:
+            _put_back(edits, child, originals.get(child.name))
+
+
+def _has_only(container: Element, ours: list[Element], original: Element | None) -> bool:
+    """Whether there is nothing in a container but what is ours, and what was there before: nothing, if there was no container.
+    libvirt drops comments."""
+    had = original.body.split() if original else []
+    attributes = original.attributes.items() if original else {}.items()
+    return container.attributes.items() <= attributes and _body_without(container, ours).split() in ([], had)
+
+
+def _put_back_or_remove(edits: Edits, current: Element, original: Element | None) -> None:
+    if original is None:
+        edits.remove(current)
     else:
-        for child in filter(None, map(container.find, names)):  # the first of each name, as `concretise` has it
-            if child.name in added:
-                edits.remove(child)
-            else:
-                _put_back(edits, child, originals.get(child.name))
+        _put_back(edits, current, original)
 
 
 def _put_back(edits: Edits, current: Element | None, original: Element | None) -> None:

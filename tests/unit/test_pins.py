@@ -168,6 +168,10 @@ def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(inside: 
             _CPUTUNE.format("<vcpupin vcpu='0' cpuset='0-16383'/>" * 2700),
             "<cputune> has 2700 pins (hint: up to 512 vCPUs and as many I/O threads can be pinned)",
         ),
+        (
+            _CPUTUNE.format("".join(f"<vcpupin vcpu='{number}' cpuset='{'0,' * 9000}1'/>" for number in range(500))),
+            "the pins of <cputune> have more than 1 MiB (hint: write ranges of CPUs, such as 0-3,6)",
+        ),
         ("<iothreadids>" + "<iothread id='1'/>" * 513 + "</iothreadids>", "<iothreadids> has 513 threads"),
         ("<iothreadids><iothread id='١'/></iothreadids>", "<iothread id>: not a number up to 4294967295: '١'"),
         ("<iothreadids><iothread id='4294967296'/></iothreadids>", "<iothread id>: not a number up to"),

@@ -169,23 +169,15 @@ def resolved_records() -> list[tuple[str, str, bytes]]:
 # -- inverse -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(records, _indents)
-def test_reading_is_the_inverse_of_writing(value: Record, indent: bytes) -> None:
-    assert record.read(found(in_domain(formatted(value, indent)))) == value
-
-
-@settings(deadline=None)
-@given(records, _indents)
-def test_what_is_written_is_valid(value: Record, indent: bytes) -> None:
-    assert is_valid(in_domain(formatted(value, indent))), schema().error_log
-
-
-@settings(deadline=None)
-@given(records)
-def test_writing_what_was_read_gives_the_same_text(value: Record) -> None:
-    text = formatted(value)
-    assert formatted(record.read(found(in_domain(text)))) == text
+def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(value: Record, indent: bytes) -> None:
+    """One test, because drawing a record takes longer than all of this."""
+    text = formatted(value, indent)
+    again = record.read(found(in_domain(text)))
+    assert again == value
+    assert formatted(again, indent) == text
+    assert is_valid(in_domain(text)), schema().error_log
 
 
 def test_every_field_of_a_target_makes_a_difference() -> None:
@@ -593,7 +585,7 @@ def test_no_crowd_of_elements_is_a_bomb(end: bytes) -> None:
     assert len(one_line(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["target", "vcpu", "x" * 500_000])
+@pytest.mark.parametrize("name", ["target", "vcpu", "x" * 12_000])
 def test_messages_about_foreign_elements_are_short(name: str) -> None:
     for source in (
         in_domain(f"<x:{name} xmlns:x='{record.NAMESPACE_STEM}{'9' * 100}\u202e'/>".encode()),
@@ -689,7 +681,7 @@ def _mutants(draw: st.DrawFn) -> bytes:
     return source[:place] + draw(st.sampled_from([b"", b"", b"", b"<!-- -->", b"&#49;", b" "])) + source[place:]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(_mutants())
 def test_a_mutated_record_is_refused_or_means_what_it_says(source: bytes) -> None:
     """Whatever is read the schema allows, and is what would be written again."""
@@ -707,7 +699,7 @@ def test_a_mutated_record_is_refused_or_means_what_it_says(source: bytes) -> Non
 _latin = st.text(st.characters(max_codepoint=0x17F, exclude_categories=("Cc", "Cs")), max_size=12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([("qemu", "machine"), ("origin", "host"), ("origin", "by"), ("pinning", "midr"), ("pinning", "revidr")]),
     _HOSTILE | _latin | _names | st.integers(0, 1 << 66).map(hex),

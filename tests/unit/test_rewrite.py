@@ -35,7 +35,7 @@ _OURS = {"model", "vendor", "feature"}
 
 _PINNING = Resolver(host("hand-made-rk3588"), Policy())
 _resolvers = st.sampled_from([Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES])
-_laws = settings(deadline=None, max_examples=150)
+_laws = settings(deadline=None, max_examples=40)
 
 
 def restored(source: bytes) -> bytes:
@@ -330,6 +330,46 @@ def test_restoring_keeps_what_was_added_since(source: bytes, resolver: Resolver)
     for path in ("features/gic", "features/pmu"):
         now, then = root.find(path), before.find(path)
         assert (now and now.text) == (then and then.text)
+
+
+@pytest.mark.parametrize("container", ["features", "metadata", "cputune"])
+@pytest.mark.parametrize("was", ["", "<{}/>", "<{}><!-- before --></{}>"])
+@pytest.mark.parametrize("edit", ["comment", "instruction", "attribute"])
+def test_restoring_keeps_what_was_written_since_around_what_is_ours(container: str, was: str, edit: str) -> None:
+    source = (
+        f"<domain type='kvm'>{was.format(container, container)}<os><type>hvm</type></os><cpu mode='host-model'/></domain>".encode()
+    )
+    once = _PINNING.resolve(source)
+    place = parse(once).find(container)
+    assert place is not None
+    new = {"comment": b"<!-- since -->", "instruction": b"<?since then?>", "attribute": place.tag_with(since="1")}[edit]
+    start = place.start if edit == "attribute" else place.body_start
+    edited = once[:start] + new + once[place.body_start :]
+    back = restored(edited)
+    kept = parse(back).find(container)
+    assert kept is not None
+    assert kept.children == []
+    assert b"since" in kept.text
+    assert (b"before" in kept.text) == ("before" in was)
+    assert record.find(parse(back)) is None
+    assert restored(once) == source
+
+
+def test_a_record_in_a_second_metadata_is_found_and_undone() -> None:
+    once = resolver("trixie-max").resolve(template("uefi"))
+    hidden = once.replace(b"<metadata>", b"<metadata/><metadata>")
+    assert record.find(parse(hidden)) is not None
+    assert restored(hidden).replace(b"<metadata/>", b"").split() == template("uefi").split()
+    with pytest.raises(record.RecordError, match="more than one"):
+        record.find(
+            parse(once.replace(b"</metadata>", b"</metadata>" + (parse(once).find("metadata") or pytest.fail("none")).text))
+        )
+
+
+def test_restoring_keeps_what_was_written_since_of_a_vcpu_of_ours() -> None:
+    once = _PINNING.resolve(b"<domain type='kvm'><os><type>hvm</type></os><cpu mode='host-model'/></domain>")
+    back = restored(once.replace(b"<vcpu ", b"<vcpu current='1' "))
+    assert b"<vcpu current='1'>1</vcpu>" in back
 
 
 @_laws
