@@ -74,10 +74,7 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
             if status is None or stat.S_ISREG(status.st_mode):
                 group = None
                 if mode is None and status and is_ours(status):
-                    # With several names it may be another file of ours: then nobody gets to write because of its mode.
-                    mode, group = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755), status.st_gid
-                    if _has_acl(f"/proc/self/fd/{end.entry}"):  # the group's bits are the list's mask then (acl(5))
-                        mode = _without_group(mode)
+                    mode, group = _mode_of(end.entry, status), status.st_gid
                 replace(end.directory, end.name, data, mode, group)
             elif stat.S_ISDIR(status.st_mode):
                 raise KvmarmError(f"cannot write {name}: it is a directory", "give the name of a file")
@@ -129,11 +126,15 @@ def _without_group(mode: int) -> int:
     return mode & 0o707 | (mode & 0o007) << 3
 
 
-def _has_acl(path: str) -> bool:
+def _mode_of(entry: int | None, status: os.stat_result) -> int:
+    """What of an old file's mode is for a new one in its place."""
+    # With several names it may be another file of ours: then nobody gets to write because of its mode.
+    mode = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755)
     try:
-        return bool(os.getxattr(path, "system.posix_acl_access"))
-    except OSError:  # there is none, or no such thing
-        return False
+        os.getxattr(f"/proc/self/fd/{entry}", "system.posix_acl_access")
+    except OSError:  # no access control list, or no such thing
+        return mode
+    return _without_group(mode)  # the group's bits were the list's mask (acl(5))
 
 
 def sync(directory: int) -> None:
