@@ -50,8 +50,8 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
     may have given it this one (link(2)).
 
     Args:
-        mode: of the file, of which only read, write and execute count; None keeps that of an old file that is the caller's or
-            root's, and leaves that of any other to the umask.
+        mode: of the file, of which only read, write and execute count; None keeps group and mode of an old file that is the
+            caller's or root's, and leaves that of any other to the umask. An access control list is not kept.
 
     Raises:
         KvmarmError: the directory or the disk does not allow it, it is a directory, or it is another user's as above.
@@ -72,10 +72,10 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
         with reach(name, judge) as end:
             status = None if end.entry is None else os.fstat(end.entry)
             if status is None or stat.S_ISREG(status.st_mode):
+                group = None
                 if mode is None and status and is_ours(status):
-                    # With several names it may be another file of ours: then nobody gets to write because of its mode.
-                    mode = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755)
-                replace(end.directory, end.name, data, mode)
+                    mode, group = _mode_of(end.entry, status), status.st_gid
+                replace(end.directory, end.name, data, mode, group)
             elif stat.S_ISDIR(status.st_mode):
                 raise KvmarmError(f"cannot write {name}: it is a directory", "give the name of a file")
             elif stat.S_ISLNK(status.st_mode):  # /dev/stdout, /dev/fd/3: a descriptor that we have
@@ -87,12 +87,13 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
         raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
 
 
-def replace(directory: int, name: str, data: bytes, mode: int | None) -> None:
+def replace(directory: int, name: str, data: bytes, mode: int | None, group: int | None = None) -> None:
     """Put a new file in the place of whatever has this name, which is never followed, and be sure that it is on the disk.
 
     Args:
         directory: descriptor of the directory.
         mode: of the file, of which only read, write and execute count; None leaves it to the umask.
+        group: that the mode is meant for; if the file cannot be of this one, its group gets what everybody gets.
 
     Raises:
         OSError: the old file is there as it was, or the new one, if all that failed is to make sure.
@@ -105,6 +106,11 @@ def replace(directory: int, name: str, data: bytes, mode: int | None) -> None:
             file.write(data)
             file.flush()
             if mode is not None:
+                if group is not None and group != os.fstat(descriptor).st_gid:
+                    try:
+                        os.fchown(descriptor, -1, group)
+                    except OSError:
+                        mode = _without_group(mode)
                 os.fchmod(descriptor, mode & 0o777)
             os.fsync(descriptor)
         os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -113,6 +119,22 @@ def replace(directory: int, name: str, data: bytes, mode: int | None) -> None:
             os.unlink(temporary, dir_fd=directory)
         raise
     sync(directory)
+
+
+def _without_group(mode: int) -> int:
+    """A mode in which the group may what everybody may."""
+    return mode & 0o707 | (mode & 0o007) << 3
+
+
+def _mode_of(entry: int | None, status: os.stat_result) -> int:
+    """What of an old file's mode is for a new one in its place."""
+    # With several names it may be another file of ours: then nobody gets to write because of its mode.
+    mode = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755)
+    try:
+        os.getxattr(f"/proc/self/fd/{entry}", "system.posix_acl_access")
+    except OSError:  # no access control list, or no such thing
+        return mode
+    return _without_group(mode)  # the group's bits were the list's mask (acl(5))
 
 
 def sync(directory: int) -> None:

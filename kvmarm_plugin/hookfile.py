@@ -131,10 +131,12 @@ def _check_owner(path: str) -> None:
 def _check_tree(path: str) -> None:
     """`_check_owner` of a directory and of all that is in it, through links to directories, too. Of all, whatever its name: Python
     would load things that it does not load today, such as hook.so or hook/ in place of hook.py, or what is in __pycache__."""
-    _check_owner(path)
-    if os.path.isdir(path):
-        for name in sorted(os.listdir(path)):
-            _check_tree(f"{path}/{name}")
+    waiting = [path]
+    while waiting:
+        path = waiting.pop()
+        _check_owner(path)
+        if os.path.isdir(path):
+            waiting += (f"{path}/{name}" for name in sorted(os.listdir(path), reverse=True))
 
 
 def _check_step(step: Step) -> None:

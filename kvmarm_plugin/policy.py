@@ -73,10 +73,10 @@ def loads(text: str, name: str = "policy") -> Policy:
     settings = {}
     for key, value in document.items():
         if key not in _SETTINGS:
-            raise PolicyError(f"{name} has an unknown setting {_shown(key)}", f"known are {', '.join(_SETTINGS)}")
+            raise PolicyError(f"{name}, line {lines[key]}: unknown setting {_shown(key)}", f"known are {', '.join(_SETTINGS)}")
         field, takes, what = _SETTINGS[key]
         if not takes(value):
-            raise PolicyError(f"{name}: {key} cannot be {_shown(value)}", f"it takes {what}")
+            raise PolicyError(f"{name}, line {lines[key]}: {key} cannot be {_shown(value)}", f"it takes {what}")
         if field:  # the others are the hook's: see `refuses`
             settings[field] = value
     _check_reactions(text, name, document, lines)
@@ -109,27 +109,35 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
 def _plain_settings(text: str) -> tuple[dict[str, str], int]:
     """The settings of a policy that is written in lines, and the first line that is none: 0 if every line is.
 
-    Every line is blank, or a comment, or a setting and its value: words that start in the first column, a colon and spaces between
-    them, and perhaps a comment behind. "---" may be in front. This is what YAML in any of its other forms is not, and what every
-    reader of YAML reads alike. One line of another kind could change what all others mean, so with one there are no settings.
+    Every line is blank, or a comment, or a setting and its value: words, quoted or not, that start in the first column, a colon and
+    spaces between them, and perhaps a comment behind. "---" may be in front and "..." at the end. This is what YAML in any of its
+    other forms is not, and what every reader of YAML reads alike. One line of another kind could change what all others mean, so
+    with one there are no settings.
     """
     settings: dict[str, str] = {}
-    begun = False
-    for number, line in enumerate(text.split("\n"), 1):
-        code = "" if line.lstrip(" ")[:1] == "#" else line.partition(" #")[0].rstrip(" ")
+    begun = ended = False
+    for number, line in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), 1):
         if any(end in line for end in _ENDS_OF_LINES):
             return {}, number
+        code = "" if line.lstrip(" ")[:1] == "#" else line.partition(" #")[0].rstrip(" ")
         if not code or (code == "---" and not begun):
             begun = begun or bool(code)
             continue
         begun = True
         key, colon, value = code.partition(": ")
-        value = value.lstrip(" ")
-        words = all(word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value))
-        if not colon or not words or key in settings:
+        key, value = _unquoted(key), _unquoted(value.lstrip(" "))
+        words = colon and all(word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value))
+        if ended or key in settings or not (words or code == "..."):
             return {}, number
-        settings[key] = value
+        if words:
+            settings[key] = value
+        else:
+            ended = True
     return settings, 0
+
+
+def _unquoted(word: str) -> str:
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
 
 
 def _check_reactions(text: str, name: str, document: dict[str, object], lines: dict[object, int]) -> None:
@@ -139,7 +147,7 @@ def _check_reactions(text: str, name: str, document: dict[str, object], lines: d
         if not field and (read.get(key) == "warn") != (document.get(key) == "warn"):
             raise PolicyError(
                 f"{name}, line {odd or lines.get(key, 1)}: because of how this line is written, the hook does not read {key}",
-                "write one setting a line, from the first column and without quotes, such as: on-migrate: warn",
+                "write one setting a line, from the first column and without tabs, such as: on-migrate: warn",
             )
 
 
@@ -147,8 +155,8 @@ def _policy(settings: dict[str, object]) -> Policy:
     if "prefer_named" in settings:
         settings["prefer_named"] = settings["prefer_named"] == "named"
     for name in ("pmu", "sve", "pauth"):
-        if settings.get(name) == "auto":
-            settings[name] = None
+        if name in settings:
+            settings[name] = _SWITCH[settings[name]]
     return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
 
 
@@ -166,7 +174,7 @@ def _is_preference(value: object) -> bool:
 
 
 def _is_switch(value: object) -> bool:
-    return isinstance(value, bool) or value == "auto"
+    return isinstance(value, (bool, str)) and value in _SWITCH
 
 
 def _is_length(value: object) -> bool:
@@ -177,6 +185,8 @@ def _is_cluster(value: object) -> bool:
     return value in ("biggest", "smallest", "all") or (type(value) is int and 0 < value < 1 << 32)
 
 
+_SWITCH = {True: True, False: False, "on": True, "off": False, "auto": None}  # with quotes, on and off are text
+
 _SETTINGS = {
     "on-prepare": ("", _is_reaction, "refuse or warn"),
     "on-migrate": ("", _is_reaction, "refuse or warn"),
@@ -184,7 +194,7 @@ _SETTINGS = {
     "prefer": ("prefer_named", _is_preference, "named or host"),
     "pmu": ("pmu", _is_switch, "on, off or auto"),
     "sve": ("sve", _is_switch, "on, off or auto"),
-    "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits"),
+    "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits, without quotes"),
     "pauth": ("pauth", _is_switch, "on, off or auto"),
-    "cluster": ("cluster", _is_cluster, "biggest, smallest, all or a MIDR such as 0x410fd080"),
+    "cluster": ("cluster", _is_cluster, "biggest, smallest, all or a MIDR such as 0x410fd080, without quotes"),
 }

@@ -41,6 +41,7 @@ def load(text: str, name: str, failure: type[KvmarmError], hint: str, limit: int
 
     if len(text) > limit:
         raise failure(f"{name} is larger than {limit >> 10} KiB", "is it the right file?")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # as editors on Windows write
     strange = _NO_TEXT.search(text)
     if strange:
         line = text.count("\n", 0, strange.start()) + 1

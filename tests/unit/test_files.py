@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from kvmarm_plugin import files
 from kvmarm_plugin.errors import KvmarmError
 from kvmarm_plugin.paths import Step, reach
 
-from .users import as_alice, give, needs_root, start_as_alice
+from .users import ALICE, as_alice, give, needs_root, start_as_alice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +127,48 @@ def test_a_file_with_several_names_gives_nobody_else_leave_to_write(here: Path) 
     files.write(str(here / "out"), b"new")
     assert ((here / "elsewhere").read_text(), _mode(here / "elsewhere")) == ("old", 0o666)
     assert ((here / "out").read_text(), _mode(here / "out")) == ("new", 0o644)
+
+
+@needs_root
+def test_the_mode_is_for_the_group_that_it_was_for(here: Path) -> None:
+    """In a directory that gives its own group to what is made there, that group does not get to read what it could not."""
+    os.chown(here, 0, ALICE)
+    here.chmod(0o2755)
+    path = here / "out"
+    path.write_text("old")
+    os.chown(path, 0, 4)
+    path.chmod(0o640)
+    files.write(str(path), b"new")
+    assert (path.read_text(), _mode(path), path.stat().st_gid) == ("new", 0o640, 4)
+    os.chown(path, 0, 0)
+    files.write(str(path), b"newer")
+    assert (path.stat().st_gid, _mode(path)) == (0, 0o640)
+
+
+@needs_root
+def test_a_group_that_cannot_be_kept_gets_what_everybody_gets(here: Path) -> None:
+    path = here / "out"
+    path.write_text("old")
+    give(here)
+    for mode, left in ((0o660, 0o600), (0o664, 0o644), (0o644, 0o644), (0o640, 0o600)):
+        os.chown(path, ALICE, 4)
+        path.chmod(mode)
+        as_alice(lambda: files.write(str(path), b"new"))
+        assert (path.stat().st_gid, _mode(path)) == (ALICE, left)
+
+
+def test_the_mask_of_an_access_control_list_is_no_mode(here: Path) -> None:
+    path = here / "out"
+    path.write_text("old")
+    path.chmod(0o660)
+    # user::rw-, user:65534:rw-, group::---, mask::rw-, other::--- (linux/posix_acl_xattr.h)
+    entries = ((1, 6, 0xFFFFFFFF), (2, 6, ALICE), (4, 0, 0xFFFFFFFF), (0x10, 6, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF))
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries))
+    except OSError:
+        pytest.skip("no access control lists here")
+    files.write(str(path), b"new")
+    assert (path.read_text(), _mode(path)) == ("new", 0o600)
 
 
 def test_nothing_changes_a_mode_by_name() -> None:

@@ -8,7 +8,9 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,17 @@ def _refuses(directory: Path, path: Path, hint: str = "") -> None:
     with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path))) + hint):
         hookfile.install(directory)
     assert not directory.exists()
+
+
+def test_a_tree_of_any_depth_is_looked_at(directory: Path, package: Path) -> None:
+    """Each level is a call of the file system's and none of Python's."""
+    limit = sys.getrecursionlimit()
+    (package / "/".join("d" * 150)).mkdir(parents=True)
+    sys.setrecursionlimit(100 + sum(1 for _ in traceback.walk_stack(None)))
+    try:
+        assert hookfile.install(directory)[0].startswith("installed ")
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 # -- the directories -----------------------------------------------------------------------------------------------------------

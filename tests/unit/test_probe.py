@@ -538,26 +538,32 @@ _STRANGE = (
         b" 1 ",
     ),
 )
+# Files that are read without regard to each other, and what is in front of and behind what is strange in them.
 _FILES = (
-    "sys/firmware/devicetree/base/model",
-    "sys/class/dmi/id/product_name",
-    "proc/cmdline",
-    "proc/cpuinfo",
-    "usr/share/libvirt/cpu_map/arm_features.xml",
-    "sys/devices/system/cpu/online",
-    "sys/devices/system/cpu/cpu0/regs/identification/midr_el1",
-    "sys/devices/system/cpu/cpu0/regs/identification/revidr_el1",
-    "sys/devices/system/cpu/cpu0/cpu_capacity",
+    {
+        "sys/firmware/devicetree/base/model": (b"", b""),
+        "proc/cmdline": (b"arm64.", b""),
+        "usr/share/libvirt/cpu_map/arm_features.xml": (b"<feature name='sve", b"'/>"),
+        "sys/devices/system/cpu/cpu0/regs/identification/revidr_el1": (b"", b""),
+        "sys/devices/system/cpu/cpu0/cpu_capacity": (b"", b""),
+    },
+    {
+        "sys/class/dmi/id/product_name": (b"", b""),
+        "proc/cpuinfo": (b"", b""),
+        "usr/share/libvirt/cpu_map/arm_features.xml": (b"", b""),
+        "sys/devices/system/cpu/cpu0/regs/identification/midr_el1": (b"", b""),
+    },
+    {"proc/cmdline": (b"", b""), "sys/devices/system/cpu/online": (b"", b"")},
 )
 
 
 @pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))
-@pytest.mark.parametrize("path", _FILES)
-def test_files_may_hold_anything(lab: Lab, path: str, strange: bytes) -> None:
-    for text in (strange, b"arm64." + strange, b"<feature name='sve" + strange + b"'/>"):
+@pytest.mark.parametrize("paths", _FILES, ids=["kind", "identity", "online"])
+def test_files_may_hold_anything(lab: Lab, paths: dict[str, tuple[bytes, bytes]], strange: bytes) -> None:
+    for path, (before, behind) in paths.items():
         (lab.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (lab.root / path).write_bytes(text)
-        lab.probe()  # which reads what it has written
+        (lab.root / path).write_bytes(before + strange + behind)
+    lab.probe()  # which reads what it has written
 
 
 @pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))

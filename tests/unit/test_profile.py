@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import re
 from functools import cache
@@ -358,7 +359,7 @@ def test_the_schema_allows_nothing_else(path: tuple[Any, ...]) -> None:
     assert not _validator().is_valid(document)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(_paths(_document())), _WRONG)
 def test_what_the_schema_allows_can_be_loaded(path: tuple[Any, ...], wrong: Any) -> None:
     document = copy.deepcopy(_document())
@@ -564,9 +565,22 @@ def _refusal(document: dict[str, Any]) -> str:
     return ""
 
 
-def _agree(document: dict[str, Any]) -> None:
+def _schema_takes(document: dict[str, Any], path: tuple[Any, ...]) -> bool:
+    """Whether the schema takes a document that differs at one place from a valid one: only what is around it is asked about."""
+    part, schema = document, _strict_validator().schema
+    for name in path if path not in (("architecture",), ("clusters",)) else ():  # of which the schema says something together
+        while "$ref" in schema:
+            schema = _strict_validator().schema["$defs"][schema["$ref"].rpartition("/")[2]]
+        further = schema.get("properties", {}).get(name) or (schema.get("items") if not schema.get("uniqueItems") else None)
+        if further is None:
+            break
+        part, schema = part[name], further
+    return bool(_strict_validator().evolve(schema=schema).is_valid(part))
+
+
+def _agree(document: dict[str, Any], path: tuple[Any, ...]) -> None:
     why = _refusal(document)
-    if not _strict_validator().is_valid(document):
+    if not _schema_takes(document, path):
         assert why, "the schema refuses it and the reader takes it"
     elif why:
         assert _BEYOND.search(why), "the reader refuses it and the schema takes it"
@@ -576,7 +590,7 @@ def _agree(document: dict[str, Any]) -> None:
 def test_schema_and_reader_agree_on_every_value(path: tuple[Any, ...]) -> None:
     assert not _refusal(_small())
     for value in _HOSTILE:
-        _agree(_mutated(_small(), path, value))
+        _agree(_mutated(_small(), path, value), path)
 
 
 @pytest.mark.parametrize("path", [path for path in _places(_small()) if isinstance(_at(_small(), path), dict)], ids=str)
@@ -584,7 +598,7 @@ def test_schema_and_reader_agree_on_every_name(path: tuple[Any, ...]) -> None:
     here = _at(_small(), path)
     known = next(iter(here.values()), None)
     for name in (value for value in _HOSTILE if isinstance(value, str)):
-        _agree(_mutated(_small(), path, {**here, name: known}))
+        _agree(_mutated(_small(), path, {**here, name: known}), path)
 
 
 @settings(deadline=None, max_examples=200)
@@ -592,7 +606,7 @@ def test_schema_and_reader_agree_on_every_name(path: tuple[Any, ...]) -> None:
 def test_schema_and_reader_agree_on_recorded_profiles(name: str, data: st.DataObject) -> None:
     document = _document(name)
     path = data.draw(st.sampled_from(_places(document)))
-    _agree(_mutated(document, path, data.draw(st.sampled_from(_HOSTILE))))
+    _agree(_mutated(document, path, data.draw(st.sampled_from(_HOSTILE))), path)
 
 
 @pytest.mark.parametrize(
@@ -638,10 +652,10 @@ def test_a_profile_has_an_end() -> None:
 def _used(one: HostProfile, other: HostProfile) -> None:
     """All that commands do with profiles; whatever goes wrong is a KvmarmError."""
     made = []
-    for name in sorted(TEMPLATES):
-        for settings_ in ("", "prefer: host\nsve: off\npmu: off\n", "cluster: all", "cluster: smallest\nsve-max-length: 256"):
-            with contextlib.suppress(KvmarmError):
-                made.append(Resolver(one, policy.loads(settings_)).resolve(template(name)))
+    settings_ = ("", "prefer: host\nsve: off\npmu: off\n", "cluster: all", "cluster: smallest\nsve-max-length: 256")
+    for name, text in zip(sorted(TEMPLATES), itertools.cycle(settings_)):
+        with contextlib.suppress(KvmarmError):
+            made.append(Resolver(one, policy.loads(text)).resolve(template(name)))
     for xml in {*made}:
         element = record.find(parse(xml))
         if element is not None:
@@ -652,7 +666,7 @@ def _used(one: HostProfile, other: HostProfile) -> None:
                 for host_ in (one, other):
                     assert all(map(str, check(found.target, host_)))
     twin = one.replace(name="twin", kernel="5.10.0", qemu=other.qemu)
-    for hosts in ([one], [one, other.replace(name="other")], [one, twin]):
+    for hosts in ([one], [one, other.replace(name="other"), twin]):
         comparison = compare(hosts, Policy())
         assert compareview.as_text(comparison)
         assert compareview.as_dot(comparison)
@@ -668,7 +682,7 @@ def _used(one: HostProfile, other: HostProfile) -> None:
 
 
 @pytest.mark.parametrize("name", ["trixie-max-nobti", "hand-made-rk3399", "hand-made-a15-3.10"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_profile_that_loads_crashes_nothing(name: str, data: st.DataObject) -> None:
     document = _document(name)
