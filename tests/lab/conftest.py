@@ -8,6 +8,7 @@ run one after the other on the same hosts, so that each kind boots once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,6 +65,6 @@ def hosts(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[Host, .
     specs: Specs = request.param
     with ExitStack() as stack:
         booted = stack.enter_context(Pair(*specs)) if len(specs) == 2 else (stack.enter_context(Host(specs[0])),)
-        for host in booted:
-            host.install(wheel)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: host.install(wheel), booted))
         yield booted

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import cpio, machine, registers, ticker
-from .errors import LabError, say, step
+from .errors import LabError, LabTimeout, say, step
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"
@@ -172,7 +172,7 @@ class _Maker:
     # Packages
 
     def _unpack(self) -> None:
-        """Every package that apt would install, unpacked beside each other, in the order of nobody's."""
+        """The files of every package that apt would install. No two of them have the same file: the order does not matter."""
         for name in MERGED:
             (self.root / "usr" / name).mkdir(parents=True)
             (self.root / name).symlink_to(f"usr/{name}")
@@ -299,7 +299,10 @@ def _unpack(package: Path, root: Path, options: Sequence[str]) -> None:
     """What `dpkg-deb --extract` does, with options for tar."""
     tar = ["tar", "--extract", "--directory", str(root), "--keep-directory-symlink", *options]
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker:
-        done = subprocess.run(tar, stdin=unpacker.stdout, capture_output=True, text=True, timeout=machine.COMMAND_SECONDS)
+        try:
+            done = subprocess.run(tar, stdin=unpacker.stdout, capture_output=True, text=True, timeout=machine.COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise LabTimeout(f"{package} was not unpacked in {machine.COMMAND_SECONDS:g} s") from None
     if done.returncode or unpacker.returncode:
         raise LabError(f"{package} could not be unpacked:\n{done.stderr[-2000:]}", f"remove {package}")
 
