@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from . import __version__, commands
-from .errors import KvmarmError
-from .untrusted import shown
+from . import __version__
+from .basics.errors import KvmarmError
+from .basics.untrusted import shown
+from .commands import commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import posix  # os without its Python half, which costs 1 ms
 
-from ..errors import KvmarmError
-from ..registers.table import id_of, name_of
-from ..registers.text import pack_ids, unpack_ids
-from ..target import Target, sve_lengths
-from ..verdict import Finding, Offer, judge
-from . import uapi
-from .device import VCPU, VM, KvmError, System
-from .scratch import ScratchVcpu, preferred_target, run_guest
+from .basics.errors import KvmarmError
+from .judge.finding import Finding
+from .judge.offer import Offer
+from .judge.verdict import judge
+from .kvm import uapi
+from .kvm.device import VCPU, VM, KvmError, System
+from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
+from .model.target import Target, sve_lengths
+from .registers.table import id_of, name_of
+from .registers.text import pack_ids, unpack_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..registers.rules import Kernel
+    from .registers.rules import Kernel
 
 
 class KernelOffer(Offer):
@@ -77,13 +79,13 @@ class KernelOffer(Offer):
         return bool(self._system.check_extension(_OFFERED_BY[feature]))
 
     def qemu_version(self) -> tuple[int, int]:
-        from ..host.qemuversion import installed_version  # few targets make it matter
+        from .host.qemu_version import installed_version  # few targets make it matter
 
         return installed_version()
 
     def kernel(self) -> Kernel:
         if self._kernel is None:
-            from ..registers.rules import Kernel, kernel_version
+            from .registers.rules import Kernel, kernel_version
 
             with self._system.create_vm() as vm:
                 masks = vm.writable_masks()

@@ -22,12 +22,14 @@ from typing import Callable, NamedTuple
 
 from lxml import etree
 
-from kvmarm_plugin import hookfile, profile
-from kvmarm_plugin.baseline import baseline
-from kvmarm_plugin.check import check
-from kvmarm_plugin.compare import compare
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.resolve import Resolver, Wish
+from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.model import profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests import playedkernel
 from tests.fleet import fleet
 

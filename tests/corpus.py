@@ -6,10 +6,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kvmarm_plugin import profile
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
-from kvmarm_plugin.resolve import Resolver
+from kvmarm_plugin.model import profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.resolve.resolver import Resolver
 
 TESTS = Path(__file__).parent
 HOSTS = {path.stem: path for path in sorted((TESTS / "hosts").glob("*.json"))}

@@ -11,8 +11,8 @@ import random
 import re
 from typing import Callable, NamedTuple
 
-from kvmarm_plugin.level import apply_override
-from kvmarm_plugin.profile import Cluster, HostProfile, Vcpu
+from kvmarm_plugin.fleet.plan import apply_override
+from kvmarm_plugin.model.profile import Cluster, HostProfile, Vcpu
 from kvmarm_plugin.registers.overrides import overrides
 from tests.corpus import HOSTS, host
 

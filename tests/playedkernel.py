@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmarm_plugin import record
-from kvmarm_plugin.domain import parse
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.kvm import uapi
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids

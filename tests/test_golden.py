@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from kvmarm_plugin import __version__, schema
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.record import NAMESPACE
+from kvmarm_plugin import __version__
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.domain.record import NAMESPACE
+from kvmarm_plugin.host import schema
 
 from .corpus import HOSTS, RECORD_SCHEMA, TEMPLATES, TESTS, one_line, resolver, template
 

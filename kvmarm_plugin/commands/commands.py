@@ -10,18 +10,21 @@ import os
 import platform
 import sys
 
-from . import domain, files, policy, profile, record
-from .errors import KvmarmError
-from .untrusted import lines, shown
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import lines, shown
+from ..domain import record
+from ..domain import xml as domain
+from ..host import files
+from ..model import policy, profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from .pool import Pool
-    from .profile import HostProfile
-    from .target import Target
-    from .verdict import Finding
+    from ..fleet.pool import Pool
+    from ..judge.finding import Finding
+    from ..model.profile import HostProfile
+    from ..model.target import Target
 
 DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3
 
@@ -40,7 +43,7 @@ def resolve(arguments: Namespace) -> int:
     source = files.read(arguments.file)
     result = _restored(source) if arguments.restore_intent else _resolved(source, arguments)
     if arguments.validate:
-        from .schema import validate
+        from ..host.schema import validate
 
         validate(result)
     if arguments.print_diff:
@@ -52,7 +55,7 @@ def resolve(arguments: Namespace) -> int:
 
 def define(arguments: Namespace) -> int:
     """`kvmarm define`"""
-    from .host.libvirtd import Connection
+    from ..host.libvirtd import Connection
 
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
@@ -63,7 +66,7 @@ def define(arguments: Namespace) -> int:
 
 def create(arguments: Namespace) -> int:
     """`kvmarm create`"""
-    from .host.libvirtd import Connection
+    from ..host.libvirtd import Connection
 
     result = _for_connection(arguments)
     with Connection(arguments.connect) as connection:
@@ -74,7 +77,7 @@ def create(arguments: Namespace) -> int:
 
 def show(arguments: Namespace) -> int:
     """`kvmarm show`"""
-    from . import show as readable
+    from . import show_view as readable
 
     found, title, _ = _record(_domain_or_file(arguments), arguments.domain)
     if arguments.json:
@@ -86,9 +89,9 @@ def show(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """`kvmarm check`"""
-    from .agree import edited
-    from .check import check as check_profile
-    from .pool import is_pool
+    from ..fleet.pool import is_pool
+    from ..judge.by_profile import check as check_profile
+    from ..judge.contradictions import edited
 
     if not arguments.host:
         _policy(None)  # the hook reads it here, with a reader of its own: refuse what it would not read alike
@@ -108,8 +111,8 @@ def check(arguments: Namespace) -> int:
 
 def compare(arguments: Namespace) -> int:
     """`kvmarm compare`"""
-    from . import compareview
-    from .compare import compare as compare_hosts
+    from ..fleet import compare_view as compareview
+    from ..fleet.compare import compare as compare_hosts
 
     comparison = compare_hosts(_profiles(arguments.profiles), _policy(arguments.policy))
     if arguments.json:
@@ -117,7 +120,7 @@ def compare(arguments: Namespace) -> int:
     elif arguments.dot:
         _print(compareview.as_dot(comparison))
     elif arguments.svg:
-        from .host.graphviz import svg
+        from ..fleet.graphviz import svg
 
         files.write(arguments.svg, svg(compareview.as_dot(comparison)))
     else:
@@ -127,8 +130,8 @@ def compare(arguments: Namespace) -> int:
 
 def baseline(arguments: Namespace) -> int:
     """`kvmarm baseline`"""
-    from . import baseline as pools
-    from .pool import dumps
+    from ..fleet import baseline as pools
+    from ..fleet.pool import dumps
 
     result = pools.baseline(_profiles(arguments.profiles), arguments.name)
     if result.pool and arguments.output:
@@ -139,7 +142,7 @@ def baseline(arguments: Namespace) -> int:
 
 def hook(arguments: Namespace) -> int:
     """`kvmarm hook install` and `kvmarm hook uninstall`"""
-    from . import hookfile
+    from ..hook import install as hookfile
 
     if arguments.action == "install":
         _policy(None)  # as for check
@@ -152,7 +155,7 @@ def hook(arguments: Namespace) -> int:
 
 
 def _resolved(source: bytes, arguments: Namespace) -> bytes:
-    from .resolve import Resolver
+    from ..resolve.resolver import Resolver
 
     # Most domains do not ask, and then neither a profile nor a policy is needed.
     root = domain.parse(source)
@@ -170,23 +173,23 @@ def _resolved(source: bytes, arguments: Namespace) -> bytes:
 def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
     """The pool's target, which is the same on every member, once the member at hand has confirmed it: by its profile, or by
     scratch vCPUs of its kernel."""
-    from .pool import counterpart, resolver
+    from ..fleet.pool import counterpart, resolver
 
     preferred = _policy(arguments.policy)
     if arguments.host:
-        from .check import ProfileOffer
-        from .resolve import clusters_of
+        from ..judge.by_profile import ProfileOffer
+        from ..resolve.resolver import clusters_of
 
         host = _host_profile(arguments)
         ask = lambda target: ProfileOffer(  # noqa: E731
             target, host, counterpart(target.pinning.midr if target.pinning else None, host)
         )
         return resolver(pool, preferred, host.name, clusters_of(host), ask, say).resolve(source)
-    from . import cpulist
-    from .host.cpus import find_clusters
-    from .kvm.device import System
-    from .kvm.rehearse import KernelOffer
-    from .target import Pinning
+    from ..basics import cpulist
+    from ..host.cpus import find_clusters
+    from ..kvm.device import System
+    from ..model.target import Pinning
+    from ..rehearse import KernelOffer
 
     clusters = tuple(Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters())
     machines = _machines()
@@ -198,7 +201,7 @@ def _resolved_in_pool(source: bytes, pool: Pool, arguments: Namespace) -> bytes:
 
 
 def _restored(source: bytes) -> bytes:
-    from .rewrite import restore
+    from ..domain.rewrite import restore
 
     return restore(source, domain.parse(source))
 
@@ -212,7 +215,7 @@ def _diff(before: bytes, after: bytes, name: str) -> str:
 
 def _for_connection(arguments: Namespace) -> bytes:
     """The XML for libvirt, resolved for the host that libvirt runs on."""
-    from .host.libvirtd import is_remote
+    from ..host.libvirtd import is_remote
 
     source = files.read(arguments.file)
     if is_remote(arguments.connect) and not arguments.host and domain.asks_for_host_model(domain.parse(source)):
@@ -233,7 +236,7 @@ def _summary(result: bytes) -> str:
     element = record.find(domain.parse(result))
     if element is None:
         return ""
-    from .show import target_name
+    from .show_view import target_name
 
     target = record.read(element).target
     return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
@@ -251,7 +254,7 @@ def _record(document: bytes, source: str) -> tuple[record.Record, str, domain.El
 
 def _check_pool(document: bytes, arguments: Namespace) -> int:
     """`kvmarm check` of a pool's file: are these hosts members like the others?"""
-    from .pool import check_member, loads
+    from ..fleet.pool import check_member, loads
 
     try:
         pool = loads(document.decode(), arguments.domain)
@@ -268,10 +271,10 @@ def _check_pool(document: bytes, arguments: Namespace) -> int:
 
 
 def _rehearse(root: domain.Element, target: Target) -> list[Finding]:
-    from .arrival import settle, with_cluster
-    from .host.cpus import find_clusters
-    from .kvm.device import System
-    from .kvm.rehearse import rehearse
+    from ..host.cpus import find_clusters
+    from ..judge.pinning import settle, with_cluster
+    from ..kvm.device import System
+    from ..rehearse import rehearse
 
     machines = _machines()
     with System() as system:
@@ -284,14 +287,14 @@ def _rehearse(root: domain.Element, target: Target) -> list[Finding]:
 
 def _machines() -> tuple[str, ...]:
     """The machine types of this host's QEMU."""
-    from .host import qemu
+    from ..host import qemu
 
     return qemu.ask(qemu.find_binary(platform.machine())).machines
 
 
 def _print_verdicts(title: str, verdicts: dict[str, list[Finding]], as_json: bool) -> int:
     """What `check` says. Returns the exit status."""
-    from .verdict import HARMLESS, worst
+    from ..judge.finding import HARMLESS, worst
 
     if as_json:
         report = {
@@ -312,7 +315,7 @@ def _domain_or_file(arguments: Namespace) -> bytes:
     # A slash can only be a file's, and is said so where the file is missing; a directory may be called as a domain is.
     if name == "-" or "/" in name or (os.path.exists(name) and not os.path.isdir(name)):
         return files.read(name)
-    from .host.libvirtd import Connection
+    from ..host.libvirtd import Connection
 
     with Connection(arguments.connect) as connection:
         return connection.domain_xml(name).encode()
@@ -339,7 +342,7 @@ def _host_profile(arguments: Namespace) -> HostProfile:
 
 def _pool(arguments: Namespace) -> Pool | None:
     """The pool given with --pool, else the one that this host is in; the latter says nothing about the host of a profile."""
-    from . import pool
+    from ..fleet import pool
 
     path = arguments.pool
     if path is None and not arguments.no_pool and not arguments.host and os.path.exists(pool.DEFAULT_PATH):
@@ -348,7 +351,7 @@ def _pool(arguments: Namespace) -> Pool | None:
 
 
 def _probe(qemu: str, verbose: bool) -> HostProfile:
-    from .host.probe import probe as measure
+    from ..host.probe import probe as measure
 
     show_steps = verbose or (sys.stderr is not None and sys.stderr.isatty())
     return measure(qemu=qemu, step=(lambda line: say(f"probed {line}")) if show_steps else (lambda _: None))

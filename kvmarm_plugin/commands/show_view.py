@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from .kvm.uapi import TARGETS
-from .record import Record
-from .registers.table import describe, fields_of
-from .registers.text import unpack_ids
-from .target import Pinning, Target
-from .untrusted import lines
+from ..basics.untrusted import lines
+from ..domain.record import Record
+from ..model.target import Pinning, Target
+from ..model.vcpu import TARGETS
+from ..registers.table import describe, fields_of
+from ..registers.text import unpack_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

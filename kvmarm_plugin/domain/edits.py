@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .domain import Element
+from .xml import Element
 
 
 class Edits:

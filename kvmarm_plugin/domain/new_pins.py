@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from . import cpulist
-from .domain import DomainXMLError, Element
+from ..basics import cpulist
+from ..basics.untrusted import decimal, shown
 from .pins import MOST_THREADS, cpus_of, cpuset_of, pins_in, pins_of, thread_of
-from .untrusted import decimal, shown
+from .xml import DomainXMLError, Element
 
 
 def pinned_cpus(domain: Element) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from . import cpulist
-from .domain import DomainXMLError, Element
+from ..basics import cpulist
+from .xml import DomainXMLError, Element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
         def midr(self) -> int: ...
         @property
         def revidr(self) -> int | None: ...
+
+    class Counted(Identified, Protocol):
+        """A cluster of a host with the numbers of its CPUs, ascending."""
+
+        @property
+        def cpus(self) -> tuple[int, ...]: ...
 
     AnyCluster = TypeVar("AnyCluster", bound=Identified)
 

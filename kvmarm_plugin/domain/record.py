@@ -11,12 +11,12 @@ written it, and written only if it can be read.
 
 from __future__ import annotations
 
-from .domain import Element, quoted
-from .errors import KvmarmError
-from .registers.text import format_values, parse_value, parse_values, words
-from .target import Pinning, Target, check_target
-from .untrusted import decimal, shown
-from .value import Value
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import decimal, shown
+from ..basics.value import Value
+from ..model.target import Pinning, Target, check_target
+from ..registers.text import format_values, parse_value, parse_values, words
+from .xml import Element, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

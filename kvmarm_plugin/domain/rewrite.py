@@ -8,11 +8,11 @@ had written it. Both change nothing else, to the byte.
 
 from __future__ import annotations
 
+from ..basics.value import Value
 from . import record
-from .domain import DomainXMLError, Element, parse, quoted
 from .edits import Edits
 from .pins import pins_in, thread_of
-from .value import Value
+from .xml import DomainXMLError, Element, parse, quoted
 
 _STEP = b"  "
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pyexpat import ErrorString, ExpatError, ParserCreate  # xml.parsers.expat, without the package around it
 
-from .errors import KvmarmError
+from ..basics.errors import KvmarmError
 
 DEPTH_LIMIT = 256  # elements inside one another; libxml2's own (xmlParserMaxDepth)
 SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)

@@ -6,16 +6,16 @@ A baseline that some member would refuse is never made: `common` asks every memb
 
 from __future__ import annotations
 
-from . import __version__
-from .common import CHOICES, Obstacle, common, some
+from .. import __version__
+from ..basics.untrusted import lines, shown
+from ..basics.value import Value
+from ..model.profile import HostProfile
+from ..model.target import psci_version
+from ..registers.rules import kernel_version
+from .common_ground import CHOICES, Obstacle, common, some
 from .kinds import Kind, kinds_of
-from .level import Plan, level
+from .plan import Plan, level
 from .pool import Pool
-from .profile import HostProfile
-from .registers.rules import kernel_version
-from .target import psci_version
-from .untrusted import lines, shown
-from .value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import itertools
 
-from .check import ProfileOffer, check, given
-from .emit import knobs_of
-from .errors import KvmarmError
-from .pins import find_cluster
-from .policy import Policy
-from .profile import Cluster, HostProfile, Qemu
-from .registers.rules import kernel_version
-from .resolve import Resolver, Wish, guest_ipa_bits
-from .target import Target
-from .untrusted import shown
-from .value import Value
-from .verdict import HARMLESS, REFUSES, Finding, judge
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..basics.value import Value
+from ..domain.pins import find_cluster
+from ..judge.by_profile import ProfileOffer, check, given
+from ..judge.finding import HARMLESS, REFUSES, Finding
+from ..judge.verdict import judge
+from ..model.policy import Policy
+from ..model.profile import Cluster, HostProfile, Qemu
+from ..model.target import Target
+from ..registers.rules import kernel_version
+from ..resolve.address_space import guest_ipa_bits
+from ..resolve.forms import knobs_of
+from ..resolve.resolver import Resolver
+from ..resolve.wish import Wish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,20 +7,21 @@ everything left open, on the newest machine type that both know.
 
 from __future__ import annotations
 
-from .check import check
-from .errors import KvmarmError
+from ..basics.errors import KvmarmError
+from ..basics.value import Value
+from ..judge.by_profile import check
+from ..judge.finding import REFUSES, WRONG, Finding
+from ..model.policy import Policy
+from ..model.profile import HostProfile
+from ..resolve.resolver import Resolver
+from ..resolve.wish import Wish
 from .kinds import Kind, kinds_of
-from .policy import Policy
-from .profile import HostProfile
-from .resolve import Resolver, Wish
-from .value import Value
-from .verdict import REFUSES, WRONG, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .target import Target
+    from ..model.target import Target
 
 
 class Pair(Value):

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-from .common import some
+from ..basics.untrusted import lines, shown
+from ..judge.finding import in_short
+from ..registers.rules import kernel_version
+from .common_ground import some
 from .compare import merge
-from .registers.rules import kernel_version
-from .untrusted import lines, shown
-from .verdict import in_short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Any
 
+    from ..model.profile import Cluster
     from .compare import Comparison, Link, Pair
     from .kinds import Kind
-    from .profile import Cluster
 
 # More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
 _MATRIX = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 
-from ..errors import KvmarmError
+from ..basics.errors import KvmarmError
 
 
 def svg(dot: str) -> bytes:

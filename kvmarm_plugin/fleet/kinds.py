@@ -7,9 +7,9 @@ A pool of two thousand hosts has some dozens of kinds, and hosts of one kind get
 
 from __future__ import annotations
 
-from .profile import Cluster, HostProfile, Vcpu
-from .registers.rules import kernel_version
-from .value import Value
+from ..basics.value import Value
+from ..model.profile import Cluster, HostProfile, Vcpu
+from ..registers.rules import kernel_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ rules of `common` say whether that is enough. What a host really gives once the 
 
 from __future__ import annotations
 
-from .common import Obstacle, obstacles
+from ..basics.value import Value
+from ..model.profile import Cluster, HostProfile, Qemu
+from ..registers.overrides import Override, override_of
+from ..registers.rules import kernel_version
+from ..registers.table import fields_of
+from .common_ground import Obstacle, obstacles
 from .kinds import Kind
-from .profile import Cluster, HostProfile, Qemu
-from .registers.overrides import Override, override_of
-from .registers.rules import kernel_version
-from .registers.table import fields_of
-from .value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,25 +8,30 @@ asks whether the member at hand keeps to it.
 
 from __future__ import annotations
 
-from . import __version__, shape
-from .check import ProfileOffer, check, given
-from .common import blocking, machines, targets
-from .errors import KvmarmError
-from .profile import NAME, Cluster, HostProfile, ProfileError, decode, encode
-from .record import Origin
-from .resolve import ResolveError, Resolver, Wish, guest_ipa_bits
-from .shape import Incomplete, Misshapen
-from .untrusted import shown
-from .value import Value
-from .verdict import REFUSES, Finding, Offer, in_short, judge
-from .yamltext import load
+from .. import __version__
+from ..basics import shape
+from ..basics.errors import KvmarmError
+from ..basics.shape import Incomplete, Misshapen
+from ..basics.untrusted import shown
+from ..basics.value import Value
+from ..basics.yamltext import load
+from ..domain.record import Origin
+from ..judge.by_profile import ProfileOffer, check, given
+from ..judge.finding import REFUSES, Finding, in_short
+from ..judge.offer import Offer
+from ..judge.verdict import judge
+from ..model.profile import NAME, Cluster, HostProfile, ProfileError, decode, encode
+from ..resolve.address_space import guest_ipa_bits
+from ..resolve.resolver import Resolver
+from ..resolve.wish import ResolveError, Wish
+from .common_ground import blocking, machines, targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from .policy import Policy
-    from .target import Pinning, Target
+    from ..model.policy import Policy
+    from ..model.target import Pinning, Target
 
 DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
 SCHEMA_STEM = "urn:kvmarm-plugin:pool:"

@@ -13,7 +13,7 @@ It refuses a guest with a record and lets others pass. docs/hook-faults.md lists
 
 import sys
 
-from .untrusted import shown
+from ..basics.untrusted import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def main() -> int:
     """The command kvmarm-hook: the script as it would be installed, for trying by hand and for those who place hooks themselves."""
     import os
 
-    from kvmarm_plugin.errors import KvmarmError
-    from kvmarm_plugin.hookfile import script
+    from kvmarm_plugin.basics.errors import KvmarmError
+    from kvmarm_plugin.hook.install import script
 
     try:
         os.execv("/bin/sh", ["sh", "-c", script(), "kvmarm-hook", *sys.argv[1:]])
@@ -73,8 +73,8 @@ def explain_host_model(name: str, xml: bytes) -> bool:
     libvirt is about to refuse host-model with a message that helps nobody; fail first, with one that does. libvirt shows
     a hook's standard error only if the hook fails (virRunScript, src/util/virhook.c).
     """
-    from kvmarm_plugin.domain import asks_for_host_model, parse
-    from kvmarm_plugin.errors import KvmarmError
+    from kvmarm_plugin.basics.errors import KvmarmError
+    from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 
     try:
         if not asks_for_host_model(parse(xml)):
@@ -143,26 +143,26 @@ def _quoted(name: str) -> str:
 def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
     """Why this guest must not run here: empty if it may, and for a guest without a record, whatever its XML mentions. And its XML
     with the pins that it needs here."""
-    from kvmarm_plugin import record
-    from kvmarm_plugin.domain import parse
+    from kvmarm_plugin.domain import record
+    from kvmarm_plugin.domain.xml import parse
 
     domain = parse(xml)
     element = record.find(domain)
     if element is None:
         return "", xml
     target = record.read(element).target
-    from kvmarm_plugin.agree import edited
+    from kvmarm_plugin.judge.contradictions import edited
+    from kvmarm_plugin.judge.finding import HARMLESS, in_short
     from kvmarm_plugin.kvm.device import System
-    from kvmarm_plugin.kvm.rehearse import rehearse
-    from kvmarm_plugin.verdict import HARMLESS, in_short
+    from kvmarm_plugin.rehearse import rehearse
 
     findings = edited(domain, target)
     if target.pinning is None:
         with System() as system:
             findings += rehearse(target, system)
     else:
-        from kvmarm_plugin.arrival import settle, with_cluster
         from kvmarm_plugin.host.cpus import find_clusters
+        from kvmarm_plugin.judge.pinning import settle, with_cluster
 
         clusters = find_clusters()
         xml, cpus, misplaced = settle(xml, domain, target.pinning, clusters, movable=operation != "prepare")
@@ -173,7 +173,7 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
 
 def _refuse(name: str, operation: str, reason: str) -> bool:
     """Say why on standard error, which reaches whoever started this, and in the system's log. A policy may let it pass."""
-    from kvmarm_plugin.policy import refuses
+    from kvmarm_plugin.model.policy import refuses
 
     try:
         refused: bool = _within(TIME_LIMIT, refuses, operation)

@@ -15,10 +15,10 @@ import stat
 import subprocess
 from pathlib import Path
 
-from .errors import KvmarmError
-from .files import replace, shipped, sync
-from .paths import Step, is_ours, others_can_change, reach
-from .untrusted import shown
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..host.files import replace, shipped, sync
+from ..host.paths import Step, is_ours, others_can_change, reach
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
@@ -26,7 +26,7 @@ _SHIPPED = f"qemu.d/{NAME}"
 _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this line
 _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _DAEMONS = ("virtqemud", "libvirtd")
 
 

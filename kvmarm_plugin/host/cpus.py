@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from .. import cpulist
-from ..untrusted import decimal, hexadecimal
-from ..value import Value
+from ..basics import cpulist
+from ..basics.untrusted import decimal, hexadecimal
+from ..basics.value import Value
 
 _PARTS = os.path.join(os.path.dirname(__file__), "parts.yaml")
 _CPUINFO_FIELDS = {"CPU implementer": 8, "CPU variant": 4, "CPU part": 12, "CPU revision": 4}  # and their bits in MIDR_EL1

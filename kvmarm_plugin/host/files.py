@@ -10,11 +10,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from .domain import SIZE_LIMIT
-from .errors import KvmarmError
+from ..basics.errors import KvmarmError
+from ..domain.xml import SIZE_LIMIT
 from .paths import Step, is_ours, others_can_change, reach
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def read(name: str) -> bytes:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ..errors import KvmarmError
-from ..untrusted import shown
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,16 +17,18 @@ import subprocess
 import time
 from pathlib import Path
 
-from .. import __version__, cpulist
-from ..errors import KvmarmError
+from .. import __version__
+from ..basics import cpulist
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
 from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
-from ..profile import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, Cluster, HostProfile, Qemu, Vcpu
+from ..model.profile import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, Cluster, HostProfile, Qemu, Vcpu
+from ..model.target import sve_lengths
+from ..model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS, VCPU_FEATURES
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
-from ..target import GUEST_REGISTERS, NAMED_MODELS, sve_lengths
-from ..untrusted import shown
 from . import qemu as qemu_edge
 from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
 
@@ -156,7 +158,7 @@ class _Probe:
         architecture = _ARCHITECTURES[self.host.architecture]
         with system.create_vm() as vm:
             target = preferred_target(vm, architecture)
-        if target not in uapi.TARGETS[architecture].values():
+        if target not in TARGETS[architecture].values():
             self.problems.append(f"{title}: KVM prefers target {target}, which is not known here")
             return None
         models = _models_taken(system, architecture, target, capabilities, qemu)
@@ -250,11 +252,11 @@ def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple
     psci = ("psci_0_2",) if "ARM_PSCI_0_2" in capabilities else ()
     offered = [features for features, capability in _CHOICES if capability in capabilities and architecture == "arm64"]
     sets = [
-        tuple(sorted((*psci, *itertools.chain(*chosen)), key=uapi.VCPU_FEATURES.__getitem__))
+        tuple(sorted((*psci, *itertools.chain(*chosen)), key=VCPU_FEATURES.__getitem__))
         for size in range(len(offered) + 1)
         for chosen in itertools.combinations(offered, size)
     ]
-    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=uapi.VCPU_FEATURES.__getitem__))
+    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=VCPU_FEATURES.__getitem__))
     return [base, *(features for features in sets if features != base)]
 
 

@@ -16,11 +16,11 @@ import signal
 import subprocess
 import threading
 
-from ..errors import KvmarmError
-from ..profile import LINE, MACHINE, QEMU_NAME, Qemu, decode_qemu
-from ..shape import Misshapen
-from ..untrusted import shown
-from .qemuversion import BINARIES
+from ..basics.errors import KvmarmError
+from ..basics.shape import Misshapen
+from ..basics.untrusted import shown
+from ..model.profile import LINE, MACHINE, QEMU_NAME, Qemu, decode_qemu
+from .qemu_version import BINARIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

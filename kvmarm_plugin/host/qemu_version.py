@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from ..untrusted import decimal
+from ..basics.untrusted import decimal
 
 # Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
 BINARIES = {

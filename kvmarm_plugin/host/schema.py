@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lxml import etree
 
-from .errors import KvmarmError
+from ..basics.errors import KvmarmError
+from ..domain.record import NAMESPACE
 from .files import shipped
-from .record import NAMESPACE
 
 LIBVIRT_SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 

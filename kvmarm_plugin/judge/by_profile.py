@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from .arrival import with_cluster
-from .pins import find_cluster
-from .profile import Cluster, HostProfile
-from .registers.rules import Kernel, accepts, ignores, kernel_version
-from .target import Target, sve_bitmap
-from .verdict import REFUSES, WRONG, Finding, Offer, judge
+from ..domain.pins import find_cluster
+from ..model.profile import Cluster, HostProfile
+from ..model.target import Target, sve_bitmap
+from ..registers.rules import Kernel, accepts, ignores, kernel_version
+from .finding import REFUSES, WRONG, Finding
+from .offer import Offer
+from .pinning import with_cluster
+from .verdict import judge
 
 
 class ProfileOffer(Offer):

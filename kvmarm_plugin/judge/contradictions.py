@@ -6,10 +6,10 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from .domain import Element
-from .target import Target
-from .untrusted import shown
-from .verdict import REFUSES, Finding
+from ..basics.untrusted import shown
+from ..domain.xml import Element
+from ..model.target import Target
+from .finding import REFUSES, Finding
 
 
 def edited(domain: Element, target: Target) -> list[Finding]:

@@ -8,20 +8,20 @@ the same cluster may have others. In migrate and restore libvirt takes a changed
 
 from __future__ import annotations
 
-from . import cpulist, record
-from .domain import Element, parse
-from .edits import Edits
-from .pins import cpus_of, cpuset_of, find_cluster, pins_of
-from .target import Pinning
-from .untrusted import shown
-from .verdict import REFUSES, Finding
+from ..basics import cpulist
+from ..basics.untrusted import shown
+from ..domain import record
+from ..domain.edits import Edits
+from ..domain.pins import cpus_of, cpuset_of, find_cluster, pins_of
+from ..domain.xml import Element, parse
+from ..model.target import Pinning
+from .finding import REFUSES, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .host.cpus import CpuCluster
-    from .pins import Identified
+    from ..domain.pins import Counted, Identified
 
 
 def with_cluster(findings: list[Finding], pinning: Pinning, clusters: Sequence[Identified]) -> list[Finding]:
@@ -42,7 +42,7 @@ def with_cluster(findings: list[Finding], pinning: Pinning, clusters: Sequence[I
 
 
 def settle(
-    source: bytes, domain: Element, pinning: Pinning, clusters: Sequence[CpuCluster], movable: bool
+    source: bytes, domain: Element, pinning: Pinning, clusters: Sequence[Counted], movable: bool
 ) -> tuple[bytes, tuple[int, ...], list[Finding]]:
     """Hold the pins of a domain against the clusters of this host.
 
@@ -100,7 +100,7 @@ def _move(source: bytes, domain: Element, old: tuple[int, ...], new: tuple[int, 
     return edits.apply()
 
 
-def _wrong_pins(what: str, cpus: str, cluster: CpuCluster) -> Finding:
+def _wrong_pins(what: str, cpus: str, cluster: Counted) -> Finding:
     return Finding(
         subject="pinning",
         meaning=f"the CPUs of {what}",

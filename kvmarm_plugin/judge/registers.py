@@ -4,12 +4,13 @@ only then. Each difference becomes a finding that names the field, whose rule re
 
 from __future__ import annotations
 
-from .registers.overrides import override_of
-from .registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
-from .registers.table import Field, describe, id_of, name_of
-from .registers.text import unpack_ids
-from .target import Target
-from .verdict import HARMLESS, REFUSES, WRONG, Finding, Offer, never, refusal
+from ..model.target import Target
+from ..registers.overrides import override_of
+from ..registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
+from ..registers.table import Field, describe, id_of, name_of
+from ..registers.text import unpack_ids
+from .finding import HARMLESS, REFUSES, WRONG, Finding, refusal
+from .offer import Offer, never
 
 _OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
 

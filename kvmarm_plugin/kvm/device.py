@@ -14,7 +14,8 @@ import posix  # os without its Python half, which costs 1 ms
 from _ctypes import _SimpleCData, addressof  # ctypes without its Python half, which costs 3 ms
 from _struct import calcsize, pack, unpack, unpack_from
 
-from ..errors import KvmarmError
+from ..basics.errors import KvmarmError
+from ..model.vcpu import VCPU_FEATURES
 from . import uapi
 
 DEVICE = "/dev/kvm"
@@ -220,13 +221,13 @@ class VCPU(_Handle):
         self._value_address = address(self._value)
 
     def init(self, target: int, features: tuple[str, ...]) -> None:
-        """KVM_ARM_VCPU_INIT with a target number and keys of uapi.VCPU_FEATURES.
+        """KVM_ARM_VCPU_INIT with a target number and keys of VCPU_FEATURES.
 
         Raises KvmError: ENOENT for a feature bit the kernel does not know, EINVAL for a target or a set it does not support.
         """
         words = [0] * 7
         for feature in features:
-            bit = uapi.VCPU_FEATURES[feature]
+            bit = VCPU_FEATURES[feature]
             words[bit // 32] |= 1 << bit % 32
         self.ioctl("KVM_ARM_VCPU_INIT", pack(uapi.VCPU_INIT, target, *words))
 

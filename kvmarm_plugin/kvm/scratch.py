@@ -11,8 +11,9 @@ import _signal as signal  # type: ignore[import-not-found]  # its Python half br
 import errno
 import posix  # os without its Python half
 
-from ..errors import KvmarmError
-from ..target import GUEST_REGISTERS, sve_bitmap
+from ..basics.errors import KvmarmError
+from ..model.target import sve_bitmap
+from ..model.vcpu import FALLBACK_TARGETS, GUEST_REGISTERS, TARGETS
 from . import uapi
 from .device import VCPU, VM, KvmError, System, address
 
@@ -74,7 +75,7 @@ def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
 def preferred_target(vm: VM, architecture: str) -> int:
     """The target number that a guest gets on the CPU that this thread runs on.
 
-    Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of uapi.FALLBACK_TARGETS that a vCPU accepts.
+    Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of FALLBACK_TARGETS that a vCPU accepts.
 
     Args:
         vm: any; it answers for all.
@@ -86,10 +87,10 @@ def preferred_target(vm: VM, architecture: str) -> int:
     try:
         return vm.preferred_target()
     except KvmError as refusal:
-        names = uapi.FALLBACK_TARGETS[architecture]
+        names = FALLBACK_TARGETS[architecture]
         for name in names:
-            if accepts(vm.system, uapi.TARGETS[architecture][name], ()):
-                return uapi.TARGETS[architecture][name]
+            if accepts(vm.system, TARGETS[architecture][name], ()):
+                return TARGETS[architecture][name]
         raise KvmarmError(
             f"{refusal.message}, and none of the targets {', '.join(names)} is accepted",
             "this kernel's KVM does not know this CPU",

@@ -49,40 +49,9 @@ CAPABILITIES = {
     "ARM_EL2_E2H0": 241,
 }
 
-# -- targets: the numbers overlap, so each is only ever used with its KVM architecture -----------------------------------
+# -- vCPU features: model.vcpu has them, and the targets ------------------------------------------------------------------------
 
-TARGETS = {
-    "arm": {"CORTEX_A15": 0, "CORTEX_A7": 1},
-    "arm64": {
-        "AEM_V8": 0,
-        "FOUNDATION_V8": 1,
-        "CORTEX_A57": 2,
-        "XGENE_POTENZA": 3,
-        "CORTEX_A53": 4,
-        "GENERIC_V8": 5,
-    },
-}
-
-# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order is QEMU's until
-# 10.1 (cpus_to_try in target/arm/kvm64.c, later kvm.c); kvmtool has the same.
-FALLBACK_TARGETS = {
-    "arm": ("CORTEX_A15", "CORTEX_A7"),
-    "arm64": ("AEM_V8", "FOUNDATION_V8", "CORTEX_A57"),
-}
-
-# -- vCPU features: bit numbers of kvm_vcpu_init.features ---------------------------------------------------------------
-
-VCPU_FEATURES = {
-    "el1_32bit": 1,
-    "psci_0_2": 2,
-    "pmu_v3": 3,
-    "sve": 4,
-    "ptrauth_address": 5,
-    "ptrauth_generic": 6,
-    "has_el2": 7,
-    "has_el2_e2h0": 8,
-}
-FINALIZE_SVE = VCPU_FEATURES["sve"]
+FINALIZE_SVE = 4  # KVM_ARM_VCPU_SVE
 
 # -- devices and attributes --------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the polic
 
 from __future__ import annotations
 
-from .errors import KvmarmError
-from .value import Value
+from ..basics.errors import KvmarmError
+from ..basics.value import Value
 
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
 SIZE_LIMIT = 64 << 10  # bytes for the hook, characters for `loads`; a policy has some hundred
@@ -62,7 +62,7 @@ def loads(text: str, name: str = "policy") -> Policy:
     Raises:
         PolicyError: not YAML, an unknown key, a value that the key does not take, or a reaction that the hook would not read.
     """
-    from .yamltext import load  # the hook has no use for it
+    from ..basics.yamltext import load  # the hook has no use for it
 
     lines: dict[object, int] = {}
     document = load(text, name, PolicyError, "see man kvmarm-policy", SIZE_LIMIT, lines)

@@ -15,21 +15,20 @@ import json
 import re
 from functools import lru_cache
 
-from . import cpulist, shape
-from .errors import KvmarmError
-from .kvm.uapi import TARGETS, VCPU_FEATURES
-from .registers.table import bits_of, id_of, is_identity, name_of
-from .registers.text import pack_ids, unpack_ids
-from .shape import Incomplete, Misshapen
-from .target import GUEST_REGISTERS
-from .untrusted import decimal, shown
-from .value import Value
+from ..basics import cpulist, shape
+from ..basics.errors import KvmarmError
+from ..basics.shape import Incomplete, Misshapen
+from ..basics.untrusted import decimal, shown
+from ..basics.value import Value
+from ..registers.table import bits_of, id_of, is_identity, name_of
+from ..registers.text import pack_ids, unpack_ids
+from .vcpu import GUEST_REGISTERS, TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .shape import Shape
+    from ..basics.shape import Shape
 
 SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
 SCHEMA = SCHEMA_STEM + "1"
@@ -54,7 +53,7 @@ class Vcpu(Value):
 
     Attributes:
         number: of KVM_ARM_VCPU_INIT.
-        features: of KVM_ARM_VCPU_INIT, keys of kvm.uapi.VCPU_FEATURES, in the order of their bits.
+        features: of KVM_ARM_VCPU_INIT, keys of vcpu.VCPU_FEATURES, in the order of their bits.
         registers: name → value of the registers that identify it.
         reglist: packed list of all its registers.
     """

@@ -6,37 +6,17 @@
 
 from __future__ import annotations
 
-from .kvm.uapi import TARGETS
-from .registers.table import bits_of, id_of, is_identity
-from .registers.text import unpack_ids
-from .untrusted import shown
-from .value import Value
+from ..basics.untrusted import shown
+from ..basics.value import Value
+from ..registers.table import bits_of, id_of, is_identity
+from ..registers.text import unpack_ids
+from .vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
 
-# What a vCPU can be given, by the kernel's names and in the order of its bits (kvm.uapi.VCPU_FEATURES has the numbers).
+# What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES has the numbers).
 VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
-
-# What the scratch guest reads: op0, op1, CRn, CRm and op2. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have
-# one, but there the guest may see something else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may
-# be trapped, PMCR_EL0.N is the PMU's.
-GUEST_REGISTERS = {
-    "CNTFRQ_EL0": (3, 3, 14, 0, 0),
-    "DCZID_EL0": (3, 3, 0, 0, 7),
-    "CTR_EL0": (3, 3, 0, 0, 1),
-    "MIDR_EL1": (3, 0, 0, 0, 0),
-    "PMCR_EL0": (3, 3, 9, 12, 0),
-}
 
 SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
 IPA_BITS = range(32, 53)  # what KVM makes (ARM64_MIN_PARANGE_BITS and 52-bit addresses, arch/arm64/kvm)
-
-# QEMU's named models that set a KVM target, with KVM's architecture and the number: the only ones besides "host" and "max" that
-# start under KVM. Source: the kvm_target of aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of
-# cortex_a15_initfn in target/arm/cpu.c while QEMU had 32-bit KVM (before 5.2).
-NAMED_MODELS = {
-    "cortex-a57": ("arm64", TARGETS["arm64"]["CORTEX_A57"]),
-    "cortex-a53": ("arm64", TARGETS["arm64"]["CORTEX_A53"]),
-    "cortex-a15": ("arm", TARGETS["arm"]["CORTEX_A15"]),
-}
 
 _ID_PREFIX = {"arm": 0x4, "arm64": 0x6}  # of register ids: KVM_REG_ARM and KVM_REG_ARM64
 
@@ -67,7 +47,7 @@ class Target(Value):
     Attributes:
         architecture: KVM's, "arm64" or "arm". Target numbers overlap, so a number is nothing without it.
         number: of KVM_ARM_VCPU_INIT.
-        features: of KVM_ARM_VCPU_INIT, keys of kvm.uapi.VCPU_FEATURES, in the order of their bits.
+        features: of KVM_ARM_VCPU_INIT, keys of vcpu.VCPU_FEATURES, in the order of their bits.
         model: QEMU's CPU model: "host", or the name of a model such as "cortex-a57".
         unsaid: features that the domain's XML leaves to QEMU, because libvirt or QEMU has no word for them; QEMU gives each that
             the host has.
@@ -201,7 +181,7 @@ def _check_sve(target: Target) -> None:
 
 
 def _check_pinning(pinning: Pinning) -> None:
-    from . import cpulist  # few guests are pinned
+    from ..basics import cpulist  # few guests are pinned
 
     cpus = cpulist.parse(pinning.cpus)
     if not cpus or cpulist.write(cpus) != pinning.cpus:

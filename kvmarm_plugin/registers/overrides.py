@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..value import Value
+from ..basics.value import Value
 from .table import rows
 
 

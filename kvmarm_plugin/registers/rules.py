@@ -13,8 +13,8 @@ and the kernel's may be yes. No kernel from 6.2 to 6.6 was measured.
 
 from __future__ import annotations
 
-from ..untrusted import decimal
-from ..value import Value
+from ..basics.untrusted import decimal
+from ..basics.value import Value
 from .table import Field, fields_of
 
 TYPE_CHECKING = False

@@ -7,8 +7,8 @@ A register is known here by the name that the Arm ARM or the kernel's UAPI gives
 
 from __future__ import annotations
 
-from ..untrusted import hexadecimal, shown
-from ..value import Value
+from ..basics.untrusted import hexadecimal, shown
+from ..basics.value import Value
 
 _SYSREG = 0x6030000000130000  # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG
 _GROUP = 0xFFFFFFFFFFFF0000

@@ -10,7 +10,7 @@ Both are read as strictly as they are written, and neither long text nor few byt
 
 from __future__ import annotations
 
-from ..untrusted import hexadecimal, shown
+from ..basics.untrusted import hexadecimal, shown
 from .table import bits_of, id_of, name_of
 
 # Far more registers than a vCPU has. A record is untrusted: without a limit ten MiB of ranges would keep the hook busy for an hour.

@@ -9,9 +9,9 @@ models such as neoverse-v2-v1.
 
 from __future__ import annotations
 
-from .domain import escaped
-from .profile import Cluster, HostProfile
-from .value import Value
+from ..basics.value import Value
+from ..domain.xml import escaped
+from ..model.profile import Cluster, HostProfile
 
 _PAUTH = "ptrauth_address"
 

@@ -8,65 +8,26 @@ architecture, no KVM) come back byte for byte.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from . import __version__, cpulist, record, rewrite
-from .domain import Element, asks_for_host_model, parse, quoted
-from .emit import Features, Form, choose_form, knobs_of
-from .errors import KvmarmError
-from .pins import cpus_of, find_cluster, pins_of
-from .policy import Policy
-from .profile import Cluster, HostProfile, Qemu
-from .record import Origin
-from .target import Pinning, Target, sve_bitmap
-from .threads import new_pins, pinned_cpus, vcpus
-from .untrusted import decimal, shown
+from .. import __version__
+from ..basics import cpulist
+from ..basics.untrusted import shown
+from ..domain import record, rewrite
+from ..domain.new_pins import new_pins, pinned_cpus, vcpus
+from ..domain.pins import cpus_of, find_cluster, pins_of
+from ..domain.record import Origin
+from ..domain.xml import Element, asks_for_host_model, parse, quoted
+from ..model.policy import Policy
+from ..model.profile import Cluster, HostProfile, Qemu
+from ..model.target import Pinning, Target, sve_bitmap
+from .address_space import guest_ipa_bits
+from .features import PAUTH, choose_features
+from .forms import Form, choose_form, knobs_of
+from .wish import ResolveError, Wish, read_wish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Callable
-
-# The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits (kvm.uapi.VCPU_FEATURES).
-_PAUTH = ("ptrauth_address", "ptrauth_generic")
-
-_GIB = 1 << 30
-
-# Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
-_HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
-
-# As libvirt has them (virScaleInteger), in lower case.
-_UNITS = {"b": 1, "byte": 1, "bytes": 1}
-_SUFFIXES = (("", 1024), ("ib", 1024), ("b", 1000))
-_UNITS.update({letter + suffix: base**power for power, letter in enumerate("kmgtpe", 1) for suffix, base in _SUFFIXES})
-_MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
-_MOST_SLOTS = (1 << 32) - 1  # libvirt's numbers end there; QEMU has up to 256
-
-
-class ResolveError(KvmarmError):
-    """This host cannot give what the domain asks for."""
-
-
-class Wish(NamedTuple):
-    """What a domain asks for.
-
-    Attributes:
-        architecture: of the guest: "aarch64" or "armv7l".
-        machine: the machine type as written; empty for the default.
-        gic: version as written: "2", "3", or "host" or nothing for whatever there is.
-        pmu: True, False, or None where the domain says nothing.
-        features: (name, required or None if optional or False if off) of each <feature>, in document order.
-        memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
-        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none, or on a host of one cluster.
-    """
-
-    architecture: str
-    machine: str = ""
-    gic: str = ""
-    pmu: bool | None = None
-    features: tuple[tuple[str, bool | None], ...] = ()
-    memory: int = 0
-    cpus: tuple[int, ...] = ()
 
 
 class Resolver:
@@ -194,7 +155,7 @@ class Resolver:
                 and no PMU.
         """
         profile = self.profile
-        features = _choose_features(wish, cluster, profile, self.policy, roams)
+        features = choose_features(wish, cluster, profile, self.policy, roams)
         form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named and not roams)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
@@ -263,62 +224,6 @@ def origin_of(profile: HostProfile) -> Origin:
 # -- what the domain asks for --------------------------------------------------------------------------------------------------
 
 
-def read_wish(domain: Element, host_architecture: str) -> Wish:
-    """What a domain that asks for host-model wants, wherever it may run.
-
-    Raises:
-        ResolveError: an element twice that there is one of, or a memory size that is none.
-    """
-    for parent, name in ((domain, "cpu"), (domain, "features"), (domain.find("features"), "gic"), (domain.find("features"), "pmu")):
-        if parent is not None and len(parent.find_all(name)) > 1:
-            raise ResolveError(f"the domain has more than one <{name}>", "libvirt reads only one: remove the others")
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
-    assert cpu is not None  # asks_for_host_model has seen both
-    assert os_type is not None
-    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
-    return Wish(
-        architecture=os_type.attributes.get("arch", host_architecture),
-        machine=os_type.attributes.get("machine", ""),
-        gic=gic.attributes.get("version", "") if gic else "",
-        pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
-        features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
-        memory=_memory(domain),
-    )
-
-
-def _read_feature(feature: Element) -> tuple[str, bool | None]:
-    policy = feature.attributes.get("policy", "require")
-    return feature.attributes.get("name", ""), {"optional": None, "disable": False, "forbid": False}.get(policy, True)
-
-
-def _memory(domain: Element) -> int:
-    """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c)."""
-    plugged = domain.find("maxMemory")
-    slots = plugged.attributes.get("slots", "0") if plugged else "0"
-    try:
-        room = decimal(slots.strip(), _MOST_SLOTS) * _GIB
-    except ValueError as error:
-        raise ResolveError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
-    return max(_size(domain.find("memory")), _size(plugged)) + room
-
-
-def _size(element: Element | None) -> int:
-    """The size in bytes that a <memory> says; libvirt's default unit is KiB (virDomainParseMemory)."""
-    if element is None:
-        return 0
-    unit = element.attributes.get("unit") or "KiB"
-    try:
-        size = decimal(element.body.decode(errors="replace").strip(), _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
-        if size > _MOST_MEMORY:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise ResolveError(
-            f"<{element.name}> is not a size: {shown(element.text[:400].decode(errors='replace'), 80)}",
-            "libvirt's form is <memory unit='MiB'>512</memory>",
-        ) from None
-    return size
-
-
 # -- what the host gives -------------------------------------------------------------------------------------------------------
 
 
@@ -343,8 +248,9 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
         target, other: what it would get on either.
         roams: the kinds of CPU that it may run on.
     """
-    from .check import ProfileOffer  # rarely needed, and slow to import
-    from .verdict import HARMLESS, judge
+    from ..judge.by_profile import ProfileOffer  # rarely needed, and slow to import
+    from ..judge.finding import HARMLESS
+    from ..judge.verdict import judge
 
     findings = [
         finding
@@ -362,95 +268,6 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
         f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot: {reason}",
         "pin it to one kind, or say cluster: biggest in the policy",
     )
-
-
-def _choose_features(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> Features:
-    """What the domain says, else what the policy says, else what the host has."""
-    _check_architecture(wish, cluster, profile)
-    asked = _read_cpu_features(wish)
-    base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
-    pmu = ("pmu_v3",) if _has_pmu(wish, cluster, profile, policy, roams) else ()
-    if profile.kvm_architecture == "arm64" and wish.architecture == "armv7l":
-        # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is not, and KVM makes such a vCPU.
-        pauth32 = _PAUTH if cluster.has(_PAUTH[0]) else ()
-        return Features(("el1_32bit", *base, *pmu, *pauth32), ())
-    sve = _switch("SVE", asked.get("sve"), policy.sve, cluster.has("sve"), profile)
-    pauth = _switch("PAuth", asked.get("pauth"), policy.pauth, cluster.has(_PAUTH[0]), profile)
-    knobs = knobs_of(profile)
-    speaker = f"{f'libvirt {profile.libvirt}' if profile.libvirt is not None else 'QEMU'} on host {profile.name}"
-    for name, enabled, offered in (("sve", sve, cluster.has("sve")), ("pauth", pauth, cluster.has(_PAUTH[0]))):
-        if offered and not enabled and name not in knobs:
-            raise ResolveError(f"{speaker} cannot turn {name} off", "upgrade libvirt or QEMU there")
-    lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
-    if lengths and lengths != cluster.sve_lengths and f"sve{lengths[-1]}" not in knobs:
-        raise ResolveError(f"{speaker} cannot limit SVE to {lengths[-1]} bits", "upgrade libvirt or QEMU there")
-    vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(_PAUTH if pauth else ()))
-    return Features(vcpu, lengths)
-
-
-def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> None:
-    if wish.architecture == "aarch64" and profile.kvm_architecture == "arm":
-        raise ResolveError(f"host {profile.name} is 32-bit and the guest is {wish.architecture}", "use an aarch64 host")
-    if wish.architecture == "armv7l" and profile.kvm_architecture == "arm64" and not cluster.has("el1_32bit"):
-        raise ResolveError(
-            f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no AArch32 at EL1",
-            "use an aarch64 guest",
-        )
-    if wish.architecture == "armv7l" and any(required for _, required in wish.features):
-        raise ResolveError("a 32-bit guest can have neither SVE nor PAuth", "remove the <feature> elements of its <cpu>")
-
-
-def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
-    """The domain's own <feature> elements: "sve", "pauth" and lengths such as "sve256"; the last word on a name counts."""
-    known = {"sve", "pauth", *(f"sve{length}" for length in range(128, 2049, 128))}
-    asked = {}
-    for name, required in wish.features:
-        if name not in known:
-            raise ResolveError(
-                f"libvirt knows no ARM CPU feature {shown(name, 60)!r}", "known are sve, sve128 to sve2048, and pauth"
-            )
-        asked[name] = required
-    if any(required for name, required in asked.items() if name not in ("sve", "pauth")):
-        asked.setdefault("sve", True)  # as libvirt has it: a length adds sve
-    return asked
-
-
-def _switch(what: str, asked: bool | None, policy: bool | None, offered: bool, profile: HostProfile) -> bool:
-    wanted = policy if asked is None else asked
-    if wanted and not offered:
-        by = "the policy" if asked is None else "the domain"
-        raise ResolveError(f"{by} wants {what}, which KVM on host {profile.name} does not offer", f"turn {what} off there")
-    return offered if wanted is None else wanted
-
-
-def _has_pmu(wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str) -> bool:
-    """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another (kvm_pmu_create_perf_event)."""
-    pmu = _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile)
-    if not (pmu and roams):
-        return pmu
-    if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
-        return False
-    raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and a PMU counts on one",
-        "turn it off (<pmu state='off'/>, or pmu: off in the policy), or pin the guest to one kind",
-    )
-
-
-def _sve_lengths(asked: dict[str, bool | None], cluster: Cluster, profile: HostProfile, policy: Policy) -> tuple[int, ...]:
-    """The lengths up to the longest that is wanted: KVM takes no set with a gap that the host does not have."""
-    required = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}")]
-    refused = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}") is False]
-    missing = [length for length in required if length not in cluster.sve_lengths]
-    if missing:
-        have = ", ".join(map(str, cluster.sve_lengths))
-        raise ResolveError(f"the domain wants sve{missing[0]}, host {profile.name} has lengths {have}", "remove that feature")
-    longest = max(required, default=policy.sve_max_length or max(cluster.sve_lengths, default=0))
-    lengths = tuple(length for length in cluster.sve_lengths if length <= longest and length < min(refused, default=longest + 1))
-    if not lengths or any(length not in lengths for length in required):
-        raise ResolveError(
-            f"no SVE vector length is left for the guest on host {profile.name}", "turn SVE off, or allow a longer one"
-        )
-    return lengths
 
 
 def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
@@ -480,35 +297,6 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     return int(wish.gic)
 
 
-def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
-    """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
-
-    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far as the host's limit has room
-    for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type, hw/arm/virt.c).
-
-    Args:
-        memory: bytes of RAM, as in `Wish`.
-        host_ipa_bits: the host's limit.
-        host: its name.
-
-    Raises:
-        ResolveError: the memory does not fit.
-    """
-    limit = 1 << host_ipa_bits
-    top = highest = _GIB + memory
-    if top > limit:
-        raise ResolveError(
-            f"the guest's memory ends at {top / _GIB:.0f} GiB, KVM on host {host} has addresses up to {limit // _GIB} GiB",
-            "give the guest less memory",
-        )
-    end = max(256 * _GIB, -(-top // _GIB) * _GIB)
-    for size in _HIGH_REGIONS:
-        start = -(-end // size) * size
-        if start + size <= limit:
-            end = highest = start + size
-    return max(32, (highest - 1).bit_length())  # KVM makes none smaller than 32
-
-
 def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
     """The features of "host" that the XML of this form leaves to QEMU."""
     if form.model != "host" or profile.kvm_architecture != "arm64":
@@ -521,7 +309,7 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
     return (
         *(() if pmu else ("pmu_v3",)),
         *(() if "sve" in said else ("sve",)),
-        *(() if "pauth" in said else _PAUTH),
+        *(() if "pauth" in said else PAUTH),
     )
 
 

@@ -15,18 +15,20 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kvmarm_plugin.check import ProfileOffer
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.host.probe import probe
+from kvmarm_plugin.judge.by_profile import ProfileOffer
+from kvmarm_plugin.judge.finding import REFUSES
+from kvmarm_plugin.judge.verdict import judge
 from kvmarm_plugin.kvm.device import KvmError, System
-from kvmarm_plugin.kvm.rehearse import KernelOffer
 from kvmarm_plugin.kvm.scratch import ScratchVcpu
-from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.registers.table import fields_of, id_of
 from kvmarm_plugin.registers.text import pack_ids, unpack_ids
-from kvmarm_plugin.resolve import Resolver, Wish
-from kvmarm_plugin.target import Target
-from kvmarm_plugin.verdict import REFUSES, judge
+from kvmarm_plugin.rehearse import KernelOffer
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 
 PAUTH = ("ptrauth_address", "ptrauth_generic")
 OTHER_FEATURE_SETS = (  # none without PSCI 0.2, which QEMU gives wherever KVM has it

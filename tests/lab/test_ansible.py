@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin import hookfile, policy, pool
+from kvmarm_plugin.fleet import pool
+from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.model import policy
 from tests import playbook
 
 from .ansible import inventory, make_pool

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin import profile
-from kvmarm_plugin.baseline import Baseline, as_text, baseline
-from kvmarm_plugin.compare import compare
-from kvmarm_plugin.compareview import as_text as comparison_as_text
-from kvmarm_plugin.level import BOOT
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
+from kvmarm_plugin.fleet.baseline import Baseline, as_text, baseline
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.compare_view import as_text as comparison_as_text
+from kvmarm_plugin.fleet.plan import BOOT
+from kvmarm_plugin.model import profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
 
 from .ansible import make_pool
 from .guest import Guest, domain_xml

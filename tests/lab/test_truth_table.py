@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin.verdict import REFUSES, WRONG
+from kvmarm_plugin.judge.finding import REFUSES, WRONG
 
 from .truth_table import CASES, WORKS, Table
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kvmarm_plugin.judge.finding import REFUSES, WRONG
 from kvmarm_plugin.registers.table import id_of
-from kvmarm_plugin.verdict import REFUSES, WRONG
 
 from . import guest as guests
 from . import machine

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from kvmarm_plugin.profile import HostProfile, Qemu
+    from kvmarm_plugin.model.profile import HostProfile, Qemu
 
 
 def write(path: Path, text: str) -> None:

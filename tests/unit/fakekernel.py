@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple
 
 from kvmarm_plugin.kvm import uapi
 from kvmarm_plugin.kvm.device import Kernel, KvmError
-from kvmarm_plugin.profile import Cluster, HostProfile
+from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from kvmarm_plugin import record, resolve
-from kvmarm_plugin.agree import edited
-from kvmarm_plugin.check import check
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.level import apply_override
-from kvmarm_plugin.policy import Policy
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.fleet.plan import apply_override
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.contradictions import edited
+from kvmarm_plugin.judge.finding import REFUSES
+from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.registers.overrides import overrides
-from kvmarm_plugin.resolve import ResolveError, Resolver
-from kvmarm_plugin.verdict import REFUSES
+from kvmarm_plugin.resolve import resolver as resolve
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from tests.corpus import HOSTS, TEMPLATES, host, resolver, template
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvmarm_plugin import __version__, hookfile, policy, pool
+from kvmarm_plugin import __version__
+from kvmarm_plugin.fleet import pool
+from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.model import policy
 from tests import playbook
 
 ROLE = playbook.COLLECTION / "roles/kvmarm"

@@ -15,23 +15,24 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import cli, pool
-from kvmarm_plugin.baseline import Baseline, as_json, as_text, baseline
-from kvmarm_plugin.check import ProfileOffer, check
-from kvmarm_plugin.check import given as given_there
-from kvmarm_plugin.common import CHOICES, common, obstacles, targets
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin import cli
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.fleet import pool
+from kvmarm_plugin.fleet.baseline import Baseline, as_json, as_text, baseline
+from kvmarm_plugin.fleet.common_ground import CHOICES, common, obstacles, targets
+from kvmarm_plugin.fleet.plan import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
+from kvmarm_plugin.fleet.pool import Pool
+from kvmarm_plugin.judge.by_profile import ProfileOffer, check
+from kvmarm_plugin.judge.by_profile import given as given_there
+from kvmarm_plugin.judge.finding import HARMLESS, Finding
 from kvmarm_plugin.kvm.device import System
-from kvmarm_plugin.kvm.rehearse import KernelOffer
-from kvmarm_plugin.level import BOOT, KERNEL, LEAVE_OUT, QEMU, apply_override
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.pool import Pool
-from kvmarm_plugin.profile import Cluster, HostProfile, dumps
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import Cluster, HostProfile, dumps
+from kvmarm_plugin.model.target import VCPU_FEATURES, Target
 from kvmarm_plugin.registers.overrides import Override, overrides
 from kvmarm_plugin.registers.table import fields_of
-from kvmarm_plugin.resolve import clusters_of
-from kvmarm_plugin.target import VCPU_FEATURES, Target
-from kvmarm_plugin.verdict import HARMLESS, Finding
+from kvmarm_plugin.rehearse import KernelOffer
+from kvmarm_plugin.resolve.resolver import clusters_of
 from tests.corpus import HOSTS, TESTS, host, one_line, template
 
 from .fakekernel import FakeKernel

@@ -14,15 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmarm_plugin import cli, domain, profile, record
-from kvmarm_plugin.check import ProfileOffer, check
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
+from kvmarm_plugin import cli
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain import xml as domain
+from kvmarm_plugin.judge.by_profile import ProfileOffer, check
+from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, in_short, worst
+from kvmarm_plugin.judge.verdict import judge
+from kvmarm_plugin.model import profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.registers.rules import Kernel, accepts, kernel_version, safe_value
 from kvmarm_plugin.registers.table import Field, fields_of
-from kvmarm_plugin.resolve import Resolver, Wish
-from kvmarm_plugin.target import Target
-from kvmarm_plugin.verdict import HARMLESS, REFUSES, WRONG, Finding, in_short, judge, worst
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, host, template
 
 

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import __version__, commands, domain, policy, record
-from kvmarm_plugin import profile as profiles
+from kvmarm_plugin import __version__
 from kvmarm_plugin.cli import main
+from kvmarm_plugin.commands import commands
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.host import libvirtd, qemu
 from kvmarm_plugin.kvm.device import Kernel
+from kvmarm_plugin.model import policy
+from kvmarm_plugin.model import profile as profiles
 
 from .fakehost import write_emulator
 

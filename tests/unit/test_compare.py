@@ -15,15 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import cli, compare, profile
-from kvmarm_plugin.check import check
-from kvmarm_plugin.compare import Comparison, merge
-from kvmarm_plugin.compareview import as_dot, as_json, as_text, numbers_of
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
-from kvmarm_plugin.resolve import Resolver, Wish
-from kvmarm_plugin.target import Target
-from kvmarm_plugin.verdict import HARMLESS, Finding, worst
+from kvmarm_plugin import cli
+from kvmarm_plugin.fleet import compare
+from kvmarm_plugin.fleet.compare import Comparison, merge
+from kvmarm_plugin.fleet.compare_view import as_dot, as_json, as_text, numbers_of
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.finding import HARMLESS, Finding, worst
+from kvmarm_plugin.model import profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.target import Target
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, TESTS, host
 from tests.fleet import fleet
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin import cli, hookfile, policy, pool
-from kvmarm_plugin.policy import Policy
+from kvmarm_plugin import cli
+from kvmarm_plugin.fleet import pool
+from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.model import policy
+from kvmarm_plugin.model.policy import Policy
 
 _DOCS = Path(__file__).parent.parent.parent / "docs"
 _PAGES = [_DOCS / "man/kvmarm.1", _DOCS / "man/kvmarm-policy.5"]
@@ -90,7 +93,7 @@ def test_the_manual_names_the_files_that_are_used() -> None:
 
 
 def test_the_manual_names_every_status() -> None:
-    from kvmarm_plugin import commands
+    from kvmarm_plugin.commands import commands
 
     listed = re.findall(r"^\.It (\d+)$", _sections(_PAGES[0])["EXIT STATUS"], re.MULTILINE)
     used = [commands.DONE, commands.ERROR, commands.USAGE, commands.INCOMPATIBLE, 130]

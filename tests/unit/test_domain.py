@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import domain, record
-from kvmarm_plugin.domain import RUN_LIMIT, SIZE_LIMIT, TAG_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
-from kvmarm_plugin.edits import Edits
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.rewrite import restore
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain import xml as domain
+from kvmarm_plugin.domain.edits import Edits
+from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.xml import RUN_LIMIT, SIZE_LIMIT, TAG_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
 from tests.corpus import TEMPLATES, one_line, resolver, template
 
 from .domains import domains
@@ -328,7 +329,7 @@ _GREEDY = {
 def test_a_document_within_the_limits_takes_a_bounded_memory(name: str) -> None:
     """Expat's, too: measured from outside Python."""
     code = (
-        "import sys; sys.path.append(sys.argv[1]); from kvmarm_plugin.domain import parse, KvmarmError\n"
+        "import sys; sys.path.append(sys.argv[1]); from kvmarm_plugin.domain.xml import parse, KvmarmError\n"
         "def peak(): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "source = sys.stdin.buffer.read(); open('/proc/self/clear_refs', 'w').write('5'); before = peak()\n"
         "try: parse(source)\n"

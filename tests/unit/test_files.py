@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmarm_plugin import files
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.paths import Step, reach
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.host import files
+from kvmarm_plugin.host.paths import Step, reach
 
 from .users import ALICE, as_alice, give, needs_root, start_as_alice
 
@@ -479,7 +479,7 @@ def test_a_link_of_roots_at_its_configuration_keeps_working(here: Path) -> None:
 
 # -- what is no file -----------------------------------------------------------------------------------------------------------
 
-_WRITE = "import sys; from kvmarm_plugin import files; [files.write(name, b'new\\n') for name in sys.argv[1:]]"
+_WRITE = "import sys; from kvmarm_plugin.host import files; [files.write(name, b'new\\n') for name in sys.argv[1:]]"
 
 
 def _shell(line: str, here: Path) -> bytes:

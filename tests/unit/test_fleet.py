@@ -7,8 +7,8 @@ import json
 
 import jsonschema
 
-from kvmarm_plugin import profile
-from kvmarm_plugin.kinds import kinds_of
+from kvmarm_plugin.fleet.kinds import kinds_of
+from kvmarm_plugin.model import profile
 from tests.corpus import TESTS
 from tests.fleet import fleet
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmarm_plugin import hook, hookfile, policy
-from kvmarm_plugin import profile as profiles
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.hook import answer as hook
+from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.kvm import device
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.resolve import Resolver
+from kvmarm_plugin.model import policy
+from kvmarm_plugin.model import profile as profiles
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
 
 from ..corpus import GUEST
 from .fakehost import full_pipe
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROOT = Path(__file__).parent.parent.parent
-_HOOK = _ROOT / "kvmarm_plugin/hook.py"
+_HOOK = _ROOT / "kvmarm_plugin/hook/answer.py"
 _SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
 _PYTHON = "/usr/bin/python3"
 
@@ -316,7 +318,7 @@ def test_a_message_is_one_line_of_less_than_2_kib(character: str, length: int) -
 _OUTPUT = """
 import sys, time
 sys.path.append(sys.argv[1])
-from kvmarm_plugin import hook
+from kvmarm_plugin.hook import answer as hook
 hook.TIME_LIMIT = 0.3
 start = time.monotonic()
 answer = eval(sys.argv[2])
@@ -359,7 +361,7 @@ def test_a_signal_as_the_timer_is_stopped_leaves_none_running(monkeypatch: pytes
 # -- half an installation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gone", [str(_HOOK.parent), _PYTHON], ids=["package", "interpreter"])
+@pytest.mark.parametrize("gone", [str(_HOOK.parents[1]), _PYTHON], ids=["package", "interpreter"])
 def test_an_installation_with_a_hole(script: Path, gone: str) -> None:
     script.write_text(script.read_text().replace(gone, "/nowhere/at-all"))
     for operation, stage in (*_LOOKED_AT, *_PASSED):
@@ -409,7 +411,7 @@ _TOO_SLOW = {
 def _modules(source: str) -> tuple[str, set[str]]:
     """The exit status, and what the script's own lines of Python and the package import beyond a bare interpreter."""
     code = _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
-    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, code, "guest", "prepare", str(_HOOK.parent)]
+    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, code, "guest", "prepare", str(_HOOK.parents[1])]
     command = ["/bin/sh", "-c", 'exec "$@" 3>/dev/null', "sh", *command]
     run = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     status, *modules = run.stdout.decode().split()
@@ -424,14 +426,14 @@ def test_nothing_is_imported_for_other_guests(source: str) -> None:
 def test_little_is_imported_to_explain() -> None:
     status, modules = _modules(_DOMAIN)
     assert status == "3"
-    assert {"kvmarm_plugin.domain", "kvmarm_plugin.errors", "pyexpat"} <= modules
+    assert {"kvmarm_plugin.domain.xml", "kvmarm_plugin.basics.errors", "pyexpat"} <= modules
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
 
 
 def test_little_is_imported_to_rehearse() -> None:
     recorded = Resolver(_profile("trixie-neoverse-n1"), Policy()).resolve(_DOMAIN.encode())
     modules = _modules(recorded.decode())[1]
-    assert {"kvmarm_plugin.record", "kvmarm_plugin.verdict", "kvmarm_plugin.kvm.rehearse"} <= modules
+    assert {"kvmarm_plugin.domain.record", "kvmarm_plugin.judge.verdict", "kvmarm_plugin.rehearse"} <= modules
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
 
 
@@ -461,7 +463,7 @@ def test_install_and_uninstall(libvirt: Path) -> None:
 
 def test_the_installed_hook_names_the_package(script: Path) -> None:
     text = script.read_text()
-    assert f"package={_HOOK.parent}\n" in text
+    assert f"package={_HOOK.parents[1]}\n" in text
     assert "@PACKAGE@" not in text
     assert subprocess.run(["/bin/sh", "-n", str(script)], check=True).returncode == 0
 
@@ -472,7 +474,7 @@ def test_a_package_in_a_directory_with_a_difficult_name(
 ) -> None:
     package = tmp_path / directory / "kvmarm_plugin"
     package.parent.mkdir()
-    package.symlink_to(_HOOK.parent)
+    package.symlink_to(_HOOK.parents[1])
     monkeypatch.setattr(hookfile, "_PACKAGE", package)
     hookfile.install(libvirt)
     status, out, err = _call(libvirt / hookfile.NAME, "guest", "prepare", "begin", "-")

@@ -24,13 +24,14 @@ from typing import Callable, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import hook, hookfile
-from kvmarm_plugin.domain import SIZE_LIMIT
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.basics.untrusted import shown
+from kvmarm_plugin.domain.record import NAMESPACE_STEM
+from kvmarm_plugin.domain.xml import SIZE_LIMIT
+from kvmarm_plugin.hook import answer as hook
+from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.kvm import scratch
-from kvmarm_plugin.policy import DEFAULT_PATH
-from kvmarm_plugin.record import NAMESPACE_STEM
-from kvmarm_plugin.untrusted import shown
+from kvmarm_plugin.model.policy import DEFAULT_PATH
 
 from .. import playedkernel
 from ..corpus import GUEST, resolver
@@ -118,8 +119,8 @@ class Place:
         self.hook.chmod(0o755)
         playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
-        self.replace("policy.py", DEFAULT_PATH, str(self.policy))
-        self.replace("hook.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
+        self.replace("model/policy.py", DEFAULT_PATH, str(self.policy))
+        self.replace("hook/answer.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
 
     def append(self, module: str, text: str) -> None:
         with (self.package / module).open("a", encoding="utf-8") as file:
@@ -358,25 +359,35 @@ _FAULTS: dict[str, list[Fault]] = {
             PASSES,
         ),
         _both(
-            "hook.py is gone", UNCHECKED + "ImportError: …hook… (…/kvmarm_plugin, Python …). " + AGAIN, _without("hook.py"), PASSES
+            "hook/answer.py is gone",
+            UNCHECKED + "ImportError: …answer… (…/kvmarm_plugin, Python …). " + AGAIN,
+            _without("hook/answer.py"),
+            PASSES,
         ),
-        _both("hook.py is damaged", UNCHECKED + "SyntaxError: … (hook.py, line …) (…). " + AGAIN, _damaged("hook.py"), PASSES),
-        _both("hook.py is empty", UNCHECKED + "AttributeError: …answer… (…). " + AGAIN, _empty("hook.py"), PASSES),
+        _both(
+            "hook/answer.py is damaged",
+            UNCHECKED + "SyntaxError: … (answer.py, line …) (…). " + AGAIN,
+            _damaged("hook/answer.py"),
+            PASSES,
+        ),
+        _both("hook/answer.py is empty", UNCHECKED + "AttributeError: …answer… (…). " + AGAIN, _empty("hook/answer.py"), PASSES),
         _both(
             "another module that it needs is gone",
-            DAMAGED + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain' {REINSTALL}",
-            _without("domain.py"),
+            DAMAGED + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain.xml' {REINSTALL}",
+            _without("domain/xml.py"),
             PASSES,
         ),
         _both(
             "another module that it needs is damaged",
             DAMAGED + f"SyntaxError: … (rehearse.py, line …) {REINSTALL}",
-            _damaged("kvm/rehearse.py"),
+            _damaged("rehearse.py"),
         ),
         _both(
             "a data file is gone", DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}", _without("registers/registers.tsv")
         ),
-        Fault("policy.py is gone", _without("policy.py"), misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN),
+        Fault(
+            "model/policy.py is gone", _without("model/policy.py"), misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN
+        ),
         Fault("no place for compiled modules (disk full, read-only)", _no_bytecode),
     ],
     "The policy": [
@@ -390,8 +401,8 @@ _FAULTS: dict[str, list[Fault]] = {
             _all(_policy(_WARN), _kernel("open_errno = errno_codes.ENOENT")),
         ),
         Fault(
-            "it says warn, and policy.py is gone",
-            _all(_policy(_WARN), _without("policy.py")),
+            "it says warn, and model/policy.py is gone",
+            _all(_policy(_WARN), _without("model/policy.py")),
             misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
         ),
     ],
@@ -453,29 +464,29 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a call of C takes 10 GB, in what only a record needs",
             NO_MEMORY,
-            _appended("record.py", "bytearray(10 << 30)"),
+            _appended("domain/record.py", "bytearray(10 << 30)"),
         ),
         _both(
             "a call of C takes 10 GB, in what host-model needs, too",
             NO_MEMORY,
-            _appended("domain.py", "bytearray(10 << 30)"),
+            _appended("domain/xml.py", "bytearray(10 << 30)"),
             PASSES,
         ),
         _both(
             "a call of C does not end",
             UNCHECKED + "it took too long (status 152). Start it again",
-            _all(_impatient, _appended("domain.py", "sum(range(10 ** 12))")),
+            _all(_impatient, _appended("domain/xml.py", "sum(range(10 ** 12))")),
             PASSES,
         ),
         _both(
             "Python does not come to an end",
             NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
-            _appended("record.py", "while True: pass"),
+            _appended("domain/record.py", "while True: pass"),
         ),
         _both(
             "there is no memory for the package",
             UNCHECKED + "it takes too much memory. Start it again",
-            _appended("hook.py", "raise MemoryError"),
+            _appended("hook/answer.py", "raise MemoryError"),
             PASSES,
         ),
         _both(
@@ -493,12 +504,12 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a reason of 4 MB",
             NOT_THERE + "xxx…… (cut: … characters)",
-            _appended("record.py", "def find(_): raise RecordError('x' * 4000000)"),
+            _appended("domain/record.py", "def find(_): raise RecordError('x' * 4000000)"),
         ),
         _both(
             "a reason of 4 MB, and the policy says warn",
             WARNED + NOT_THERE.replace("cannot", "should not") + "\\U0001…… (cut: … characters)",
-            _all(_policy(_WARN), _appended("record.py", "def find(_): raise RecordError(chr(0x1ffff) * 4000000)")),
+            _all(_policy(_WARN), _appended("domain/record.py", "def find(_): raise RecordError(chr(0x1ffff) * 4000000)")),
         ),
     ],
     "The record": [
@@ -708,7 +719,8 @@ def _modules_on_the_path() -> list[str]:
     """What a rehearsal imports of the package."""
     code = (
         "import sys; sys.path.append(sys.argv[1])\n"
-        "from kvmarm_plugin import hook, record, policy\nfrom kvmarm_plugin.kvm import rehearse\n"
+        "from kvmarm_plugin import rehearse\nfrom kvmarm_plugin.domain import record\n"
+        "from kvmarm_plugin.hook import answer\nfrom kvmarm_plugin.model import policy\n"
         "print(*(m for m in sys.modules if m.startswith('kvmarm_plugin')))"
     )
     run = subprocess.run([_PYTHON, "-I", "-S", "-c", code, str(_ROOT)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
@@ -731,7 +743,7 @@ def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
 
 def test_the_real_time_limit(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.replace("hook.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
+    place.replace("hook/answer.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
     _BY_NAME["it answers slowly"].arrange(place)
     status, _, err, seconds = place.call("migrate", "begin", "fits")
     assert (status, "took longer than 2 s" in err) == (1, True)

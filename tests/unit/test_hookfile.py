@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmarm_plugin import hookfile
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.hook import install as hookfile
 
 from .users import give, needs_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_PACKAGE = Path(hookfile.__file__).parent
+_PACKAGE = Path(hookfile.__file__).parents[1]
 _SCRIPT = _PACKAGE.parent / "hooks/qemu.d/50-kvmarm"
 _REFUSED = r"^others than root can change {}, and with it what libvirt would run as root \(hint: "
 
@@ -230,7 +230,7 @@ def test_a_package_whose_place_is_not_text(directory: Path, place: Path, monkeyp
 
 _PARTS = [
     "",
-    "hook.py",
+    "hook/answer.py",
     "registers/fields.tsv",
     "host/parts.yaml",
     "py.typed",
@@ -260,7 +260,16 @@ def test_a_part_that_others_can_change(directory: Path, package: Path, part: str
 
 @needs_root
 @pytest.mark.parametrize(
-    "name", ["hook", "hook.cpython-311-x86_64-linux-gnu.so", "hook.abi3.so", "hook.pyc", "kvm/re.py", "registers/.hidden", "record"]
+    "name",
+    [
+        "hook/answer",
+        "hook.cpython-311-x86_64-linux-gnu.so",
+        "hook/answer.abi3.so",
+        "hook.pyc",
+        "kvm/re.py",
+        "registers/.hidden",
+        "record",
+    ],
 )
 def test_what_python_would_load_instead(directory: Path, package: Path, name: str) -> None:
     path = package / name
@@ -277,7 +286,7 @@ def test_what_python_would_load_instead(directory: Path, package: Path, name: st
 def test_links_to_parts(directory: Path, package: Path, place: Path) -> None:
     """Root's are as good as where they lead; another's are not."""
     (place / "srv").mkdir()
-    for name in ("kvm", "hook.py", "registers/fields.tsv"):
+    for name in ("kvm", "hook/answer.py", "registers/fields.tsv"):
         moved = place / "srv" / Path(name).name
         shutil.move(package / name, moved)
         (package / name).symlink_to(moved)
@@ -285,8 +294,8 @@ def test_links_to_parts(directory: Path, package: Path, place: Path) -> None:
     shutil.rmtree(directory.parent)
 
     for name, path in (
-        ("the link", package / "hook.py"),
-        ("the file that it leads to", place / "srv/hook.py"),
+        ("the link", package / "hook/answer.py"),
+        ("the file that it leads to", place / "srv/answer.py"),
         ("the directory that this is in", place / "srv"),
         ("a file in a directory that is linked to", place / "srv/kvm/device.py"),
     ):

@@ -9,13 +9,14 @@ from functools import cache
 import pytest
 from lxml import etree
 
-from kvmarm_plugin import record, schema
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
-from kvmarm_plugin.resolve import Resolver
-from kvmarm_plugin.value import Value
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.basics.value import Value
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.host import schema
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.resolve.resolver import Resolver
 from tests.corpus import RECORD_SCHEMA, host, one_line, template
 
 _COMMANDLINE = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-S'/></qemu:commandline>"

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmarm_plugin.check import check
-from kvmarm_plugin.kinds import kinds_of
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import Cluster, HostProfile, Qemu, Vcpu
-from kvmarm_plugin.resolve import Resolver, Wish
+from kvmarm_plugin.fleet.kinds import kinds_of
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, host
 from tests.fleet import fleet
 

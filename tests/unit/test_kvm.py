@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin.errors import KvmarmError
+from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.kvm.device import KvmError, KvmUnavailable, System, error_name, register_size
 from kvmarm_plugin.kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
-from kvmarm_plugin.target import GUEST_REGISTERS, sve_bitmap, sve_lengths
+from kvmarm_plugin.model.target import sve_bitmap, sve_lengths
+from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, VCPU_FEATURES
 
 from .fakekernel import CORE_REGISTERS, PC, SVE_VLS, X0, CpuKind, FakeKernel, Made, kind
 
@@ -191,7 +192,7 @@ def test_accepts(kernel: FakeKernel) -> None:
 
 
 def test_every_feature_has_its_own_bit() -> None:
-    for name in uapi.VCPU_FEATURES:
+    for name in VCPU_FEATURES:
         kernel = FakeKernel(kind(5, (name,), sve_lengths=(128,)))
         with System(kernel) as system, ScratchVcpu(system, 5, (name,)):
             pass

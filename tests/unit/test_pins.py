@@ -12,16 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import arrival, cpulist, hook, pins, record, rewrite
-from kvmarm_plugin.check import check
-from kvmarm_plugin.domain import DomainXMLError, Element, parse
+from kvmarm_plugin.basics import cpulist
+from kvmarm_plugin.domain import pins, record, rewrite
+from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
+from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
+from kvmarm_plugin.judge import pinning as arrival
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.kvm import device
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import Cluster, HostProfile
-from kvmarm_plugin.resolve import ResolveError, Resolver
-from kvmarm_plugin.target import Pinning
-from kvmarm_plugin.verdict import REFUSES
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import Cluster, HostProfile
+from kvmarm_plugin.model.target import Pinning
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write_host
@@ -585,7 +589,7 @@ def test_pins_that_libvirt_cannot_be_told(board: Board, monkeypatch: pytest.Monk
 
 def test_a_policy_that_only_warns_lets_the_pins_be_moved(board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("on-migrate: warn\n")
-    monkeypatch.setattr("kvmarm_plugin.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),))
+    monkeypatch.setattr("kvmarm_plugin.model.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),))
     there = _renumbered(RK3399)
     board.start(there.replace(clusters=tuple(c.replace(seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)))
     refused, out, err = board(_GUEST, "migrate")
@@ -610,7 +614,12 @@ def test_sysfs_that_tells_nothing(board: Board, monkeypatch: pytest.MonkeyPatch,
 
 def test_little_is_imported_for_them() -> None:
     _, modules = _modules(_GUEST.decode())
-    assert {"kvmarm_plugin.arrival", "kvmarm_plugin.pins", "kvmarm_plugin.host.cpus", "kvmarm_plugin.cpulist"} <= modules
+    assert {
+        "kvmarm_plugin.judge.pinning",
+        "kvmarm_plugin.domain.pins",
+        "kvmarm_plugin.host.cpus",
+        "kvmarm_plugin.basics.cpulist",
+    } <= modules
     from .test_hook import _TOO_SLOW
 
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW

@@ -12,12 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import cli, policy, yamltext
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.policy import Policy, PolicyError
-from kvmarm_plugin.resolve import Resolver, read_wish
-from kvmarm_plugin.target import Target
+from kvmarm_plugin import cli
+from kvmarm_plugin.basics import yamltext
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.model import policy
+from kvmarm_plugin.model.policy import Policy, PolicyError
+from kvmarm_plugin.model.target import Target
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import read_wish
 from tests.corpus import host, one_line, template
 
 # -- YAML --------------------------------------------------------------------------------------------------------------

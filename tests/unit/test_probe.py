@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmarm_plugin import profile as profiles
 from kvmarm_plugin.host import cpus, qemu
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, name_part
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
+from kvmarm_plugin.model import profile as profiles
 from kvmarm_plugin.registers.table import id_of
 from tests.corpus import host, one_line
 
@@ -31,7 +31,7 @@ from .fakekernel import FakeKernel, Made, kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmarm_plugin.profile import HostProfile
+    from kvmarm_plugin.model.profile import HostProfile
 
 _A53, _A72, _A57 = 0x410FD034, 0x410FD083, 0x411FD070
 _RECORDED = sorted((Path(__file__).parent.parent / "hosts").glob("*.json"))

@@ -16,16 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import compareview, policy, pool, profile, record, show
-from kvmarm_plugin.baseline import as_json, as_text, baseline
-from kvmarm_plugin.check import check
-from kvmarm_plugin.compare import compare
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import Cluster, HostProfile, ProfileError, Qemu, Vcpu
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.commands import show_view as show
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.fleet import compare_view as compareview
+from kvmarm_plugin.fleet import pool
+from kvmarm_plugin.fleet.baseline import as_json, as_text, baseline
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.model import policy, profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import Cluster, HostProfile, ProfileError, Qemu, Vcpu
 from kvmarm_plugin.registers.text import pack_ids
-from kvmarm_plugin.resolve import Resolver
+from kvmarm_plugin.resolve.resolver import Resolver
 from tests.corpus import HOSTS, TEMPLATES, TESTS, host, one_line, template
 
 if TYPE_CHECKING:

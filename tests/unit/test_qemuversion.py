@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin.host import qemuversion
+from kvmarm_plugin.host import qemu_version as qemuversion
 
 from .users import give, needs_root
 

@@ -13,25 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin import cpulist, record
-from kvmarm_plugin.domain import DomainXMLError, Element, parse
-from kvmarm_plugin.kvm.uapi import TARGETS
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.record import Intent, Origin, Record, RecordError
+from kvmarm_plugin.basics import cpulist
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.record import Intent, Origin, Record, RecordError
+from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.target import IPA_BITS, SVE_LENGTHS, VCPU_FEATURES, Pinning, Target, is_name, sve_bitmap
+from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
 from kvmarm_plugin.registers.table import bits_of, id_of
 from kvmarm_plugin.registers.text import pack_ids
-from kvmarm_plugin.resolve import ResolveError, Resolver
-from kvmarm_plugin.target import (
-    GUEST_REGISTERS,
-    IPA_BITS,
-    NAMED_MODELS,
-    SVE_LENGTHS,
-    VCPU_FEATURES,
-    Pinning,
-    Target,
-    is_name,
-    sve_bitmap,
-)
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from tests.corpus import HOSTS, RECORD_SCHEMA, TEMPLATES, host, one_line, resolver, template
 
 _SIZE_LIMIT = 6144  # bytes: a domain should stay readable

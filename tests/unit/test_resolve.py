@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmarm_plugin import record, show
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.profile import HostProfile
+from kvmarm_plugin.commands import show_view as show
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.text import format_values, unpack_ids
-from kvmarm_plugin.resolve import ResolveError, Resolver, Wish, read_wish
-from kvmarm_plugin.target import Pinning, Target
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError, Wish, read_wish
 from tests.corpus import HOSTS, host, one_line, template
 
 from .domains import domains

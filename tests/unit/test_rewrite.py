@@ -16,11 +16,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin import record, rewrite
-from kvmarm_plugin.domain import Element, asks_for_host_model, parse
-from kvmarm_plugin.pins import cpuset_of, pins_in, thread_of
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.resolve import ResolveError, Resolver
+from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain.pins import cpuset_of, pins_in, thread_of
+from kvmarm_plugin.domain.xml import Element, asks_for_host_model, parse
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from tests.corpus import HOSTS, TEMPLATES, host, resolver, template
 
 from .domains import domains, written_cpus

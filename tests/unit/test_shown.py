@@ -24,20 +24,26 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 import kvmarm_plugin
-from kvmarm_plugin import baseline, cli, commands, compareview, policy, pool, profile, record, show
-from kvmarm_plugin.check import check
-from kvmarm_plugin.common import Obstacle
-from kvmarm_plugin.compare import compare
-from kvmarm_plugin.domain import parse
-from kvmarm_plugin.errors import KvmarmError
-from kvmarm_plugin.host import graphviz, libvirtd, qemu
-from kvmarm_plugin.policy import Policy
-from kvmarm_plugin.pool import Pool
-from kvmarm_plugin.profile import HostProfile
-from kvmarm_plugin.record import Record
-from kvmarm_plugin.untrusted import lines
-from kvmarm_plugin.value import Value
-from kvmarm_plugin.verdict import REFUSES, Finding
+from kvmarm_plugin import cli
+from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.basics.untrusted import lines
+from kvmarm_plugin.basics.value import Value
+from kvmarm_plugin.commands import commands
+from kvmarm_plugin.commands import show_view as show
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.record import Record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.fleet import baseline, graphviz, pool
+from kvmarm_plugin.fleet import compare_view as compareview
+from kvmarm_plugin.fleet.common_ground import Obstacle
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.pool import Pool
+from kvmarm_plugin.host import libvirtd, qemu
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.finding import REFUSES, Finding
+from kvmarm_plugin.model import policy, profile
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
 from tests.corpus import GUEST, HOSTS, host, resolver
 
 from .fakehost import write_emulator
@@ -255,16 +261,16 @@ def test_a_view_that_forgets_is_found(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("module", "view"),
     [
-        ("errors", "error"),
-        ("verdict", "finding"),
-        ("verdict", "a part of a finding"),
-        ("untrusted", "lines"),
-        ("untrusted", "show"),
-        ("compareview", "compare --dot"),
-        ("common", "obstacle"),
-        ("commands", "check --host"),
-        ("commands", "check's title"),
-        ("baseline", "baseline --name"),
+        ("basics.errors", "error"),
+        ("judge.finding", "finding"),
+        ("judge.finding", "a part of a finding"),
+        ("basics.untrusted", "lines"),
+        ("basics.untrusted", "show"),
+        ("fleet.compare_view", "compare --dot"),
+        ("fleet.common_ground", "obstacle"),
+        ("commands.commands", "check --host"),
+        ("commands.commands", "check's title"),
+        ("fleet.baseline", "baseline --name"),
     ],
 )
 def test_one_module_that_forgets_is_found(module: str, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,7 +618,7 @@ def test_what_probing_says(evil: str, run: Callable[..., _Run], monkeypatch: pyt
 
 @_hostile
 def test_what_the_hook_s_installer_says(evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmarm_plugin.hookfile.install", lambda: [evil, evil])
+    monkeypatch.setattr("kvmarm_plugin.hook.install.install", lambda: [evil, evil])
     assert run("hook", "install").out.count("\n") == 2
 
 
@@ -662,7 +668,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
-_WRITERS = {"commands", "hook"}
+_WRITERS = {"commands", "answer"}
 
 
 def test_only_few_write() -> None:

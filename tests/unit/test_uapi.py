@@ -16,6 +16,7 @@ from typing import Callable
 import pytest
 
 from kvmarm_plugin.kvm import uapi
+from kvmarm_plugin.model.vcpu import FALLBACK_TARGETS, TARGETS, VCPU_FEATURES
 
 # Where the headers for arm64 may be: Debian's cross package, linux-libc-dev for all architectures (from trixie on), an arm64 host.
 _PLACES = (
@@ -156,22 +157,22 @@ def test_capability_number(name: str) -> None:
     assert uapi.CAPABILITIES[name] == _value(f"KVM_CAP_{name}")
 
 
-@pytest.mark.parametrize("name", sorted(uapi.TARGETS["arm64"]))
+@pytest.mark.parametrize("name", sorted(TARGETS["arm64"]))
 def test_arm64_target_number(name: str) -> None:
-    assert uapi.TARGETS["arm64"][name] == _value(f"KVM_ARM_TARGET_{name}")
+    assert TARGETS["arm64"][name] == _value(f"KVM_ARM_TARGET_{name}")
 
 
 def test_there_is_no_arm64_target_that_is_not_known_here() -> None:
-    assert sorted(uapi.TARGETS["arm64"].values()) == list(range(_value("KVM_ARM_NUM_TARGETS")))
+    assert sorted(TARGETS["arm64"].values()) == list(range(_value("KVM_ARM_NUM_TARGETS")))
 
 
-@pytest.mark.parametrize("name", sorted(uapi.VCPU_FEATURES))
+@pytest.mark.parametrize("name", sorted(VCPU_FEATURES))
 def test_vcpu_feature_bit(name: str) -> None:
-    assert uapi.VCPU_FEATURES[name] == _value(f"KVM_ARM_VCPU_{name.upper()}")
+    assert VCPU_FEATURES[name] == _value(f"KVM_ARM_VCPU_{name.upper()}")
 
 
 def test_features_are_listed_in_the_order_of_their_bits() -> None:
-    assert list(uapi.VCPU_FEATURES.values()) == sorted(uapi.VCPU_FEATURES.values())
+    assert list(VCPU_FEATURES.values()) == sorted(VCPU_FEATURES.values())
 
 
 @pytest.mark.parametrize("name", sorted(_STRUCTS))
@@ -248,9 +249,9 @@ def test_masks_cover_the_id_space_in_the_kernels_order() -> None:
 
 def test_targets_of_32_bit_hosts() -> None:
     """No header has them since Linux 5.7 took KVM on 32-bit ARM away; as arch/arm/include/uapi/asm/kvm.h of 5.6 had them."""
-    assert uapi.TARGETS["arm"] == {"CORTEX_A15": 0, "CORTEX_A7": 1}
+    assert TARGETS["arm"] == {"CORTEX_A15": 0, "CORTEX_A7": 1}
 
 
-@pytest.mark.parametrize("architecture", sorted(uapi.TARGETS))
+@pytest.mark.parametrize("architecture", sorted(TARGETS))
 def test_fallback_targets_are_targets_of_that_architecture(architecture: str) -> None:
-    assert set(uapi.FALLBACK_TARGETS[architecture]) <= set(uapi.TARGETS[architecture])
+    assert set(FALLBACK_TARGETS[architecture]) <= set(TARGETS[architecture])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmarm_plugin.untrusted import decimal, hexadecimal, shown
+from kvmarm_plugin.basics.untrusted import decimal, hexadecimal, shown
 
 
 @given(st.integers(0, 1 << 70), st.integers(0, 1 << 70))

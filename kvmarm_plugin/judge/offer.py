@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The offer: what a host gives to a guest of one target, by a profile's word or by the kernel's."""
+
+from __future__ import annotations
+
+from ..basics.untrusted import shown
+from ..model.target import Target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Self  # mypy knows it; nothing imports it
+
+    from ..registers.rules import Kernel
+
+
+class Offer:
+    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
+
+    Attributes:
+        host: its name, as it can be shown.
+        architecture: KVM's.
+        machines: machine types of its QEMU; empty where it was not asked.
+        gic_versions: empty where KVM was not asked.
+        ipa_bits: the largest guest physical address space.
+        problem: why no vCPU can be made for the target; empty if one can.
+        registers, reglist: of the vCPU that QEMU would make; of the registers, those that the target records are enough.
+        sve_lengths: that KVM offers, in bits, ascending.
+        seen: what a guest read there.
+    """
+
+    def __init__(self, host: str, architecture: str) -> None:
+        self.host = shown(host)
+        self.architecture = architecture
+        self.machines: tuple[str, ...] = ()
+        self.gic_versions: tuple[int, ...] = ()
+        self.ipa_bits = 0
+        self.problem = ""
+        self.registers: dict[str, int] = {}
+        self.reglist = ""
+        self.sve_lengths: tuple[int, ...] = ()
+        self.seen: dict[str, int] = {}
+
+    def has(self, feature: str) -> bool:
+        """Whether KVM here offers this vCPU feature to any guest."""
+        raise NotImplementedError
+
+    def features_for(self, target: Target) -> tuple[str, ...]:
+        """Of the vCPU that QEMU would make: with a PMU wherever there is one, unless the domain's XML says no."""
+        features = target.features
+        if "pmu_v3" in features or "pmu_v3" not in target.unsaid or not self.has("pmu_v3"):
+            return features
+        lower = tuple(feature for feature in features if feature in ("el1_32bit", "psci_0_2"))  # in the order of their bits
+        return (*lower, "pmu_v3", *features[len(lower) :])
+
+    def accepts(self, register: str, value: int) -> bool:
+        """Whether the kernel takes this value for a register whose own value differs."""
+        raise NotImplementedError
+
+    def qemu_version(self) -> tuple[int, int]:
+        """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it matters."""
+        raise NotImplementedError
+
+    def kernel(self) -> Kernel:
+        """For telling which field of a refused register is to blame. Only asked if it matters."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds: a kernel's has a scratch vCPU."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def never(offer: Offer) -> str:
+    """A remedy: there is none."""
+    return f"none: this guest and {offer.host} do not go together; keep it on hosts like the one it was made on"
