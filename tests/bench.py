@@ -26,7 +26,7 @@ from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.judge.by_profile import check
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         hook = _install_hook(Path(directory))
         domain = TEMPLATE.read_bytes()
-        resolved = Resolver(profile.loads(PROFILE.read_text()), Policy()).resolve(domain)
+        resolved = Resolver(profile_json.loads(PROFILE.read_text()), Policy()).resolve(domain)
         shell, python = ["/bin/sh", "-c", ":"], [PYTHON, "-I", "-S", "-c", "pass"]
         _compare(
             "hook, operation not ours", [hook, "guest", "started", "begin", "-"], "/bin/sh -c :", shell, domain, 200, "close to 1"
@@ -103,7 +103,7 @@ def _hook_with_rehearsal(directory: Path, resolved: bytes, python: list[str]) ->
 def _check_rate() -> None:
     """How many verdicts a second on one core, by how much there is to say."""
     hosts = {
-        name: profile.loads((PROFILE.parent / f"{name}.json").read_text())
+        name: profile_json.loads((PROFILE.parent / f"{name}.json").read_text())
         for name in ("trixie-neoverse-n1", "sid-neoverse-n1", "trixie-cortex-a72")
     }
     source = hosts["trixie-neoverse-n1"]
@@ -123,10 +123,12 @@ def _check_rate() -> None:
 
 def _fleet(count: int) -> None:
     """Profiles of many hosts: read, compared, and made a pool as far as they go."""
-    texts = {host.name: profile.dumps(host) for host in fleet(count)}
-    ours, theirs = _alternate_calls([lambda: [*map(profile.loads, texts.values())], lambda: [*map(json.loads, texts.values())]], 3)
+    texts = {host.name: profile_json.dumps(host) for host in fleet(count)}
+    ours, theirs = _alternate_calls(
+        [lambda: [*map(profile_json.loads, texts.values())], lambda: [*map(json.loads, texts.values())]], 3
+    )
     _report(f"reading {count} profiles", ours, "json.loads", theirs, "at most 2")
-    hosts = [profile.loads(text) for text in texts.values()]
+    hosts = [profile_json.loads(text) for text in texts.values()]
     compared, based = _alternate_calls([lambda: compare(hosts, Policy()), lambda: baseline(hosts)], 3)
     with tempfile.TemporaryDirectory() as directory:
         paths = [Path(directory, f"{name}.json") for name in texts]
@@ -182,7 +184,7 @@ def _memory(command: list[str], stdin: bytes) -> int:
 
 
 def _in_process(what: str, domain: bytes, goal: float) -> None:
-    resolver = Resolver(profile.loads(PROFILE.read_text()), Policy())
+    resolver = Resolver(profile_json.loads(PROFILE.read_text()), Policy())
     ours, theirs = _alternate_calls([lambda: resolver.resolve(domain), lambda: etree.tostring(etree.fromstring(domain))], 2000)
     _report(what, ours, "lxml parse and serialise", theirs, f"at most {goal}")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -31,7 +31,7 @@ GUEST = b"""\
 @cache
 def host(name: str) -> HostProfile:
     """A profile of tests/hosts, by its file's name without .json."""
-    return profile.loads(HOSTS[name].read_text(encoding="utf-8"), name)
+    return profile_json.loads(HOSTS[name].read_text(encoding="utf-8"), name)
 
 
 @cache

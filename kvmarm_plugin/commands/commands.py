@@ -15,7 +15,7 @@ from ..basics.untrusted import lines, shown
 from ..domain import record
 from ..domain import xml as domain
 from ..host import files
-from ..model import policy, profile
+from ..model import policy, profile_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3
 def probe(arguments: Namespace) -> int:
     """`kvmarm probe`"""
     host = _probe(arguments.qemu, verbose=arguments.verbose)
-    _output(arguments.output, profile.dumps(host).encode())
+    _output(arguments.output, profile_json.dumps(host).encode())
     for problem in host.problems:
         say(f"not measured: {problem}")
     return DONE if host.clusters else ERROR
@@ -326,7 +326,7 @@ def _profiles(names: list[str]) -> list[HostProfile]:
     hosts: dict[str, HostProfile] = {}
     files_of: dict[str, str] = {}
     for name in names:
-        host = profile.loads(files.read_text(name), name)
+        host = profile_json.loads(files.read_text(name), name)
         if host.name in hosts:
             raise KvmarmError(f"{files_of[host.name]} and {name} are both of a host {host.name}", 'change "name" in one of them')
         hosts[host.name], files_of[host.name] = host, name
@@ -336,7 +336,7 @@ def _profiles(names: list[str]) -> list[HostProfile]:
 def _host_profile(arguments: Namespace) -> HostProfile:
     """The profile given with --host, or this host's own."""
     if arguments.host:
-        return profile.loads(files.read_text(arguments.host), arguments.host)
+        return profile_json.loads(files.read_text(arguments.host), arguments.host)
     return _probe("", verbose=False)
 
 

@@ -10,6 +10,7 @@ from .. import __version__
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..model.profile import HostProfile
+from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
 from .common_ground import CHOICES, Obstacle, common, some
@@ -75,7 +76,7 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
     profile = found.profile.replace(made_by=f"kvmarm {__version__}") if found and found.profile else None
     pool = None
     if profile and not plan.steps:
-        pool = Pool(name, {host.name: host.digest() for host in sorted(hosts, key=lambda host: host.name)}, profile)
+        pool = Pool(name, {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}, profile)
     kept = [kind for kind in kinds if kind.host.name not in plan.left_out]
     return Baseline(
         name=name,

@@ -20,7 +20,8 @@ from ..judge.by_profile import ProfileOffer, check, given
 from ..judge.finding import REFUSES, Finding, in_short
 from ..judge.offer import Offer
 from ..judge.verdict import judge
-from ..model.profile import NAME, Cluster, HostProfile, ProfileError, decode, encode
+from ..model.profile import Cluster, HostProfile
+from ..model.profile_json import NAME, ProfileError, decode, digest, encode
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
 from ..resolve.wish import ResolveError, Wish
@@ -78,7 +79,7 @@ class Pool(Value):
     @property
     def origin(self) -> Origin:
         """What the records of its guests say of where they were made: the same on every member."""
-        return Origin(self.name, self.baseline.digest(), f"kvmarm {__version__}")
+        return Origin(self.name, digest(self.baseline), f"kvmarm {__version__}")
 
 
 def loads(text: str, name: str = "pool") -> Pool:

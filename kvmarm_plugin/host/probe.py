@@ -24,7 +24,8 @@ from ..basics.untrusted import shown
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
 from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
-from ..model.profile import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, Cluster, HostProfile, Qemu, Vcpu
+from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
+from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
 from ..model.target import sve_lengths
 from ..model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS, VCPU_FEATURES
 from ..registers.table import is_identity, name_of

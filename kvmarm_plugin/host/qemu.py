@@ -19,7 +19,8 @@ import threading
 from ..basics.errors import KvmarmError
 from ..basics.shape import Misshapen
 from ..basics.untrusted import shown
-from ..model.profile import LINE, MACHINE, QEMU_NAME, Qemu, decode_qemu
+from ..model.profile import Qemu
+from ..model.profile_json import LINE, MACHINE, QEMU_NAME, decode_qemu
 from .qemu_version import BINARIES
 
 TYPE_CHECKING = False

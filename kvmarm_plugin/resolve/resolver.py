@@ -18,6 +18,7 @@ from ..domain.record import Origin
 from ..domain.xml import Element, asks_for_host_model, parse, quoted
 from ..model.policy import Policy
 from ..model.profile import Cluster, HostProfile, Qemu
+from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
 from .address_space import guest_ipa_bits
 from .features import PAUTH, choose_features
@@ -216,7 +217,7 @@ def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
 def origin_of(profile: HostProfile) -> Origin:
     """The origin of what is made for this profile, by this program. Raises ResolveError for one that is broken."""
     try:
-        return Origin(profile.name, profile.digest(), f"kvmarm {__version__}")
+        return Origin(profile.name, digest(profile), f"kvmarm {__version__}")
     except ValueError as error:
         raise ResolveError(f"the profile of host {shown(profile.name, 60)} is broken: {error}", "probe the host again") from None
 

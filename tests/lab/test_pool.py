@@ -12,9 +12,10 @@ from kvmarm_plugin.fleet.baseline import Baseline, as_text, baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.compare_view import as_text as comparison_as_text
 from kvmarm_plugin.fleet.plan import BOOT
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.profile_json import digest
 
 from .ansible import make_pool
 from .guest import Guest, domain_xml
@@ -34,7 +35,7 @@ def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
         profiles = [_probe(host, wheel) for host in hosts]
         # A guest as alpha would make it by itself, for what beta says to it.
         hosts[0].run("kvmarm define -", HOST_MODEL)
-        beta_profile = profile.dumps(profiles[1]).encode()
+        beta_profile = profile_json.dumps(profiles[1]).encode()
         hosts[0].put(beta_profile, "/root/beta.json")
         alone = hosts[0].run("kvmarm check --json wanderer --host /root/beta.json", check=False)
     assert alone.rc == 3
@@ -52,7 +53,7 @@ def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
     levelled = HostSpec(name="alpha", cpu="max", append=plan.plan.steps[0].what)
     with Pair(levelled, BETA) as (alpha, beta):
         # The forecast was right: what alpha then gives is what the plan said.
-        assert _probe(alpha, wheel).digest() == _kept(plan, "alpha").digest()
+        assert digest(_probe(alpha, wheel)) == digest(_kept(plan, "alpha"))
         beta.install(wheel)
         run = make_pool((alpha, beta), tmp_path, variables={"kvmarm_pool_name": "lab", "kvmarm_serial": 2})
         assert run.rc == 0, run.output
@@ -79,7 +80,7 @@ def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
 
 def _probe(host: Host, wheel: Path) -> HostProfile:
     host.install(wheel)
-    return profile.loads(host.run("kvmarm probe").stdout)
+    return profile_json.loads(host.run("kvmarm probe").stdout)
 
 
 def _kept(plan: Baseline, name: str) -> HostProfile:

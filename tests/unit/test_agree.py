@@ -13,9 +13,8 @@ from kvmarm_plugin.judge.contradictions import edited
 from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.registers.overrides import overrides
-from kvmarm_plugin.resolve import resolver as resolve
 from kvmarm_plugin.resolve.resolver import Resolver
-from kvmarm_plugin.resolve.wish import ResolveError
+from kvmarm_plugin.resolve.wish import ResolveError, Wish
 from tests.corpus import HOSTS, TEMPLATES, host, resolver, template
 
 
@@ -85,7 +84,7 @@ def test_what_the_xml_could_not_say_is_held_against_the_host() -> None:
     """Resolved by libvirt 9.0, which has no word for PAuth, on a host without; another host would have QEMU add it."""
     plain = host("bookworm-max")
     without = apply_override(plain, next(override for override in overrides() if override.word == "arm64.nopauth"))
-    target = Resolver(without, Policy()).target(resolve.Wish("aarch64"))
+    target = Resolver(without, Policy()).target(Wish("aarch64"))
     assert target.unsaid == ("ptrauth_address", "ptrauth_generic")
     assert check(target, without) == []
     assert [finding.subject for finding in check(target, plain) if finding.severity == REFUSES] == ["vCPU features"]

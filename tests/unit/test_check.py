@@ -20,7 +20,7 @@ from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, in_short, worst
 from kvmarm_plugin.judge.verdict import judge
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
@@ -263,4 +263,4 @@ def test_an_offer_is_of_the_model_that_was_recorded() -> None:
     offer = ProfileOffer(a57, host("trixie-cortex-a57"), host("trixie-cortex-a57").clusters[0])
     assert offer.registers == a57.registers
     assert judge(a57, offer) == []
-    assert profile.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"] == a57.number
+    assert profile_json.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"] == a57.number

@@ -24,8 +24,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.host import libvirtd, qemu
 from kvmarm_plugin.kvm.device import Kernel
-from kvmarm_plugin.model import policy
-from kvmarm_plugin.model import profile as profiles
+from kvmarm_plugin.model import policy, profile_json
 
 from .fakehost import write_emulator
 
@@ -141,7 +140,7 @@ def test_resolve(run: Callable[..., Run]) -> None:
     assert cpu.attributes["mode"] == "host-passthrough"
     element = record.find(root)
     assert element
-    assert record.read(element).origin.host == profiles.loads(Path(_MAX).read_text()).name
+    assert record.read(element).origin.host == profile_json.loads(Path(_MAX).read_text()).name
     assert "<!-- an umlaut: ü -->" in out
 
 
@@ -313,14 +312,14 @@ def test_probe_where_there_is_no_kvm_on_arm(run: Callable[..., Run], here: Path)
     assert "kvmarm: not measured: this is a x86_64 host: KVM on ARM needs an aarch64 or armv7l one" in lines
     assert any(line.startswith("kvmarm: not measured: QEMU: QEMU is not installed (hint: ") for line in lines)
     assert all(line.startswith("kvmarm: ") for line in lines)
-    written = profiles.loads((here / "profile.json").read_text())
+    written = profile_json.loads((here / "profile.json").read_text())
     assert (written.architecture, written.clusters, written.qemu) == ("x86_64", (), None)
     assert [f"kvmarm: not measured: {problem}" for problem in written.problems] == lines
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_probe_prints_a_profile(run: Callable[..., Run]) -> None:
-    assert profiles.loads(run("probe").out).architecture == "x86_64"
+    assert profile_json.loads(run("probe").out).architecture == "x86_64"
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -333,7 +332,7 @@ def test_probe_says_where_the_time_goes(run: Callable[..., Run]) -> None:
 @pytest.mark.usefixtures("elsewhere")
 def test_probe_asks_the_emulator_it_is_told(run: Callable[..., Run], here: Path) -> None:
     emulator = write_emulator(here / "my-qemu")
-    found = profiles.loads(run("probe", "--qemu", emulator).out).qemu
+    found = profile_json.loads(run("probe", "--qemu", emulator).out).qemu
     assert found
     assert (found.binary, found.version) == (emulator, "10.0.2")
 
@@ -341,7 +340,7 @@ def test_probe_asks_the_emulator_it_is_told(run: Callable[..., Run], here: Path)
 def test_probe_as_a_process(tmp_path: Path) -> None:
     """On this machine, whatever it is: a profile is written, and the status says whether it has a CPU cluster."""
     status, _, err = _finish(_command("probe", "-o", str(tmp_path / "profile.json")))
-    written = profiles.loads((tmp_path / "profile.json").read_text())
+    written = profile_json.loads((tmp_path / "profile.json").read_text())
     assert status == (0 if written.clusters else 1)
     assert "Traceback" not in err
 

@@ -21,7 +21,7 @@ from kvmarm_plugin.fleet.compare import Comparison, merge
 from kvmarm_plugin.fleet.compare_view import as_dot, as_json, as_text, numbers_of
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import HARMLESS, Finding, worst
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
@@ -317,7 +317,7 @@ def test_the_graph_has_a_node_a_kind_and_a_box_a_group() -> None:
 def _write(directory: Path, *hosts: HostProfile) -> list[str]:
     paths = [directory / f"{number}.json" for number in range(len(hosts))]
     for path, here in zip(paths, hosts):
-        path.write_text(profile.dumps(here), encoding="utf-8")
+        path.write_text(profile_json.dumps(here), encoding="utf-8")
     return [str(path) for path in paths]
 
 

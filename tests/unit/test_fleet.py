@@ -8,7 +8,7 @@ import json
 import jsonschema
 
 from kvmarm_plugin.fleet.kinds import kinds_of
-from kvmarm_plugin.model import profile
+from kvmarm_plugin.model import profile_json
 from tests.corpus import TESTS
 from tests.fleet import fleet
 
@@ -27,6 +27,6 @@ def test_a_fleet_is_hosts_of_some_dozens_of_kinds() -> None:
     assert sum(largest[:10]) > 1000
     schema = json.loads((TESTS.parent / "docs" / "profile.schema.json").read_text(encoding="utf-8"))
     for kind in kinds:
-        text = profile.dumps(kind.host)
-        assert profile.loads(text) == kind.host
+        text = profile_json.dumps(kind.host)
+        assert profile_json.loads(text) == kind.host
         jsonschema.validate(json.loads(text), schema)

@@ -18,9 +18,9 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.kvm import device
-from kvmarm_plugin.model import policy
-from kvmarm_plugin.model import profile as profiles
+from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.resolve.resolver import Resolver
 
 from ..corpus import GUEST
@@ -225,8 +225,8 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return Door(tmp_path, monkeypatch, capfd)
 
 
-def _profile(name: str) -> profiles.HostProfile:
-    return profiles.loads((_ROOT / f"tests/hosts/{name}.json").read_text(encoding="utf-8"), name)
+def _profile(name: str) -> HostProfile:
+    return profile_json.loads((_ROOT / f"tests/hosts/{name}.json").read_text(encoding="utf-8"), name)
 
 
 def _resolved(host: str) -> bytes:

@@ -21,7 +21,8 @@ from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, name_part
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
-from kvmarm_plugin.model import profile as profiles
+from kvmarm_plugin.model import profile_json
+from kvmarm_plugin.model.profile import Qemu
 from kvmarm_plugin.registers.table import id_of
 from tests.corpus import host, one_line
 
@@ -222,7 +223,7 @@ def test_qemu_is_asked(tmp_path: Path) -> None:
 
 
 def test_machines_are_ordered_by_age_not_by_letter(tmp_path: Path) -> None:
-    made = profiles.Qemu(
+    made = Qemu(
         binary="",
         version="11.0.0",
         machines=("virt-2.6", "virt-9.2", "virt-10.0", "virt-rhel9.4.0"),
@@ -312,7 +313,7 @@ class Lab:
         assert not self.kernel.handles, "a file descriptor was left open"
         assert self.scheduler.allowed == self.scheduler.initial, "the thread was left on one cluster"
         # Whatever happened, the result can be written and read again.
-        assert profiles.loads(profiles.dumps(result)) == result
+        assert profile_json.loads(profile_json.dumps(result)) == result
         return result
 
 
@@ -346,7 +347,7 @@ def test_the_steps_are_told(lab: Lab) -> None:
 
 @pytest.mark.parametrize("path", _RECORDED, ids=[path.stem for path in _RECORDED])
 def test_a_recorded_host_gives_its_profile_back(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = profiles.loads(path.read_text(encoding="utf-8"), path.name)
+    recorded = profile_json.loads(path.read_text(encoding="utf-8"), path.name)
     if not recorded.clusters:
         pytest.skip("recorded without KVM")
     write_host(tmp_path, recorded)
@@ -593,9 +594,9 @@ def test_names_may_be_anything(lab: Lab, strange: str) -> None:
         Host(lab.root, lab.kernel, "aarch64", "6.12.0", strange),
     ):
         made = probe(here, lab.emulator)
-        assert profiles.loads(profiles.dumps(made)) == made
+        assert profile_json.loads(profile_json.dumps(made)) == made
     made = probe(Host(lab.root, lab.kernel, strange or "x", "6.12.0", "lab"), lab.emulator)
-    assert profiles.loads(profiles.dumps(made)) == made
+    assert profile_json.loads(profile_json.dumps(made)) == made
 
 
 def test_a_release_that_is_no_version_is_told(lab: Lab) -> None:
@@ -682,8 +683,8 @@ def test_answers_of_any_shape(command: str, lab: Lab) -> None:
         if refusal:
             _is_a_line(refusal)
         else:
-            document = profiles.dumps(host("trixie-max").replace(qemu=made))
-            assert profiles.loads(document).qemu == made
+            document = profile_json.dumps(host("trixie-max").replace(qemu=made))
+            assert profile_json.loads(document).qemu == made
 
 
 def _is_a_line(error: QemuError) -> None:

@@ -18,6 +18,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Intent, Origin, Record, RecordError
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import IPA_BITS, SVE_LENGTHS, VCPU_FEATURES, Pinning, Target, is_name, sve_bitmap
 from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
 from kvmarm_plugin.registers.table import bits_of, id_of
@@ -211,7 +212,7 @@ def test_records_of_real_hosts(where: str, name: str, source: bytes) -> None:
     assert is_valid(source), schema().error_log
     value = record.read(element)
     assert value.origin.host == host(where).name
-    assert value.origin.profile == host(where).digest()
+    assert value.origin.profile == digest(host(where))
     assert value.target.architecture == host(where).kvm_architecture
     assert len(element.text) < _SIZE_LIMIT
 

@@ -14,6 +14,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.text import format_values, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -157,7 +158,7 @@ def test_the_origin_is_the_profile() -> None:
     element = record.find(parse(Resolver(here, Policy()).resolve(domain())))
     assert element is not None
     origin = record.read(element).origin
-    assert (origin.host, origin.profile) == (here.name, here.digest())
+    assert (origin.host, origin.profile) == (here.name, digest(here))
     assert origin.by.startswith("kvmarm ")
 
 

@@ -41,7 +41,7 @@ from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.host import libvirtd, qemu
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import REFUSES, Finding
-from kvmarm_plugin.model import policy, profile
+from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from tests.corpus import GUEST, HOSTS, host, resolver
@@ -413,7 +413,7 @@ def _resolved(name: str) -> str:
 
 
 def test_profiles(run: Callable[..., _Run]) -> None:
-    document = json.loads(profile.dumps(_host()))
+    document = json.loads(profile_json.dumps(_host()))
     other, guest = str(HOSTS["sid-neoverse-n1"]), _write("guest.xml", _resolved("trixie-neoverse-n1"))
     plain, members = _write("plain", GUEST.decode()), _write("pool", pool.dumps(_pool()))
     for evil in _EVIL:
@@ -525,9 +525,9 @@ def test_names_decide_nothing(evil: str, run: Callable[..., _Run]) -> None:
     taken = [here.replace(name=name) for here, name in zip(hosts, names)]
     verdicts = {here.name: check(_record("sid-max").target, here) for here in taken}
     assert [bool(findings) for findings in verdicts.values()] == [True, False]
-    honest, forged = [_write(f"honest-{n}", profile.dumps(here)) for n, here in enumerate(hosts)], []
+    honest, forged = [_write(f"honest-{n}", profile_json.dumps(here)) for n, here in enumerate(hosts)], []
     for number, here in enumerate(taken):
-        forged.append(_write(f"forged-{number}", profile.dumps(here)))
+        forged.append(_write(f"forged-{number}", profile_json.dumps(here)))
     for command in (("check", guest, "--host"), ("compare",), ("baseline",)):
         options = [option for name in forged for option in ("--host", name)] if command[0] == "check" else forged
         arguments = [*command[:2], *options] if command[0] == "check" else [*command, *options]

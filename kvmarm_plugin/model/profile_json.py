@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Host profiles as JSON: read strictly, by the shape that docs/profile.schema.json states, and written.
+
+`loads` and `dumps` are inverse. Register values are hexadecimal strings, since JSON's numbers end at 2^53.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+
+from ..basics import cpulist, shape
+from ..basics.errors import KvmarmError
+from ..basics.shape import Incomplete, Misshapen
+from ..basics.untrusted import decimal, shown
+from ..registers.table import bits_of, id_of, is_identity, name_of
+from ..registers.text import pack_ids, unpack_ids
+from .profile import Cluster, HostProfile, Qemu, Vcpu
+from .vcpu import GUEST_REGISTERS, TARGETS, VCPU_FEATURES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..basics.shape import Shape
+
+SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
+SCHEMA = SCHEMA_STEM + "1"
+SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
+_MOST_IDS = 2048  # registers of a vCPU, which has some 400
+
+# What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json has the same.
+NAME, LINE = 255, 4096  # characters of a name, and of a longer text
+KERNEL = r"[0-9]{1,4}\.[0-9]{1,4}([.+-].*)?"
+OVERRIDE = r"(arm64\.|id_aa64|kvm-arm\.).*"
+MACHINE = r"virt-[A-Za-z0-9._-]{1,59}"
+QEMU_NAME = r"[A-Za-z0-9._+-]{1,64}"  # of a CPU model, a property or an alias
+CPU_FEATURE = r"pauth|sve([0-9]{1,4})?"
+
+
+class ProfileError(KvmarmError):
+    """The document is not a host profile that this program can use."""
+
+
+def loads(text: str, name: str = "profile") -> HostProfile:
+    """A profile from its JSON.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ProfileError: not JSON, not a profile, one of a newer schema, or one with anything in it that the schema does not allow.
+    """
+    if len(text) > SIZE_LIMIT:
+        raise ProfileError(f"{name} is larger than {SIZE_LIMIT >> 20} MiB", "a profile has some KiB: is this the right file?")
+    try:
+        document = json.loads(text, object_pairs_hook=_object, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number)
+    except Misshapen as error:
+        raise _broken(name, error) from None
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{name} is not JSON: {error}", "make a profile on the host with: kvmarm probe -o FILE") from None
+    return decode(document, name)
+
+
+def decode(document: Any, name: str = "profile") -> HostProfile:
+    """A profile from its JSON document, read. Raises ProfileError as `loads` does."""
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(SCHEMA_STEM):
+        raise ProfileError(f"{name} is not a host profile", "make one on the host with: kvmarm probe -o FILE")
+    if schema != SCHEMA:
+        raise ProfileError(
+            f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}", "upgrade kvmarm here, or probe with this version"
+        )
+    try:
+        return _profile({member: value for member, value in document.items() if member != "schema"})
+    except Misshapen as error:
+        raise _broken(name, error) from None
+
+
+def _broken(name: str, error: Misshapen) -> ProfileError:
+    what = "is incomplete" if isinstance(error, Incomplete) else "is broken"
+    return ProfileError(f"{name} {what}: {error}", "probe the host again")
+
+
+def dumps(profile: HostProfile) -> str:
+    """The profile as JSON, with a line break at the end."""
+    return json.dumps(encode(profile), indent=1) + "\n"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. JSON lets a name come twice, and each reader takes another of the two."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Misshapen(f"an object of it has {shape.brief(name)} twice")
+        found[name] = value
+    return found
+
+
+def _whole(digits: str) -> int:
+    try:
+        return -decimal(digits[1:], 1 << 63) if digits[0] == "-" else decimal(digits, (1 << 64) - 1)
+    except ValueError:
+        raise Misshapen(f"a number of it has more than 64 bits: {shown(digits, 40)}") from None
+
+
+def _no_number(digits: str) -> int:
+    raise Misshapen(f"a number of it is not whole: {shown(digits, 40)}")
+
+
+@lru_cache(maxsize=1024)
+def _known(name: str) -> tuple[str, int]:
+    """The name that a register has by now (it may have been written before the table knew it), and its width in bits; no name for
+    what is no register that identifies a vCPU."""
+    try:
+        reg = id_of(name)
+    except ValueError:
+        return "", 0
+    return (name_of(reg), bits_of(reg)) if is_identity(reg) else ("", 0)
+
+
+def _register(value: Any, place: str) -> str:
+    name, _ = _known(value) if type(value) is str and len(value) <= 32 else ("", 0)
+    if not name:
+        raise Misshapen(f"{place} is no register that identifies a vCPU")
+    return name
+
+
+def _registers(value: Any, place: str) -> dict[str, int | None]:
+    """Each register's value, no wider than the register; null is for one that a variant does not have."""
+    found: dict[str, Any] = shape.table(_register, lambda value, _: value, 1024)(value, place)
+    if len(found) < len(value):
+        raise Misshapen(f"{place} has a register twice, under two names")
+    return {name: _value_of(_known(name)[1])(value, shape.within(place, name)) for name, value in found.items()}
+
+
+@lru_cache(maxsize=16)
+def _value_of(bits: int) -> Shape:
+    return shape.maybe(shape.hexadecimal(bits))
+
+
+def _values(value: Any, place: str) -> dict[str, int]:
+    """`_registers` without null."""
+    found: dict[str, int] = {}
+    for name, number in _registers(value, place).items():
+        if number is None:
+            raise shape.wrong(shape.within(place, name), None, "a hexadecimal number")
+        found[name] = number
+    return found
+
+
+def _reglist(value: Any, place: str) -> str:
+    if type(value) is not str or len(value) > 16384 or not _is_packed(value):
+        raise shape.wrong(place, value, "a packed list of register ids")
+    return value
+
+
+@lru_cache(maxsize=256)  # a fleet of hosts has a few such lists, and packing one takes longer than reading the rest of a profile
+def _is_packed(reglist: str) -> bool:
+    """Whether a list is packed in the one way in which `pack_ids` does it: equal lists are equal text."""
+    try:
+        ids = unpack_ids(reglist)
+    except ValueError:
+        return False
+    return len(ids) <= _MOST_IDS and max(ids, default=0) < 1 << 64 and pack_ids(ids) == reglist
+
+
+def _features(value: Any, place: str) -> tuple[str, ...]:
+    found: tuple[str, ...] = shape.items(shape.text(NAME), len(VCPU_FEATURES))(value, place)
+    if found != tuple(feature for feature in VCPU_FEATURES if feature in found):
+        raise Misshapen(f"{place} are not vCPU features in the order of their bits, which are {', '.join(VCPU_FEATURES)}")
+    return found
+
+
+def _cpus(value: Any, place: str) -> str:
+    found: str = shape.text(1 << 17, r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*", "numbers of CPUs, such as 0-3,6")(
+        value, place
+    )
+    try:
+        cpulist.parse(found)
+    except ValueError:
+        raise shape.wrong(place, value, "numbers of CPUs, such as 0-3,6") from None
+    return found
+
+
+def _sve_lengths(value: Any, place: str) -> tuple[int, ...]:
+    found: tuple[int, ...] = shape.items(shape.whole(128, 2048), 16)(value, place)
+    if any(length % 128 for length in found) or list(found) != sorted(found):
+        raise Misshapen(f"{place} are not vector lengths in bits, multiples of 128 and ascending")
+    return found
+
+
+def _gic_versions(value: Any, place: str) -> tuple[int, ...]:
+    found: tuple[int, ...] = shape.items(shape.whole(2, 3), 2)(value, place)
+    if list(found) != sorted(found):
+        raise Misshapen(f"{place} are not ascending")
+    return found
+
+
+_name, _line = shape.text(NAME), shape.text(LINE)
+
+_hex = shape.hexadecimal(64)
+
+_target = shape.whole(0, 255)
+
+_model = shape.text(64, QEMU_NAME, "a name of QEMU's")
+
+_machine = shape.text(64, MACHINE, "a versioned virt machine type")
+
+_BASE: dict[str, Shape] = {"target": _target, "features": _features, "registers": _values, "reglist": _reglist}
+
+_VARIANT: dict[str, Shape] = {
+    "target": _target,
+    "features": _features,
+    "registers": _registers,
+    "reglist": shape.members({"added": _reglist, "removed": _reglist}),
+}
+
+_CLUSTER: dict[str, Shape] = {
+    "cpus": _cpus,
+    "implementer": _name,
+    "part": _name,
+    "midr": _hex,
+    "revidr": shape.maybe(_hex),
+    "capacity": shape.maybe(shape.whole(1, 1024)),
+    "target": _target,
+    "models": shape.table(_model, _target, 64),
+    "sve_lengths": _sve_lengths,
+    "seen": shape.table(shape.text(NAME, "|".join(GUEST_REGISTERS), "a register that guests are asked for"), _hex, 64),
+    "base": shape.members(_BASE),
+    "variants": shape.items(shape.members(_VARIANT), 127, unique=False),
+    "writable": shape.maybe(_values),
+}
+
+_QEMU: dict[str, Shape] = {
+    "binary": shape.text(LINE, "/.*", "an absolute path"),
+    "version": shape.text(NAME, r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}", "a version such as 10.0.2"),
+    "machines": shape.items(_machine, 1024),
+    "aliases": shape.table(_model, _machine, 64),
+    "cpu_models": shape.items(_model, 4096),
+    "host_properties": shape.table(_model, shape.either(shape.flag, shape.whole(-(1 << 63), (1 << 64) - 1), _line), 4096),
+}
+
+_PROFILE: dict[str, Shape] = {
+    "name": _name,
+    "origin": shape.text(LINE, "measured|hand-made: .+|baseline of .+", "measured, or where it is from"),
+    "made_by": _name,
+    "architecture": shape.text(64, "[A-Za-z0-9_.-]+", "what uname -m gives"),
+    "kernel": shape.text(NAME, KERNEL, "a release such as 6.12.0"),
+    "overrides": shape.items(shape.text(NAME, OVERRIDE, "a word that lowers what CPUs offer"), 255, unique=False),
+    "platform": _name,
+    "capabilities": shape.table(shape.text(64, "[A-Z0-9_]+", "a capability of KVM's"), shape.whole(1, (1 << 31) - 1), 255),
+    "ipa_bits": shape.either(shape.whole(0, 0), shape.whole(32, 64)),
+    "gic_versions": _gic_versions,
+    "clusters": lambda value, place: shape.items(_cluster, 16, unique=False)(value, place),
+    "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
+    "libvirt": shape.maybe(_name),
+    "cpu_features": shape.items(shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64),
+    "problems": shape.items(_line, 255, unique=False),
+}
+
+
+def _profile(document: Any) -> HostProfile:
+    profile = HostProfile(**shape.members(_PROFILE)(document, ""))
+    if profile.clusters and profile.architecture not in ("aarch64", "armv7l"):
+        raise Misshapen(f"a {profile.architecture} host has no clusters with KVM on ARM")
+    known = TARGETS[profile.kvm_architecture].values()
+    taken: set[int] = set()
+    for index, cluster in enumerate(profile.clusters):
+        numbers = {cluster.target, *cluster.models.values(), *(vcpu.number for vcpu in cluster.vcpus)}
+        if not numbers.issubset(known):
+            raise Misshapen(f"clusters[{index}] has a target that {profile.kvm_architecture} does not have: {max(numbers)}")
+        cpus = cpulist.parse(cluster.cpus)
+        if not taken.isdisjoint(cpus):
+            raise Misshapen(f"clusters[{index}].cpus has a CPU of another cluster's")
+        taken.update(cpus)
+    return profile
+
+
+def _cluster(value: Any, place: str) -> Cluster:
+    fields = shape.members(_CLUSTER)(value, place)
+    base, variants = fields.pop("base"), fields.pop("variants")
+    first = Vcpu(base["target"], base["features"], base["registers"], base["reglist"])
+    vcpus = (first, *(_apply(first, variant, f"{place}.variants[{index}]") for index, variant in enumerate(variants)))
+    if len({(vcpu.number, vcpu.features) for vcpu in vcpus}) < len(vcpus):
+        raise Misshapen(f"{place} has two vCPUs of the same target and features")
+    return Cluster(vcpus=vcpus, **fields)
+
+
+def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
+    """A variant in full."""
+    registers = {name: value for name, value in {**base.registers, **variant["registers"]}.items() if value is not None}
+    reglist = _changed(base.reglist, variant["reglist"]["added"], variant["reglist"]["removed"])
+    if reglist is None:
+        raise Misshapen(f"{place}.reglist adds what the base has, removes what it does not have, or is too long")
+    return Vcpu(variant["target"], variant["features"], registers, reglist)
+
+
+@lru_cache(maxsize=256)  # as above
+def _changed(reglist: str, added: str, removed: str) -> str | None:
+    """A packed register list with some ids, which it does not have, and without others, which it has; else None."""
+    known, more, less = map(unpack_ids, (reglist, added, removed))
+    if more & known or not less <= known or len(known) + len(more) - len(less) > _MOST_IDS:
+        return None
+    return pack_ids(known - less | more) if more or less else reglist
+
+
+def decode_qemu(value: Any, place: str = "") -> Qemu:
+    """What QEMU offers, from its part of the document; `place` is for messages. Raises Misshapen."""
+    return Qemu(**shape.members(_QEMU)(value, place))
+
+
+def encode(profile: HostProfile) -> dict[str, Any]:
+    """The inverse of `decode`."""
+    document = {name: getattr(profile, name) for name in _PROFILE}
+    document["clusters"] = [_encode_cluster(cluster) for cluster in profile.clusters]
+    document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU} if profile.qemu else None
+    return {"schema": SCHEMA, **document}
+
+
+def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
+    base, *others = cluster.vcpus
+    return {
+        "cpus": cluster.cpus,
+        "implementer": cluster.implementer,
+        "part": cluster.part,
+        "midr": hex(cluster.midr),
+        "revidr": None if cluster.revidr is None else hex(cluster.revidr),
+        "capacity": cluster.capacity,
+        "target": cluster.target,
+        "models": cluster.models,
+        "sve_lengths": cluster.sve_lengths,
+        "seen": _hexes(cluster.seen),
+        "base": {**_head(base), "registers": _hexes(base.registers), "reglist": base.reglist},
+        "variants": [_difference(base, vcpu) for vcpu in others],
+        "writable": None if cluster.writable is None else _hexes(cluster.writable),
+    }
+
+
+def _head(vcpu: Vcpu) -> dict[str, Any]:
+    return {"target": vcpu.number, "features": vcpu.features}
+
+
+def _difference(base: Vcpu, vcpu: Vcpu) -> dict[str, Any]:
+    """What a vCPU has otherwise than the base: null for a register it does not have."""
+    changed = {name: value for name, value in vcpu.registers.items() if base.registers.get(name) != value}
+    gone = {name: None for name in base.registers if name not in vcpu.registers}
+    here, there = unpack_ids(vcpu.reglist), unpack_ids(base.reglist)
+    reglist = {"added": pack_ids(here - there), "removed": pack_ids(there - here)}
+    return {**_head(vcpu), "registers": {**_hexes(changed), **gone}, "reglist": reglist}
+
+
+def _hexes(values: dict[str, int]) -> dict[str, str]:
+    return {name: hex(value) for name, value in values.items()}
+
+
+def digest(profile: HostProfile) -> str:
+    """A name for what a host gives to guests, "sha256:…": the same for hosts that differ in name only, and for the same host
+    probed again."""
+    facts = encode(profile)
+    for personal in ("name", "origin", "made_by", "problems"):
+        del facts[personal]
+    return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
