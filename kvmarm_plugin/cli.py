@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command `kvmarm`: parses, and leaves the rest to `commands`.
+"""The command `kvmarm`: parses, and leaves the rest to the file of the command in commands/.
 
 Exit status: 0 yes or done, 1 error, 2 usage, 3 incompatible (a clear "no", with findings).
 """
@@ -7,12 +7,14 @@ Exit status: 0 yes or done, 1 error, 2 usage, 3 incompatible (a clear "no", with
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 
 from . import __version__
 from .basics.errors import KvmarmError
 from .basics.untrusted import shown
-from .commands import commands
+from .commands import ERROR
+from .commands.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,15 +27,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.run is commands.compare and len(arguments.profiles) < 2:
+    if arguments.command == "compare" and len(arguments.profiles) < 2:
         parser.error("compare takes two profiles or more")
     try:
-        status: int = arguments.run(arguments)
+        # Only the one that was asked for is read.
+        status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(arguments)
     except KvmarmError as error:
-        commands.say(str(error))
-        return commands.ERROR
+        say(str(error))
+        return ERROR
     except BrokenPipeError:
-        return commands.ERROR  # whoever read the output has seen enough
+        return ERROR  # whoever read the output has seen enough
     except KeyboardInterrupt:
         return 130
     return status
@@ -51,12 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    probe = _command(subparsers, "probe", commands.probe, "measure this host and print its profile (JSON)")
+    probe = _command(subparsers, "probe", "measure this host and print its profile (JSON)")
     probe.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
     probe.add_argument("--qemu", metavar="PATH", default="", help="the emulator to ask (default: the distribution's)")
     probe.add_argument("-v", "--verbose", action="store_true", help="say on standard error where the time goes")
 
-    resolve = _command(subparsers, "resolve", commands.resolve, "domain XML in, concrete domain XML out")
+    resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
     # Together they would replace the domain by a diff of it.
@@ -65,18 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--print-diff", action="store_true", help="print what would change instead of the XML")
     resolve.add_argument("--restore-intent", action="store_true", help="give back the XML as it was before it was resolved")
 
-    define = _command(subparsers, "define", commands.define, "resolve, then what virsh define does")
+    define = _command(subparsers, "define", "resolve, then what virsh define does")
     _add_file(define)
     _add_connect(define)
     _add_resolving(define)
 
-    create = _command(subparsers, "create", commands.create, "resolve, then what virsh create does")
+    create = _command(subparsers, "create", "resolve, then what virsh create does")
     _add_file(create)
     _add_connect(create)
     _add_resolving(create)
     create.add_argument("--paused", action="store_true", help="leave the guest paused")
 
-    show = _command(subparsers, "show", commands.show, "print the target recorded in a domain")
+    show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
         "domain", metavar="DOMAIN-or-FILE", help="name or UUID of a domain, or a file with its XML (- for standard input)"
     )
@@ -84,9 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.add_argument("-v", "--verbose", action="store_true", help="with every register and its fields")
 
-    check = _command(
-        subparsers, "check", commands.check, "say whether a recorded guest would run here, or on other hosts, and why not"
-    )
+    check = _command(subparsers, "check", "say whether a recorded guest would run here, or on other hosts, and why not")
     check.add_argument(
         "domain",
         metavar="DOMAIN-or-FILE",
@@ -98,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
-    compare = _command(
-        subparsers, "compare", commands.compare, "say between which hosts guests can migrate, and why not between the others"
-    )
+    compare = _command(subparsers, "compare", "say between which hosts guests can migrate, and why not between the others")
     compare.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
     compare.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
     form = compare.add_mutually_exclusive_group()
@@ -108,23 +107,21 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--dot", action="store_true", help="print it as a graph in Graphviz's language")
     form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
 
-    baseline = _command(
-        subparsers, "baseline", commands.baseline, "make a pool of hosts: what all give, what it costs, what would level the rest"
-    )
+    baseline = _command(subparsers, "baseline", "make a pool of hosts: what all give, what it costs, what would level the rest")
     baseline.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
     baseline.add_argument("-o", "--output", metavar="POOL", help="write the pool to this file, if the hosts form one")
     baseline.add_argument("--name", default="pool", help="of the pool (default: %(default)s)")
     baseline.add_argument("--explain", action="store_true", help="also say why guests lack what some host has, and every obstacle")
     baseline.add_argument("--json", action="store_true", help="print it as JSON")
 
-    hook = _command(subparsers, "hook", commands.hook, "put libvirt's hook in place, or take it away")
+    hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")
     hook.add_argument("action", choices=("install", "uninstall"))
     return parser
 
 
-def _command(subparsers, name: str, run, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+def _command(subparsers, name: str, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(command=name)
     return parser
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import __version__
+from kvmarm_plugin import __version__, commands
 from kvmarm_plugin.cli import main
-from kvmarm_plugin.commands import commands
+from kvmarm_plugin.commands import inputs
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.host import libvirtd, qemu
@@ -210,7 +210,7 @@ def test_a_diff_of_nothing_is_empty(run: Callable[..., Run], here: Path) -> None
 
 
 def test_what_does_not_ask_needs_no_host_and_stays(run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_probe", lambda *_, **__: pytest.fail("probed for a domain that does not ask"))
+    monkeypatch.setattr(inputs, "probe_here", lambda *_, **__: pytest.fail("probed for a domain that does not ask"))
     (here / "other.xml").write_text(_OTHER)
     assert run("resolve", "other.xml") == (0, _OTHER, "")
 

@@ -93,7 +93,7 @@ def test_the_manual_names_the_files_that_are_used() -> None:
 
 
 def test_the_manual_names_every_status() -> None:
-    from kvmarm_plugin.commands import commands
+    from kvmarm_plugin import commands
 
     listed = re.findall(r"^\.It (\d+)$", _sections(_PAGES[0])["EXIT STATUS"], re.MULTILINE)
     used = [commands.DONE, commands.ERROR, commands.USAGE, commands.INCOMPATIBLE, 130]

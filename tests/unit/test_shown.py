@@ -28,7 +28,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.basics.untrusted import lines
 from kvmarm_plugin.basics.value import Value
-from kvmarm_plugin.commands import commands
+from kvmarm_plugin.commands import check_view, output
 from kvmarm_plugin.commands import show_view as show
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
@@ -160,12 +160,7 @@ def _three(here: HostProfile) -> list[HostProfile]:
 
 def _printed(title: str, hosts: list[str], findings: list[Finding]) -> str:
     """What `kvmarm check` prints."""
-    texts: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "_print", texts.append)
-        status = commands._print_verdicts(title, dict.fromkeys(hosts, findings), as_json=False)
-    assert status == commands.INCOMPATIBLE
-    return "".join(texts)
+    return check_view.as_text(title, dict.fromkeys(hosts, findings))
 
 
 def _error(error: tuple[str, str]) -> str:
@@ -268,8 +263,8 @@ def test_a_view_that_forgets_is_found(name: str, monkeypatch: pytest.MonkeyPatch
         ("basics.untrusted", "show"),
         ("fleet.compare_view", "compare --dot"),
         ("fleet.common_ground", "obstacle"),
-        ("commands.commands", "check --host"),
-        ("commands.commands", "check's title"),
+        ("commands.check_view", "check --host"),
+        ("commands.check_view", "check's title"),
         ("fleet.baseline", "baseline --name"),
     ],
 )
@@ -641,15 +636,15 @@ def test_a_diff_shows_the_document_s_text(run: Callable[..., _Run]) -> None:
 
 
 def test_what_is_printed_is_looked_at_once_more(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    commands._print("a\x1b[31m\n\x9b\u202eb\n")
+    output.write_text("a\x1b[31m\n\x9b\u202eb\n")
     assert capsysbinary.readouterr().out == b"a\\x1b[31m\n\\x9b\\u202eb\n"
-    commands._print(f"{_LONG}\n")
+    output.write_text(f"{_LONG}\n")
     assert capsysbinary.readouterr().out.decode() == f"{_LONG}\n", "lengths are the views' own"
 
 
 @_hostile
 def test_what_is_said_is_a_line(evil: str, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.say(f"{evil}{evil}")
+    output.say(f"{evil}{evil}")
     err = capsys.readouterr().err
     _look(err)
     assert err.startswith("kvmarm: ")
@@ -668,7 +663,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
-_WRITERS = {"commands", "answer"}
+_WRITERS = {"output", "answer"}
 
 
 def test_only_few_write() -> None:

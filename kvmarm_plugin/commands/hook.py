@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kvmarm hook install` and `kvmarm hook uninstall`: put libvirt's hook in place, or take it away."""
+
+from __future__ import annotations
+
+from ..basics.untrusted import lines
+from ..hook import install
+from . import DONE
+from .inputs import read_policy
+from .output import write_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def run(arguments: Namespace) -> int:
+    action = arguments.action
+    if action == "install":
+        read_policy(None)  # a file that the hook would read otherwise is refused before it matters
+    for line in install.install() if action == "install" else install.uninstall():
+        write_text(lines([line]))
+    return DONE
