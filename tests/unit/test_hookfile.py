@@ -19,6 +19,7 @@ import pytest
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.hook import install as hookfile
 
+from ..corpus import GUEST
 from .users import give, needs_root
 
 if TYPE_CHECKING:
@@ -76,6 +77,20 @@ def test_a_tree_of_any_depth_is_looked_at(directory: Path, package: Path) -> Non
         assert hookfile.install(directory)[0].startswith("installed ")
     finally:
         sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077], ids=oct)
+def test_what_the_hook_leaves_behind_is_roots_alone(directory: Path, package: Path, mask: int) -> None:
+    """Whatever umask the daemon has: Python compiles what it loads, and runs that the next time."""
+    shutil.rmtree(package / "__pycache__")
+    hookfile.install(directory)
+    os.umask(mask)
+    subprocess.run([directory / hookfile.NAME, "guest", "prepare", "begin", "-"], input=GUEST, stderr=subprocess.PIPE, check=False)
+    os.umask(0o022)
+    left = [path for path in package.rglob("*") if "__pycache__" in path.parts]
+    assert left
+    assert not [path for path in left if path.stat().st_mode & 0o022]
+    assert hookfile.install(directory)[0].endswith(" is up to date")
 
 
 # -- the directories -----------------------------------------------------------------------------------------------------------

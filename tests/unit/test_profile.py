@@ -583,19 +583,24 @@ def _schema_takes(document: dict[str, Any], path: tuple[Any, ...]) -> bool:
     return bool(_strict_validator().evolve(schema=schema).is_valid(part))
 
 
-def _agree(document: dict[str, Any], path: tuple[Any, ...]) -> None:
+def _agree(document: dict[str, Any], path: tuple[Any, ...]) -> bool:
+    """Whether both take a document that differs at one place from a valid one."""
     why = _refusal(document)
     if not _schema_takes(document, path):
         assert why, "the schema refuses it and the reader takes it"
     elif why:
         assert _BEYOND.search(why), "the reader refuses it and the schema takes it"
+    return not why
 
 
 @pytest.mark.parametrize("path", _places(_small()), ids=lambda path: ".".join(map(str, path)))
 def test_schema_and_reader_agree_on_every_value(path: tuple[Any, ...]) -> None:
+    """And what they take crashes nothing: a few of each sort, since any text will do for a name."""
     assert not _refusal(_small())
-    for value in _HOSTILE:
-        _agree(_mutated(_small(), path, value), path)
+    mutants = [_mutated(_small(), path, value) for value in _HOSTILE]
+    taken = [mutated for mutated in mutants if _agree(mutated, path)]
+    for mutated in taken[:: 1 + len(taken) // 6]:
+        _used(profile_json.loads(json.dumps(mutated)), host("trixie-max"))
 
 
 @pytest.mark.parametrize("path", [path for path in _places(_small()) if isinstance(_at(_small(), path), dict)], ids=str)
@@ -696,12 +701,3 @@ def test_a_profile_that_loads_crashes_nothing(name: str, data: st.DataObject) ->
         mutated = _mutated(document, path, data.draw(st.sampled_from(_HOSTILE)))
         document = document if _refusal(mutated) else mutated
     _used(profile_json.loads(json.dumps(document)), host(name))
-
-
-@pytest.mark.parametrize("path", _places(_small()), ids=lambda path: ".".join(map(str, path)))
-def test_no_value_of_a_profile_crashes_anything(path: tuple[Any, ...]) -> None:
-    """One value at a time: those that the reader takes."""
-    for value in _HOSTILE:
-        mutated = _mutated(_small(), path, value)
-        if not _refusal(mutated):
-            _used(profile_json.loads(json.dumps(mutated)), host("trixie-max"))

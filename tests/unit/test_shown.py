@@ -414,7 +414,7 @@ def test_profiles(run: Callable[..., _Run]) -> None:
     for evil in _EVIL:
         for place, tainted in _taints(document, evil):
             name = _write("here", tainted)
-            for form in ([], ["--dot"], ["--json"]):
+            for form in ([], ["--dot"], ["--json"]) if evil == _CONTROLS else ([],):
                 assert run("compare", *form, name, other).status in (1, 3), place
             assert run("baseline", "--explain", name, other).status in (1, 3), place
             run("check", guest, "--host", name)
