@@ -219,20 +219,22 @@ def _move(row: Row, linux: Guest, reader: Guest, destination: Host) -> None:
     linux.wait_for("guest: tick [2-9]")
     row.check, row.reasons = _check(linux)
     row.hook, said = _ask_hook(linux, destination)
-    if row.hook == WORKS != row.check:
-        # What libvirt asks before it runs the hook is not asked again by it: let both answer.
-        refusal = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
-        if refusal.rc != 0 and linux.on(destination).state() == "absent" and "operation failed: job" not in refusal.stderr:
-            row.hook, said = REFUSES, refusal.stderr
-    elif row.hook != WORKS:
-        # The same through libvirt: its client has to be told why.
-        refusal = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
-        # libvirt parses the XML before it runs the hook, and refuses what it does not know itself.
-        reached = refusal.rc != 0 and ("kvmarm:" in refusal.stderr or "does not support machine type" in refusal.stderr)
-        row.unharmed = _still_running(linux) if reached else f"the hook's reason did not reach virsh: {refusal.stderr.strip()}"
+    arrived: Result | None = None
+    if (row.hook, row.check) != (WORKS, WORKS):
+        # The same through libvirt, which asks first and tells its client why. If the guest arrives, that is what becomes of it.
+        answer = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+        if answer.rc == 0:
+            arrived = answer
+        if row.hook != WORKS:
+            # libvirt parses the XML before it runs the hook, and refuses what it does not know itself.
+            reached = answer.rc != 0 and ("kvmarm:" in answer.stderr or "does not support machine type" in answer.stderr)
+            row.unharmed = _still_running(linux) if reached else f"the hook's reason did not reach virsh: {answer.stderr.strip()}"
+        elif answer.rc != 0 and linux.on(destination).state() == "absent" and "operation failed: job" not in answer.stderr:
+            row.hook, said = REFUSES, answer.stderr
     destination.run(f"mv {HOOK} /tmp/hook")
     try:
-        row.really, row.words = _really(linux, reader, destination)
+        result = arrived or migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+        row.really, row.words = _really(result, linux, reader, destination)
     finally:
         destination.run(f"mv /tmp/hook {HOOK}")
     if row.really == REFUSES and row.unharmed in ("", "yes"):
@@ -274,9 +276,12 @@ def _ask_hook(guest: Guest, destination: Host) -> tuple[str, str]:
     return next((severity for severity in (REFUSES, WRONG) if f"; {severity}:" in result.stderr), "failed"), result.stderr
 
 
-def _really(linux: Guest, reader: Guest, destination: Host) -> tuple[str, str]:
-    """What happens without the hook, and in whose words."""
-    result = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
+def _really(result: Result, linux: Guest, reader: Guest, destination: Host) -> tuple[str, str]:
+    """What happens without the hook, and in whose words.
+
+    Args:
+        result: of migrating `linux`, the guest that ticks.
+    """
     moved = linux.on(destination)
     if result.rc != 0:
         return REFUSES, _words(result, moved)
