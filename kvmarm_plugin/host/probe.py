@@ -101,7 +101,7 @@ class _Probe:
         if host.architecture not in _ARCHITECTURES:
             self.problems.append(f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
         else:
-            system = self._or_problem("KVM", lambda: System(host.kvm))
+            system = self._or_problem("KVM", lambda: System(host.kvm, architecture=_ARCHITECTURES[host.architecture]))
             if system is not None:
                 with system:
                     capabilities = self._or_problem("KVM capabilities", lambda: _capabilities(system)) or {}
@@ -253,11 +253,11 @@ def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple
     psci = ("psci_0_2",) if "ARM_PSCI_0_2" in capabilities else ()
     offered = [features for features, capability in _CHOICES if capability in capabilities and architecture == "arm64"]
     sets = [
-        tuple(sorted((*psci, *itertools.chain(*chosen)), key=VCPU_FEATURES.__getitem__))
+        tuple(sorted((*psci, *itertools.chain(*chosen)), key=VCPU_FEATURES["arm64"].__getitem__))
         for size in range(len(offered) + 1)
         for chosen in itertools.combinations(offered, size)
     ]
-    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=VCPU_FEATURES.__getitem__))
+    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=VCPU_FEATURES["arm64"].__getitem__))
     return [base, *(features for features in sets if features != base)]
 
 

@@ -110,12 +110,18 @@ class _Handle:
 class System(_Handle):
     """/dev/kvm itself.
 
+    Args:
+        kernel: the system calls; the real ones by default.
+        path: of the device.
+        architecture: KVM's, "arm64" or "arm"; that of this host by default.
+
     Raises:
         KvmUnavailable: no device, no permission, or an API version that is not 12.
     """
 
-    def __init__(self, kernel: Kernel | None = None, path: str = DEVICE) -> None:
+    def __init__(self, kernel: Kernel | None = None, path: str = DEVICE, architecture: str = "") -> None:
         kernel = kernel or Kernel()
+        self.architecture = architecture or ("arm" if posix.uname().machine.startswith("armv") else "arm64")
         try:
             fd = kernel.open(path)
         except FileNotFoundError:
@@ -223,11 +229,14 @@ class VCPU(_Handle):
     def init(self, target: int, features: tuple[str, ...]) -> None:
         """KVM_ARM_VCPU_INIT with a target number and keys of VCPU_FEATURES.
 
-        Raises KvmError: ENOENT for a feature bit the kernel does not know, EINVAL for a target or a set it does not support.
+        Raises KvmError: ENOENT for a feature the kernel does not know, EINVAL for a target or a set it does not support.
         """
         words = [0] * 7
+        bits = VCPU_FEATURES[self.vm.system.architecture]
         for feature in features:
-            bit = VCPU_FEATURES[feature]
+            if feature not in bits:
+                raise KvmError("KVM_ARM_VCPU_INIT", errno_codes.ENOENT)
+            bit = bits[feature]
             words[bit // 32] |= 1 << bit % 32
         self.ioctl("KVM_ARM_VCPU_INIT", pack(uapi.VCPU_INIT, target, *words))
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
 SCHEMA = SCHEMA_STEM + "1"
 SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
+_FEATURES = VCPU_FEATURES["arm64"]  # those of 32-bit hosts are among them
 _MOST_IDS = 2048  # registers of a vCPU, which has some 400
 
 # What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json has the same.
@@ -167,9 +168,9 @@ def _is_packed(reglist: str) -> bool:
 
 
 def _features(value: Any, place: str) -> tuple[str, ...]:
-    found: tuple[str, ...] = shape.items(shape.text(NAME), len(VCPU_FEATURES))(value, place)
-    if found != tuple(feature for feature in VCPU_FEATURES if feature in found):
-        raise Misshapen(f"{place} are not vCPU features in the order of their bits, which are {', '.join(VCPU_FEATURES)}")
+    found: tuple[str, ...] = shape.items(shape.text(NAME), len(_FEATURES))(value, place)
+    if found != tuple(feature for feature in _FEATURES if feature in found):
+        raise Misshapen(f"{place} are not vCPU features in the order of their bits, which are {', '.join(_FEATURES)}")
     return found
 
 

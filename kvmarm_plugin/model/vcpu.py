@@ -27,17 +27,21 @@ FALLBACK_TARGETS = {
     "arm64": ("AEM_V8", "FOUNDATION_V8", "CORTEX_A57"),
 }
 
-# Bit numbers of kvm_vcpu_init.features.
+# The features of kvm_vcpu_init by their bits, which differ, too.
 VCPU_FEATURES = {
-    "el1_32bit": 1,
-    "psci_0_2": 2,
-    "pmu_v3": 3,
-    "sve": 4,
-    "ptrauth_address": 5,
-    "ptrauth_generic": 6,
-    "has_el2": 7,
-    "has_el2_e2h0": 8,
+    "arm": {"psci_0_2": 1},
+    "arm64": {
+        "el1_32bit": 1,
+        "psci_0_2": 2,
+        "pmu_v3": 3,
+        "sve": 4,
+        "ptrauth_address": 5,
+        "ptrauth_generic": 6,
+        "has_el2": 7,
+        "has_el2_e2h0": 8,
+    },
 }
+
 # QEMU's named models that set a KVM target, with KVM's architecture and the number: the only ones besides "host" and "max" that
 # start under KVM. Source: the kvm_target of aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of
 # cortex_a15_initfn in target/arm/cpu.c while QEMU had 32-bit KVM (before 5.2).

@@ -36,6 +36,7 @@ FEATURE_BITS = {
     7: "has_el2",
     8: "has_el2_e2h0",
 }
+ARM_FEATURE_BITS = {0: "power_off", 1: "psci_0_2"}  # arch/arm/include/uapi/asm/kvm.h, until Linux 5.6
 X0 = 0x6030000000100000
 PC = 0x6030000000100040
 SVE_VLS = 0x606000000015FFFF
@@ -175,6 +176,7 @@ class FakeKernel(Kernel):
         kinds: CPU number → what KVM gives there; one entry serves every CPU that has none.
         capabilities: names in uapi.CAPABILITIES → what KVM_CHECK_EXTENSION answers.
         gics: versions of virtual GICs.
+        feature_bits: those of kvm_vcpu_init that it knows → the features.
         api_version: what KVM_GET_API_VERSION answers.
         current_cpu: the CPU that the calling thread is on.
 
@@ -193,6 +195,7 @@ class FakeKernel(Kernel):
         kinds: dict[int, CpuKind] | CpuKind,
         capabilities: dict[str, int] | None = None,
         gics: tuple[int, ...] = (3,),
+        feature_bits: dict[int, str] = FEATURE_BITS,
         api_version: int = 12,
         current_cpu: Callable[[], int] = lambda: min(os.sched_getaffinity(0)),
     ) -> None:
@@ -200,6 +203,7 @@ class FakeKernel(Kernel):
         self.kinds = kinds
         self.answers = {uapi.CAPABILITIES[name]: answer for name, answer in (capabilities or {}).items()}
         self.gics = gics
+        self.feature_bits = feature_bits
         self.api_version = api_version
         self.current_cpu = current_cpu
         self.failures: dict[str, int] = {}
@@ -215,7 +219,8 @@ class FakeKernel(Kernel):
     def from_profile(cls, profile: HostProfile) -> FakeKernel:
         """The kernel that this profile was, or could have been, measured on."""
         kinds = {cpu: _kind_of(cluster) for cluster in profile.clusters for cpu in _cpus(cluster.cpus)}
-        return cls(kinds, dict(profile.capabilities), profile.gic_versions)
+        bits = FEATURE_BITS if profile.kvm_architecture == "arm64" else ARM_FEATURE_BITS
+        return cls(kinds, dict(profile.capabilities), profile.gic_versions, bits)
 
     # -- what Kernel has -----------------------------------------------------------------------------------------------
 
@@ -318,9 +323,9 @@ class FakeKernel(Kernel):
         features = set()
         for bit in range(32 * 7):
             if arg.features[bit // 32] >> bit % 32 & 1:
-                if bit not in FEATURE_BITS:
+                if bit not in self.feature_bits:
                     return -errno.ENOENT
-                features.add(FEATURE_BITS[bit])
+                features.add(self.feature_bits[bit])
         kind = self._kind()
         registers = kind.vcpus.get(Made(arg.target, frozenset(features)))
         if registers is None:

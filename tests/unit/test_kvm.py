@@ -192,7 +192,7 @@ def test_accepts(kernel: FakeKernel) -> None:
 
 
 def test_every_feature_has_its_own_bit() -> None:
-    for name in VCPU_FEATURES:
+    for name in VCPU_FEATURES["arm64"]:
         kernel = FakeKernel(kind(5, (name,), sve_lengths=(128,)))
         with System(kernel) as system, ScratchVcpu(system, 5, (name,)):
             pass

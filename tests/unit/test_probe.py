@@ -27,7 +27,7 @@ from kvmarm_plugin.registers.table import id_of
 from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write, write_cpu, write_emulator, write_host, write_online
-from .fakekernel import FakeKernel, Made, kind
+from .fakekernel import ARM_FEATURE_BITS, FakeKernel, Made, kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -486,7 +486,7 @@ def test_a_32_bit_host(lab: Lab) -> None:
     vcpu = {Made(0, frozenset({"psci_0_2"})): {0x40200000000F0000: 0x412FC0F4}}
     old = kind()
     old.vcpus, old.preferred = vcpu, 0
-    lab.kernel = FakeKernel({0: old, 1: old}, {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_SVE": 1}, gics=(2,))
+    lab.kernel = FakeKernel({0: old, 1: old}, {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_SVE": 1}, (2,), ARM_FEATURE_BITS)
     profile = lab.probe("armv7l")
     (cluster,) = profile.clusters
     assert (cluster.target, cluster.seen) == (0, {})
