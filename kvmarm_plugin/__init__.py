@@ -10,9 +10,8 @@ and back: a target out of the domain XML is judged (`verdict`) against a live ke
 `kvm` and `host` are the edges: the only modules that touch the kernel, sysfs, QEMU and libvirt. Everything in the middle
 takes values and returns values.
 
-The hook runs while libvirt holds the domain's lock. So this file and whatever `hook` imports (`domain`, `record`, `target`,
-`verdict`, `registers`, `kvm` and what they need) import neither dataclasses, typing, re nor json: together they cost more than
-the interpreter's own start. Of os, signal, struct and ctypes they import the C half alone: posix, _signal, _struct and _ctypes.
+The hook runs while libvirt holds the domain's lock. So this file and whatever `hook.answer` imports import few modules:
+hook/__init__.py says which not, and why.
 """
 
 __version__ = "0.1.0"

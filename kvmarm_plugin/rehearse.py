@@ -7,7 +7,7 @@ no register tells is read by the scratch guest in another.
 
 from __future__ import annotations
 
-import posix  # os without its Python half, which costs 1 ms
+import os
 
 from .basics.errors import KvmarmError
 from .judge.finding import Finding
@@ -33,7 +33,7 @@ class KernelOffer(Offer):
     """
 
     def __init__(self, target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> None:
-        name = posix.uname()
+        name = os.uname()
         architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
         super().__init__(name.nodename, architecture)
         self.machines = machines
@@ -90,7 +90,7 @@ class KernelOffer(Offer):
             with self._system.create_vm() as vm:
                 masks = vm.writable_masks()
             writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
-            self._kernel = Kernel(kernel_version(posix.uname().release), writable)
+            self._kernel = Kernel(kernel_version(os.uname().release), writable)
         return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:
@@ -114,7 +114,7 @@ class KernelOffer(Offer):
         if self._scratch is not None:
             self._scratch.close()
         if self._allowed is not None:
-            posix.sched_setaffinity(0, self._allowed)
+            os.sched_setaffinity(0, self._allowed)
 
 
 # The capability that offers a vCPU feature.
@@ -146,9 +146,9 @@ def _keep_to(cpus: tuple[int, ...]) -> set[int]:
     Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: what
     they say differs only on old kernels, and then refuses.
     """
-    allowed = posix.sched_getaffinity(0)
-    try:  # noqa: SIM105  # contextlib is slow to import
-        posix.sched_setaffinity(0, cpus)
+    allowed = os.sched_getaffinity(0)
+    try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
+        os.sched_setaffinity(0, cpus)
     except OSError:
         pass
     return allowed

@@ -20,8 +20,8 @@ _SOURCE = """
 
 import time
 _registers, _identity, _reglist, _target = {answers}
-_machine = posix.uname()
-posix.uname = lambda: posix.uname_result((_machine[0], "here", "6.12.0", _machine[3], "aarch64"))
+_machine = os.uname()
+os.uname = lambda: os.uname_result((_machine[0], "here", "6.12.0", _machine[3], "aarch64"))
 
 
 class _U32(_SimpleCData):
@@ -47,7 +47,7 @@ class Kernel(Kernel):
         if self.slow == "open":
             time.sleep(60)
         if self.open_errno:
-            raise OSError(self.open_errno, posix.strerror(self.open_errno))
+            raise OSError(self.open_errno, os.strerror(self.open_errno))
         return 1000
 
     def close(self, fd):

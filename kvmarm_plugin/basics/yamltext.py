@@ -37,7 +37,7 @@ def load(text: str, name: str, failure: type[KvmarmError], hint: str, limit: int
         limit: characters that it may have.
         lines: gets the line of each key of the outermost mapping.
     """
-    import yaml  # 15 ms, and most hosts have neither a policy nor a pool
+    import yaml  # slow, and most hosts have neither a policy nor a pool
 
     if len(text) > limit:
         raise failure(f"{name} is larger than {limit >> 10} KiB", "is it the right file?")

@@ -53,14 +53,14 @@ def as_json(record: Record) -> dict[str, Any]:
     target, intent, origin = record.target, record.intent, record.origin
     return {
         "target": {
-            **{name: getattr(target, name) for name in target.__slots__},
+            **target.as_dict(),
             "psci": target.psci,
             "seen": _hex(target.seen),
             "registers": _hex(target.registers),
             "pinning": _pinning_json(target.pinning) if target.pinning else None,
         },
         "intent": {"added": intent.added, "kept": [kept.decode(errors="replace") for kept in intent.kept]},
-        "origin": {name: getattr(origin, name) for name in origin.__slots__},
+        "origin": origin.as_dict(),
     }
 
 

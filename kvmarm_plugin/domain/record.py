@@ -67,12 +67,8 @@ class Intent(Value):
             changed; <features> and <metadata> that were empty.
     """
 
-    __slots__ = ("added", "kept")
     added: tuple[str, ...]
     kept: tuple[bytes, ...]
-
-    def __init__(self, added: tuple[str, ...], kept: tuple[bytes, ...]) -> None:
-        self._freeze(locals())
 
 
 class Origin(Value):
@@ -84,25 +80,17 @@ class Origin(Value):
         by: program and version.
     """
 
-    __slots__ = ("by", "host", "profile")
     host: str
     profile: str
     by: str
-
-    def __init__(self, host: str, profile: str, by: str) -> None:
-        self._freeze(locals())
 
 
 class Record(Value):
     """Target, intent and origin."""
 
-    __slots__ = ("intent", "origin", "target")
     target: Target
     intent: Intent
     origin: Origin
-
-    def __init__(self, target: Target, intent: Intent, origin: Origin) -> None:
-        self._freeze(locals())
 
 
 def format_record(added: list[str], kept: list[bytes], facts: list[bytes], indent: bytes) -> bytes:

@@ -36,16 +36,12 @@ class Emission(Value):
         machine: value of <type machine=…>.
     """
 
-    __slots__ = ("cpu", "features", "gic", "machine", "model", "pmu")
     cpu: bytes
     model: bytes
     features: tuple[bytes, ...]
     gic: bytes
     pmu: bytes
     machine: str
-
-    def __init__(self, *, cpu: bytes, model: bytes, features: tuple[bytes, ...], gic: bytes, pmu: bytes, machine: str) -> None:
-        self._freeze(locals())
 
 
 def concretise(

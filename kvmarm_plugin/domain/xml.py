@@ -11,7 +11,7 @@ memory or time. A document within them is read in a second and in 60 MiB.
 
 from __future__ import annotations
 
-from pyexpat import ErrorString, ExpatError, ParserCreate  # xml.parsers.expat, without the package around it
+from xml.parsers.expat import ErrorString, ExpatError, ParserCreate
 
 from ..basics.errors import KvmarmError
 

@@ -39,7 +39,6 @@ class Baseline(Value):
         plan: what would make one of them; without a step if they are one.
     """
 
-    __slots__ = ("costs", "kinds", "missing", "name", "plan", "pool", "profile")
     name: str
     kinds: tuple[Kind, ...]
     pool: Pool | None
@@ -47,19 +46,6 @@ class Baseline(Value):
     missing: dict[str, str]
     costs: dict[tuple[str, ...], tuple[str, ...]]
     plan: Plan
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        kinds: tuple[Kind, ...],
-        pool: Pool | None,
-        profile: HostProfile | None,
-        missing: dict[str, str],
-        costs: dict[tuple[str, ...], tuple[str, ...]],
-        plan: Plan,
-    ) -> None:
-        self._freeze(locals())
 
 
 def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:

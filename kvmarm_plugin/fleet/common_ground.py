@@ -53,13 +53,9 @@ class Obstacle(Value):
         finding: the reason.
     """
 
-    __slots__ = ("destination", "finding", "source")
     source: str
     destination: str
     finding: Finding
-
-    def __init__(self, source: str, destination: str, finding: Finding) -> None:
-        self._freeze(locals())
 
     def __str__(self) -> str:
         return f"{shown(self.source)} to {shown(self.destination)}: {self.finding}"
@@ -83,13 +79,9 @@ class Common(Value):
         obstacles: why there is no profile.
     """
 
-    __slots__ = ("missing", "obstacles", "profile")
     profile: HostProfile | None
     missing: dict[str, str]
     obstacles: tuple[Obstacle, ...]
-
-    def __init__(self, profile: HostProfile | None, missing: dict[str, str], obstacles: tuple[Obstacle, ...]) -> None:
-        self._freeze(locals())
 
 
 def common(hosts: list[HostProfile], name: str) -> Common:

@@ -33,14 +33,10 @@ class Pair(Value):
         problem: why no guest can be resolved on the source; empty if one can.
     """
 
-    __slots__ = ("destination", "findings", "problem", "source")
     source: int
     destination: int
     findings: tuple[Finding, ...]
     problem: str
-
-    def __init__(self, source: int, destination: int, findings: tuple[Finding, ...], problem: str) -> None:
-        self._freeze(locals())
 
     @property
     def blocking(self) -> list[Finding]:
@@ -61,14 +57,10 @@ class Group(Value):
         problem: why its hosts, all of one kind, make no guest at all; empty if they do.
     """
 
-    __slots__ = ("kinds", "machine", "name", "problem")
     name: str
     kinds: tuple[int, ...]
     machine: str
     problem: str
-
-    def __init__(self, name: str, kinds: tuple[int, ...], machine: str, problem: str) -> None:
-        self._freeze(locals())
 
 
 class Comparison(Value):
@@ -80,13 +72,9 @@ class Comparison(Value):
         pairs: of every kind with every kind, itself too, by source and then by destination.
     """
 
-    __slots__ = ("groups", "kinds", "pairs")
     kinds: tuple[Kind, ...]
     groups: tuple[Group, ...]
     pairs: tuple[Pair, ...]
-
-    def __init__(self, kinds: tuple[Kind, ...], groups: tuple[Group, ...], pairs: tuple[Pair, ...]) -> None:
-        self._freeze(locals())
 
     def pair(self, source: int, destination: int) -> Pair:
         return self.pairs[source * len(self.kinds) + destination]
@@ -122,13 +110,9 @@ class Link(Value):
         mutual: whether guests of the others run on these too.
     """
 
-    __slots__ = ("destinations", "mutual", "sources")
     sources: tuple[int, ...]
     destinations: tuple[int, ...]
     mutual: bool
-
-    def __init__(self, sources: tuple[int, ...], destinations: tuple[int, ...], *, mutual: bool) -> None:
-        self._freeze(locals())
 
 
 def compare(hosts: Iterable[HostProfile], policy: Policy) -> Comparison:

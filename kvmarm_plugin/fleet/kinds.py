@@ -23,11 +23,7 @@ class Kind(Value):
         hosts: at least one, by name.
     """
 
-    __slots__ = ("hosts",)
     hosts: tuple[HostProfile, ...]
-
-    def __init__(self, hosts: tuple[HostProfile, ...]) -> None:
-        self._freeze(locals())
 
     @property
     def host(self) -> HostProfile:

@@ -36,14 +36,10 @@ class Step(Value):
         why: what is in the way without it.
     """
 
-    __slots__ = ("action", "hosts", "what", "why")
     action: str
     hosts: tuple[str, ...]
     what: str
     why: str
-
-    def __init__(self, action: str, hosts: tuple[str, ...], what: str, why: str) -> None:
-        self._freeze(locals())
 
 
 class Plan(Value):
@@ -55,13 +51,9 @@ class Plan(Value):
         obstacles: between the hosts that have the same CPU as those that stay, as they are now.
     """
 
-    __slots__ = ("hosts", "obstacles", "steps")
     steps: tuple[Step, ...]
     hosts: tuple[HostProfile, ...]
     obstacles: tuple[Obstacle, ...]
-
-    def __init__(self, steps: tuple[Step, ...], hosts: tuple[HostProfile, ...], obstacles: tuple[Obstacle, ...]) -> None:
-        self._freeze(locals())
 
     @property
     def left_out(self) -> frozenset[str]:

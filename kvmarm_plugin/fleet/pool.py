@@ -68,13 +68,9 @@ class Pool(Value):
         baseline: what every member gives, as the profile of a host.
     """
 
-    __slots__ = ("baseline", "members", "name")
     name: str
     members: dict[str, str]
     baseline: HostProfile
-
-    def __init__(self, name: str, members: dict[str, str], baseline: HostProfile) -> None:
-        self._freeze(locals())
 
     @property
     def origin(self) -> Origin:

@@ -11,6 +11,9 @@ An exception that leaves this module is the script's to tell, and so is an end b
 It refuses a guest with a record and lets others pass. docs/hook-faults.md lists what becomes of which fault.
 """
 
+from __future__ import annotations
+
+import os
 import sys
 
 from ..basics.untrusted import shown
@@ -24,21 +27,12 @@ PATIENCE = 0.2  # seconds that standard error may block, and the system's log, t
 _MESSAGE_LIMIT = 1900  # bytes: a pipe takes that in one piece (PIPE_BUF), and every system log takes it at all
 
 
-class _Future:
-    """Stands in for the module __future__, which the other modules name for the compiler alone: reading it takes longer than a vCPU
-    does."""
-
-    annotations = None
-
-
 class _OutOfTime(Exception):
     """A time limit is over. Neither OSError nor KvmarmError, which are caught on the way for what they mean there."""
 
 
 def main() -> int:
     """The command kvmarm-hook: the script as it would be installed, for trying by hand and for those who place hooks themselves."""
-    import os
-
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.hook.install import script
 
@@ -49,7 +43,7 @@ def main() -> int:
         return 1
 
 
-def answer(name: str, operation: str, xml: bytes, recorded: bool) -> "NoReturn":
+def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
     """Judge a guest, say what there is to say, and end this process: with status 3 to stop the guest, with 0 to let it pass.
 
     Args:
@@ -58,13 +52,8 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> "NoReturn":
         xml: the domain; of one that is too large only so much that `domain.parse` says so.
         recorded: whether the mark of a record is anywhere in the domain, in `xml` or behind. Otherwise it mentions host-model.
     """
-    import gc
-    import posix
-
-    gc.disable()  # nothing here lives long enough to be collected
-    sys.modules["__future__"] = _Future  # type: ignore[assignment]
     stop = verify(name, operation, xml) if recorded else explain_host_model(name, xml)
-    posix._exit(3 if stop else 0)  # nothing is left to write
+    os._exit(3 if stop else 0)  # nothing is left to write
 
 
 def explain_host_model(name: str, xml: bytes) -> bool:
@@ -115,12 +104,12 @@ def verify(name: str, operation: str, xml: bytes) -> bool:
     return bool(failure) and _refuse(name, operation, f"its pins are another host's, and libvirt cannot be given others: {failure}")
 
 
-def _within(seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
+def _within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
     """Call, and raise _OutOfTime if that has not ended after so many seconds.
 
     The timer goes on: a signal just before a system call does not end it, and to a log glibc tries to send a second time.
     """
-    import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections: 6 ms
+    import _signal as signal  # type: ignore[import-not-found]  # hook/__init__.py says why
 
     signal.signal(signal.SIGALRM, _out_of_time)
     try:
@@ -135,7 +124,7 @@ def _within(seconds: float, call: "Callable[..., Any]", *arguments: object) -> "
 
 
 def _quoted(name: str) -> str:
-    """A name as one word of a shell, for people who paste it (shlex.quote would import re)."""
+    """A name as one word of a shell, for people who paste it (not shlex.quote: hook/__init__.py)."""
     plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "-"
     return name if plain else "'" + name.replace("'", "'\\''") + "'"
 
@@ -187,9 +176,7 @@ def _refuse(name: str, operation: str, reason: str) -> bool:
 
 def _say(message: str) -> None:
     """A line on standard error. That it is closed or full, or that nobody reads it, decides nothing."""
-    import os
-
-    try:  # noqa: SIM105  # contextlib is slow to import
+    try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
         _within(PATIENCE, os.write, 2, (_one_line(message) + "\n").encode())
     except (OSError, _OutOfTime):
         pass
@@ -207,8 +194,6 @@ def _print(xml: bytes) -> str:
 
 
 def _write(fd: int, data: bytes) -> None:
-    import os
-
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]

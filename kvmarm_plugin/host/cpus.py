@@ -27,14 +27,10 @@ class CpuCluster(Value):
         capacity: of the fastest of them, 1024 for the fastest CPU of the host; None where the kernel gives none.
     """
 
-    __slots__ = ("capacity", "cpus", "midr", "revidr")
     cpus: tuple[int, ...]
     midr: int
     revidr: int | None
     capacity: int | None
-
-    def __init__(self, cpus: tuple[int, ...], midr: int, revidr: int | None, capacity: int | None) -> None:
-        self._freeze(locals())
 
 
 def find_clusters(root: str | os.PathLike[str] = "/") -> list[CpuCluster]:

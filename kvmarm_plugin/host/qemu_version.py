@@ -49,7 +49,7 @@ def _parse(line: str) -> tuple[int, int]:
 
 
 def _ask(path: str) -> str:
-    """The first line of what `path --version` prints. Not with subprocess, whose import costs the hook 10 ms."""
+    """The first line of what `path --version` prints. Not with subprocess: hook/__init__.py says why."""
     read, write = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
     try:

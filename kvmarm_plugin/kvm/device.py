@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import errno as errno_codes
 import fcntl
-import posix  # os without its Python half, which costs 1 ms
-from _ctypes import _SimpleCData, addressof  # ctypes without its Python half, which costs 3 ms
-from _struct import calcsize, pack, unpack, unpack_from
+import os
+from _ctypes import _SimpleCData, addressof  # hook/__init__.py says why not from ctypes
+from struct import calcsize, pack, unpack, unpack_from
 
 from ..basics.errors import KvmarmError
 from ..model.vcpu import VCPU_FEATURES
@@ -48,7 +48,7 @@ class KvmUnavailable(KvmarmError):
 
 def error_name(errno: int) -> str:
     """22 → "EINVAL (Invalid argument)"."""
-    return f"{errno_codes.errorcode.get(errno, errno)} ({posix.strerror(errno)})"
+    return f"{errno_codes.errorcode.get(errno, errno)} ({os.strerror(errno)})"
 
 
 class _Byte(_SimpleCData):  # type: ignore[type-arg]  # no generic class when it runs
@@ -69,10 +69,10 @@ class Kernel:
 
     def open(self, path: str) -> int:
         """A file descriptor of `path`, close-on-exec. Raises OSError."""
-        return posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def close(self, fd: int) -> None:
-        posix.close(fd)
+        os.close(fd)
 
     def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
         """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where the kernel writes to it. Raises

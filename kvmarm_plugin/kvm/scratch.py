@@ -7,9 +7,9 @@ A scratch vCPU is made with a target and features, read, and thrown away. `prefe
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]  # its Python half brings enum and collections
+import _signal as signal  # type: ignore[import-not-found]  # hook/__init__.py says why
 import errno
-import posix  # os without its Python half
+import os
 
 from ..basics.errors import KvmarmError
 from ..model.target import sve_bitmap
@@ -113,7 +113,7 @@ def run_guest(system: System, target: int, features: tuple[str, ...], names: tup
         KvmarmError: the guest did not end as it should within GUEST_TIME_LIMIT.
     """
     code = _guest_code(names)
-    page = posix.sysconf("SC_PAGESIZE")
+    page = os.sysconf("SC_PAGESIZE")
     memory = bytearray(2 * page)  # one of them whole, and aligned
     start = -address(memory) % page
     memory[start : start + len(code)] = code

@@ -32,25 +32,12 @@ class Policy(Value):
             "all" lets it run on any.
     """
 
-    __slots__ = ("cluster", "pauth", "pmu", "prefer_named", "sve", "sve_max_length")
-    prefer_named: bool
-    pmu: bool | None
-    sve: bool | None
-    pauth: bool | None
-    sve_max_length: int | None
-    cluster: str | int
-
-    def __init__(
-        self,
-        *,
-        prefer_named: bool = True,
-        pmu: bool | None = None,
-        sve: bool | None = None,
-        pauth: bool | None = None,
-        sve_max_length: int | None = None,
-        cluster: str | int = "biggest",
-    ) -> None:
-        self._freeze(locals())
+    prefer_named: bool = True
+    pmu: bool | None = None
+    sve: bool | None = None
+    pauth: bool | None = None
+    sve_max_length: int | None = None
+    cluster: str | int = "biggest"
 
 
 def loads(text: str, name: str = "policy") -> Policy:

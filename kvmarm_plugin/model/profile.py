@@ -25,14 +25,10 @@ class Vcpu(Value):
         reglist: packed list of all its registers.
     """
 
-    __slots__ = ("features", "number", "registers", "reglist")
     number: int
     features: tuple[str, ...]
     registers: dict[str, int]
     reglist: str
-
-    def __init__(self, number: int, features: tuple[str, ...], registers: dict[str, int], reglist: str) -> None:
-        self._freeze(locals())
 
 
 class Cluster(Value):
@@ -51,20 +47,6 @@ class Cluster(Value):
         writable: register name → mask of the bits that user space may write; None on kernels that do not tell (before 6.7).
     """
 
-    __slots__ = (
-        "capacity",
-        "cpus",
-        "implementer",
-        "midr",
-        "models",
-        "part",
-        "revidr",
-        "seen",
-        "sve_lengths",
-        "target",
-        "vcpus",
-        "writable",
-    )
     cpus: str
     midr: int
     revidr: int | None
@@ -77,24 +59,6 @@ class Cluster(Value):
     models: dict[str, int]
     seen: dict[str, int]
     writable: dict[str, int] | None
-
-    def __init__(
-        self,
-        *,
-        cpus: str,
-        midr: int,
-        revidr: int | None,
-        implementer: str,
-        part: str,
-        capacity: int | None,
-        target: int,
-        vcpus: tuple[Vcpu, ...],
-        sve_lengths: tuple[int, ...],
-        models: dict[str, int],
-        seen: dict[str, int],
-        writable: dict[str, int] | None,
-    ) -> None:
-        self._freeze(locals())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -121,25 +85,12 @@ class Qemu(Value):
         host_properties: what query-cpu-model-expansion of "host" shows: property → value; empty where it could not be asked.
     """
 
-    __slots__ = ("aliases", "binary", "cpu_models", "host_properties", "machines", "version")
     binary: str
     version: str
     machines: tuple[str, ...]
     aliases: dict[str, str]
     cpu_models: tuple[str, ...]
     host_properties: dict[str, bool | int | str]
-
-    def __init__(
-        self,
-        *,
-        binary: str,
-        version: str,
-        machines: tuple[str, ...],
-        aliases: dict[str, str],
-        cpu_models: tuple[str, ...],
-        host_properties: dict[str, bool | int | str],
-    ) -> None:
-        self._freeze(locals())
 
     @property
     def release(self) -> tuple[int, int]:
@@ -168,23 +119,6 @@ class HostProfile(Value):
         problems: what could not be measured, and why, a line each.
     """
 
-    __slots__ = (
-        "architecture",
-        "capabilities",
-        "clusters",
-        "cpu_features",
-        "gic_versions",
-        "ipa_bits",
-        "kernel",
-        "libvirt",
-        "made_by",
-        "name",
-        "origin",
-        "overrides",
-        "platform",
-        "problems",
-        "qemu",
-    )
     name: str
     origin: str
     made_by: str
@@ -200,27 +134,6 @@ class HostProfile(Value):
     libvirt: str | None
     cpu_features: tuple[str, ...]
     problems: tuple[str, ...]
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        origin: str,
-        made_by: str,
-        architecture: str,
-        kernel: str,
-        overrides: tuple[str, ...],
-        platform: str,
-        capabilities: dict[str, int],
-        ipa_bits: int,
-        gic_versions: tuple[int, ...],
-        clusters: tuple[Cluster, ...],
-        qemu: Qemu | None,
-        libvirt: str | None,
-        cpu_features: tuple[str, ...],
-        problems: tuple[str, ...],
-    ) -> None:
-        self._freeze(locals())
 
     @property
     def kvm_architecture(self) -> str:

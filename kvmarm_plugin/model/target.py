@@ -32,13 +32,9 @@ class Pinning(Value):
         cpus: their numbers on the host that the domain's pins are written for, such as "4-5"; they differ from host to host.
     """
 
-    __slots__ = ("cpus", "midr", "revidr")
     midr: int
     revidr: int | None
     cpus: str
-
-    def __init__(self, midr: int, revidr: int | None, cpus: str) -> None:
-        self._freeze(locals())
 
 
 class Target(Value):
@@ -62,21 +58,6 @@ class Target(Value):
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
     """
 
-    __slots__ = (
-        "architecture",
-        "features",
-        "gic",
-        "ipa_bits",
-        "machine",
-        "model",
-        "number",
-        "pinning",
-        "registers",
-        "reglist",
-        "seen",
-        "sve_lengths",
-        "unsaid",
-    )
     architecture: str
     number: int
     features: tuple[str, ...]
@@ -89,26 +70,7 @@ class Target(Value):
     seen: dict[str, int]
     registers: dict[str, int]
     reglist: str
-    pinning: Pinning | None
-
-    def __init__(
-        self,
-        *,
-        architecture: str,
-        number: int,
-        features: tuple[str, ...],
-        model: str,
-        unsaid: tuple[str, ...],
-        machine: str,
-        gic: int,
-        ipa_bits: int,
-        sve_lengths: tuple[int, ...],
-        seen: dict[str, int],
-        registers: dict[str, int],
-        reglist: str,
-        pinning: Pinning | None = None,
-    ) -> None:
-        self._freeze(locals())
+    pinning: Pinning | None = None
 
     @property
     def psci(self) -> str:

@@ -17,14 +17,10 @@ class Override(Value):
         fields: (register, field) → value that it sets.
     """
 
-    __slots__ = ("features", "fields", "since", "word")
     word: str
     since: str
     features: tuple[str, ...]
     fields: dict[tuple[str, str], int]
-
-    def __init__(self, word: str, since: str, features: tuple[str, ...], fields: dict[tuple[str, str], int]) -> None:
-        self._freeze(locals())
 
 
 _overrides: list[Override] | None = None

@@ -61,12 +61,8 @@ class Kernel(Value):
         writable: register name → mask, from the kernel's own mouth; None where it has no masks ioctl.
     """
 
-    __slots__ = ("version", "writable")
     version: tuple[int, int]
     writable: Mapping[str, int] | None
-
-    def __init__(self, version: tuple[int, int], writable: Mapping[str, int] | None) -> None:
-        self._freeze(locals())
 
     def mask(self, register: str) -> int:
         """The bits of a register that user space may write."""

@@ -42,7 +42,6 @@ class Field(Value):
         meaning: for people.
     """
 
-    __slots__ = ("lsb", "meaning", "msb", "name", "policy", "register", "safe_value", "signed")
     register: str
     name: str
     msb: int
@@ -51,11 +50,6 @@ class Field(Value):
     policy: str
     safe_value: str
     meaning: str
-
-    def __init__(
-        self, register: str, name: str, msb: int, lsb: int, signed: bool, policy: str, safe_value: str, meaning: str
-    ) -> None:
-        self._freeze(locals())
 
     def of(self, value: int) -> int:
         """This field's value in a register's value, unsigned."""

@@ -17,7 +17,7 @@ from .table import bits_of, id_of, name_of
 _MOST_IDS = 10000
 _LONGEST = 1 << 16  # characters of a list; the longest of real hosts have 3000
 
-# Hosts of one kernel have the same few lists, which are asked for again and again. (functools would cost the hook 3 ms.)
+# Hosts of one kernel have the same few lists, which are asked for again and again. (Not functools: hook/__init__.py.)
 _unpacked: dict[str, frozenset[int]] = {}
 _MOST_UNPACKED = 128
 

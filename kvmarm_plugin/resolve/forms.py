@@ -24,12 +24,8 @@ class Features(Value):
         sve_lengths: vector lengths in bits that the guest gets, ascending; empty without SVE.
     """
 
-    __slots__ = ("sve_lengths", "vcpu")
     vcpu: tuple[str, ...]
     sve_lengths: tuple[int, ...]
-
-    def __init__(self, vcpu: tuple[str, ...], sve_lengths: tuple[int, ...]) -> None:
-        self._freeze(locals())
 
 
 class Form(Value):
@@ -43,15 +39,11 @@ class Form(Value):
         features: (name, enabled) of each <feature>, in order.
     """
 
-    __slots__ = ("cpu", "features", "model", "model_element", "number")
     model: str
     number: int
     cpu: str
     model_element: str
     features: tuple[tuple[str, bool], ...]
-
-    def __init__(self, model: str, number: int, cpu: str, model_element: str, features: tuple[tuple[str, bool], ...]) -> None:
-        self._freeze(locals())
 
 
 def choose_form(cluster: Cluster, knobs: frozenset[str], features: Features, prefer_named: bool) -> Form:

@@ -69,7 +69,7 @@ class SharedKernelOffer(KernelOffer):
 
 def changed(target: Target, **attributes: object) -> Target:
     """The target with other attributes."""
-    return Target(**{**{name: getattr(target, name) for name in Target.__slots__}, **attributes})
+    return target.replace(**attributes)
 
 
 def register_questions(target: Target, thorough: bool) -> Iterator[Question]:

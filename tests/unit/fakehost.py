@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import posix
 import select
 import sys
 from typing import TYPE_CHECKING
@@ -68,9 +67,8 @@ class Scheduler:
         self.allowed = set(allowed)
         self.initial = set(allowed)
         self.moves: list[set[int]] = []
-        for module in (os, posix):  # the hook's path has only the latter
-            monkeypatch.setattr(module, "sched_getaffinity", lambda _pid: set(self.allowed))
-            monkeypatch.setattr(module, "sched_setaffinity", self._move)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(self.allowed))
+        monkeypatch.setattr(os, "sched_setaffinity", self._move)
 
     def _move(self, _pid: int, cpus: Iterable[int]) -> None:
         if not set(cpus) & self.initial:

@@ -421,7 +421,7 @@ def test_every_member_makes_the_same_xml(name: str) -> None:
 def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scratch vCPU confirms: of a kernel that plays the profile."""
     formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
-    monkeypatch.setattr("posix.uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
+    monkeypatch.setattr("os.uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
     with System(FakeKernel.from_profile(profile)) as system:
 
         def ask(target: Target) -> KernelOffer:

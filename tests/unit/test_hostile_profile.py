@@ -43,7 +43,7 @@ def _variants(value: object, hostile: str) -> Iterator[object]:
             yield {hostile if name == key else name: value[name] for name in value}
             yield from ({**value, key: other} for other in _variants(item, hostile))
     elif isinstance(value, Value):
-        for name in value.__slots__:
+        for name in value.as_dict():
             yield from (value.replace(**{name: other}) for other in _variants(getattr(value, name), hostile))
 
 

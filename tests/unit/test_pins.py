@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import posix
 import time
 from pathlib import Path
 
@@ -493,7 +492,7 @@ class Board:
         self.scheduler = Scheduler(self._patch, cpus)
         kernel = self.kernel = FakeKernel.from_profile(profile)
         name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
-        self._patch.setattr(posix, "uname", lambda: name)
+        self._patch.setattr(os, "uname", lambda: name)
         self._patch.setattr(device, "Kernel", lambda: kernel)
 
     def __call__(self, xml: bytes, operation: str) -> tuple[bool, str, str]:

@@ -143,7 +143,7 @@ def schema() -> etree.RelaxNG:
 
 def is_valid(source: bytes) -> bool:
     """Whether the schema allows the record in a domain."""
-    elements = [element for element in etree.fromstring(source).iterfind("metadata/*") if "urn:kvmarm" in element.tag]
+    elements = [element for element in etree.fromstring(source).iterfind("metadata/*") if record.NAMESPACE_STEM in element.tag]
     return len(elements) == 1 and bool(schema().validate(etree.ElementTree(elements[0])))
 
 
@@ -193,7 +193,7 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
         "reglist": {"reglist": target.reglist + " f000000000000000:1"},
         "pinning": {"pinning": Pinning(0x410FD082, 0, "4-5")},
     }
-    assert others.keys() == set(Target.__slots__)
+    assert others.keys() == set(Target.__annotations__)
     origin = Origin("host", "sha256:" + "0" * 64, "kvmarm")
     texts = {b"".join(record.format_facts(target, origin))}
     for name, changes in others.items():

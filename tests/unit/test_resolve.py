@@ -390,7 +390,7 @@ def test_every_field_of_a_target_is_shown() -> None:
     found = _shown()
     text, tree = show.as_text("uefi", found, True), json.loads(json.dumps(show.as_json(found)))
     on_a_board = show.as_text("uefi", _shown("hand-made-rk3588"), False)
-    assert _IN_TEXT.keys() == set(Target.__slots__)
+    assert _IN_TEXT.keys() == set(Target.__annotations__)
     for name, words in _IN_TEXT.items():
         assert words in (on_a_board if name == "pinning" else text), name
         assert name in tree["target"]
@@ -408,7 +408,7 @@ def test_every_field_of_a_target_is_shown() -> None:
 def test_the_json_holds_the_whole_record(where: str) -> None:
     found = _shown(where)
     tree = json.loads(json.dumps(show.as_json(found)))
-    target = {name: tree["target"][name] for name in Target.__slots__}
+    target = {name: tree["target"][name] for name in Target.__annotations__}
     for name in ("seen", "registers"):
         target[name] = {register: int(value, 16) for register, value in target[name].items()}
     for name in ("features", "sve_lengths", "unsaid"):

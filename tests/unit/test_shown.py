@@ -82,7 +82,7 @@ def _taints(value: Any, evil: str, place: str = "") -> Iterator[tuple[str, Any]]
     elif isinstance(value, bytes):
         yield place, evil.encode("utf-8", "surrogatepass")
     elif isinstance(value, Value):
-        for name in value.__slots__:
+        for name in value.as_dict():
             for where, tainted in _taints(getattr(value, name), evil, f"{place}.{name}"):
                 yield where, value.replace(**{name: tainted})
     elif isinstance(value, (list, tuple)):
