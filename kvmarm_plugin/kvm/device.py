@@ -121,7 +121,7 @@ class System(_Handle):
 
     def __init__(self, kernel: Kernel | None = None, path: str = DEVICE, architecture: str = "") -> None:
         kernel = kernel or Kernel()
-        self.architecture = architecture or ("arm" if posix.uname().machine.startswith("armv") else "arm64")
+        self.architecture = architecture or ("arm" if os.uname().machine.startswith("armv") else "arm64")
         try:
             fd = kernel.open(path)
         except FileNotFoundError:
