@@ -62,7 +62,7 @@ class KernelOffer(Offer):
         except KvmarmError as error:
             if isinstance(error, KvmError) and error.passing:
                 raise
-            self.problem = f"KVM on {self.host} makes no such vCPU: {error.message}"
+            self.cannot_make("vcpu-refused", target, error=error.message)
             return
         vcpu = self._scratch.vcpu
         ids = vcpu.reg_list()

@@ -7,6 +7,7 @@ import json
 
 from ..basics.untrusted import lines, shown
 from ..judge.finding import HARMLESS, worst
+from ..judge.wording import line, texts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ def as_text(title: str, verdicts: dict[str, list[Finding]]) -> str:
     text = ""
     for host, findings in verdicts.items():
         verdict = f"{shown(title)} on {shown(host)}: {_ANSWERS.get(worst(findings), 'no')}"
-        text += lines([verdict, *(f"  {finding}" for finding in findings)])
+        text += lines([verdict, *(f"  {line(finding)}" for finding in findings)])
     return text
 
 
 def as_json(title: str, verdicts: dict[str, list[Finding]]) -> str:
     """The same for tools: host → the worst severity, and every finding."""
     report = {
-        host: {"verdict": worst(findings) or "same", "findings": [finding.as_json() for finding in findings]}
+        host: {"verdict": worst(findings) or "same", "findings": [texts(finding) for finding in findings]}
         for host, findings in verdicts.items()
     }
     return json.dumps({"domain": title, "hosts": report}, indent=1) + "\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .. import __version__
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
+from ..judge import wording
 from ..model.profile import HostProfile
 from ..model.profile_json import digest
 from ..model.target import psci_version
@@ -105,7 +106,7 @@ def as_json(result: Baseline) -> dict[str, Any]:
         "missing": result.missing,
         "costs": [{"hosts": names, "loses": losses} for names, losses in result.costs.items()],
         "obstacles": [
-            {"source": obstacle.source, "destination": obstacle.destination, "finding": obstacle.finding.as_json()}
+            {"source": obstacle.source, "destination": obstacle.destination, "finding": wording.texts(obstacle.finding)}
             for obstacle in result.plan.obstacles
         ],
         "steps": [{name: getattr(step, name) for name in ("action", "hosts", "what", "why")} for step in result.plan.steps],
@@ -140,9 +141,9 @@ def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
     found = result.plan.obstacles
     if explain:
         return [f"  {obstacle}" for obstacle in found]
-    subjects: dict[str, list[Obstacle]] = {}
+    subjects: dict[object, list[Obstacle]] = {}
     for obstacle in found:
-        subjects.setdefault(obstacle.finding.subject, []).append(obstacle)
+        subjects.setdefault(wording.named_in(obstacle.finding, "subject"), []).append(obstacle)
     texts = []
     for first, *more in subjects.values():
         others = len({(obstacle.source, obstacle.destination) for obstacle in more} - {(first.source, first.destination)})

@@ -15,8 +15,9 @@ from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..domain.pins import find_cluster
 from ..judge.by_profile import ProfileOffer, check, given
-from ..judge.finding import HARMLESS, REFUSES, Finding
+from ..judge.finding import HARMLESS, Finding
 from ..judge.verdict import judge
+from ..judge.wording import line, texts
 from ..model.policy import Policy
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.target import Target
@@ -42,9 +43,6 @@ CHOICES = {
 }
 
 
-_HOST = "host"  # the subject of a finding that is about one host alone
-
-
 class Obstacle(Value):
     """Why a guest of one host cannot go to another.
 
@@ -58,16 +56,16 @@ class Obstacle(Value):
     finding: Finding
 
     def __str__(self) -> str:
-        return f"{shown(self.source)} to {shown(self.destination)}: {self.finding}"
+        return f"{shown(self.source)} to {shown(self.destination)}: {line(self.finding)}"
 
     def in_short(self) -> str:
         """What differs, without the rule and the remedy."""
-        finding = self.finding
-        if finding.subject == _HOST:
-            return finding.rule
-        meaning = f" ({finding.meaning})" if finding.meaning else ""
-        here, there = f"{finding.recorded} on {shown(self.source)}", f"{finding.local} on {shown(self.destination)}"
-        return f"{finding.subject}{meaning}: {here}, {there}"
+        said = texts(self.finding)
+        if self.finding.kind == "no-guest":  # about one host alone
+            return said["rule"]
+        meaning = f" ({said['meaning']})" if said["meaning"] else ""
+        here, there = f"{said['recorded']} on {shown(self.source)}", f"{said['local']} on {shown(self.destination)}"
+        return f"{said['subject']}{meaning}: {here}, {there}"
 
 
 class Common(Value):
@@ -124,7 +122,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 if wish not in targets:
                     targets[wish] = _least(source, wish)
             except KvmarmError as error:
-                found.append(Obstacle(source.name, destination.name, _unusable(error)))
+                found.append(Obstacle(source.name, destination.name, Finding("no-guest", error=error.message, hint=error.hint)))
                 break
             if destination is source:
                 continue
@@ -132,7 +130,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
             if destination.ipa_bits:
                 here, there = (guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination))
                 if here < there:  # the other way round `check` says it
-                    found.append(Obstacle(source.name, destination.name, _layout(here, there)))
+                    found.append(Obstacle(source.name, destination.name, Finding("addresses-differ", recorded=here, local=there)))
     return found
 
 
@@ -370,27 +368,3 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 def some(names: Sequence[str], limit: int = 4) -> str:
     """ "alpha, beta and 3 more", as it can be shown."""
     return ", ".join(map(shown, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _unusable(error: KvmarmError) -> Finding:
-    return Finding(
-        subject=_HOST,
-        meaning="the least guest that XML can ask for",
-        recorded="none",
-        local="none",
-        rule=error.message,
-        severity=REFUSES,
-        remedy=error.hint,
-    )
-
-
-def _layout(here: int, there: int) -> Finding:
-    return Finding(
-        subject="IPA size",
-        meaning="guest physical address bits",
-        recorded=str(here),
-        local=str(there),
-        rule="QEMU lays the guest's addresses out by the host's limit (virt_set_high_memmap)",
-        severity=REFUSES,
-        remedy="none: these hosts cannot form a pool",
-    )

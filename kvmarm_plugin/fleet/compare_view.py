@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
-from ..judge.finding import in_short
+from ..judge.wording import in_short, named_in, texts
 from ..registers.rules import kernel_version
 from .common_ground import some
 from .compare import merge
@@ -47,7 +47,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "to": pair.destination + 1,
                 "possible": pair.possible,
                 "problem": pair.problem,
-                "findings": [finding.as_json() for finding in pair.findings],
+                "findings": [texts(finding) for finding in pair.findings],
             }
             for pair in comparison.pairs
         ],
@@ -178,10 +178,10 @@ def _yes(comparison: Comparison, source: int, destination: int) -> str:
 def _reasons(comparison: Comparison) -> list[list[str]]:
     """Why the missing edges are missing, those for the same reasons together; where that is much, by the first reason of each."""
     missing = [pair for pair in comparison.pairs if not pair.possible]
-    alike = _by(missing, lambda pair: (pair.problem, *map(str, pair.blocking)))
+    alike = _by(missing, lambda pair: (pair.problem, *pair.blocking))
     if len(alike) <= _REASONS:
         return [[*_heading(comparison, pairs), *(f"  {reason}" for reason in _why(pairs[0]))] for pairs in alike]
-    alike = _by(missing, lambda pair: pair.problem or (pair.blocking[0].rule, pair.blocking[0].remedy))
+    alike = _by(missing, lambda pair: pair.problem or named_in(pair.blocking[0], "rule", "remedy"))
     alike.sort(key=len, reverse=True)
     return [
         [f"The first reason of each of {len(missing)} pairs, the most frequent first; --json has all reasons:"],
@@ -197,10 +197,10 @@ def _in_common(pairs: list[Pair]) -> str:
     """The first reason of each of these pairs, without its values."""
     if pairs[0].problem:
         return pairs[0].problem
-    first = pairs[0].blocking[0]
-    subjects = sorted({pair.blocking[0].subject for pair in pairs})
-    remedy = f"; remedy: {first.remedy}" if first.remedy else ""
-    return f"{', '.join(subjects)}: {first.rule}{remedy}"
+    said = [texts(pair.blocking[0]) for pair in pairs]
+    subjects = sorted({each["subject"] for each in said})
+    remedy = f"; remedy: {said[0]['remedy']}" if said[0]["remedy"] else ""
+    return f"{', '.join(subjects)}: {said[0]['rule']}{remedy}"
 
 
 def _by(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pair]]:

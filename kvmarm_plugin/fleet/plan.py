@@ -8,6 +8,7 @@ rules of `common` say whether that is enough. What a host really gives once the 
 from __future__ import annotations
 
 from ..basics.value import Value
+from ..judge.wording import named_in
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
 from ..registers.rules import kernel_version
@@ -171,11 +172,11 @@ class _Levelling:
 
     def _override(self, obstacle: Obstacle) -> None:
         """Take a field from the host that has more of it, if its kernel knows the word."""
-        register, _, field = obstacle.finding.subject.partition(".")
-        override = override_of(register, field)
+        values = obstacle.finding.values
+        override = override_of(values["register"], values["field"]) if "field" in values else None
         if override is None:
             return
-        more = int(obstacle.finding.recorded, 16) > int(obstacle.finding.local, 16)
+        more = values["recorded"] > values["local"]
         names = self._names(obstacle.source if more else obstacle.destination)
         host = self.hosts[names]
         if override.word not in host.overrides and _version(host) >= kernel_version(override.since):
@@ -208,8 +209,7 @@ class _Levelling:
             return
         upgraded = with_that_of(host, model)
         others = [upgraded if end == older else self.hosts[end] for end in ends]
-        left = {(still.source, still.destination, still.finding.subject) for still in obstacles(others)}
-        if action == KERNEL or (obstacle.source, obstacle.destination, obstacle.finding.subject) not in left:
+        if action == KERNEL or _about(obstacle) not in map(_about, obstacles(others)):
             self._change(older, upgraded, action, obstacle)
 
     def _count(self, of: Callable[[HostProfile], tuple[int, int]], like: HostProfile) -> int:
@@ -257,6 +257,11 @@ class _Levelling:
         self.hosts[names] = host
         self.reasons.setdefault((names, action), obstacle.in_short())
         self._changed.add(names)
+
+
+def _about(obstacle: Obstacle) -> object:
+    """What is in the way of whom, whatever forbids it."""
+    return obstacle.source, obstacle.destination, named_in(obstacle.finding, "subject")
 
 
 def _cpu(host: HostProfile) -> object:

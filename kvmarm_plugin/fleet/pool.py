@@ -17,9 +17,10 @@ from ..basics.value import Value
 from ..basics.yamltext import load
 from ..domain.record import Origin
 from ..judge.by_profile import ProfileOffer, check, given
-from ..judge.finding import REFUSES, Finding, in_short
+from ..judge.finding import Finding
 from ..judge.offer import Offer
 from ..judge.verdict import judge
+from ..judge.wording import in_short
 from ..model.profile import Cluster, HostProfile
 from ..model.profile_json import NAME, ProfileError, decode, digest, encode
 from ..resolve.address_space import guest_ipa_bits
@@ -164,20 +165,20 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
     if findings:
         return findings
     local = given(target, offer)
-    return [_for_the_others(finding, pool) for finding in blocking(check(local, pool.baseline))]
+    return [Finding(finding.kind, **finding.values, pool=pool.name) for finding in blocking(check(local, pool.baseline))]
 
 
 def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     """Why a host would not be a member like the others, whatever guest of the pool is asked for; empty if it would."""
-    found: dict[str, Finding] = {}
+    found: dict[Finding, None] = {}  # a set in order
     for cluster in pool.baseline.clusters:
         for target in targets(pool.baseline.replace(clusters=(cluster,))):
             for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))):
-                found.setdefault(str(finding), finding)
-    missing = [machine for machine in machines(pool.baseline) if machine not in machines(host)]
-    if missing and not any(finding.subject == "machine type" for finding in found.values()):
-        found["machine type"] = _missing_machines(missing, host)
-    return list(found.values())
+                found[finding] = None
+    missing = tuple(machine for machine in machines(pool.baseline) if machine not in machines(host))
+    if missing and not any(finding.kind == "machine-unknown" for finding in found):
+        found[Finding("machines-unknown", machines=missing, host=host.name)] = None
+    return list(found)
 
 
 def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
@@ -198,23 +199,6 @@ def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
 def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
     what = f"{host} has drifted out of pool {pool.name}" if host in pool.members else f"{host} does not fit into pool {pool.name}"
     return ResolveError(f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew")
-
-
-def _missing_machines(missing: list[str], host: HostProfile) -> Finding:
-    return Finding(
-        subject="machine type",
-        meaning="QEMU's versioned board",
-        recorded=", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else ""),
-        local="unknown to QEMU",
-        rule="the pool's guests may be of any of its machine types",
-        severity=REFUSES,
-        remedy=f"upgrade QEMU on {host.name}, or make the baseline anew",
-    )
-
-
-def _for_the_others(finding: Finding, pool: Pool) -> Finding:
-    """A finding about what the host itself gives, seen from the pool."""
-    return finding.replace(rule=f"a guest started here could not move to the rest of {pool.name}: {finding.rule}")
 
 
 def _decode(document: Any, baseline: str) -> Pool:

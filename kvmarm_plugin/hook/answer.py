@@ -141,7 +141,7 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
         return "", xml
     target = record.read(element).target
     from kvmarm_plugin.judge.contradictions import edited
-    from kvmarm_plugin.judge.finding import HARMLESS, in_short
+    from kvmarm_plugin.judge.finding import HARMLESS
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import rehearse
 
@@ -157,7 +157,12 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
         xml, cpus, misplaced = settle(xml, domain, target.pinning, clusters, movable=operation != "prepare")
         with System() as system:
             findings += with_cluster(misplaced + rehearse(target, system, cpus=cpus), target.pinning, clusters)
-    return "; ".join(in_short([finding for finding in findings if finding.severity != HARMLESS])), xml
+    blocking = [finding for finding in findings if finding.severity != HARMLESS]
+    if not blocking:
+        return "", xml
+    from kvmarm_plugin.judge.wording import in_short
+
+    return "; ".join(in_short(blocking)), xml
 
 
 def _refuse(name: str, operation: str, reason: str) -> bool:

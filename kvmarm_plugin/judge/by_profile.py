@@ -24,20 +24,16 @@ class ProfileOffer(Offer):
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
-            self.problem = f"KVM could not be used on {self.host} when it was probed"
+            self.cannot_make("no-kvm", target)
             return
         if profile.qemu is None:
-            self.problem = f"QEMU is missing on {self.host}"
+            self.cannot_make("no-qemu", target)
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))
         if vcpu is None:
-            self.problem = (
-                f"KVM on {self.host} does not take QEMU's {target.model}"
-                if number is None
-                else f"KVM on {self.host} makes no vCPU with features {' '.join(target.features)}"
-            )
+            self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist

@@ -6,25 +6,16 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
 from ..domain.xml import Element
 from ..model.target import Target
-from .finding import REFUSES, Finding
+from .finding import Finding
 
 
 def edited(domain: Element, target: Target) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the recorded vCPU of it."""
     says = _says(domain)
     return [
-        Finding(
-            subject=shown(what, 60),
-            meaning="in the domain's XML",
-            recorded=recorded,
-            local=shown(says[what], 60),
-            rule="the XML was edited since it was recorded, and the record is not about this guest any more",
-            severity=REFUSES,
-            remedy="kvmarm define --refresh, or undo the edit",
-        )
+        Finding("xml-edited", what=what, recorded=recorded, local=says[what])
         for what, recorded in _recorded(target, says).items()
         if says[what] != recorded
     ]

@@ -1,67 +1,59 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A finding: one reason why a target would not run on a host as it did, with its severity."""
+"""A finding: one reason why a target would not run on a host as it did. findings.tsv has the kinds, `wording` their words."""
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
 from ..basics.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
-
+    from typing import Any
 
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 
-_TEXT = 500  # characters of each part of a finding; honest ones have 121 at most
+_COLUMNS = ("kind", "severity", "subject", "meaning", "recorded", "local", "rule", "remedy")
+_kinds: dict[str, dict[str, str]] = {}  # read on first use: a guest that fits needs none
 
 
 class Finding(Value):
-    """One reason. Values and names of others go into its texts, which are made such that they can be shown.
+    """One reason, as data.
 
     Attributes:
-        subject: "REGISTER.FIELD", or another such as "machine type".
-        meaning: what that is, for people.
-        recorded, local: the two values, as text.
-        rule: whose rule it is, and what it says.
-        severity: REFUSES, WRONG or HARMLESS.
-        remedy: what to do.
+        kind: its row in findings.tsv.
+        values: name → number, name, or tuple of them: those that the row's templates name. Also "pool", the name of one, where
+            the host takes a guest that the pool's other members would not.
     """
 
-    __slots__ = ("local", "meaning", "recorded", "remedy", "rule", "severity", "subject")
-    subject: str
-    meaning: str
-    recorded: str
-    local: str
-    rule: str
-    severity: str
-    remedy: str
+    __slots__ = ("kind", "values")
+    kind: str
+    values: dict[str, Any]
 
-    def __init__(self, *, subject: str, meaning: str, recorded: str, local: str, rule: str, severity: str, remedy: str) -> None:
-        texts = locals()
-        self._freeze({name: shown(texts[name], _TEXT) for name in self.__slots__})
+    def __init__(self, kind: str, **values: Any) -> None:
+        self._freeze({"kind": kind, "values": values})
 
-    def as_json(self) -> dict[str, str]:
-        """The attributes by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def replace(self, **changes: Any) -> Finding:
+        """The same finding with other values: those given in `values`, which take the place of all."""
+        return Finding(changes.get("kind", self.kind), **changes.get("values", self.values))
 
-    def __str__(self) -> str:
-        meaning = f" ({self.meaning})" if self.meaning else ""
-        text = f"{self.subject}{meaning}: recorded {self.recorded}, here {self.local}; {self.severity}: {self.rule}"
-        return f"{text}; remedy: {self.remedy}" if self.remedy else text
+    def __hash__(self) -> int:  # type: ignore[override]  # no value is a dict
+        return hash((self.kind, frozenset(self.values.items())))
+
+    @property
+    def severity(self) -> str:
+        """REFUSES, WRONG or HARMLESS."""
+        return kinds()[self.kind]["severity"]
+
+
+def kinds() -> dict[str, dict[str, str]]:
+    """Every kind of finding: its name → its row in findings.tsv, by column."""
+    if not _kinds:
+        from ..registers.table import rows
+
+        for row in rows("findings.tsv", __file__):
+            _kinds[row[0]] = {column: "" if cell == "-" else cell for column, cell in zip(_COLUMNS, row)}
+    return _kinds
 
 
 def worst(findings: list[Finding]) -> str:
     """The verdict in a word: the highest severity, or "" if nothing was found."""
     return next((severity for severity in (REFUSES, WRONG, HARMLESS) if any(f.severity == severity for f in findings)), "")
-
-
-def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
-    """The first findings as text, and how many more there are."""
-    more = len(findings) - limit
-    return [*map(str, findings[:limit]), *([f"and {more} more"] if more > 0 else [])]
-
-
-def refusal(subject: str, meaning: str, recorded: str, local: str, rule: str, remedy: str = "") -> Finding:
-    """A finding that refuses."""
-    return Finding(subject=subject, meaning=meaning, recorded=recorded, local=local, rule=rule, severity=REFUSES, remedy=remedy)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
 from ..model.target import Target
+from .finding import Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,28 +17,33 @@ class Offer:
     """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
 
     Attributes:
-        host: its name, as it can be shown.
+        host: its name.
         architecture: KVM's.
         machines: machine types of its QEMU; empty where it was not asked.
         gic_versions: empty where KVM was not asked.
         ipa_bits: the largest guest physical address space.
-        problem: why no vCPU can be made for the target; empty if one can.
+        problem: why no vCPU can be made for the target; None if one can.
         registers, reglist: of the vCPU that QEMU would make; of the registers, those that the target records are enough.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
     """
 
     def __init__(self, host: str, architecture: str) -> None:
-        self.host = shown(host)
+        self.host = host
         self.architecture = architecture
         self.machines: tuple[str, ...] = ()
         self.gic_versions: tuple[int, ...] = ()
         self.ipa_bits = 0
-        self.problem = ""
+        self.problem: Finding | None = None
         self.registers: dict[str, int] = {}
         self.reglist = ""
         self.sve_lengths: tuple[int, ...] = ()
         self.seen: dict[str, int] = {}
+
+    def cannot_make(self, kind: str, target: Target, **values: str) -> None:
+        """There is no vCPU for the target: note which kind of finding that is."""
+        vcpu = {"model": target.model, "number": target.number, "features": target.features}
+        self.problem = Finding(kind, host=self.host, **vcpu, **values)
 
     def has(self, feature: str) -> bool:
         """Whether KVM here offers this vCPU feature to any guest."""
@@ -72,8 +77,3 @@ class Offer:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def never(offer: Offer) -> str:
-    """A remedy: there is none."""
-    return f"none: this guest and {offer.host} do not go together; keep it on hosts like the one it was made on"

@@ -9,7 +9,6 @@ the same cluster may have others. In migrate and restore libvirt takes a changed
 from __future__ import annotations
 
 from ..basics import cpulist
-from ..basics.untrusted import shown
 from ..domain import record
 from ..domain.edits import Edits
 from ..domain.pins import cpus_of, cpuset_of, find_cluster, pins_of
@@ -26,18 +25,10 @@ if TYPE_CHECKING:
 
 def with_cluster(findings: list[Finding], pinning: Pinning, clusters: Sequence[Identified]) -> list[Finding]:
     """The findings, and that this host has no such CPUs, unless they say so: the kernel refuses another MIDR_EL1."""
-    known = any(finding.subject.startswith("MIDR_EL1.") and finding.severity == REFUSES for finding in findings)
+    known = any(finding.values.get("register") == "MIDR_EL1" and finding.severity == REFUSES for finding in findings)
     if known or find_cluster(pinning, clusters) is not None:
         return findings
-    missing = Finding(
-        subject="cluster",
-        meaning="the kind of CPU that the guest is pinned to",
-        recorded=f"MIDR {pinning.midr:#x}",
-        local=", ".join(f"{cluster.midr:#x}" for cluster in clusters) or "not told by sysfs",
-        rule="its threads would run on CPUs of another kind, and the guest would see that",
-        severity=REFUSES,
-        remedy="keep it on hosts that have such CPUs, or start it anew here after: kvmarm define --refresh",
-    )
+    missing = Finding("cluster-missing", midr=pinning.midr, local=tuple(cluster.midr for cluster in clusters))
     return [missing, *findings]
 
 
@@ -64,9 +55,13 @@ def settle(
         domain = parse(source)
     wrong = _misplaced(domain, own, others)
     vcpu = domain.find("vcpu")
+    local, midr = cpulist.write(cluster.cpus), cluster.midr
     if vcpu is None or not cpuset_of(vcpu):
-        return source, cluster.cpus, [_wrong_pins("<vcpu cpuset>", "none", cluster)]
-    return source, cluster.cpus, [_wrong_pins(f"<{pin.name}>", pin.attributes["cpuset"], cluster) for pin in wrong[:1]]
+        return source, cluster.cpus, [Finding("pin-missing", local=local, midr=midr)]
+    found = [
+        Finding("pin-elsewhere", element=pin.name, recorded=pin.attributes["cpuset"], local=local, midr=midr) for pin in wrong[:1]
+    ]
+    return source, cluster.cpus, found
 
 
 def moved(cpus: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
@@ -98,15 +93,3 @@ def _move(source: bytes, domain: Element, old: tuple[int, ...], new: tuple[int, 
     assert recorded is not None
     edits.replace(recorded.start, recorded.body_start, recorded.tag_with(cpus=cpulist.write(new)))
     return edits.apply()
-
-
-def _wrong_pins(what: str, cpus: str, cluster: Counted) -> Finding:
-    return Finding(
-        subject="pinning",
-        meaning=f"the CPUs of {what}",
-        recorded=shown(cpus),
-        local=f"{cpulist.write(cluster.cpus)}, of MIDR {cluster.midr:#x}",
-        rule="its threads would not keep to the CPUs that the guest was promised",
-        severity=REFUSES,
-        remedy="kvmarm define --refresh",
-    )

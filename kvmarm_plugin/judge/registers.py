@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What differs between the vCPU that a target records and the one that a host makes: the part of `verdict.judge` that is needed
-only then. Each difference becomes a finding that names the field, whose rule refuses it, and what to do about it."""
+only then. Each difference becomes a finding that names the field."""
 
 from __future__ import annotations
 
 from ..model.target import Target
 from ..registers.overrides import override_of
 from ..registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
-from ..registers.table import Field, describe, id_of, name_of
+from ..registers.table import Field, id_of, name_of
 from ..registers.text import unpack_ids
-from .finding import HARMLESS, REFUSES, WRONG, Finding, refusal
-from .offer import Offer, never
-
-_OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
+from .finding import Finding
+from .offer import Offer
 
 # Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one offers.
 _OF_THE_KERNEL = ("PSCI_VERSION", "STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
@@ -48,44 +46,33 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         return []
     local = offer.registers[name]
     if offer.accepts(name, recorded):
-        rule = "KVM takes the recorded value"
         fields = differing_fields(name, recorded, local)
-        return [_of_field(field, recorded, local, rule, HARMLESS, "") for field in fields] or [
-            _of_register(name, recorded, local, rule, HARMLESS, "")
-        ]
+        values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
+        return [
+            Finding("field-accepted", register=name, field=field, recorded=ours, local=theirs) for field, ours, theirs in values
+        ] or [Finding("register-accepted", register=name, recorded=recorded, local=local)]
     fields = refused_fields(name, recorded, local, offer.kernel()) or differing_fields(name, recorded, local)
     if not fields:
-        rule = "KVM_SET_ONE_REG refuses the recorded value"
         older = name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR"))
-        return [_of_register(name, recorded, local, rule, REFUSES, _older_kernel(offer) if older else never(offer))]
-    return [_refused_field(field, recorded, local, offer) for field in fields]
+        kind = "register-refused-newer-kernel" if older else "register-refused"
+        return [Finding(kind, register=name, recorded=recorded, local=local, host=offer.host)]
+    return [_refused_field(field, field.of(recorded), field.of(local), offer) for field in fields]
 
 
 def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Finding:
-    ours, theirs = field.of(recorded), field.of(local)
+    values: dict[str, str | int] = {"register": field.register, "field": field.name, "recorded": recorded, "local": local}
     if field.register in IMPLEMENTATION_ID:
-        rule = "no QEMU up to 11.1 asks KVM to virtualise the CPU's identity (KVM_CAP_ARM_WRITABLE_IMP_ID_REGS)"
-        return _of_field(field, recorded, local, rule, REFUSES, never(offer))
-    if offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-":
-        rule = f"KVM takes only values that the host can give (policy {field.policy})"
-    else:
-        rule = "this kernel lets user space change nothing here: the value has to be the host's own"
-    return _of_field(field, recorded, local, rule, REFUSES, _remedy(field, ours, theirs, offer))
-
-
-def _remedy(field: Field, recorded: int, local: int, offer: Offer) -> str:
-    switch, known = _SWITCHES.get(field.name), override_of(field.register, field.name)
-    override = known and known.word + (f" (Linux {known.since})" if known.since != _OLDEST_KERNEL else "")
+        return Finding("field-refused-identity", **values, host=offer.host)
+    # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
+    writable = offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-"
+    rule = "field-refused" if writable else "field-fixed"
+    switch, override = _SWITCHES.get(field.name), override_of(field.register, field.name)
     if switch:
-        return f"turn {switch} off in the policy and resolve the guest again" + (
-            f", or boot the hosts that have it with {override}" if override else ""
-        )
-    if override:
-        where = "the host that the guest comes from" if recorded > local else offer.host
-        return f"boot {where} with {override}, and resolve the guest again if that is its own"
-    if recorded < local:
-        return f"a newer kernel on {offer.host} may let the guest keep the smaller value; or start the guest where it is smallest"
-    return f"resolve the guest again on {offer.host}, if the hosts it comes from take the smaller value"
+        return Finding(f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch)
+    if override and recorded > local:
+        return Finding(f"{rule}-override-there", **values)
+    remedy = "override-here" if override else "newer-kernel" if recorded < local else "resolve-here"
+    return Finding(f"{rule}-{remedy}", **values, host=offer.host)
 
 
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
@@ -94,72 +81,27 @@ def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
         missing -= _TOLERATED
         if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
             missing -= {id_of("VENDOR_HYP_BMAP_2")}
-    if not missing:
-        return []
-    names = [name_of(reg) for reg in sorted(missing)]
-    first = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return [
-        refusal(
-            "register list",
-            "registers that the guest's state has",
-            first,
-            "unknown to KVM",
-            "QEMU does not load a register that the destination's KVM does not have (cpu_post_load)",
-            _older_kernel(offer),
-        )
-    ]
+    names = tuple(name_of(reg) for reg in sorted(missing))
+    return [Finding("registers-unknown", registers=names, host=offer.host)] if names else []
 
 
 def _judge_seen(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     for name, recorded in target.seen.items():
         local = offer.seen.get(name, recorded)
+        values = {"register": name, "recorded": recorded, "local": local}
         if name == "CNTFRQ_EL0" and local != recorded:
-            speed = f"at {local / recorded:.2g} of its speed" if recorded else "at another speed"
-            rule = f"nothing checks it, and the guest's clock would run {speed}"
-            findings.append(_of_register(name, recorded, local, rule, WRONG, never(offer), unit=" Hz"))
-        elif name == "DCZID_EL0" and local != recorded:
-            rule = "nothing checks it, and DC ZVA would clear another number of bytes than the guest believes"
-            findings.append(_of_register(name, recorded, local, rule, WRONG, never(offer)))
-        elif name == "PMCR_EL0" and _counters(local) < _counters(recorded):
-            rule = "nothing checks it, and the guest would count with counters that are not there"
-            remedy = "turn pmu off in the policy and resolve the guest again"
             findings.append(
-                Finding(
-                    subject="PMCR_EL0.N",
-                    meaning="event counters of the PMU",
-                    recorded=str(_counters(recorded)),
-                    local=str(_counters(local)),
-                    rule=rule,
-                    severity=WRONG,
-                    remedy=remedy,
-                )
+                Finding("timer-frequency", **values, speed=local / recorded, host=offer.host)
+                if recorded
+                else Finding("timer-frequency-zero", **values, host=offer.host)
             )
+        elif name == "DCZID_EL0" and local != recorded:
+            findings.append(Finding("zero-block-size", **values, host=offer.host))
+        elif name == "PMCR_EL0" and _counters(local) < _counters(recorded):
+            findings.append(Finding("pmu-counters", recorded=_counters(recorded), local=_counters(local)))
     return findings
 
 
 def _counters(pmcr: int) -> int:
     return pmcr >> 11 & 31
-
-
-def _older_kernel(offer: Offer) -> str:
-    return f"move guests from older to newer kernels only, or resolve the guest on {offer.host} and move it from there"
-
-
-def _of_field(field: Field, recorded: int, local: int, rule: str, severity: str, remedy: str) -> Finding:
-    return Finding(
-        subject=f"{field.register}.{field.name}",
-        meaning=field.meaning,
-        recorded=hex(field.of(recorded)),
-        local=hex(field.of(local)),
-        rule=rule,
-        severity=severity,
-        remedy=remedy,
-    )
-
-
-def _of_register(name: str, recorded: int, local: int, rule: str, severity: str, remedy: str, unit: str = "") -> Finding:
-    values = [f"{value}{unit}" if unit else hex(value) for value in (recorded, local)]
-    return Finding(
-        subject=name, meaning=describe(name), recorded=values[0], local=values[1], rule=rule, severity=severity, remedy=remedy
-    )

@@ -149,8 +149,8 @@ def _named() -> dict[str, int]:
     return _ids
 
 
-def rows(file_name: str) -> list[list[str]]:
-    """The rows of a table beside this file, without comments and the header."""
-    with open(f"{__file__.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
+def rows(file_name: str, module: str = __file__) -> list[list[str]]:
+    """The rows of a table beside a module's file, this one's at first, without comments and the header."""
+    with open(f"{module.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line and line[0] != "#"]
     return [line.split("\t") for line in lines[1:]]

@@ -252,6 +252,7 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
     from ..judge.by_profile import ProfileOffer  # rarely needed, and slow to import
     from ..judge.finding import HARMLESS
     from ..judge.verdict import judge
+    from ..judge.wording import texts
 
     findings = [
         finding
@@ -262,7 +263,8 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
         # kvm_vcpu_set_target up to Linux 6.5.
         reason = f"KVM makes no vCPU of target {target.number} on the others"
     elif findings:
-        reason = f"{findings[0].subject} is {findings[0].recorded} on one and {findings[0].local} on the other"
+        first = texts(findings[0])
+        reason = f"{first['subject']} is {first['recorded']} on one and {first['local']} on the other"
     else:
         return
     raise ResolveError(

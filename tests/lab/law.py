@@ -20,6 +20,7 @@ from kvmarm_plugin.host.probe import probe
 from kvmarm_plugin.judge.by_profile import ProfileOffer
 from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.judge.verdict import judge
+from kvmarm_plugin.judge.wording import texts
 from kvmarm_plugin.kvm.device import KvmError, System
 from kvmarm_plugin.kvm.scratch import ScratchVcpu
 from kvmarm_plugin.model.policy import Policy
@@ -154,7 +155,7 @@ def sve_questions(target: Target) -> Iterator[Question]:
 
 def answer(target: Target, offer: KernelOffer | ProfileOffer) -> dict[str, str]:
     """Severity by subject."""
-    return {finding.subject: finding.severity for finding in judge(target, offer)}
+    return {texts(finding)["subject"]: finding.severity for finding in judge(target, offer)}
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
     comparison = compare(profiles, Policy())
     print(comparison_as_text(comparison))
     assert [pair.possible for pair in comparison.pairs] == [True, False, True, True], "alpha's guests cannot go to beta"
-    assert {finding.subject for finding in comparison.pair(0, 1).blocking} == {"vCPU"}
+    assert {finding.kind for finding in comparison.pair(0, 1).blocking} == {"vcpu-unknown"}
 
     plan = baseline(profiles, "lab")
     print(as_text(plan, explain=False))

@@ -25,6 +25,7 @@ from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
 from kvmarm_plugin.judge.by_profile import given as given_there
 from kvmarm_plugin.judge.finding import HARMLESS, Finding
+from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import Cluster, HostProfile
@@ -474,13 +475,13 @@ def test_hosts_of_fewer_addresses_than_the_board_wants_form_no_pool_with_others(
     base = host("trixie-max")
     found = obstacles([base, base.replace(name="small", ipa_bits=36)])
     assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(itertools.permutations(["trixie-max", "small"]))
-    assert {obstacle.finding.subject for obstacle in found} == {"IPA size"}
+    assert {obstacle.finding.kind for obstacle in found} == {"addresses-too-few", "addresses-differ"}
 
 
 def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
     formed = _formed("trixie-neoverse-n1", "n1-twin")
     (finding,) = pool.check_member(formed, _HOSTS["n1-old-qemu"])
-    assert finding.subject == "machine type"
+    assert finding.kind == "machine-unknown"
 
 
 @pytest.mark.parametrize(
@@ -581,7 +582,7 @@ def test_a_pool_that_loads_crashes_nothing(change: dict[str, object]) -> None:
     document["baseline"].update(change)
     formed = pool.loads(yaml.safe_dump(document))
     for member in (host("trixie-max"), host("hand-made-rk3399"), host("hand-made-a15-3.10")):
-        assert all(map(str, pool.check_member(formed, member)))
+        assert all(map(line, pool.check_member(formed, member)))
         with contextlib.suppress(KvmarmError):
             assert _resolved(formed, member, template("uefi"))
 

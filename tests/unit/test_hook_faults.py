@@ -716,17 +716,17 @@ def test_operations_that_are_none_of_our_business(places: Callable[[str], Place]
 
 
 def _modules_on_the_path() -> list[str]:
-    """What a rehearsal imports of the package."""
+    """What a rehearsal that refuses reads of the package."""
     code = (
         "import sys; sys.path.append(sys.argv[1])\n"
         "from kvmarm_plugin import rehearse\nfrom kvmarm_plugin.domain import record\n"
-        "from kvmarm_plugin.hook import answer\nfrom kvmarm_plugin.model import policy\n"
+        "from kvmarm_plugin.hook import answer\nfrom kvmarm_plugin.judge import wording\nfrom kvmarm_plugin.model import policy\n"
         "print(*(m for m in sys.modules if m.startswith('kvmarm_plugin')))"
     )
     run = subprocess.run([_PYTHON, "-I", "-S", "-c", code, str(_ROOT)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
     names = [name.replace(".", "/") for name in run.stdout.split()]
     files = [name + ("/__init__.py" if (_ROOT / name).is_dir() else ".py") for name in names]
-    return sorted(file[len("kvmarm_plugin/") :] for file in files)
+    return sorted(["judge/findings.tsv", *(file[len("kvmarm_plugin/") :] for file in files)])
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged", "empty"])

@@ -19,6 +19,7 @@ from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
 from kvmarm_plugin.judge import pinning as arrival
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import REFUSES
+from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import Cluster, HostProfile
@@ -328,7 +329,7 @@ def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[by
     pinning = pinning_of(root)
     assert pinning is not None
     after, cpus, findings = arrival.settle(xml, root, pinning, here, movable)
-    return after, cpus, [str(finding) for finding in findings]
+    return after, cpus, [line(finding) for finding in findings]
 
 
 def test_pins_move_to_the_same_cluster_and_back() -> None:
@@ -398,7 +399,7 @@ def test_a_host_without_such_cpus() -> None:
     ):
         assert settle(pinned(), here) == (pinned(), (), [])
         (finding,) = arrival.with_cluster([], pinning, here)
-        assert (finding.subject, finding.recorded, finding.local, finding.severity) == (
+        assert tuple(texts(finding)[name] for name in ("subject", "recorded", "local", "severity")) == (
             "cluster",
             "MIDR 0x410fd083",
             local,
@@ -463,7 +464,7 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
 )
 def test_check_asks_the_cluster_that_the_guest_is_pinned_to(here: HostProfile, expected: list[str]) -> None:
     target = record.read(record.find(resolved(domain())) or pytest.fail("no record")).target
-    subjects = [finding.subject for finding in check(target, here) if finding.severity == REFUSES]
+    subjects = [texts(finding)["subject"] for finding in check(target, here) if finding.severity == REFUSES]
     assert [subject for subject in subjects if not subject.startswith("CCSIDR")] == expected
     # Not the one that suits it best: the little one has as many counters here, and other caches.
     a53 = record.read(record.find(resolved(domain(), RK3399, Policy(cluster="smallest"))) or pytest.fail("no record")).target

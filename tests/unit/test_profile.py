@@ -25,6 +25,7 @@ from kvmarm_plugin.fleet import pool
 from kvmarm_plugin.fleet.baseline import as_json, as_text, baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
@@ -674,7 +675,7 @@ def _used(one: HostProfile, other: HostProfile) -> None:
                 assert show.as_text("guest", found, every_register=True)
                 assert json.dumps(show.as_json(found))
                 for host_ in (one, other):
-                    assert all(map(str, check(found.target, host_)))
+                    assert all(map(line, check(found.target, host_)))
     twin = one.replace(name="twin", kernel="5.10.0", qemu=other.qemu)
     for hosts in ([one], [one, other.replace(name="other"), twin]):
         comparison = compare(hosts, Policy())
@@ -688,7 +689,7 @@ def _used(one: HostProfile, other: HostProfile) -> None:
             formed = pool.loads(pool.dumps(result.pool))
             assert formed == result.pool
             for host_ in hosts:
-                assert all(map(str, pool.check_member(formed, host_)))
+                assert all(map(line, pool.check_member(formed, host_)))
 
 
 @pytest.mark.parametrize("name", ["trixie-max-nobti", "hand-made-rk3399", "hand-made-a15-3.10"])

@@ -40,7 +40,8 @@ from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.host import libvirtd, qemu
 from kvmarm_plugin.judge.by_profile import check
-from kvmarm_plugin.judge.finding import REFUSES, Finding
+from kvmarm_plugin.judge.finding import Finding
+from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
@@ -146,7 +147,7 @@ def _pool() -> Pool:
 
 
 def _finding() -> Finding:
-    return Finding(**{**dict.fromkeys(Finding.__slots__, "text"), "severity": REFUSES})
+    return Finding("machine-unknown", machine="text", newest="text", host="text")
 
 
 def _host() -> HostProfile:
@@ -168,8 +169,8 @@ def _error(error: tuple[str, str]) -> str:
 
 
 _VIEWS = {
-    "finding": _View(_finding, lambda finding: f"  {finding}\n", "; remedy: "),
-    "a part of a finding": _View(_finding, lambda finding: "".join(f"{text}\n" for text in finding.as_json().values())),
+    "finding": _View(_finding, lambda finding: f"  {line(finding)}\n", "; remedy: "),
+    "a part of a finding": _View(_finding, lambda finding: "".join(f"{text}\n" for text in texts(finding).values())),
     "obstacle": _View(
         lambda: Obstacle("a", "b", _finding()), lambda obstacle: f"  {obstacle}\n  {obstacle.in_short()}\n", "; remedy: "
     ),
@@ -257,8 +258,8 @@ def test_a_view_that_forgets_is_found(name: str, monkeypatch: pytest.MonkeyPatch
     ("module", "view"),
     [
         ("basics.errors", "error"),
-        ("judge.finding", "finding"),
-        ("judge.finding", "a part of a finding"),
+        ("judge.wording", "finding"),
+        ("judge.wording", "a part of a finding"),
         ("basics.untrusted", "lines"),
         ("basics.untrusted", "show"),
         ("fleet.compare_view", "compare --dot"),

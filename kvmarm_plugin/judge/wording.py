@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The words of findings: text for people and programs, made of a finding's values by the templates of findings.tsv."""
+
+from __future__ import annotations
+
+from ..basics.untrusted import shown
+from ..registers.overrides import override_of
+from ..registers.table import describe, fields_of
+from .finding import Finding, kinds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_TEMPLATES = ("subject", "meaning", "recorded", "local", "rule", "remedy")
+_TEXT = 500  # characters of each part of a finding; honest ones have 121 at most
+_NAME = 200  # and of a text in it
+_ITEMS = 6  # of a list with commas
+
+_OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
+
+
+class _Text(str):
+    """A foreign text in a template; the format is its longest."""
+
+    __slots__ = ()
+
+    def __format__(self, longest: str) -> str:
+        return shown(self, int(longest or _NAME))
+
+
+class _Items(tuple):  # type: ignore[type-arg]  # of numbers, or of texts
+    """A tuple in a template; findings.tsv says what its format is."""
+
+    __slots__ = ()
+
+    def __format__(self, form: str) -> str:
+        form, _, none = form.partition("|")
+        each, between = ("#x", form[2:]) if form.startswith("#x") else ("", form)
+        count = _ITEMS if "," in between else len(self)
+        items = [format(_formattable(item), each) for item in self[:count]]
+        more = f" and {len(self) - count} more" if len(self) > count else ""
+        return between.join(items) + more if items else none
+
+
+def texts(finding: Finding) -> dict[str, str]:
+    """A finding in words, a line each, as in JSON: kind, subject, meaning, recorded, local, rule, severity, remedy."""
+    row = kinds()[finding.kind]
+    words = {name: _formattable(value) for name, value in _words(finding).items()}
+    said = {column: shown(row[column].format(**words), _TEXT) for column in _TEMPLATES}
+    if "pool" in finding.values:
+        said["rule"] = shown(f"a guest started here could not move to the rest of {words['pool']:}: {said['rule']}", _TEXT)
+    return {"kind": finding.kind, **said, "severity": row["severity"]}
+
+
+def line(finding: Finding) -> str:
+    """A finding as one line."""
+    said = texts(finding)
+    meaning = f" ({said['meaning']})" if said["meaning"] else ""
+    remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
+    here = f"recorded {said['recorded']}, here {said['local']}"
+    return f"{said['subject']}{meaning}: {here}; {said['severity']}: {said['rule']}{remedy}"
+
+
+def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
+    """The first findings, a line each, and how many more there are."""
+    more = len(findings) - limit
+    return [*map(line, findings[:limit]), *([f"and {more} more"] if more > 0 else [])]
+
+
+def named_in(finding: Finding, *columns: str) -> tuple[object, ...]:
+    """The templates of these columns and the values that they name: the same for findings that say the same there, and to be
+    compared only."""
+    from string import Formatter  # slow to import, and nothing of the hook's
+
+    templates = [kinds()[finding.kind][column] for column in columns]
+    words = _words(finding)
+    names = [name for template in templates for _, name, _, _ in Formatter().parse(template) if name]
+    return (*templates, *(words[name] for name in names))
+
+
+def _words(finding: Finding) -> dict[str, Any]:
+    """The values, and what registers/ knows of the register or the field among them."""
+    values = finding.values
+    register, name = values.get("register", ""), values.get("field")
+    if name is None:
+        return {**values, "meaning": describe(register)} if register else values
+    field = next(field for field in fields_of(register) if field.name == name)
+    override, words = override_of(register, name), {}
+    if override:
+        words["override"] = override.word + (f" (Linux {override.since})" if override.since != _OLDEST_KERNEL else "")
+    return {**values, "meaning": field.meaning, "policy": field.policy, **words}
+
+
+def _formattable(value: Any) -> Any:
+    return _Text(value) if isinstance(value, str) else _Items(value) if isinstance(value, tuple) else value

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every kind of finding, made by what finds it: judge/findings.tsv has no row too many, none too few, and none that says the wrong
+thing."""
+
+from __future__ import annotations
+
+import ast
+import posix
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from string import Formatter
+from types import SimpleNamespace
+from typing import Any, Callable
+from unittest.mock import patch
+
+import pytest
+
+import kvmarm_plugin
+from kvmarm_plugin.basics import cpulist
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.common_ground import obstacles
+from kvmarm_plugin.fleet.pool import check_member
+from kvmarm_plugin.host.cpus import CpuCluster
+from kvmarm_plugin.judge.by_profile import ProfileOffer, check
+from kvmarm_plugin.judge.contradictions import edited
+from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, kinds
+from kvmarm_plugin.judge.pinning import settle, with_cluster
+from kvmarm_plugin.judge.verdict import judge
+from kvmarm_plugin.judge.wording import in_short, line, named_in, texts
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.target import Pinning, Target
+from kvmarm_plugin.registers.table import fields_of
+from kvmarm_plugin.rehearse import rehearse
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
+from tests.corpus import GUEST, TESTS, host
+
+from .fakekernel import FakeKernel
+
+_N1, _MAX = "trixie-neoverse-n1", "trixie-max"
+
+
+def _target(name: str = _N1, machine: str = "", policy: Policy | None = None, **changes: Any) -> Target:
+    """What an open guest gets on a host of the corpus, with some parts replaced."""
+    return Resolver(host(name), policy or Policy()).target(Wish("aarch64", machine)).replace(**changes)
+
+
+def _host(of: str = _N1, cluster: dict[str, Any] | None = None, **changes: Any) -> HostProfile:
+    """A host of the corpus with some parts replaced, and of its first cluster."""
+    here = host(of)
+    clusters = (here.clusters[0].replace(**cluster),) if cluster else here.clusters
+    return here.replace(**{"clusters": clusters, **changes})
+
+
+def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
+    qemu = host(_N1).qemu
+    assert qemu is not None
+    return _host(qemu=qemu.replace(machines=machines))
+
+
+def _with_register(name: str, value: int, **cluster: Any) -> HostProfile:
+    vcpus = tuple(v.replace(registers={**v.registers, name: value}) for v in host(_N1).clusters[0].vcpus)
+    return _host(cluster={"vcpus": vcpus, **cluster})
+
+
+class _Stubborn(ProfileOffer):
+    """A host whose kernel refuses whatever differs, by rules of its own."""
+
+    def accepts(self, register: str, value: int) -> bool:
+        return False
+
+
+def _field(register: str, name: str, recorded: int, local: int, writable: bool) -> list[Finding]:
+    """The findings where a kernel refuses a field, which is writable or not."""
+    (field,) = (field for field in fields_of(register) if field.name == name)
+    base = _target()
+    cleared = base.registers.get(register, 0) & ~((1 << field.msb + 1) - (1 << field.lsb))
+    here = _with_register(register, cleared | local << field.lsb, writable={register: (1 << 64) - 1} if writable else {})
+    target = base.replace(registers={**base.registers, register: cleared | recorded << field.lsb})
+    return judge(target, _Stubborn(target, here, here.clusters[0]))
+
+
+def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Finding]]]:
+    """The kinds of one rule, by what there is to do."""
+    fields = {
+        "switch": ("ID_AA64DFR0_EL1", "PMUVer", 6, 4),
+        "switch-or-override": ("ID_AA64PFR0_EL1", "SVE", 1, 0),
+        "override-there": ("ID_AA64PFR1_EL1", "BT", 1, 0),
+        "override-here": ("ID_AA64ISAR2_EL1", "MOPS", 0, 1),
+        "newer-kernel": ("ID_AA64PFR0_EL1", "DIT", 0, 1),
+        "resolve-here": ("ID_AA64PFR0_EL1", "DIT", 1, 0),
+    }
+    return {f"{rule}-{remedy}": partial(_field, *values, writable) for remedy, values in fields.items()}
+
+
+def _rehearsed() -> list[Finding]:
+    """Of a guest with SVE on a played kernel that makes no vCPU with it."""
+    name = SimpleNamespace(machine="aarch64", nodename="here", release="6.12.0")
+    with patch.object(posix, "uname", lambda: name), System(FakeKernel.from_profile(host(_N1))) as system:
+        return rehearse(_target(_MAX, seen={}), system)
+
+
+def _pinned(old: bytes, new: bytes) -> list[Finding]:
+    """Of a guest of an RK3399 whose pins were edited."""
+    here = host("hand-made-rk3399")
+    source = Resolver(here, Policy()).resolve(GUEST.replace(b"<os>", b"<vcpu>2</vcpu><os>", 1))
+    assert old in source
+    domain = parse(source.replace(old, new))
+    pinning = record.read(record.find(domain) or pytest.fail("no record")).target.pinning
+    assert pinning
+    clusters = [CpuCluster(cpulist.parse(cluster.cpus), cluster.midr, cluster.revidr, None) for cluster in here.clusters]
+    return settle(source, domain, pinning, clusters, movable=False)[2]
+
+
+def _edited() -> list[Finding]:
+    domain = parse(Resolver(host(_N1), Policy()).resolve(GUEST))
+    return edited(domain, _target(machine="virt-9.0"))
+
+
+def _of_others(hosts: list[HostProfile]) -> list[Finding]:
+    return [obstacle.finding for obstacle in obstacles(hosts)]
+
+
+def _missing_machines() -> list[Finding]:
+    formed = baseline([host(_N1), host(_N1).replace(name="twin")]).pool
+    assert formed is not None
+    return check_member(formed, _with_qemu(formed.baseline.qemu.machines[:1] if formed.baseline.qemu else ()))
+
+
+_NO_PMU = {name: answer for name, answer in host(_N1).capabilities.items() if name != "ARM_PMU_V3"}
+
+# Each kind → what finds it.
+_FOUND: dict[str, Callable[[], list[Finding]]] = {
+    "architecture": lambda: check(_target(), host("hand-made-a15-3.10")),
+    "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
+    "no-qemu": lambda: check(_target(), _host(qemu=None)),
+    "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),
+    "vcpu-unknown": lambda: check(_target(_MAX), host(_N1)),
+    "vcpu-refused": _rehearsed,
+    "machine-unknown": lambda: check(_target(), _with_qemu(("virt-9.0",))),
+    "machines-unknown": _missing_machines,
+    "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
+    "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
+    "addresses-differ": lambda: _of_others([host(_MAX), _host(_MAX, name="small", ipa_bits=36)]),
+    "features-left-to-qemu": lambda: check(
+        _target(_MAX, policy=Policy(sve=False, prefer_named=False), unsaid=("sve",)), host(_MAX)
+    ),
+    "pmu-off-refused": lambda: check(
+        _target(policy=Policy(pmu=False, prefer_named=False)), _host(capabilities=_NO_PMU)
+    ),
+    "sve-lengths-refused-limit": lambda: check(_target(_MAX), _host(_MAX, cluster={"sve_lengths": (128, 256)})),
+    "sve-lengths-refused-switch": lambda: check(_target(_MAX), _host(_MAX, cluster={"sve_lengths": ()})),
+    "field-accepted": lambda: check(
+        _target(), _with_register("ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48)
+    ),
+    "field-refused-identity": lambda: check(_target(), _with_register("MIDR_EL1", 0x413FD0C1)),
+    **_field_kinds("field-refused", writable=True),
+    **_field_kinds("field-fixed", writable=False),
+    "register-accepted": lambda: check(
+        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 0}), _with_register("SMCCC_ARCH_WORKAROUND_1", 1)
+    ),
+    "register-refused": lambda: check(
+        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 2}), _with_register("SMCCC_ARCH_WORKAROUND_1", 1)
+    ),
+    "register-refused-newer-kernel": lambda: check(_target(), _with_register("PSCI_VERSION", 0x10000)),
+    "registers-unknown": lambda: check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1)),
+    "timer-frequency": lambda: check(_target(), _host(cluster={"seen": {"CNTFRQ_EL0": 25_000_000}})),
+    "timer-frequency-zero": lambda: check(_target(seen={"CNTFRQ_EL0": 0}), host(_N1)),
+    "zero-block-size": lambda: check(_target(), _host(cluster={"seen": {"DCZID_EL0": 5}})),
+    "pmu-counters": lambda: check(_target(), _host(cluster={"seen": {"PMCR_EL0": 4 << 11}})),
+    "cluster-missing": lambda: with_cluster([], Pinning(0x410FD083, 0, "4-5"), host("hand-made-rk3588").clusters),
+    "pin-missing": lambda: _pinned(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>"),
+    "pin-elsewhere": lambda: _pinned(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
+    "xml-edited": _edited,
+    "no-guest": lambda: _of_others([host(_N1), _host(name="other", gic_versions=())]),
+}  # fmt: skip
+
+# What registers/ adds, which a finding does not carry.
+_ADDED = {"meaning", "policy", "override"}
+
+
+def _one(kind: str) -> Finding:
+    found = _FOUND[kind]()
+    return next((finding for finding in found if finding.kind == kind), None) or pytest.fail(f"{list(map(line, found))}")
+
+
+def _named(kind: str) -> set[str]:
+    """The values that the templates of a kind name."""
+    row = kinds()[kind]
+    templates = [row[column] for column in row if column not in ("kind", "severity")]
+    return {name for template in templates for _, name, _, _ in Formatter().parse(template) if name}
+
+
+def test_every_kind_is_found_by_something() -> None:
+    assert set(_FOUND) == set(kinds())
+
+
+def test_what_the_program_finds_is_in_the_table() -> None:
+    """The kinds that are written out; those that are put together are among those above."""
+    written = set()
+    for path in Path(kvmarm_plugin.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
+                "Finding",
+                "cannot_make",
+            ):
+                kind = node.args[0]
+                choices = (kind.body, kind.orelse) if isinstance(kind, ast.IfExp) else (kind,)
+                written |= {choice.value for choice in choices if isinstance(choice, ast.Constant)}
+    assert len(written) > 20
+    assert written <= set(kinds())
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_a_kind_of_finding(kind: str) -> None:
+    """It carries what its words name and nothing else, as data, and can be said."""
+    finding = _one(kind)
+    assert _named(kind) - _ADDED == set(finding.values) - {"pool"}
+    for value in finding.values.values():
+        for item in value if isinstance(value, tuple) else (value,):
+            assert isinstance(item, (int, float, str))
+    said = texts(finding)
+    assert said["kind"] == kind
+    assert said["severity"] == finding.severity
+    assert finding.severity in (REFUSES, WRONG, HARMLESS)
+    assert all(said[column] for column in ("subject", "recorded", "local", "rule"))
+    assert bool(said["remedy"]) is (
+        finding.severity != HARMLESS and kind not in ("architecture", "no-kvm", "no-qemu", "model-unknown") and "vcpu" not in kind
+    )
+    assert "{" not in line(finding)
+    assert line(finding).isprintable()
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_a_finding_is_a_value(kind: str) -> None:
+    one, other = _one(kind), _one(kind)
+    assert one == other
+    assert len({one, other}) == 1
+    assert one.replace(values=one.values) == one
+    assert one.replace(values={**one.values, "pool": "x"}) != one
+    assert named_in(one, "rule", "remedy") == named_in(other, "rule", "remedy")
+
+
+_REMEDIES = {
+    "machine-unknown": "machine='virt-9.0'",
+    "gic-refused": f"none: this guest and {_N1} do not go together",
+    "features-left-to-qemu": f"take the feature from {_MAX}",
+    "pmu-off-refused": f"resolve the guest again on {_N1}",
+    "sve-lengths-refused-limit": "set sve-max-length: 256 in the policy",
+    "field-refused-switch": "turn pmu off in the policy",
+    "field-fixed-switch-or-override": "or boot the hosts that have it with arm64.nosve",
+    "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti, ",
+    "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12), ",
+    "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
+    "register-refused-newer-kernel": "move guests from older to newer kernels only",
+    "pmu-counters": "turn pmu off",
+    "pin-elsewhere": "kvmarm define --refresh",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _REMEDIES)
+def test_a_remedy_names_what_to_do(kind: str) -> None:
+    assert _REMEDIES[kind] in texts(_one(kind))["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "column", "text"),
+    [
+        ("gic-refused", {"local": (2, 3)}, "local", "2, 3"),
+        ("cluster-missing", {"local": (16, 17)}, "local", "0x10, 0x11"),
+        ("cluster-missing", {"local": ()}, "local", "not told by sysfs"),
+        ("sve-lengths-refused-switch", {"local": tuple(range(128, 1280, 128))}, "local", "128 256 384 512 640 768 896 1024 1152"),
+        ("sve-lengths-refused-switch", {"local": ()}, "local", "none"),
+        ("registers-unknown", {"registers": tuple("abcdefgh")}, "recorded", "a, b, c, d, e, f and 2 more"),
+        ("xml-edited", {"what": "a" * 70}, "subject", "a" * 59 + "…"),
+        ("xml-edited", {"local": "a\nb"}, "local", r"a\nb"),
+        ("timer-frequency", {"speed": 0.4}, "rule", "nothing checks it, and the guest's clock would run at 0.4 of its speed"),
+        ("machine-unknown", {"machine": "{host}"}, "recorded", "{host}"),
+    ],
+)
+def test_how_values_are_shown(kind: str, values: dict[str, Any], column: str, text: str) -> None:
+    finding = _one(kind)
+    assert texts(finding.replace(values={**finding.values, **values}))[column] == text
+
+
+def test_a_finding_seen_from_a_pool() -> None:
+    finding = _one("gic-refused")
+    seen = finding.replace(values={**finding.values, "pool": "alpha\n"})
+    assert texts(seen)["rule"] == f"a guest started here could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+
+
+def test_in_short() -> None:
+    findings = check(_target(), host("trixie-cortex-a72"))
+    short = in_short(findings, 3)
+    assert short == [*map(line, findings[:3]), f"and {len(findings) - 3} more"]
+    assert in_short(findings[:2], 3) == list(map(line, findings[:2]))
+
+
+def test_a_guest_that_fits_needs_no_words() -> None:
+    """Nor the table: the hook is asked for every guest, and few do not fit."""
+    read: dict[str, dict[str, str]] = {}
+    with patch("kvmarm_plugin.judge.finding._kinds", read):
+        assert check(_target(), host(_N1)) == []
+        assert not read
+        assert check(_target(), host("trixie-cortex-a72"))
+        assert read
+    code = (
+        "import sys; from kvmarm_plugin import rehearse; from kvmarm_plugin.hook import answer; "
+        "from kvmarm_plugin.judge import contradictions, pinning; print(*sys.modules)"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    assert "kvmarm_plugin.judge.verdict" in imported.stdout.split()
+    assert "kvmarm_plugin.judge.wording" not in imported.stdout.split()
