@@ -58,7 +58,7 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[st
     useless = next((host for host in members if not host.clusters), None)
     if useless:
         raise KvmarmError(
-            f"host {useless.name} cannot run KVM guests: {'; '.join(useless.problems)}", "it can be no member of a pool"
+            f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}", "it can be no member of a pool"
         )
     return f"pool {pool.name}", {host.name: check_member(pool, host) for host in members}
 

@@ -237,7 +237,7 @@ class _Levelling:
     def _why_apart(self, host: HostProfile) -> str:
         """Why a host is none of these: it cannot run guests, or has another CPU."""
         if not host.clusters or not host.qemu:
-            return "; ".join(host.problems) or "its profile has no KVM or no QEMU"
+            return "; ".join(map(str, host.problems)) or "its profile has no KVM or no QEMU"
         other = next(iter(self.hosts.values()), host)
         if host.kvm_architecture != other.kvm_architecture:
             return f"its architecture is {host.architecture}, theirs {other.architecture}"

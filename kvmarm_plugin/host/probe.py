@@ -2,7 +2,7 @@
 """The host profile, put together from the edges.
 
 `probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with
-every feature set that a policy can choose. What cannot be measured is a line in the profile's problems, never a crash.
+every feature set that a policy can choose. What cannot be measured is one of the profile's problems, never a crash.
 Whatever firmware, the kernel's command line, QEMU and libvirt say of themselves, the profile can be read again.
 """
 
@@ -24,6 +24,7 @@ from ..basics.untrusted import shown
 from ..kvm import uapi
 from ..kvm.device import Kernel, KvmError, System
 from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
+from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
 from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
 from ..model.target import sve_lengths
@@ -87,7 +88,7 @@ def probe(host: Host | None = None, qemu: str = "", step: Callable[[str], None] 
 class _Probe:
     def __init__(self, host: Host, step: Callable[[str], None]) -> None:
         self.host = host
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self._step = step
 
     def run(self, qemu_binary: str) -> HostProfile:
@@ -97,9 +98,9 @@ class _Probe:
         gics: tuple[int, ...] = ()
         clusters: tuple[Cluster, ...] = ()
         if not re.fullmatch(KERNEL, host.kernel):
-            self.problems.append(f"kernel: its release is no version: {shown(host.kernel)}")
+            self._problem("kernel", f"its release is no version: {shown(host.kernel)}")
         if host.architecture not in _ARCHITECTURES:
-            self.problems.append(f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
+            self._problem("KVM", f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
         else:
             system = self._or_problem("KVM", lambda: System(host.kvm, architecture=_ARCHITECTURES[host.architecture]))
             if system is not None:
@@ -123,7 +124,7 @@ class _Probe:
             qemu=qemu,
             libvirt=self._timed("libvirt", self._libvirt),
             cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
-            problems=tuple(_line(problem, LINE) for problem in self.problems[:255]),
+            problems=tuple(self.problems[:255]),
         )
 
     # -- KVM -----------------------------------------------------------------------------------------------------------
@@ -131,9 +132,9 @@ class _Probe:
     def _clusters(self, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> tuple[Cluster, ...]:
         found = find_clusters(self.host.root)
         if not found:
-            self.problems.append("CPU clusters: neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
+            self._problem("CPU clusters", "neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
         if len(found) > _MOST_CLUSTERS:
-            self.problems.append(f"CPU clusters: of {len(found)} the first {_MOST_CLUSTERS} are here")
+            self._problem("CPU clusters", f"of {len(found)} the first {_MOST_CLUSTERS} are here")
         allowed = allowed_cpus()
         clusters = []
         try:
@@ -141,7 +142,7 @@ class _Probe:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
                 title = f"cluster {cpulist.write(cluster.cpus)}"
                 if not cpus:
-                    self.problems.append(f"{title}: this process may not run there (cpuset or affinity)")
+                    self._problem(title, "this process may not run there (cpuset or affinity)")
                     continue
                 measure = functools.partial(self._cluster, cluster, cpus, system, capabilities, qemu)
                 measured = self._or_problem(title, functools.partial(self._timed, title, measure))
@@ -160,7 +161,7 @@ class _Probe:
         with system.create_vm() as vm:
             target = preferred_target(vm, architecture)
         if target not in TARGETS[architecture].values():
-            self.problems.append(f"{title}: KVM prefers target {target}, which is not known here")
+            self._problem(title, f"KVM prefers target {target}, which is not known here")
             return None
         models = _models_taken(system, architecture, target, capabilities, qemu)
         vcpus = [
@@ -170,7 +171,7 @@ class _Probe:
             if (vcpu := _measure(system, number, features)) is not None
         ]
         if not vcpus:
-            self.problems.append(f"{title}: KVM makes no vCPU of target {target}")
+            self._problem(title, f"KVM makes no vCPU of target {target}")
             return None
         implementer, part = name_part(found.midr)
         with_sve = next((vcpu for vcpu in vcpus if "sve" in vcpu.features), None)
@@ -210,7 +211,7 @@ class _Probe:
             except (OSError, subprocess.SubprocessError):
                 continue
             return _line((answer.stdout.decode(errors="replace").split() or [""])[-1], NAME)
-        self.problems.append("libvirt: neither virtqemud nor libvirtd is installed")
+        self._problem("libvirt", "neither virtqemud nor libvirtd is installed")
         return None
 
     # -- helpers ---------------------------------------------------------------------------------------------------------
@@ -224,9 +225,14 @@ class _Probe:
     def _or_problem(self, what: str, measure: Callable[[], T]) -> T | None:
         try:
             return measure()
-        except (KvmarmError, OSError) as error:
-            self.problems.append(f"{what}: {error}")
-            return None
+        except KvmarmError as error:
+            self._problem(what, error.message, error.hint)
+        except OSError as error:
+            self._problem(what, str(error))
+        return None
+
+    def _problem(self, part: str, message: str, hint: str = "") -> None:
+        self.problems.append(Problem(_line(part, NAME), _line(message, LINE), _line(hint, LINE)))
 
     def _text(self, path: str) -> str:
         try:

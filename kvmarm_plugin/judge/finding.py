@@ -24,7 +24,6 @@ class Finding(Value):
             the host takes a guest that the pool's other members would not.
     """
 
-    __slots__ = ("kind", "values")
     kind: str
     values: dict[str, Any]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 from ..basics.value import Value
+from .problem import Problem
 
 
 class Vcpu(Value):
@@ -116,7 +117,7 @@ class HostProfile(Value):
         clusters: empty without KVM on ARM.
         qemu, libvirt: None where missing; libvirt is its version.
         cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty where it is missing.
-        problems: what could not be measured, and why, a line each.
+        problems: what could not be measured, and why.
     """
 
     name: str
@@ -133,7 +134,7 @@ class HostProfile(Value):
     qemu: Qemu | None
     libvirt: str | None
     cpu_features: tuple[str, ...]
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def kvm_architecture(self) -> str:

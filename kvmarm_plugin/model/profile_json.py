@@ -16,6 +16,7 @@ from ..basics.shape import Incomplete, Misshapen
 from ..basics.untrusted import decimal, shown
 from ..registers.table import bits_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids, unpack_ids
+from .problem import Problem
 from .profile import Cluster, HostProfile, Qemu, Vcpu
 from .vcpu import GUEST_REGISTERS, TARGETS, VCPU_FEATURES
 
@@ -258,8 +259,10 @@ _PROFILE: dict[str, Shape] = {
     "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
     "libvirt": shape.maybe(_name),
     "cpu_features": shape.items(shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64),
-    "problems": shape.items(_line, 255, unique=False),
+    "problems": shape.items(lambda value, place: _problem(value, place), 255, unique=False),
 }
+
+_PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 
 def _profile(document: Any) -> HostProfile:
@@ -277,6 +280,17 @@ def _profile(document: Any) -> HostProfile:
             raise Misshapen(f"clusters[{index}].cpus has a CPU of another cluster's")
         taken.update(cpus)
     return profile
+
+
+def _problem(value: Any, place: str) -> Problem:
+    """A problem. Profiles were written with each as a line, "PART: MESSAGE (hint: HINT)"."""
+    if type(value) is not str:
+        return Problem(**shape.members(_PROBLEM)(value, place))
+    line: str = _line(value, place)
+    reason, _, hint = line[:-1].partition(" (hint: ") if line.endswith(")") else (line, "", "")
+    part, _, message = (reason if hint else line).partition(": ")
+    known = part and message and len(part) <= NAME
+    return Problem(part, message, hint) if known else Problem("", reason if hint else line, hint)
 
 
 def _cluster(value: Any, place: str) -> Cluster:
@@ -316,6 +330,7 @@ def encode(profile: HostProfile) -> dict[str, Any]:
     """The inverse of `decode`."""
     document = {name: getattr(profile, name) for name in _PROFILE}
     document["clusters"] = [_encode_cluster(cluster) for cluster in profile.clusters]
+    document["problems"] = [{name: getattr(problem, name) for name in _PROBLEM} for problem in profile.problems]
     document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU} if profile.qemu else None
     return {"schema": SCHEMA, **document}
 

@@ -17,6 +17,7 @@ from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
 from ..domain.xml import Element, asks_for_host_model, parse, quoted
 from ..model.policy import Policy
+from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
@@ -97,18 +98,15 @@ class Resolver:
     def _decide(self, wish: Wish) -> tuple[Target, Form]:
         profile = self.profile
         if not profile.clusters:
-            others = (problem for problem in profile.problems if not problem.startswith(("libvirt", "QEMU")))
-            why = next(others, "its profile has no CPU cluster")
-            raise ResolveError(
-                f"host {profile.name} cannot run KVM guests: {why}",
-                "" if "(hint: " in why else "probe the host again once that is mended",
-            )
+            others = (problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU"))
+            why = next(others, Problem("", "its profile has no CPU cluster"))
+            hint = why.hint or "probe the host again once that is mended"
+            raise ResolveError(f"host {profile.name} cannot run KVM guests: {why.reason}", hint)
         if profile.qemu is None:
-            why = next((problem for problem in profile.problems if problem.startswith("QEMU")), "QEMU: not probed")
-            raise ResolveError(
-                f"host {profile.name} has no usable {why}",
-                "" if "(hint: " in why else "install QEMU there and probe again",
-            )
+            of_qemu = (problem for problem in profile.problems if problem.part == "QEMU")
+            why = next(of_qemu, Problem("QEMU", "not probed"))
+            hint = why.hint or "install QEMU there and probe again"
+            raise ResolveError(f"host {profile.name} has no usable {why.reason}", hint)
         places = self._places(wish)
         clusters = [self._measured(place) for place in places] or [_preferred(profile, self.policy)]
         roams = self._kinds(places) if len(places) > 1 else ""

@@ -28,6 +28,7 @@ from kvmarm_plugin.judge.finding import HARMLESS, Finding
 from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.model.profile_json import digest, dumps
 from kvmarm_plugin.model.target import VCPU_FEATURES, Target
@@ -390,7 +391,7 @@ def test_what_nothing_levels_is_left_out(names: tuple[str, ...], out: str, why: 
 
 
 def test_hosts_that_cannot_run_guests_are_left_out() -> None:
-    useless = host("trixie-neoverse-n1").replace(name="useless", clusters=(), problems=("KVM: /dev/kvm does not exist",))
+    useless = host("trixie-neoverse-n1").replace(name="useless", clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),))
     result = baseline([host("trixie-neoverse-n1"), useless])
     (step,) = result.plan.steps
     assert (step.hosts, step.why) == (("useless",), "KVM: /dev/kvm does not exist")
@@ -613,7 +614,7 @@ def test_the_command_writes_a_pool_and_says_what_it_costs(
 def test_a_host_without_kvm_is_no_member(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]) -> None:
     path, without = tmp_path / "pool.yaml", tmp_path / "without.json"
     assert cli.main(["baseline", "-o", str(path), files["trixie-max"]]) == 0
-    useless = host("trixie-max").replace(clusters=(), problems=("KVM: /dev/kvm does not exist",))
+    useless = host("trixie-max").replace(clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),))
     without.write_text(dumps(useless))
     assert cli.main(["check", str(path), "--host", str(without)]) == 1
     assert "host trixie-max cannot run KVM guests: KVM: /dev/kvm does not exist" in capsys.readouterr().err

@@ -309,7 +309,7 @@ def test_probe_where_there_is_no_kvm_on_arm(run: Callable[..., Run], here: Path)
     status, out, err = run("probe", "-o", "profile.json")
     assert (status, out) == (1, "")
     lines = err.splitlines()
-    assert "kvmarm: not measured: this is a x86_64 host: KVM on ARM needs an aarch64 or armv7l one" in lines
+    assert "kvmarm: not measured: KVM: this is a x86_64 host: KVM on ARM needs an aarch64 or armv7l one" in lines
     assert any(line.startswith("kvmarm: not measured: QEMU: QEMU is not installed (hint: ") for line in lines)
     assert all(line.startswith("kvmarm: ") for line in lines)
     written = profile_json.loads((here / "profile.json").read_text())

@@ -23,6 +23,7 @@ from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import HARMLESS, Finding, worst
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -168,7 +169,9 @@ def test_newer_takes_older_and_not_back() -> None:
 
 def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
     usable = host("trixie-neoverse-n1")
-    no_kvm = usable.replace(name="no-kvm", clusters=(), gic_versions=(), ipa_bits=0, problems=("KVM: /dev/kvm is missing",))
+    no_kvm = usable.replace(
+        name="no-kvm", clusters=(), gic_versions=(), ipa_bits=0, problems=(Problem("KVM", "/dev/kvm is missing"),)
+    )
     no_qemu = usable.replace(name="no-qemu", qemu=None)
     comparison = _compare(no_kvm, usable, no_qemu)
     assert {pair for pair, possible in _edges(comparison).items() if possible} == {(usable.name, usable.name)}

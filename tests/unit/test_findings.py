@@ -5,7 +5,7 @@ thing."""
 from __future__ import annotations
 
 import ast
-import posix
+import os
 import subprocess
 import sys
 from functools import partial
@@ -102,7 +102,7 @@ def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Findi
 def _rehearsed() -> list[Finding]:
     """Of a guest with SVE on a played kernel that makes no vCPU with it."""
     name = SimpleNamespace(machine="aarch64", nodename="here", release="6.12.0")
-    with patch.object(posix, "uname", lambda: name), System(FakeKernel.from_profile(host(_N1))) as system:
+    with patch.object(os, "uname", lambda: name), System(FakeKernel.from_profile(host(_N1))) as system:
         return rehearse(_target(_MAX, seen={}), system)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvmarm_plugin.fleet.kinds import kinds_of
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
@@ -48,7 +49,7 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "qemu": _Values((None,)),
         "libvirt": _Values((None,), ("11.2.0", "9.0.0")),  # what it knows is in cpu_features
         "cpu_features": _Values((("sve",),), (tuple(reversed(_HOST.cpu_features)),)),
-        "problems": _Values(idle=(("libvirt: none",),)),
+        "problems": _Values(idle=((Problem("libvirt", "none"),),)),
     },
     Qemu: {
         "binary": _Values(idle=("/opt/qemu",)),

@@ -22,6 +22,7 @@ from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.model import profile_json
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Qemu
 from kvmarm_plugin.registers.table import id_of
 from tests.corpus import host, one_line
@@ -323,7 +324,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 
 def _problems(profile: HostProfile) -> str:
-    return "\n".join(line for line in profile.problems if not line.startswith("libvirt"))
+    return "\n".join(str(problem) for problem in profile.problems if problem.part != "libvirt")
 
 
 def test_a_whole_probe(lab: Lab) -> None:
@@ -602,7 +603,7 @@ def test_names_may_be_anything(lab: Lab, strange: str) -> None:
 def test_a_release_that_is_no_version_is_told(lab: Lab) -> None:
     made = probe(Host(lab.root, lab.kernel, "aarch64", "six\x1b", "lab"), lab.emulator)
     assert made.kernel == "0.0"
-    assert "kernel: its release is no version: six\\x1b" in made.problems
+    assert Problem("kernel", "its release is no version: six\\x1b") in made.problems
 
 
 @pytest.mark.parametrize("bits", [32, 64, 65, 1 << 30])

@@ -28,6 +28,7 @@ from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
 from kvmarm_plugin.model.profile_json import ProfileError, digest
 from kvmarm_plugin.registers.text import pack_ids
@@ -108,7 +109,6 @@ _qemus = st.builds(
     cpu_models=st.lists(_words, unique=True).map(tuple),
     host_properties=st.dictionaries(_words, st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | _printable, max_size=3),
 )
-_lines = st.lists(_printable, max_size=3).map(tuple)
 _profiles = st.builds(
     HostProfile,
     name=_printable,
@@ -125,7 +125,7 @@ _profiles = st.builds(
     qemu=st.none() | _qemus,
     libvirt=st.none() | _printable,
     cpu_features=st.lists(st.sampled_from(["sve", "sve128", "pauth"]), unique=True).map(tuple),
-    problems=_lines,
+    problems=st.lists(st.builds(Problem, _printable, _printable, _printable), max_size=3).map(tuple),
 )
 
 
@@ -135,6 +135,33 @@ def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
     text = profile_json.dumps(value)
     assert profile_json.loads(text) == value
     assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("QEMU: QEMU is not installed (hint: install it)", Problem("QEMU", "QEMU is not installed", "install it")),
+        ("cluster 0-3, scratch guest: KVM_RUN: EIO", Problem("cluster 0-3, scratch guest", "KVM_RUN: EIO")),
+        ("this is a x86_64 host", Problem("", "this is a x86_64 host")),
+        ("KVM: one (or two)", Problem("KVM", "one (or two)")),
+        ("KVM: ", Problem("", "KVM: ")),
+        ("", Problem("", "")),
+        (": x", Problem("", ": x")),
+        ("x (hint: y: z)", Problem("", "x", "y: z")),
+        ("x" * 256 + ": y", Problem("", "x" * 256 + ": y")),
+    ],
+)
+def test_a_problem_was_a_line_at_first(line: str, problem: Problem) -> None:
+    found = profile_json.loads(json.dumps({**_document(), "problems": [line]})).problems
+    assert found == (problem,)
+    assert str(problem) == line
+    assert profile_json.loads(profile_json.dumps(host("trixie-max").replace(problems=found))).problems == found
+
+
+@given(_printable)
+def test_every_line_is_a_problem_that_says_it(line: str) -> None:
+    (found,) = profile_json.loads(json.dumps({**_document(), "problems": [line]})).problems
+    assert str(found) == line
 
 
 def test_variants_are_written_as_differences() -> None:
@@ -149,7 +176,9 @@ def test_variants_are_written_as_differences() -> None:
 def test_the_digest_does_not_depend_on_whose_host_it_is() -> None:
     here = host("trixie-max")
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", digest(here))
-    assert digest(here.replace(name="other", origin="hand-made: from it", made_by="hand", problems=("none",))) == digest(here)
+    assert digest(
+        here.replace(name="other", origin="hand-made: from it", made_by="hand", problems=(Problem("KVM", "none"),))
+    ) == digest(here)
 
 
 def _with_vcpu(value: HostProfile, **changes: object) -> HostProfile:
@@ -343,7 +372,7 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_is_strict_and_describes_every_key() -> None:
     objects = _objects(_validator().schema)
-    assert len(objects) == 6
+    assert len(objects) == 7
     for found in objects:
         assert found["additionalProperties"] is False
         assert sorted(found["required"]) == sorted(found["properties"])
@@ -542,7 +571,7 @@ def _small() -> dict[str, Any]:
         **document,
         "capabilities": few,
         "cpu_features": ["sve", "pauth"],
-        "problems": ["KVM: none"],
+        "problems": [{"part": "KVM", "message": "none", "hint": "ask"}, "KVM: none"],
         "overrides": ["arm64.nosve"],
     }
 
@@ -625,7 +654,7 @@ def test_schema_and_reader_agree_on_recorded_profiles(name: str, data: st.DataOb
 )
 def test_the_place_of_what_is_wrong_is_named(path: tuple[Any, ...]) -> None:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
-    if path not in {("schema",)}:
+    if path not in {("schema",), ("problems", 1)}:
         assert f"some.json is broken: {place.partition('.features[')[0].partition('.reglist')[0]}" in _refusal(
             _mutated(_small(), path, {"no": "such"})
         )

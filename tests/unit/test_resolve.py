@@ -13,6 +13,7 @@ from kvmarm_plugin.commands import show_view as show
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import Pinning, Target
@@ -220,13 +221,18 @@ def _host(name: str = _HOST_WITH_EVERYTHING, **changes: object) -> HostProfile:
 
 _REFUSALS = {
     "no KVM": (
-        _host(clusters=(), problems=("libvirt: missing", "KVM: cannot open /dev/kvm")),
+        _host(clusters=(), problems=(Problem("libvirt", "missing"), Problem("KVM", "cannot open /dev/kvm"))),
         domain(),
         Policy(),
         "cannot run KVM guests: KVM: cannot open /dev/kvm",
     ),
     "no KVM, and no reason": (_host(clusters=(), problems=()), domain(), Policy(), "its profile has no CPU cluster"),
-    "no QEMU": (_host(qemu=None, problems=("QEMU: not installed",)), domain(), Policy(), "no usable QEMU: not installed"),
+    "no QEMU": (
+        _host(qemu=None, problems=(Problem("QEMU", "not installed"),)),
+        domain(),
+        Policy(),
+        "no usable QEMU: not installed",
+    ),
     "no QEMU, and no reason": (_host(qemu=None), domain(), Policy(), "no usable QEMU: not probed"),
     "unknown machine": (_host(), domain(machine="virt-99.9"), Policy(), "no machine type 'virt-99.9' that can migrate"),
     "machine of another board": (_host(), domain(machine="raspi3b"), Policy(), "no machine type 'raspi3b'"),

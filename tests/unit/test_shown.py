@@ -44,6 +44,7 @@ from kvmarm_plugin.judge.finding import Finding
 from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import HostProfile
 from tests.corpus import GUEST, HOSTS, host, resolver
 
@@ -151,7 +152,7 @@ def _finding() -> Finding:
 
 
 def _host() -> HostProfile:
-    return host("trixie-neoverse-n1").replace(problems=("KVM: no /dev/kvm",), overrides=("arm64.nosve",))
+    return host("trixie-neoverse-n1").replace(problems=(Problem("KVM", "no /dev/kvm", "load it"),), overrides=("arm64.nosve",))
 
 
 def _three(here: HostProfile) -> list[HostProfile]:
@@ -239,7 +240,15 @@ def test_no_view_shows_foreign_text_raw(name: str, evil: str) -> None:
     places = _shown(_VIEWS[name], evil)
     assert places
     if _VIEWS[name].of is _host:
-        assert places >= {".name", ".kernel", ".platform", ".overrides[]", ".problems[]", ".clusters[].part", ".qemu.machines[]"}
+        assert places >= {
+            ".name",
+            ".kernel",
+            ".platform",
+            ".overrides[]",
+            ".problems[].message",
+            ".clusters[].part",
+            ".qemu.machines[]",
+        }
     if _VIEWS[name].of is _record:
         assert places >= {".origin.host", ".intent.kept[]", ".target.machine", ".target.model", ".target.pinning.cpus"}
 
@@ -604,7 +613,7 @@ def test_graphviz(run: Callable[..., _Run], tmp_path: Path, monkeypatch: pytest.
 def test_what_probing_says(evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(qemu: str, step: Callable[[str], None]) -> HostProfile:
         step(f"{qemu}: {evil}")
-        return _host().replace(problems=(evil, evil))
+        return _host().replace(problems=(Problem(evil, evil, evil), Problem("KVM", evil)))
 
     monkeypatch.setattr("kvmarm_plugin.host.probe.probe", measure)
     status, _, err = run("probe", "-v", "--qemu", evil, data=True)

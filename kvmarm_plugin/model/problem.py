@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A problem: what could not be measured on a host, and why."""
+
+from __future__ import annotations
+
+from ..basics.value import Value
+
+
+class Problem(Value):
+    """One thing that a profile lacks. As text it is one line.
+
+    Attributes:
+        part: of the host: "KVM", "QEMU", "libvirt", "cluster 0-3" or another; empty where an older profile does not tell.
+        message: what happened.
+        hint: what to try next; empty where there is nothing to say.
+    """
+
+    part: str
+    message: str
+    hint: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The part and the message, without the hint."""
+        return f"{self.part}: {self.message}" if self.part else self.message
+
+    def __str__(self) -> str:
+        return f"{self.reason} (hint: {self.hint})" if self.hint else self.reason
