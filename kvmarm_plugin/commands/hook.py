@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+
+from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines
 from ..hook import install
 from . import DONE
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> int:
     action = arguments.action
+    if os.geteuid() != 0:
+        raise KvmarmError(f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root")
     if action == "install":
         read_policy(None)  # a file that the hook would read otherwise is refused before it matters
     for line in install.install() if action == "install" else install.uninstall():

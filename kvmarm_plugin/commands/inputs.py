@@ -67,11 +67,16 @@ def read_profiles(names: list[str]) -> list[HostProfile]:
 
 
 def read_policy(name: str | None) -> Policy:
-    """The policy in a file; for None the host's, else the default."""
+    """The policy in a file; for None the host's, else the default. Raises KvmarmError, also where the hook would not obey it."""
     if name is None and not os.path.exists(policies.DEFAULT_PATH):
         return policies.Policy()
     path = name or policies.DEFAULT_PATH
-    return policies.loads(files.read_text(path), path)
+    text = files.read_text(path)
+    if name is None and policies.others_can_change(os.stat(path)):
+        raise policies.PolicyError(
+            f"others than root can change {path}, and the hook does not obey it so", f"chown root {path} && chmod go-w {path}"
+        )
+    return policies.loads(text, path)
 
 
 def read_pool(name: str | None) -> Pool | None:

@@ -66,8 +66,12 @@ def resolved(source: bytes, choices: Choices) -> bytes:
     return Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say).resolve(source)
 
 
-def resolved_for(uri: str, name: str, choices: Choices) -> bytes:
-    """The XML in a file, resolved for the host of the libvirt at `uri`. Raises KvmarmError."""
+def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
+    """The XML in a file, resolved for the host of the libvirt at `uri`; and what became of its host-model, in words, if it asks.
+
+    Raises:
+        KvmarmError: as for `resolved`; or the host is another, and its profile was not given.
+    """
     from ..host.libvirtd import is_remote
 
     source = files.read(name)
@@ -81,10 +85,10 @@ def resolved_for(uri: str, name: str, choices: Choices) -> bytes:
         result.decode()
     except UnicodeDecodeError:
         raise KvmarmError(f"{name} is not in UTF-8", "convert it: iconv -t UTF-8") from None
-    return result
+    return result, "" if result == source else _summary(result)
 
 
-def summary(result: bytes) -> str:
+def _summary(result: bytes) -> str:
     """ ": host-model is now …" for a domain with a record, else nothing."""
     element = record.find(parse(result))
     if element is None:

@@ -6,6 +6,8 @@ What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the polic
 
 from __future__ import annotations
 
+import os
+
 from ..basics.errors import KvmarmError
 from ..basics.value import Value
 
@@ -74,23 +76,28 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
     """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare, on-migrate or on-restore.
 
     The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`). `loads` lets pass only what is read
-    alike here. Whatever cannot be read, or is not written so, means refuse; so does what is no file, and is not waited for.
+    alike here. Whatever cannot be read, is not written so, or can be changed by others than root means refuse; so does what is no
+    file, and is not waited for.
 
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
     """
-    import os  # only a guest that does not fit gets here
-
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:  # S_ISREG
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o170000 != 0o100000 or others_can_change(status):  # S_ISREG
                 return True
             data = file.read(SIZE_LIMIT + 1)
         settings = _plain_settings(data.decode())[0] if len(data) <= SIZE_LIMIT else {}
     except (OSError, ValueError):
         return True
     return settings.get(f"on-{operation}") != "warn"
+
+
+def others_can_change(status: os.stat_result) -> bool:
+    """Whether others than root, or the user as whom this runs, can change a file: the hook does not obey such a policy."""
+    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & 0o022)
 
 
 def _plain_settings(text: str) -> tuple[dict[str, str], int]:

@@ -782,3 +782,11 @@ def _waiting_in(pid: int) -> str:
         return ""
     # read is 0 on x86-64, 63 on arm64; its first argument is the descriptor: 0, standard input.
     return "pipe" if call[:2] in (["0", "0x0"], ["63", "0x0"]) else ""
+
+
+@pytest.mark.parametrize("action", ["install", "uninstall"])
+def test_the_hook_is_root_s_to_install(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    status, out, err = run("hook", action)
+    assert (status, out) == (1, "")
+    assert f"hook {action} is root's to do" in err

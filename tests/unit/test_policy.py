@@ -409,6 +409,26 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
     assert time.monotonic() - start < 1
 
 
+@pytest.mark.parametrize(("mode", "owner"), [(0o664, 0), (0o646, 0), (0o777, 0), (0o644, 65534)])
+def test_a_policy_of_others_is_not_obeyed(
+    mode: int, owner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("on-migrate: warn\n")
+    path.chmod(0o644)
+    assert not policy.refuses("migrate", str(path))
+    if owner:
+        status = os.stat_result((0o100000 | mode, 0, 0, 1, owner, owner, 17, 0, 0, 0))
+        monkeypatch.setattr(os, "fstat", lambda _: status)
+        monkeypatch.setattr(os, "stat", lambda *_, **__: status)
+    else:
+        path.chmod(mode)
+    assert policy.refuses("migrate", str(path))
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(path))
+    assert cli.main(["check", "missing.xml"]) == 1
+    assert f"others than root can change {path}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["check", "guest.xml"], ["hook", "install"]])
 def test_what_the_hook_would_not_read_is_told_by_check_and_install(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
