@@ -7,6 +7,7 @@ import os
 import platform
 
 from ..basics.errors import KvmarmError
+from ..basics.ownership import others_can_change
 from ..domain import record
 from ..domain.xml import Element, parse
 from ..host import files
@@ -72,7 +73,7 @@ def read_policy(name: str | None) -> Policy:
         return policies.Policy()
     path = name or policies.DEFAULT_PATH
     text = files.read_text(path)
-    if name is None and policies.others_can_change(os.stat(path)):
+    if name is None and others_can_change(os.stat(path)):
         raise policies.PolicyError(
             f"others than root can change {path}, and the hook does not obey it so", f"chown root {path} && chmod go-w {path}"
         )

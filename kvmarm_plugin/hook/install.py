@@ -16,9 +16,10 @@ import subprocess
 from pathlib import Path
 
 from ..basics.errors import KvmarmError
+from ..basics.ownership import is_ours, others_can_change
 from ..basics.untrusted import shown
 from ..host.files import replace, shipped, sync
-from ..host.paths import Step, is_ours, others_can_change, reach
+from ..host.paths import Step, reach
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"

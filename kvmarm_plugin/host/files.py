@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..basics.errors import KvmarmError
+from ..basics.ownership import is_ours, others_can_change
 from ..domain.xml import SIZE_LIMIT
-from .paths import Step, is_ours, others_can_change, reach
+from .paths import Step, reach
 
 _PACKAGE = Path(__file__).parents[1]
 

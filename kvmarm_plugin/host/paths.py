@@ -99,19 +99,5 @@ def reach(path: str, judge: Callable[[Step], None]) -> Iterator[Step]:
         yield Step(base or ".", directory, ".", directory)
 
 
-def is_ours(status: os.stat_result) -> bool:
-    """Whether an entry is root's or of the user as whom this process runs; the others are "others"."""
-    return status.st_uid in (0, os.geteuid())
-
-
-def others_can_change(status: os.stat_result) -> bool:
-    """Whether others can change a file, or what is in a directory.
-
-    POSIX ACLs count: the group's bits are their mask (acl(5)). What a link says nobody can change; the directory tells whether
-    it can be replaced.
-    """
-    return not is_ours(status) or (not stat.S_ISLNK(status.st_mode) and bool(status.st_mode & 0o022))
-
-
 def _holds_descriptors(directory: int) -> bool:
     return os.path.exists(_DESCRIPTORS) and os.path.samestat(os.fstat(directory), os.stat(_DESCRIPTORS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from ..basics.ownership import others_can_change
 from ..basics.untrusted import decimal
 
 # Where distributions put the emulator for the host's own architecture: Debian, Fedora, SUSE; RHEL.
@@ -70,8 +71,7 @@ def _cached(cache: str, key: str) -> str:
     try:
         descriptor = os.open(cache, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8", errors="replace") as file:
-            status = os.fstat(descriptor)
-            text = file.read(_LONGEST) if status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 else ""
+            text = "" if others_can_change(os.fstat(descriptor)) else file.read(_LONGEST)
     except OSError:
         return ""
     kept, _, line = text.partition("\n")

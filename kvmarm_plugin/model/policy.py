@@ -7,8 +7,10 @@ What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the polic
 from __future__ import annotations
 
 import os
+import stat
 
 from ..basics.errors import KvmarmError
+from ..basics.ownership import others_can_change
 from ..basics.value import Value
 
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
@@ -86,18 +88,13 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if status.st_mode & 0o170000 != 0o100000 or others_can_change(status):  # S_ISREG
+            if not stat.S_ISREG(status.st_mode) or others_can_change(status):
                 return True
             data = file.read(SIZE_LIMIT + 1)
         settings = _plain_settings(data.decode())[0] if len(data) <= SIZE_LIMIT else {}
     except (OSError, ValueError):
         return True
     return settings.get(f"on-{operation}") != "warn"
-
-
-def others_can_change(status: os.stat_result) -> bool:
-    """Whether others than root, or the user as whom this runs, can change a file: the hook does not obey such a policy."""
-    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & 0o022)
 
 
 def _plain_settings(text: str) -> tuple[dict[str, str], int]:
