@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("compare takes two profiles or more")
     try:
         # Only the one that was asked for is read.
-        status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(arguments)
+        status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(
+            arguments
+        )
     except KvmarmError as error:
         say(str(error))
         return ERROR
@@ -43,30 +45,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """File names come as arguments, too: from a shell's pattern, in a directory that others write to."""
+    """File names come as arguments, too: from a shell's pattern, in a directory that others write
+    to.
+    """
 
     def error(self, message: str) -> NoReturn:
         super().error(shown(message, _USAGE_ERROR))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="kvmarm", description="host-model for KVM on ARM under libvirt", epilog="See man kvmarm.")
+    parser = _Parser(
+        prog="kvmarm",
+        description="host-model for KVM on ARM under libvirt",
+        epilog="See man kvmarm.",
+    )
     parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     probe = _command(subparsers, "probe", "measure this host and print its profile (JSON)")
     probe.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
-    probe.add_argument("--qemu", metavar="PATH", default="", help="the emulator to ask (default: the distribution's)")
-    probe.add_argument("-v", "--verbose", action="store_true", help="say on standard error where the time goes")
+    probe.add_argument(
+        "--qemu",
+        metavar="PATH",
+        default="",
+        help="the emulator to ask (default: the distribution's)",
+    )
+    probe.add_argument(
+        "-v", "--verbose", action="store_true", help="say on standard error where the time goes"
+    )
 
     resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
     # Together they would replace the domain by a diff of it.
     where = resolve.add_mutually_exclusive_group()
-    where.add_argument("-o", "--output", metavar="FILE", help="write to FILE, which may be the same")
-    where.add_argument("--print-diff", action="store_true", help="print what would change instead of the XML")
-    resolve.add_argument("--restore-intent", action="store_true", help="give back the XML as it was before it was resolved")
+    where.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE, which may be the same"
+    )
+    where.add_argument(
+        "--print-diff", action="store_true", help="print what would change instead of the XML"
+    )
+    resolve.add_argument(
+        "--restore-intent",
+        action="store_true",
+        help="give back the XML as it was before it was resolved",
+    )
 
     define = _command(subparsers, "define", "resolve, then what virsh define does")
     _add_file(define)
@@ -81,37 +104,75 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
-        "domain", metavar="DOMAIN-or-FILE", help="name or UUID of a domain, or a file with its XML (- for standard input)"
+        "domain",
+        metavar="DOMAIN-or-FILE",
+        help="name or UUID of a domain, or a file with its XML (- for standard input)",
     )
     _add_connect(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")
-    show.add_argument("-v", "--verbose", action="store_true", help="with every register and its fields")
+    show.add_argument(
+        "-v", "--verbose", action="store_true", help="with every register and its fields"
+    )
 
-    check = _command(subparsers, "check", "say whether a recorded guest would run here, or on other hosts, and why not")
+    check = _command(
+        subparsers,
+        "check",
+        "say whether a recorded guest would run here, or on other hosts, and why not",
+    )
     check.add_argument(
         "domain",
         metavar="DOMAIN-or-FILE",
-        help="name or UUID of a domain, or a file with its XML (- for standard input), or with a pool",
+        help=(
+            "name or UUID of a domain, or a file with its XML (- for standard input), or with a"
+            " pool"
+        ),
     )
     check.add_argument(
-        "--host", metavar="PROFILE", action="append", help="ask of the host of this profile instead; may be repeated"
+        "--host",
+        metavar="PROFILE",
+        action="append",
+        help="ask of the host of this profile instead; may be repeated",
     )
     _add_connect(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
-    compare = _command(subparsers, "compare", "say between which hosts guests can migrate, and why not between the others")
-    compare.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
-    compare.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    compare = _command(
+        subparsers,
+        "compare",
+        "say between which hosts guests can migrate, and why not between the others",
+    )
+    compare.add_argument(
+        "profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe"
+    )
+    compare.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)",
+    )
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print it as JSON")
-    form.add_argument("--dot", action="store_true", help="print it as a graph in Graphviz's language")
+    form.add_argument(
+        "--dot", action="store_true", help="print it as a graph in Graphviz's language"
+    )
     form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
 
-    baseline = _command(subparsers, "baseline", "make a pool of hosts: what all give, what it costs, what would level the rest")
-    baseline.add_argument("profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe")
-    baseline.add_argument("-o", "--output", metavar="POOL", help="write the pool to this file, if the hosts form one")
+    baseline = _command(
+        subparsers,
+        "baseline",
+        "make a pool of hosts: what all give, what it costs, what would level the rest",
+    )
+    baseline.add_argument(
+        "profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe"
+    )
+    baseline.add_argument(
+        "-o", "--output", metavar="POOL", help="write the pool to this file, if the hosts form one"
+    )
     baseline.add_argument("--name", default="pool", help="of the pool (default: %(default)s)")
-    baseline.add_argument("--explain", action="store_true", help="also say why guests lack what some host has, and every obstacle")
+    baseline.add_argument(
+        "--explain",
+        action="store_true",
+        help="also say why guests lack what some host has, and every obstacle",
+    )
     baseline.add_argument("--json", action="store_true", help="print it as JSON")
 
     hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")
@@ -120,7 +181,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(subparsers, name: str, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
     parser.set_defaults(command=name)
     return parser
 
@@ -128,25 +191,52 @@ def _command(subparsers, name: str, summary: str) -> argparse.ArgumentParser:  #
 def _add_file(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     what = "domain XML (- for standard input"
     if optional:
-        parser.add_argument("file", metavar="FILE", nargs="?", default="-", help=f"{what}, the default)")
+        parser.add_argument(
+            "file", metavar="FILE", nargs="?", default="-", help=f"{what}, the default)"
+        )
     else:
         parser.add_argument("file", metavar="FILE", help=f"{what})")
 
 
 def _add_connect(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
-    parser.add_argument("-c", "--connect", metavar="URI", default=default, help="libvirt to talk to (default: %(default)s)")
+    parser.add_argument(
+        "-c",
+        "--connect",
+        metavar="URI",
+        default=default,
+        help="libvirt to talk to (default: %(default)s)",
+    )
 
 
 def _add_resolving(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", metavar="PROFILE", help="resolve for the host of this profile (default: probe this host)")
-    parser.add_argument("--policy", metavar="FILE", help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)")
+    parser.add_argument(
+        "--host",
+        metavar="PROFILE",
+        help="resolve for the host of this profile (default: probe this host)",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)",
+    )
     pools = parser.add_mutually_exclusive_group()
     pools.add_argument(
         "--pool",
         metavar="POOL",
-        help="resolve for this pool's baseline (default: /etc/kvmarm/pool.yaml if there is one; not with --host)",
+        help=(
+            "resolve for this pool's baseline (default: /etc/kvmarm/pool.yaml if there is one; not"
+            " with --host)"
+        ),
     )
-    pools.add_argument("--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool")
-    parser.add_argument("--refresh", action="store_true", help="resolve a domain that has a record anew, from its intent")
-    parser.add_argument("--validate", action="store_true", help="check the result against libvirt's schema")
+    pools.add_argument(
+        "--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool"
+    )
+    parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="resolve a domain that has a record anew, from its intent",
+    )
+    parser.add_argument(
+        "--validate", action="store_true", help="check the result against libvirt's schema"
+    )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Rehearse: push a recorded target into a scratch vCPU on this host, and let the kernel itself say yes or no.
+"""Rehearse: push a recorded target into a scratch vCPU on this host, and let the kernel itself say
+yes or no.
 
-The answers of `verdict.judge` from a live kernel. The vCPU is the one that QEMU would make here, and is never run; what
-no register tells is read by the scratch guest in another.
+The answers of `verdict.judge` from a live kernel. The vCPU is the one that QEMU would make here,
+and is never run; what no register tells is read by the scratch guest in another.
 """
 
 from __future__ import annotations
@@ -29,12 +30,25 @@ class KernelOffer(Offer):
     """What this host's kernel gives to a guest of one target.
 
     Args:
-        cpus: those to ask, where they are not all alike: the thread stays on them until this is closed. Empty where they are.
+        cpus: those to ask, where they are not all alike: the thread stays on them until this is
+            closed. Empty where they are.
     """
 
-    def __init__(self, target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        target: Target,
+        system: System,
+        machines: tuple[str, ...] = (),
+        cpus: tuple[int, ...] = (),
+    ) -> None:
         name = os.uname()
-        architecture = "arm64" if name.machine == "aarch64" else "arm" if name.machine.startswith("armv") else name.machine
+        architecture = (
+            "arm64"
+            if name.machine == "aarch64"
+            else "arm"
+            if name.machine.startswith("armv")
+            else name.machine
+        )
         super().__init__(name.nodename, architecture)
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
@@ -44,7 +58,9 @@ class KernelOffer(Offer):
         self._allowed = _keep_to(cpus) if cpus else None
         try:
             with system.create_vm() as vm:
-                self.gic_versions = tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+                self.gic_versions = tuple(
+                    version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version)
+                )
                 if architecture == target.architecture:
                     self._make(target, vm)
         except BaseException:
@@ -53,8 +69,11 @@ class KernelOffer(Offer):
 
     def _make(self, target: Target, vm: VM) -> None:
         try:
-            # "host" is whatever QEMU makes of it here; a named model has one target number everywhere.
-            number = preferred_target(vm, self.architecture) if target.model == "host" else target.number
+            # "host" is whatever QEMU makes of it here; a named model has one target number
+            # everywhere.
+            number = (
+                preferred_target(vm, self.architecture) if target.model == "host" else target.number
+            )
             if "sve" in target.features:
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
@@ -69,9 +88,13 @@ class KernelOffer(Offer):
         held = frozenset(ids)
         # Packing takes longer than all calls of the kernel.
         self.reglist = target.reglist if unpack_ids(target.reglist) == held else pack_ids(ids)
-        self.registers = {name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held}
+        self.registers = {
+            name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held
+        }
         # A guest without a PMU that reads PMCR_EL0 gets an exception instead.
-        names = tuple(name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features)
+        names = tuple(
+            name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features
+        )
         if names:
             self.seen = run_guest(self._system, number, _without_sve(target.features), names)
 
@@ -89,16 +112,19 @@ class KernelOffer(Offer):
 
             with self._system.create_vm() as vm:
                 masks = vm.writable_masks()
-            writable = None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
+            writable = (
+                None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
+            )
             self._kernel = Kernel(kernel_version(os.uname().release), writable)
         return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:
         """Pushes the value, as QEMU will when the guest's state is loaded.
 
-        What the kernel takes need not be what it then shows. Some values it only tolerates, because older kernels gave them to
-        guests in error: MPAM, NV and PMUVer 15 (set_id_aa64pfr0_el1 and its neighbours, sys_regs.c), mitigations smaller than the
-        host's (kvm_arm_set_fw_reg). QEMU does not look, the migration works, and the kernel's authors want it to.
+        What the kernel takes need not be what it then shows. Some values it only tolerates, because
+        older kernels gave them to guests in error: MPAM, NV and PMUVer 15 (set_id_aa64pfr0_el1 and
+        its neighbours, sys_regs.c), mitigations smaller than the host's (kvm_arm_set_fw_reg). QEMU
+        does not look, the migration works, and the kernel's authors want it to.
         """
         assert self._scratch is not None
         vcpu: VCPU = self._scratch.vcpu
@@ -126,12 +152,16 @@ _OFFERED_BY = {
 }
 
 
-def rehearse(target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()) -> list[Finding]:
+def rehearse(
+    target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()
+) -> list[Finding]:
     """The findings of a target against this host.
 
     Args:
-        machines: machine types of the local QEMU; empty leaves that question to libvirt, which asks it first.
-        cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6); empty where all are alike.
+        machines: machine types of the local QEMU; empty leaves that question to libvirt, which asks
+            it first.
+        cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6);
+            empty where all are alike.
 
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
@@ -143,8 +173,8 @@ def rehearse(target: Target, system: System, machines: tuple[str, ...] = (), cpu
 def _keep_to(cpus: tuple[int, ...]) -> set[int]:
     """Have this thread run on these CPUs only, and return those that it could run on before.
 
-    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and other CPUs have to answer: what
-    they say differs only on old kernels, and then refuses.
+    Where libvirt's services may not run there (AllowedCPUs= of systemd), guests still may, and
+    other CPUs have to answer: what they say differs only on old kernels, and then refuses.
     """
     allowed = os.sched_getaffinity(0)
     try:  # noqa: SIM105  # hook/__init__.py says why not contextlib

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What things cost, as medians and as ratios against a baseline of the same run: `make bench`.
 
-Nothing here fails for being slow: times depend on the machine, ratios less so. The goal beside each ratio is what the project
-wants to keep. The two sides of a pair are run alternately, so that a busy machine hurts both.
+Nothing here fails for being slow: times depend on the machine, ratios less so. The goal beside each
+ratio is what the project wants to keep. The two sides of a pair are run alternately, so that a busy
+machine hurts both.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ PYTHON = "/usr/bin/python3"
 
 
 class Side(NamedTuple):
-    """One side of a comparison: seconds of one run each, and the largest memory of any (bytes; 0 in process)."""
+    """One side of a comparison: seconds of one run each, and the largest memory of any (bytes; 0 in
+    process).
+    """
 
     seconds: list[float]
     memory: int
@@ -58,7 +61,13 @@ def main() -> None:
         resolved = Resolver(profile_json.loads(PROFILE.read_text()), Policy()).resolve(domain)
         shell, python = ["/bin/sh", "-c", ":"], [PYTHON, "-I", "-S", "-c", "pass"]
         _compare(
-            "hook, operation not ours", [hook, "guest", "started", "begin", "-"], "/bin/sh -c :", shell, domain, 200, "at most 1.3"
+            "hook, operation not ours",
+            [hook, "guest", "started", "begin", "-"],
+            "/bin/sh -c :",
+            shell,
+            domain,
+            200,
+            "at most 1.3",
         )
         plain = domain.replace(b"host-model", b"host-passthrough")
         _compare(
@@ -74,30 +83,52 @@ def main() -> None:
             "kvmarm resolve, whole process",
             [PYTHON, "-m", "kvmarm_plugin", "resolve", "--host", str(PROFILE)],
             "virt-xml --edit --cpu … --print-xml",
-            ["virt-xml", "-c", "test:///default", "--edit", "--cpu", "host-passthrough", "--print-xml"],
+            [
+                "virt-xml",
+                "-c",
+                "test:///default",
+                "--edit",
+                "--cpu",
+                "host-passthrough",
+                "--print-xml",
+            ],
             domain,
             15,
             "at most 0.5",
         )
         _hook_with_rehearsal(Path(directory), resolved, python)
-    for title, name in (("as libvirt writes it", "tests/bench-domain.xml"), ("the barest", "xml-templates/direct-kernel.xml")):
+    for title, name in (
+        ("as libvirt writes it", "tests/bench-domain.xml"),
+        ("the barest", "xml-templates/direct-kernel.xml"),
+    ):
         _in_process(f"resolving a domain in process, {title}", (PROJECT / name).read_bytes(), 2.5)
     _check_rate()
     _fleet(2000)
 
 
 def _hook_with_rehearsal(directory: Path, resolved: bytes, python: list[str]) -> None:
-    """The hook as it is installed, in a copy of the package whose kernel answers from a table. What that costs is in the ratio, in
-    place of the kernel's own time; `make bench-lab` has a kernel."""
+    """The hook as it is installed, in a copy of the package whose kernel answers from a table. What
+    that costs is in the ratio, in place of the kernel's own time; `make bench-lab` has a kernel.
+    """
     package = directory / "played/kvmarm_plugin"
-    shutil.copytree(PROJECT / "kvmarm_plugin", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PROJECT / "kvmarm_plugin", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     playedkernel.play(package, resolved)
     _compile(package)
     hook = directory / "played" / hookfile.NAME
     hook.write_text(hookfile.script().replace(str(PROJECT / "kvmarm_plugin"), str(package)))
     hook.chmod(0o755)
     command = [str(hook), "guest", "migrate", "begin", "-"]
-    _compare("hook, guest with a record, rehearsed", command, "python3 -I -S -c pass", python, resolved, 100, "at most 2.5")
+    _compare(
+        "hook, guest with a record, rehearsed",
+        command,
+        "python3 -I -S -c pass",
+        python,
+        resolved,
+        100,
+        "at most 2.5",
+    )
 
 
 def _check_rate() -> None:
@@ -117,7 +148,8 @@ def _check_rate() -> None:
             count += 50
         rate = count / (time.perf_counter() - start)
         print(
-            f"check of {source.name}'s guest against {host.name}, {findings} findings: {rate:,.0f} a second (goal: at least 20,000)"
+            f"check of {source.name}'s guest against {host.name}, {findings} findings: {rate:,.0f}"
+            " a second (goal: at least 20,000)"
         )
 
 
@@ -125,34 +157,50 @@ def _fleet(count: int) -> None:
     """Profiles of many hosts: read, compared, and made a pool as far as they go."""
     texts = {host.name: profile_json.dumps(host) for host in fleet(count)}
     ours, theirs = _alternate_calls(
-        [lambda: [*map(profile_json.loads, texts.values())], lambda: [*map(json.loads, texts.values())]], 3
+        [
+            lambda: [*map(profile_json.loads, texts.values())],
+            lambda: [*map(json.loads, texts.values())],
+        ],
+        3,
     )
     _report(f"reading {count} profiles", ours, "json.loads", theirs, "at most 2")
     hosts = [profile_json.loads(text) for text in texts.values()]
-    compared, based = _alternate_calls([lambda: compare(hosts, Policy()), lambda: baseline(hosts)], 3)
+    compared, based = _alternate_calls(
+        [lambda: compare(hosts, Policy()), lambda: baseline(hosts)], 3
+    )
     with tempfile.TemporaryDirectory() as directory:
         paths = [Path(directory, f"{name}.json") for name in texts]
         for path, text in zip(paths, texts.values()):
             path.write_text(text)
         peaks = {
-            command: _memory([PYTHON, "-m", "kvmarm_plugin", command, *map(str, paths)], b"") for command in ("compare", "baseline")
+            command: _memory([PYTHON, "-m", "kvmarm_plugin", command, *map(str, paths)], b"")
+            for command in ("compare", "baseline")
         }
     comparison = compare(hosts, Policy())
     checks = len(comparison.pairs)
     print(
-        f"comparing them: {Side(compared.seconds, peaks['compare'])}; {len(comparison.kinds)} kinds, {checks:,} checks, "
-        f"by host {count**2:,}; "
-        f"ratio {checks / count**2:.4f} (goal: at most 0.01)"
+        f"comparing them: {Side(compared.seconds, peaks['compare'])}; {len(comparison.kinds)}"
+        f" kinds, {checks:,} checks, by host {count**2:,}; ratio {checks / count**2:.4f} (goal: at"
+        " most 0.01)"
     )
     plan = baseline(hosts).plan
     print(
-        f"their baseline: {Side(based.seconds, peaks['baseline'])}; a plan of {len(plan.steps)} steps, "
-        f"for all but {len(plan.left_out)} hosts; ratio to comparing them "
-        f"{statistics.median(based.seconds) / statistics.median(compared.seconds):.2f} (goal: at most 1)"
+        f"their baseline: {Side(based.seconds, peaks['baseline'])}; a plan of {len(plan.steps)}"
+        f" steps, for all but {len(plan.left_out)} hosts; ratio to comparing them"
+        f" {statistics.median(based.seconds) / statistics.median(compared.seconds):.2f} (goal: at"
+        " most 1)"
     )
 
 
-def _compare(what: str, command: list[str], baseline_name: str, baseline: list[str], stdin: bytes, runs: int, goal: str) -> None:
+def _compare(
+    what: str,
+    command: list[str],
+    baseline_name: str,
+    baseline: list[str],
+    stdin: bytes,
+    runs: int,
+    goal: str,
+) -> None:
     ours, theirs = _alternate([command, baseline], stdin, runs)
     _report(what, ours, baseline_name, theirs, goal)
 
@@ -168,7 +216,9 @@ def _alternate(commands: list[list[str]], stdin: bytes, runs: int) -> list[Side]
 def _run(command: list[str], stdin: bytes) -> float:
     """Seconds from start to end."""
     start = time.perf_counter()
-    process = subprocess.run(command, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=PROJECT)
+    process = subprocess.run(
+        command, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=PROJECT
+    )
     elapsed = time.perf_counter() - start
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed: {process.stderr.decode()}")
@@ -176,16 +226,22 @@ def _run(command: list[str], stdin: bytes) -> float:
 
 
 def _memory(command: list[str], stdin: bytes) -> int:
-    """The peak of resident memory in bytes; by GNU time, since a child of this process starts with this one's peak."""
+    """The peak of resident memory in bytes; by GNU time, since a child of this process starts with
+    this one's peak.
+    """
     measured = ["/usr/bin/time", "--format", "peak %M", *command]
-    process = subprocess.run(measured, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=PROJECT)
+    process = subprocess.run(
+        measured, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=PROJECT
+    )
     found = re.search(rb"peak (\d+)", process.stderr)
     return int(found[1]) * 1024 if found else 0
 
 
 def _in_process(what: str, domain: bytes, goal: float) -> None:
     resolver = Resolver(profile_json.loads(PROFILE.read_text()), Policy())
-    ours, theirs = _alternate_calls([lambda: resolver.resolve(domain), lambda: etree.tostring(etree.fromstring(domain))], 2000)
+    ours, theirs = _alternate_calls(
+        [lambda: resolver.resolve(domain), lambda: etree.tostring(etree.fromstring(domain))], 2000
+    )
     _report(what, ours, "lxml parse and serialise", theirs, f"at most {goal}")
 
 
@@ -218,6 +274,12 @@ def _report(what: str, ours: Side, baseline: str, theirs: Side, goal: str) -> No
 
 
 if __name__ == "__main__":
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, medians")
+    print(
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f},"
+        " medians"
+    )
     main()
-    print(f"memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(
+        "memory of this process:"
+        f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )

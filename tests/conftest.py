@@ -7,12 +7,19 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate-output", action="store_true", help="write tests/golden and docs/hook-faults.md anew")
+    parser.addoption(
+        "--regenerate-output",
+        action="store_true",
+        help="write tests/golden and docs/hook-faults.md anew",
+    )
     parser.addoption(
         "--guests",
         choices=("ticker", "linux"),
         default="ticker",
-        help="what runs in the lab's guests when it does not matter what: linux takes ten times as long to start",
+        help=(
+            "what runs in the lab's guests when it does not matter what: linux takes ten times as"
+            " long to start"
+        ),
     )
 
 

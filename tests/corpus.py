@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the tests work on: the host profiles of tests/hosts, the templates of xml-templates, and variations of both."""
+"""What the tests work on: the host profiles of tests/hosts, the templates of xml-templates, and
+variations of both.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A fleet of hosts, as many as are wanted: the profiles of tests/hosts, varied as the hosts of real data centres are.
+"""A fleet of hosts, as many as are wanted: the profiles of tests/hosts, varied as the hosts of real
+data centres are.
 
-Hosts come in racks. A rack is one delivery of hardware, installed in one way; what differs inside of it are names, point releases
-and, rarely, a host that was installed in another way. So a fleet of thousands is some dozens of kinds, and most of it is a few.
+Hosts come in racks. A rack is one delivery of hardware, installed in one way; what differs inside
+of it are names, point releases and, rarely, a host that was installed in another way. So a fleet of
+thousands is some dozens of kinds, and most of it is a few.
 """
 
 from __future__ import annotations
@@ -57,8 +59,12 @@ _HARDWARE = (
     _Hardware("neoverse-n1", 30, 25_000_000, midr=0x413FD0C1, part="Neoverse-N1"),
     _Hardware("neoverse-n1", 6, 25_000_000, counters=5, midr=0x413FD0C1, part="Neoverse-N1"),
     _Hardware("neoverse-n1", 6, 62_500_000),
-    _Hardware("max", 18, 1_000_000_000, midr=0x411FD401, part="Neoverse-V1", longest=256, ipa_bits=48),
-    _Hardware("max", 10, 1_000_000_000, midr=0x410FD4F0, part="Neoverse-V2", longest=128, ipa_bits=48),
+    _Hardware(
+        "max", 18, 1_000_000_000, midr=0x411FD401, part="Neoverse-V1", longest=256, ipa_bits=48
+    ),
+    _Hardware(
+        "max", 10, 1_000_000_000, midr=0x410FD4F0, part="Neoverse-V2", longest=128, ipa_bits=48
+    ),
     _Hardware("max", 3, 62_500_000),
     _Hardware("a64fx", 4, 100_000_000),
     _Hardware("cortex-a72", 8, 62_500_000),
@@ -85,8 +91,12 @@ def fleet(count: int, seed: int = 0) -> list[HostProfile]:
 
 
 def _installed(hardware: _Hardware, rng: random.Random) -> HostProfile:
-    """A host of a release that there is a profile of, with the kernel's command line and the QEMU that somebody gave it."""
-    releases = {name: weight for name, weight in _RELEASES.items() if f"{name}-{hardware.profile}" in HOSTS}
+    """A host of a release that there is a profile of, with the kernel's command line and the QEMU
+    that somebody gave it.
+    """
+    releases = {
+        name: weight for name, weight in _RELEASES.items() if f"{name}-{hardware.profile}" in HOSTS
+    }
     release = rng.choices(list(releases), list(releases.values()))[0] + "-" if releases else ""
     here = _of_hardware(host(release + hardware.profile), hardware)
     if here.clusters[0].has("sve") and here.clusters[0].has("ptrauth_address"):
@@ -103,9 +113,13 @@ def _host(kind: HostProfile, name: str, rng: random.Random) -> HostProfile:
         name=name,
         origin="hand-made: from a profile of tests/hosts, for the tests",
         kernel=re.sub(r"^(\d+\.\d+\.(?:0-)?)\d+", rf"\g<1>{rng.randint(30, 120)}", kind.kernel),
-        qemu=kind.qemu.replace(version=f"{kind.qemu.version.rpartition('.')[0]}.{rng.randint(0, 20)}"),
+        qemu=kind.qemu.replace(
+            version=f"{kind.qemu.version.rpartition('.')[0]}.{rng.randint(0, 20)}"
+        ),
         libvirt=f"{kind.libvirt.rpartition('.')[0]}.{rng.randint(0, 3)}",
-        clusters=kind.clusters if len(kind.clusters) > 1 else (kind.clusters[0].replace(cpus=cpus),),
+        clusters=kind.clusters
+        if len(kind.clusters) > 1
+        else (kind.clusters[0].replace(cpus=cpus),),
     )
 
 
@@ -134,22 +148,35 @@ def _of_hardware(here: HostProfile, hardware: _Hardware) -> HostProfile:
         )
         here = _with_vcpus(here, lambda vcpu: _with_register(vcpu, "MIDR_EL1", hardware.midr))
     if hardware.longest:
-        lengths = tuple(length for length in here.clusters[0].sve_lengths if length <= hardware.longest)
-        here = here.replace(clusters=tuple(cluster.replace(sve_lengths=lengths) for cluster in here.clusters))
+        lengths = tuple(
+            length for length in here.clusters[0].sve_lengths if length <= hardware.longest
+        )
+        here = here.replace(
+            clusters=tuple(cluster.replace(sve_lengths=lengths) for cluster in here.clusters)
+        )
         bitmap = sum(1 << length // 128 - 1 for length in lengths)
-        here = _with_vcpus(here, lambda vcpu: _with_register(vcpu, "SVE_VLS", bitmap) if "sve" in vcpu.features else vcpu)
+        here = _with_vcpus(
+            here,
+            lambda vcpu: (
+                _with_register(vcpu, "SVE_VLS", bitmap) if "sve" in vcpu.features else vcpu
+            ),
+        )
     return _with_addresses(here, hardware.ipa_bits) if hardware.ipa_bits else here
 
 
 def _with_seen(cluster: Cluster, hardware: _Hardware) -> Cluster:
     pmcr = cluster.seen["PMCR_EL0"] & ~(31 << 11) | hardware.counters << 11
-    return cluster.replace(seen={**cluster.seen, "CNTFRQ_EL0": hardware.frequency, "PMCR_EL0": pmcr})
+    return cluster.replace(
+        seen={**cluster.seen, "CNTFRQ_EL0": hardware.frequency, "PMCR_EL0": pmcr}
+    )
 
 
 def _with_addresses(here: HostProfile, bits: int) -> HostProfile:
     here = here.replace(ipa_bits=bits, capabilities={**here.capabilities, "ARM_VM_IPA_SIZE": bits})
     name = "ID_AA64MMFR0_EL1"
-    return _with_vcpus(here, lambda vcpu: _with_register(vcpu, name, vcpu.registers[name] & ~0xF | _PA_RANGE[bits]))
+    return _with_vcpus(
+        here, lambda vcpu: _with_register(vcpu, name, vcpu.registers[name] & ~0xF | _PA_RANGE[bits])
+    )
 
 
 def _older_qemu(here: HostProfile) -> HostProfile:
@@ -157,7 +184,11 @@ def _older_qemu(here: HostProfile) -> HostProfile:
     assert here.qemu is not None
     _, *machines = here.qemu.machines
     version = f"{machines[0].partition('-')[2]}.0"
-    return here.replace(qemu=here.qemu.replace(version=version, machines=tuple(machines), aliases={"virt": machines[0]}))
+    return here.replace(
+        qemu=here.qemu.replace(
+            version=version, machines=tuple(machines), aliases={"virt": machines[0]}
+        )
+    )
 
 
 def _with_register(vcpu: Vcpu, name: str, value: int) -> Vcpu:
@@ -165,4 +196,8 @@ def _with_register(vcpu: Vcpu, name: str, value: int) -> Vcpu:
 
 
 def _with_vcpus(here: HostProfile, change: Callable[[Vcpu], Vcpu]) -> HostProfile:
-    return here.replace(clusters=tuple(cluster.replace(vcpus=tuple(map(change, cluster.vcpus))) for cluster in here.clusters))
+    return here.replace(
+        clusters=tuple(
+            cluster.replace(vcpus=tuple(map(change, cluster.vcpus))) for cluster in here.clusters
+        )
+    )

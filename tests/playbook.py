@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs the playbook of the collection in ansible/, as an operator does: ansible-playbook kvmarm.host_model.pool."""
+"""Runs the playbook of the collection in ansible/, as an operator does: ansible-playbook
+kvmarm.host_model.pool.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,17 @@ class Run(NamedTuple):
         return {host: counts["changed"] for host, counts in self.recap.items()}
 
 
-def run(directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, variables: Mapping[str, Any] | None = None) -> Run:
+def run(
+    directory: Path,
+    hosts: Mapping[str, Mapping[str, str]],
+    *options: str,
+    variables: Mapping[str, Any] | None = None,
+) -> Run:
     """Run the playbook on the group "kvmarm" of these hosts.
 
     Args:
-        directory: for the inventory, the collection and a `kvmarm` of this source tree for the controller; may be used again.
+        directory: for the inventory, the collection and a `kvmarm` of this source tree for the
+            controller; may be used again.
         hosts: name → its variables in the inventory.
         options: of ansible-playbook, such as "--check".
         variables: for --extra-vars.
@@ -49,7 +57,15 @@ def run(directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, 
     inventory = directory / "inventory.json"
     inventory.write_text(json.dumps({"kvmarm": {"hosts": hosts}}))
     done = subprocess.run(
-        [tool("ansible-playbook"), "-i", str(inventory), "-e", json.dumps(variables or {}), *options, PLAYBOOK],
+        [
+            tool("ansible-playbook"),
+            "-i",
+            str(inventory),
+            "-e",
+            json.dumps(variables or {}),
+            *options,
+            PLAYBOOK,
+        ],
         env=environment(directory),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -61,7 +77,11 @@ def run(directory: Path, hosts: Mapping[str, Mapping[str, str]], *options: str, 
         host: {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", counts)}
         for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", done.stdout, re.MULTILINE)
     }
-    plan = re.search(r"^TASK \[kvmarm.host_model.kvmarm : Show the plan\].*\n.*=> (\{\n(?:.*\n)*?\})$", done.stdout, re.MULTILINE)
+    plan = re.search(
+        r"^TASK \[kvmarm.host_model.kvmarm : Show the plan\].*\n.*=> (\{\n(?:.*\n)*?\})$",
+        done.stdout,
+        re.MULTILINE,
+    )
     return Run(done.returncode, done.stdout, recap, json.loads(plan[1])["msg"] if plan else [])
 
 
@@ -71,16 +91,22 @@ def tool(name: str) -> str:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """For Ansible's commands: with the collection and `kvmarm` in place, and nobody's own settings."""
+    """For Ansible's commands: with the collection and `kvmarm` in place, and nobody's own
+    settings.
+    """
     collection = directory / "ansible_collections/kvmarm/host_model"
     kvmarm = directory / "bin/kvmarm"
     if not collection.exists():
         collection.parent.mkdir(parents=True)
         collection.symlink_to(COLLECTION)
         kvmarm.parent.mkdir()
-        kvmarm.write_text(f'#!/bin/sh\nPYTHONPATH={PROJECT} exec {sys.executable} -m kvmarm_plugin "$@"\n')
+        kvmarm.write_text(
+            f'#!/bin/sh\nPYTHONPATH={PROJECT} exec {sys.executable} -m kvmarm_plugin "$@"\n'
+        )
         kvmarm.chmod(0o755)
-        (directory / "ansible.cfg").write_text(f"[defaults]\ncollections_path = {directory}\nnocolor = true\npipelining = true\n")
+        (directory / "ansible.cfg").write_text(
+            f"[defaults]\ncollections_path = {directory}\nnocolor = true\npipelining = true\n"
+        )
     return {
         "PATH": f"{kvmarm.parent}:{os.environ['PATH']}",
         "HOME": str(directory),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel that answers from a table, for the hook as libvirt runs it: in a copy of the package, without a host.
+"""A kernel that answers from a table, for the hook as libvirt runs it: in a copy of the package,
+without a host.
 
-It gives one vCPU, and refuses every other value for the registers that identify it. Unlike unit/fakekernel.py, which knows the
-kernel's rules, it is quick: what `make bench` measures is the hook.
+It gives one vCPU, and refuses every other value for the registers that identify it. Unlike
+unit/fakekernel.py, which knows the kernel's rules, it is quick: what `make bench` measures is the
+hook.
 """
 
 from __future__ import annotations
@@ -84,9 +86,17 @@ def play(package: Path, domain: bytes) -> None:
     assert element is not None
     target = record.read(element).target
     identity = {id_of(name): value for name, value in target.registers.items()}
-    seen = {uapi.REG_ARM64_CORE_X0 + 2 * index: value for index, value in enumerate(target.seen.values())}
+    seen = {
+        uapi.REG_ARM64_CORE_X0 + 2 * index: value
+        for index, value in enumerate(target.seen.values())
+    }
     # The guest has come to its last instruction: behind an MRS for each register.
     stopped = {uapi.REG_ARM64_CORE_PC: 0x4000_0000 + 4 * len(seen)}
-    answers = ({**identity, **seen, **stopped}, set(identity), tuple(sorted(unpack_ids(target.reglist))), target.number)
+    answers = (
+        {**identity, **seen, **stopped},
+        set(identity),
+        tuple(sorted(unpack_ids(target.reglist))),
+        target.number,
+    )
     with (package / "kvm/device.py").open("a", encoding="utf-8") as file:
         file.write(_SOURCE.format(answers=answers))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every template resolved for every host: tests/golden/<host>/<template>.xml, or .err with the refusal in one line.
+"""Every template resolved for every host: tests/golden/<host>/<template>.xml, or .err with the
+refusal in one line.
 
-``make golden`` (``pytest tests/test_golden.py --regenerate-output``) writes them anew; the difference is what a change does
-to users.
+``make golden`` (``pytest tests/test_golden.py --regenerate-output``) writes them anew; the
+difference is what a change does to users.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def _outcome(where: str, name: str) -> tuple[Path, bytes]:
     except KvmarmError as refusal:
         return _GOLDEN / where / f"{name}.err", one_line(refusal).encode() + b"\n"
     # A release does not change 100 files.
-    return _GOLDEN / where / f"{name}.xml", resolved.replace(f"by='kvmarm {__version__}'".encode(), b"by='kvmarm'")
+    return _GOLDEN / where / f"{name}.xml", resolved.replace(
+        f"by='kvmarm {__version__}'".encode(), b"by='kvmarm'"
+    )
 
 
 @pytest.mark.parametrize(("where", "name"), _PAIRS)
@@ -53,7 +56,9 @@ def test_no_golden_file_is_left_over(regenerate_output: bool) -> None:
         for path in stale:
             path.unlink()
         stale = set()
-    assert not stale, f"{', '.join(sorted(str(path.relative_to(TESTS)) for path in stale))}: make golden"
+    assert not stale, (
+        f"{', '.join(sorted(str(path.relative_to(TESTS)) for path in stale))}: make golden"
+    )
 
 
 @cache
@@ -62,7 +67,11 @@ def _relaxng(path: Path) -> etree.RelaxNG:
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, id=f"{path.parent.name}-{path.stem}") for path in sorted(_GOLDEN.glob("*/*.xml"))]
+    "path",
+    [
+        pytest.param(path, id=f"{path.parent.name}-{path.stem}")
+        for path in sorted(_GOLDEN.glob("*/*.xml"))
+    ],
 )
 def test_golden_domains_are_valid(path: Path) -> None:
     if not schema.LIBVIRT_SCHEMA.exists():

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lists of host CPUs as text: the kernel's "0-3,6", and libvirt's, which may also take some out again: "0-7,^2".
+"""Lists of host CPUs as text: the kernel's "0-3,6", and libvirt's, which may also take some out
+again: "0-7,^2".
 
-`mask` reads one as a number with a bit for each CPU: as quick for all CPUs as for one, to read and to compare.
+`mask` reads one as a number with a bit for each CPU: as quick for all CPUs as for one, to read and
+to compare.
 """
 
 from __future__ import annotations

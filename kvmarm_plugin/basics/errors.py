@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The one exception that is meant to be read by a person.
 
-Whatever goes wrong for a reason that the user can act on is raised as `KvmarmError` (or a subclass that adds facts) and printed by
-the doors as one line and a hint. Any other exception is a bug and shows its traceback.
+Whatever goes wrong for a reason that the user can act on is raised as `KvmarmError` (or a subclass
+that adds facts) and printed by the doors as one line and a hint. Any other exception is a bug and
+shows its traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _HINT = 1000
 
 
 class KvmarmError(Exception):
-    """A failure in one line, and what to do next: both are fit to be shown, whatever a file name or a foreign error brings along.
+    """A failure in one line, and what to do next: both are fit to be shown, whatever a file name or
+    a foreign error brings along.
 
     Args:
         message: what happened and where, one line, no trailing full stop.

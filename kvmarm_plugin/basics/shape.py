@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The shape of a document from outside: what each place of it may hold, in a form that reads like its JSON schema.
+"""The shape of a document from outside: what each place of it may hold, in a form that reads like
+its JSON schema.
 
-A shape is a function of a value and of its place (`clusters[0].midr`). It returns what the program keeps of the value, and raises
-`Misshapen` for anything else: another type, a number or a list without bound, text that is not one line. So what has been read
-needs no further check, wherever it is used. A profile is JSON and a pool is YAML; both are read with these.
+A shape is a function of a value and of its place (`clusters[0].midr`). It returns what the program
+keeps of the value, and raises `Misshapen` for anything else: another type, a number or a list
+without bound, text that is not one line. So what has been read needs no further check, wherever it
+is used. A profile is JSON and a pool is YAML; both are read with these.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ def wrong(place: str, value: object, takes: str) -> Misshapen:
 
 
 def brief(value: object) -> str:
-    """A value as part of a message: of lists and objects only what they are, since they may be long and of any depth."""
+    """A value as part of a message: of lists and objects only what they are, since they may be long
+    and of any depth.
+    """
     if isinstance(value, str):
         return f"'{shown(value, _SHOWN)}'"
     if value is None or (isinstance(value, int) and value.bit_length() <= 64):
         return repr(value)
-    return {list: "a list", dict: "an object", int: "so long a number"}.get(type(value), f"a {type(value).__name__}")
+    return {list: "a list", dict: "an object", int: "so long a number"}.get(
+        type(value), f"a {type(value).__name__}"
+    )
 
 
 def within(place: str, key: object) -> str:
@@ -61,7 +67,12 @@ def text(most: int, pattern: str = "", takes: str = "") -> Shape:
     expected = f"{takes or 'one line of text'}, of {most} characters at most"
 
     def read(value: Any, place: str) -> str:
-        if type(value) is not str or len(value) > most or not value.isprintable() or (matches and not matches(value)):
+        if (
+            type(value) is not str
+            or len(value) > most
+            or not value.isprintable()
+            or (matches and not matches(value))
+        ):
             raise wrong(place, value, expected)
         return value
 
@@ -137,7 +148,10 @@ def table(key: Shape, value: Shape, most: int) -> Shape:
     def read(document: Any, place: str) -> dict[str, Any]:
         if type(document) is not dict or len(document) > most:
             raise wrong(place, document, f"an object of {most} members at most")
-        return {key(name, within(place, name)): value(item, within(place, name)) for name, item in document.items()}
+        return {
+            key(name, within(place, name)): value(item, within(place, name))
+            for name, item in document.items()
+        }
 
     return read
 
@@ -153,7 +167,9 @@ def members(shapes: dict[str, Shape]) -> Shape:
                 raise Incomplete(f"it has no {name!r}" + (f" in {place}" if place else ""))
         for name in document:
             if name not in shapes:
-                raise Misshapen(f"{within(place, name)} is none of its members, which are {', '.join(shapes)}")
+                raise Misshapen(
+                    f"{within(place, name)} is none of its members, which are {', '.join(shapes)}"
+                )
         return {name: shape(document[name], within(place, name)) for name, shape in shapes.items()}
 
     return read

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Text from outside: numbers that have a width before they are numbers, and how foreign text is shown.
+"""Text from outside: numbers that have a width before they are numbers, and how foreign text is
+shown.
 
-A peer's XML and record, profiles, pools, policies, names, and what other programs say: none of it is trusted. Python's int() takes
-signs, underscores, other scripts' digits and any length, and no signal interrupts it at work on a long one; so every number that
-comes as text is read here. Text that is printed or logged goes through `shown`, so that it can neither command a terminal nor
-forge a line: errors and findings when they are made, the rest where a view puts it into a line (`lines`).
+A peer's XML and record, profiles, pools, policies, names, and what other programs say: none of it
+is trusted. Python's int() takes signs, underscores, other scripts' digits and any length, and no
+signal interrupts it at work on a long one; so every number that comes as text is read here. Text
+that is printed or logged goes through `shown`, so that it can neither command a terminal nor forge
+a line: errors and findings when they are made, the rest where a view puts it into a line (`lines`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ def decimal(text: str, most: int) -> int:
     """A number in decimal digits, from 0 to `most`.
 
     Raises:
-        ValueError: anything else: a sign, a space, an underscore, digits that are not ASCII, a larger number, or more digits than
-            the largest has (leading zeros count).
+        ValueError: anything else: a sign, a space, an underscore, digits that are not ASCII, a
+            larger number, or more digits than the largest has (leading zeros count).
     """
     if not text or len(text) > len(str(most)) or not _DECIMAL.issuperset(text) or int(text) > most:
         raise ValueError(f"not a number up to {most}: {shown(text, _SHOWN)!r}")
@@ -38,14 +40,20 @@ def hexadecimal(text: str, bits: int = 64) -> int:
         ValueError: anything else, as for `decimal`.
     """
     digits = text[2:] if text[:2] == "0x" else text
-    if not digits or len(digits) > -(-bits // 4) or not _HEXADECIMAL.issuperset(digits) or int(digits, 16) >> bits:
+    if (
+        not digits
+        or len(digits) > -(-bits // 4)
+        or not _HEXADECIMAL.issuperset(digits)
+        or int(digits, 16) >> bits
+    ):
         raise ValueError(f"not a hexadecimal number of {bits} bits: {shown(text, _SHOWN)!r}")
     return int(digits, 16)
 
 
 def shown(text: str, limit: int = 200) -> str:
-    """Foreign text as part of one line: what does not print (controls, line breaks, what changes the direction of writing) is
-    escaped as Python does, and of the result there are at most `limit` characters. What is already shown stays as it is.
+    """Foreign text as part of one line: what does not print (controls, line breaks, what changes
+    the direction of writing) is escaped as Python does, and of the result there are at most `limit`
+    characters. What is already shown stays as it is.
 
     >>> shown("a\\x1b[31mb")
     'a\\\\x1b[31mb'
@@ -57,6 +65,7 @@ def shown(text: str, limit: int = 200) -> str:
 
 
 def lines(texts: Iterable[str]) -> str:
-    """Texts for people, a line each, whatever is in them. Long ones lose their end: where it matters, bound what is foreign in
-    front of it with `shown`."""
+    """Texts for people, a line each, whatever is in them. Long ones lose their end: where it
+    matters, bound what is foreign in front of it with `shown`.
+    """
     return "".join(f"{shown(text, _LINE)}\n" for text in texts)

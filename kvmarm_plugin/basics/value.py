@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Immutable records for the hook's path.
 
-A frozen dataclass would do the same, and takes longer to import than the hook has time (hook/__init__.py).
+A frozen dataclass would do the same, and takes longer to import than the hook has time
+(hook/__init__.py).
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ else:
 
 @dataclass_transform(frozen_default=True)
 class Value:
-    """Base of immutable records: a subclass annotates its fields, and gives a default as `name: type = default`.
+    """Base of immutable records: a subclass annotates its fields, and gives a default as `name:
+    type = default`.
 
-    The constructor takes the fields by position or by name. Values are equal if their classes and fields are, and have no hash,
-    since fields may be dicts. A subclass of a subclass would have only its own fields: there is none.
+    The constructor takes the fields by position or by name. Values are equal if their classes and
+    fields are, and have no hash, since fields may be dicts. A subclass of a subclass would have
+    only its own fields: there is none.
     """
 
     def __init__(self, *values: object, **named: object) -> None:
@@ -30,7 +33,9 @@ class Value:
         missing = [name for name in fields if name not in given and not hasattr(cls, name)]
         if missing or len(given) < len(values) + len(named) or not given.keys() <= fields.keys():
             raise TypeError(f"{cls.__name__} takes each of its fields once: {', '.join(fields)}")
-        self._freeze({name: given[name] if name in given else getattr(cls, name) for name in fields})
+        self._freeze(
+            {name: given[name] if name in given else getattr(cls, name) for name in fields}
+        )
 
     def _freeze(self, fields: dict[str, object]) -> None:
         """Set every field: what a constructor of a subclass's own ends with."""
@@ -54,4 +59,5 @@ class Value:
     __hash__ = None  # type: ignore[assignment]  # fields may be dicts
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.as_dict().items())
+        return f"{type(self).__name__}({fields})"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""YAML as policies and pools are written: mappings, lists, and scalars that are text, whole numbers, on and off, or nothing.
+"""YAML as policies and pools are written: mappings, lists, and scalars that are text, whole
+numbers, on and off, or nothing.
 
-The rest of YAML is refused, with its line. Anchors and aliases make billions of items of a few bytes; at tags, dates, sexagesimal
-and other numbers the loaders raise whatever they like; of a key that comes twice they keep the last; and they recurse as deep as
-the text does. So the parser's events are read here, which come one after the other, and no loader is used.
+The rest of YAML is refused, with its line. Anchors and aliases make billions of items of a few
+bytes; at tags, dates, sexagesimal and other numbers the loaders raise whatever they like; of a key
+that comes twice they keep the last; and they recurse as deep as the text does. So the parser's
+events are read here, which come one after the other, and no loader is used.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
     from .errors import KvmarmError
 
 _DEEPEST = 16  # a pool has seven
-# Controls but tabs; what YAML alone takes for the end of a line; and directives, of whose version PyYAML's parser makes a number.
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]|^%", re.MULTILINE)
+# Controls but tabs; what YAML alone takes for the end of a line; and directives, of whose version
+# PyYAML's parser makes a number.
+_NO_TEXT = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]|^%", re.MULTILINE
+)
 _TRUE, _FALSE = ("yes", "true", "on"), ("no", "false", "off")
 
 
@@ -28,7 +33,14 @@ class _Refused(Exception):
     """The text is YAML, but not as it is written here."""
 
 
-def load(text: str, name: str, failure: type[KvmarmError], hint: str, limit: int, lines: dict[Any, int] | None = None) -> Any:
+def load(
+    text: str,
+    name: str,
+    failure: type[KvmarmError],
+    hint: str,
+    limit: int,
+    lines: dict[Any, int] | None = None,
+) -> Any:
     """What a YAML document holds: dict, list, str, int, bool and None; None also for no document.
 
     Args:
@@ -53,7 +65,8 @@ def load(text: str, name: str, failure: type[KvmarmError], hint: str, limit: int
             reader.read(event)
     except _Refused as error:
         raise failure(f"{name} is not YAML, line {reader.line}: {error}", hint) from None
-    except Exception as error:  # a parser's, whichever it is: the one in Python raises ValueError and OverflowError as well
+    # a parser's, whichever it is: the one in Python raises ValueError and OverflowError as well
+    except Exception as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else reader.line
         problem = getattr(error, "problem", None) or error
@@ -78,7 +91,9 @@ class _Reader:
         self.line = 1
         self._lines = lines
         # As the loaders have it, which are YAML 1.1.
-        self._tag: Callable[[str], str] = lambda text: resolver.resolve(ScalarNode, text, (True, False))
+        self._tag: Callable[[str], str] = lambda text: resolver.resolve(
+            ScalarNode, text, (True, False)
+        )
         # Each mapping or list that has not ended, and the key that waits for its value.
         self._open: list[tuple[Any, list[Any]]] = []
         self._documents = 0
@@ -98,7 +113,13 @@ class _Reader:
         elif kind in ("ScalarEvent", "MappingStartEvent", "SequenceStartEvent"):
             if event.tag is not None:
                 raise _Refused(f"tags such as {shown(event.tag, 40)} are not read here")
-            value = self._scalar(event) if kind == "ScalarEvent" else {} if kind == "MappingStartEvent" else []
+            value = (
+                self._scalar(event)
+                if kind == "ScalarEvent"
+                else {}
+                if kind == "MappingStartEvent"
+                else []
+            )
             self._put(value)
             if kind != "ScalarEvent":
                 self._open.append((value, []))
@@ -145,4 +166,7 @@ class _Reader:
                     return decimal(digits, (1 << 64) - 1) * (1 if digits == text else -1)
             except ValueError:
                 pass
-        raise _Refused(f"{shown(text, 40)} is a number, a date or another thing that is not read here: quote it if it is text")
+        raise _Refused(
+            f"{shown(text, 40)} is a number, a date or another thing that is not read here: quote"
+            " it if it is text"
+        )

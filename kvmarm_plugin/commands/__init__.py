@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the commands of `kvmarm` do, one file a command.
 
-Each has `run`, which takes the parsed arguments, unpacks them in its first lines, and returns the exit status. `inputs` reads what
-options and arguments name, `output` writes, `resolving` is what resolve, define and create share.
+Each has `run`, which takes the parsed arguments, unpacks them in its first lines, and returns the
+exit status. `inputs` reads what options and arguments name, `output` writes, `resolving` is what
+resolve, define and create share.
 """
 
-DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3  # exit statuses; the last is a clear "no", with findings
+DONE, ERROR, USAGE, INCOMPATIBLE = (
+    0,
+    1,
+    2,
+    3,
+)  # exit statuses; the last is a clear "no", with findings

@@ -22,5 +22,7 @@ def run(arguments: Namespace) -> int:
     result = baseline(read_profiles(profiles), name)
     if result.pool and output:
         write_data(output, dumps(result.pool).encode())
-    write_text(json.dumps(as_json(result), indent=1) + "\n" if in_json else as_text(result, explain))
+    write_text(
+        json.dumps(as_json(result), indent=1) + "\n" if in_json else as_text(result, explain)
+    )
     return DONE if result.pool else INCOMPATIBLE

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kvmarm check`: would a recorded guest run here, or there? Or of a pool: are these hosts members like the others?"""
+"""`kvmarm check`: would a recorded guest run here, or there? Or of a pool: are these hosts members
+like the others?
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,38 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace) -> int:
-    name, uri, hosts, as_json = arguments.domain, arguments.connect, arguments.host or [], arguments.json
+    name, uri, hosts, as_json = (
+        arguments.domain,
+        arguments.connect,
+        arguments.host or [],
+        arguments.json,
+    )
     from ..fleet.pool import is_pool
 
     if not hosts:
-        read_policy(None)  # the hook reads it here, with a reader of its own: refuse what it would not read alike
+        read_policy(
+            None
+        )  # the hook reads it here, with a reader of its own: refuse what it would not read alike
     document = read_domain(name, uri)
-    title, verdicts = _of_pool(document, name, hosts) if is_pool(document) else _of_domain(document, name, hosts)
-    write_text(check_view.as_json(title, verdicts) if as_json else check_view.as_text(title, verdicts))
-    return DONE if all(worst(findings) in ("", HARMLESS) for findings in verdicts.values()) else INCOMPATIBLE
+    title, verdicts = (
+        _of_pool(document, name, hosts) if is_pool(document) else _of_domain(document, name, hosts)
+    )
+    write_text(
+        check_view.as_json(title, verdicts) if as_json else check_view.as_text(title, verdicts)
+    )
+    return (
+        DONE
+        if all(worst(findings) in ("", HARMLESS) for findings in verdicts.values())
+        else INCOMPATIBLE
+    )
 
 
-def _of_domain(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[str, list[Finding]]]:
-    """The domain's name, and its findings by host: by the word of these profiles, or of this host's kernel if there are none."""
+def _of_domain(
+    document: bytes, name: str, hosts: list[str]
+) -> tuple[str, dict[str, list[Finding]]]:
+    """The domain's name, and its findings by host: by the word of these profiles, or of this host's
+    kernel if there are none.
+    """
     from ..judge.by_profile import check
     from ..judge.contradictions import edited
 
@@ -58,7 +79,8 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[st
     useless = next((host for host in members if not host.clusters), None)
     if useless:
         raise KvmarmError(
-            f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}", "it can be no member of a pool"
+            f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}",
+            "it can be no member of a pool",
         )
     return f"pool {pool.name}", {host.name: check_member(pool, host) for host in members}
 
@@ -75,4 +97,6 @@ def _rehearsed(domain: Element, target: Target) -> list[Finding]:
             return rehearse(target, system, machines)
         clusters = find_clusters()
         _, cpus, pins = settle(b"", domain, target.pinning, clusters, movable=False)
-        return with_cluster(pins + rehearse(target, system, machines, cpus), target.pinning, clusters)
+        return with_cluster(
+            pins + rehearse(target, system, machines, cpus), target.pinning, clusters
+        )

@@ -13,7 +13,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..judge.finding import Finding
 
-_ANSWERS = {"": "yes, as recorded", HARMLESS: "yes, as recorded; by itself the host would give something else now"}
+_ANSWERS = {
+    "": "yes, as recorded",
+    HARMLESS: "yes, as recorded; by itself the host would give something else now",
+}
 
 
 def as_text(title: str, verdicts: dict[str, list[Finding]]) -> str:
@@ -28,7 +31,10 @@ def as_text(title: str, verdicts: dict[str, list[Finding]]) -> str:
 def as_json(title: str, verdicts: dict[str, list[Finding]]) -> str:
     """The same for tools: host → the worst severity, and every finding."""
     report = {
-        host: {"verdict": worst(findings) or "same", "findings": [texts(finding) for finding in findings]}
+        host: {
+            "verdict": worst(findings) or "same",
+            "findings": [texts(finding) for finding in findings],
+        }
         for host, findings in verdicts.items()
     }
     return json.dumps({"domain": title, "hosts": report}, indent=1) + "\n"

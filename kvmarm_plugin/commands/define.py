@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace) -> int:
-    name, uri, validate, choices = arguments.file, arguments.connect, arguments.validate, Choices.of(arguments)
+    name, uri, validate, choices = (
+        arguments.file,
+        arguments.connect,
+        arguments.validate,
+        Choices.of(arguments),
+    )
     from ..host.libvirtd import Connection
 
     result, summary = resolved_for(uri, name, choices)

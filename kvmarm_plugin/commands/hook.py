@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kvmarm hook install` and `kvmarm hook uninstall`: put libvirt's hook in place, or take it away."""
+"""`kvmarm hook install` and `kvmarm hook uninstall`: put libvirt's hook in place, or take it
+away.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     action = arguments.action
     if os.geteuid() != 0:
-        raise KvmarmError(f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root")
+        raise KvmarmError(
+            f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root"
+        )
     if action == "install":
         read_policy(None)  # a file that the hook would read otherwise is refused before it matters
     for line in install.install() if action == "install" else install.uninstall():

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What options and arguments name: domains, profiles, policies, pools, and this host where nothing is named."""
+"""What options and arguments name: domains, profiles, policies, pools, and this host where nothing
+is named.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
 
 def read_domain(name: str, uri: str) -> bytes:
-    """The XML of a domain: of a file, of standard input for "-", or of a domain that libvirt at `uri` knows by name or UUID."""
-    # A slash can only be a file's, and is said so where the file is missing; a directory may be called as a domain is.
+    """The XML of a domain: of a file, of standard input for "-", or of a domain that libvirt at
+    `uri` knows by name or UUID.
+    """
+    # A slash can only be a file's, and is said so where the file is missing; a directory may be
+    # called as a domain is.
     if name == "-" or "/" in name or (os.path.exists(name) and not os.path.isdir(name)):
         return files.read(name)
     from ..host.libvirtd import Connection
@@ -45,7 +50,9 @@ def read_record(document: bytes, source: str) -> tuple[record.Record, str, Eleme
     domain = parse(document)
     element = record.find(domain)
     if element is None:
-        raise KvmarmError(f"{source} holds no kvmarm record", "resolve it first: kvmarm define FILE")
+        raise KvmarmError(
+            f"{source} holds no kvmarm record", "resolve it first: kvmarm define FILE"
+        )
     name = domain.find("name")
     return record.read(element), name.body.decode(errors="replace") if name else source, domain
 
@@ -62,20 +69,26 @@ def read_profiles(names: list[str]) -> list[HostProfile]:
     for name in names:
         host = read_profile(name)
         if host.name in hosts:
-            raise KvmarmError(f"{files_of[host.name]} and {name} are both of a host {host.name}", 'change "name" in one of them')
+            raise KvmarmError(
+                f"{files_of[host.name]} and {name} are both of a host {host.name}",
+                'change "name" in one of them',
+            )
         hosts[host.name], files_of[host.name] = host, name
     return list(hosts.values())
 
 
 def read_policy(name: str | None) -> Policy:
-    """The policy in a file; for None the host's, else the default. Raises KvmarmError, also where the hook would not obey it."""
+    """The policy in a file; for None the host's, else the default. Raises KvmarmError, also where
+    the hook would not obey it.
+    """
     if name is None and not os.path.exists(policies.DEFAULT_PATH):
         return policies.Policy()
     path = name or policies.DEFAULT_PATH
     text = files.read_text(path)
     if name is None and others_can_change(os.stat(path)):
         raise policies.PolicyError(
-            f"others than root can change {path}, and the hook does not obey it so", f"chown root {path} && chmod go-w {path}"
+            f"others than root can change {path}, and the hook does not obey it so",
+            f"chown root {path} && chmod go-w {path}",
         )
     return policies.loads(text, path)
 
@@ -94,7 +107,9 @@ def probe_here(qemu: str = "", verbose: bool = False) -> HostProfile:
     from ..host.probe import probe
 
     shows_steps = verbose or is_watched()
-    return probe(qemu=qemu, step=(lambda line: say(f"probed {line}")) if shows_steps else (lambda _: None))
+    return probe(
+        qemu=qemu, step=(lambda line: say(f"probed {line}")) if shows_steps else (lambda _: None)
+    )
 
 
 def machines_here() -> tuple[str, ...]:

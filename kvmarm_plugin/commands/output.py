@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the commands write: data as they are, text for people with nothing in it that commands a terminal."""
+"""What the commands write: data as they are, text for people with nothing in it that commands a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from ..host import files
 
 
 def write_data(name: str | None, data: bytes) -> None:
-    """Write to a file, or to standard output for None. Raises KvmarmError; BrokenPipeError if nobody reads any more."""
+    """Write to a file, or to standard output for None. Raises KvmarmError; BrokenPipeError if
+    nobody reads any more.
+    """
     if name:
         files.write(name, data)
         return
     if sys.stdout is None:
-        raise KvmarmError("cannot write standard output: it is closed", "open it, or send it to /dev/null")
+        raise KvmarmError(
+            "cannot write standard output: it is closed", "open it, or send it to /dev/null"
+        )
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -26,14 +32,19 @@ def write_data(name: str | None, data: bytes) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        raise KvmarmError(f"cannot write standard output: {error.strerror}", "check the free space where it goes") from None
+        raise KvmarmError(
+            f"cannot write standard output: {error.strerror}", "check the free space where it goes"
+        ) from None
 
 
 def write_text(text: str) -> None:
-    """Text to standard output, however it came about: what does not print is escaped, and what the output's encoding does not
-    have. Data go to `write_data` as they are."""
+    """Text to standard output, however it came about: what does not print is escaped, and what the
+    output's encoding does not have. Data go to `write_data` as they are.
+    """
     text = "\n".join(shown(line, sys.maxsize) for line in text.split("\n"))
-    write_data(None, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
+    write_data(
+        None, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace")
+    )
 
 
 def say(line: str) -> None:

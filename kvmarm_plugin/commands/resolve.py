@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> int:
     name, output, choices = arguments.file, arguments.output, Choices.of(arguments)
-    validate, print_diff, restore_intent = arguments.validate, arguments.print_diff, arguments.restore_intent
+    validate, print_diff, restore_intent = (
+        arguments.validate,
+        arguments.print_diff,
+        arguments.restore_intent,
+    )
     source = files.read(name)
     result = restore(source, parse(source)) if restore_intent else resolved(source, choices)
     if validate:
@@ -36,7 +40,11 @@ def run(arguments: Namespace) -> int:
 
 
 def _diff(before: bytes, after: bytes, name: str) -> str:
-    """What became of a document, for people: as `diff -u` shows it, but with spaces for tabs. `name` is of its file."""
-    old, new = (text.decode(errors="replace").removesuffix("\n").split("\n") for text in (before, after))
+    """What became of a document, for people: as `diff -u` shows it, but with spaces for tabs.
+    `name` is of its file.
+    """
+    old, new = (
+        text.decode(errors="replace").removesuffix("\n").split("\n") for text in (before, after)
+    )
     changes = difflib.unified_diff(old, new, shown(name, sys.maxsize), "resolved", lineterm="")
     return "".join(f"{line[0]}{line[1:].expandtabs()}\n" for line in changes)

@@ -40,14 +40,17 @@ class Choices(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Namespace) -> Choices:
-        return cls(arguments.host, arguments.policy, arguments.pool, arguments.no_pool, arguments.refresh)
+        return cls(
+            arguments.host, arguments.policy, arguments.pool, arguments.no_pool, arguments.refresh
+        )
 
 
 def resolved(source: bytes, choices: Choices) -> bytes:
     """A domain's XML, resolved; as it is if it does not ask for host-model.
 
     Raises:
-        KvmarmError: the XML, or a file that the choices name, cannot be used; the host cannot give what the domain asks for.
+        KvmarmError: the XML, or a file that the choices name, cannot be used; the host cannot give
+            what the domain asks for.
     """
     # Most domains do not ask, and then neither a profile nor a policy is needed.
     domain = parse(source)
@@ -63,11 +66,14 @@ def resolved(source: bytes, choices: Choices) -> bytes:
         return _resolved_in_pool(source, pool, choices)
     from ..resolve.resolver import Resolver
 
-    return Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say).resolve(source)
+    return Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say).resolve(
+        source
+    )
 
 
 def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
-    """The XML in a file, resolved for the host of the libvirt at `uri`; and what became of its host-model, in words, if it asks.
+    """The XML in a file, resolved for the host of the libvirt at `uri`; and what became of its
+    host-model, in words, if it asks.
 
     Raises:
         KvmarmError: as for `resolved`; or the host is another, and its profile was not given.
@@ -100,8 +106,9 @@ def _summary(result: bytes) -> str:
 
 
 def _resolved_in_pool(source: bytes, pool: Pool, choices: Choices) -> bytes:
-    """The pool's target, which is the same on every member, once the member at hand has confirmed it: by its profile, or by
-    scratch vCPUs of its kernel."""
+    """The pool's target, which is the same on every member, once the member at hand has confirmed
+    it: by its profile, or by scratch vCPUs of its kernel.
+    """
     from ..fleet.pool import counterpart, resolver
 
     policy = read_policy(choices.policy)
@@ -120,7 +127,9 @@ def _resolved_in_pool(source: bytes, pool: Pool, choices: Choices) -> bytes:
     from ..model.target import Pinning
     from ..rehearse import KernelOffer
 
-    clusters = tuple(Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters())
+    clusters = tuple(
+        Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters()
+    )
     machines = machines_here()
     with System() as system:
         offer = lambda target: KernelOffer(  # noqa: E731

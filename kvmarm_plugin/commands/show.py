@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace) -> int:
-    name, uri, as_json, verbose = arguments.domain, arguments.connect, arguments.json, arguments.verbose
+    name, uri, as_json, verbose = (
+        arguments.domain,
+        arguments.connect,
+        arguments.json,
+        arguments.verbose,
+    )
     record, title, _ = read_record(read_domain(name, uri), name)
     if as_json:
         write_text(json.dumps(show_view.as_json(record), indent=1) + "\n")

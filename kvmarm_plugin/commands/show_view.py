@@ -32,13 +32,30 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
     rows = [
         ("domain", title),
         ("target", f"{target_name(target)}, features {' '.join(target.features) or 'none'}"),
-        ("QEMU", f"-cpu {target.model} on {target.machine}, decides itself on {' '.join(target.unsaid) or 'nothing'}"),
+        (
+            "QEMU",
+            (
+                f"-cpu {target.model} on {target.machine}, decides itself on"
+                f" {' '.join(target.unsaid) or 'nothing'}"
+            ),
+        ),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
         ("pinned", _pinning_text(target.pinning) if target.pinning else "no"),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, _seen_text(name, value)) for name, value in target.seen.items()),
-        ("registers", f"{len(target.registers)} that identify the vCPU, {len(unpack_ids(target.reglist))} in all"),
-        ("intent", " ".join(" ".join(kept.decode(errors="replace").split()) for kept in record.intent.kept)),
+        (
+            "registers",
+            (
+                f"{len(target.registers)} that identify the vCPU, {len(unpack_ids(target.reglist))}"
+                " in all"
+            ),
+        ),
+        (
+            "intent",
+            " ".join(
+                " ".join(kept.decode(errors="replace").split()) for kept in record.intent.kept
+            ),
+        ),
         ("made", f"on {record.origin.host} by {record.origin.by}"),
         ("profile", record.origin.profile),
     ]
@@ -49,7 +66,9 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """A record as JSON; register values are hexadecimal strings, since JSON's numbers end at 2^53."""
+    """A record as JSON; register values are hexadecimal strings, since JSON's numbers end at
+    2^53.
+    """
     target, intent, origin = record.target, record.intent, record.origin
     return {
         "target": {
@@ -59,7 +78,10 @@ def as_json(record: Record) -> dict[str, Any]:
             "registers": _hex(target.registers),
             "pinning": _pinning_json(target.pinning) if target.pinning else None,
         },
-        "intent": {"added": intent.added, "kept": [kept.decode(errors="replace") for kept in intent.kept]},
+        "intent": {
+            "added": intent.added,
+            "kept": [kept.decode(errors="replace") for kept in intent.kept],
+        },
         "origin": origin.as_dict(),
     }
 

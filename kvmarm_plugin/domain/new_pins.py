@@ -13,7 +13,8 @@ def pinned_cpus(domain: Element) -> tuple[int, ...]:
     """The host CPUs that the pins of a domain name, all together.
 
     Raises:
-        DomainXMLError: an element twice that there is one of, what is no list of CPUs, or too many of them.
+        DomainXMLError: an element twice that there is one of, what is no list of CPUs, or too many
+            of them.
     """
     for name in ("vcpu", "cputune", "iothreads", "iothreadids"):
         if len(domain.find_all(name)) > 1:
@@ -30,10 +31,12 @@ def vcpus(domain: Element) -> int:
 
 
 def new_pins(domain: Element, cpus: str) -> tuple[str, tuple[bytes, ...]]:
-    """The pins that keep a whole guest to some host CPUs: a cpuset for <vcpu>, and elements for <cputune>.
+    """The pins that keep a whole guest to some host CPUs: a cpuset for <vcpu>, and elements for
+    <cputune>.
 
-    Nothing where the user has a cpuset: it is every thread's that has no pin of its own (qemuProcessSetupPid). Without one, such
-    a thread may run anywhere: QEMU's own, too, which asks KVM for its preferred target.
+    Nothing where the user has a cpuset: it is every thread's that has no pin of its own
+    (qemuProcessSetupPid). Without one, such a thread may run anywhere: QEMU's own, too, which asks
+    KVM for its preferred target.
 
     Raises:
         DomainXMLError: a number of threads or an id that is none, or more threads than QEMU makes.
@@ -68,12 +71,15 @@ def _count(element: Element | None, default: int) -> int:
 
 
 def _iothreads(domain: Element) -> list[int]:
-    """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the number in <iothreads>
-    (virDomainIOThreadIDArrayInit)."""
+    """The ids of a domain's I/O threads: those of <iothreadids>, and the lowest free ones up to the
+    number in <iothreads> (virDomainIOThreadIDArrayInit).
+    """
     listed = domain.find("iothreadids")
     threads = listed.find_all("iothread") if listed else []
     if len(threads) > MOST_THREADS:
-        raise DomainXMLError(f"<iothreadids> has {len(threads)} threads", f"up to {MOST_THREADS} can be pinned")
+        raise DomainXMLError(
+            f"<iothreadids> has {len(threads)} threads", f"up to {MOST_THREADS} can be pinned"
+        )
     try:
         ids = {decimal(thread.attributes.get("id", ""), 0xFFFFFFFF) for thread in threads}
     except ValueError as error:

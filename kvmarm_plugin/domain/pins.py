@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     AnyCluster = TypeVar("AnyCluster", bound=Identified)
 
-MOST_THREADS = 512  # a guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are pinned
+# a guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are
+# pinned
+MOST_THREADS = 512
 
 _PINS = ("vcpupin", "emulatorpin", "iothreadpin")
 _MOST_PINS = 2 * MOST_THREADS + 1
@@ -35,7 +37,9 @@ _MOST_TEXT = 1 << 20  # characters of all their lists of CPUs: a thousand for ea
 
 
 def pins_of(domain: Element) -> list[Element]:
-    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>. Raises DomainXMLError."""
+    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>.
+    Raises DomainXMLError.
+    """
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     own = [vcpu] if vcpu is not None and cpuset_of(vcpu) else []
     return own + pins_in(cputune) if cputune else own
@@ -47,11 +51,19 @@ def pins_in(cputune: Element) -> list[Element]:
     Raises:
         DomainXMLError: more than there can be threads, or of longer lists than anybody writes.
     """
-    pins = [child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes]
+    pins = [
+        child for child in cputune.children if child.name in _PINS and "cpuset" in child.attributes
+    ]
     if len(pins) > _MOST_PINS:
-        raise DomainXMLError(f"<cputune> has {len(pins)} pins", f"up to {MOST_THREADS} vCPUs and as many I/O threads can be pinned")
+        raise DomainXMLError(
+            f"<cputune> has {len(pins)} pins",
+            f"up to {MOST_THREADS} vCPUs and as many I/O threads can be pinned",
+        )
     if sum(len(pin.attributes["cpuset"]) for pin in pins) > _MOST_TEXT:
-        raise DomainXMLError(f"the pins of <cputune> have more than {_MOST_TEXT >> 20} MiB", "write ranges of CPUs, such as 0-3,6")
+        raise DomainXMLError(
+            f"the pins of <cputune> have more than {_MOST_TEXT >> 20} MiB",
+            "write ranges of CPUs, such as 0-3,6",
+        )
     return pins
 
 
@@ -61,8 +73,9 @@ def thread_of(pin: Element) -> tuple[str, str | None]:
 
 
 def cpuset_of(vcpu: Element) -> str:
-    """The cpuset of <vcpu>, which every thread has that has no pin of its own. libvirt does not read it where it asks numad
-    (virDomainVcpuParse)."""
+    """The cpuset of <vcpu>, which every thread has that has no pin of its own. libvirt does not
+    read it where it asks numad (virDomainVcpuParse).
+    """
     return "" if vcpu.attributes.get("placement") == "auto" else vcpu.attributes.get("cpuset", "")
 
 
@@ -75,7 +88,9 @@ def cpus_of(pin: Element) -> int:
 
 
 def find_cluster(pinning: Identified, clusters: Sequence[AnyCluster]) -> AnyCluster | None:
-    """The cluster of a host that a guest belongs on. REVIDR_EL1 only tells apart those of one MIDR_EL1."""
+    """The cluster of a host that a guest belongs on. REVIDR_EL1 only tells apart those of one
+    MIDR_EL1.
+    """
     same = [cluster for cluster in clusters if cluster.midr == pinning.midr]
     exact = [cluster for cluster in same if cluster.revidr == pinning.revidr]
     return exact[0] if exact else same[0] if len(same) == 1 else None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The record: a target in the domain's metadata, with the user's intent and where it was made.
 
-`Record.format` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are inverse. The element's schema is
-xml-templates/kvmarm-target.rng. libvirt keeps the element through define, migration, save and snapshot, and keeps one
-of each namespace.
+`Record.format` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are
+inverse. The element's schema is xml-templates/kvmarm-target.rng. libvirt keeps the element through
+define, migration, save and snapshot, and keeps one of each namespace.
 
-A record is untrusted: a migrating peer may have written it, or anyone who may edit a domain. It is read only if kvmarm could have
-written it, and written only if it can be read.
+A record is untrusted: a migrating peer may have written it, or anyone who may edit a domain. It is
+read only if kvmarm could have written it, and written only if it can be read.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ _OF_TEXT = ("seen", "registers", "reglist")
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
 _ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
 _WITH_CHILDREN = ("cpu", "cputune")
-_LARGEST_INTENT = 1 << 20  # bytes: a <cpu> with as many NUMA cells as libvirt takes, and their distances, has half of it
+_LARGEST_INTENT = (
+    1 << 20
+)  # bytes: a <cpu> with as many NUMA cells as libvirt takes, and their distances, has half of it
 
 _LONGEST_NAME = 255  # characters: of the host, which Linux gives 64, and of program and version
 
 
 class RecordError(KvmarmError):
-    """A <kvmarm:target> that cannot be trusted: broken, or of a version this program does not know."""
+    """A <kvmarm:target> that cannot be trusted: broken, or of a version this program does not
+    know.
+    """
 
 
 class Intent(Value):
@@ -63,8 +67,8 @@ class Intent(Value):
 
     Attributes:
         added: names of the elements that were not there; of _ADDED.
-        kept: the elements that were, as they were written: <cpu> always; <type>, <gic>, <vcpu> and <cputune> where they were
-            changed; <features> and <metadata> that were empty.
+        kept: the elements that were, as they were written: <cpu> always; <type>, <gic>, <vcpu> and
+            <cputune> where they were changed; <features> and <metadata> that were empty.
     """
 
     added: tuple[str, ...]
@@ -99,14 +103,18 @@ def format_record(added: list[str], kept: list[bytes], facts: list[bytes], inden
     Args:
         added, kept: the intent, as `Intent` has it.
         facts: from `format_facts`; the same for every domain that gets this target.
-        indent: line break and white space to put in front of each child; empty puts all on one line.
+        indent: line break and white space to put in front of each child; empty puts all on one
+            line.
 
     Raises:
         RecordError: the intent is larger than one may be.
     """
     size = sum(map(len, kept))
     if size > _LARGEST_INTENT:
-        raise RecordError(f"what the record would have to keep of the domain has {size} bytes", "write a smaller <cpu>")
+        raise RecordError(
+            f"what the record would have to keep of the domain has {size} bytes",
+            "write a smaller <cpu>",
+        )
     attribute = f" added='{' '.join(added)}'" if added else ""
     intent = f"<kvmarm:intent{attribute}>".encode() + b"".join(kept) + b"</kvmarm:intent>"
     inner = indent + _STEP if indent else b" "  # never nothing: a list goes over several lines
@@ -117,19 +125,29 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
     """The children of <kvmarm:target> that come from the host, as lines.
 
     Raises:
-        RecordError: the profile that these come from says what no host can give, or has a name that does not print.
+        RecordError: the profile that these come from says what no host can give, or has a name that
+            does not print.
     """
     try:
         check_target(target)
         _check_origin(origin)
     except ValueError as error:
-        raise RecordError(f"a record of this profile would be broken: {error}", "probe the host again") from None
-    sve = [f"<kvmarm:sve lengths={_list(map(str, target.sve_lengths))}/>"] if target.sve_lengths else []
+        raise RecordError(
+            f"a record of this profile would be broken: {error}", "probe the host again"
+        ) from None
+    sve = (
+        [f"<kvmarm:sve lengths={_list(map(str, target.sve_lengths))}/>"]
+        if target.sve_lengths
+        else []
+    )
     unsaid = f" unsaid={_list(target.unsaid)}" if target.unsaid else ""
     pinning = [_format_pinning(target.pinning)] if target.pinning else []
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
     lines = [
-        f"<kvmarm:vcpu architecture={quoted(target.architecture)} target='{target.number}' features={_list(target.features)}/>",
+        (
+            f"<kvmarm:vcpu architecture={quoted(target.architecture)} target='{target.number}'"
+            f" features={_list(target.features)}/>"
+        ),
         f"<kvmarm:qemu model={quoted(target.model)} machine={quoted(target.machine)}{unsaid}/>",
         f"<kvmarm:guest gic='{target.gic}' psci={quoted(target.psci)} ipa='{target.ipa_bits}'/>",
         *pinning,
@@ -137,7 +155,10 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
         *seen,
         *_wrapped("registers", format_values(target.registers)),
         *_wrapped("reglist", target.reglist),
-        f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)} by={quoted(origin.by)}/>",
+        (
+            f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)}"
+            f" by={quoted(origin.by)}/>"
+        ),
     ]
     # The document may be in any encoding that holds ASCII as it is.
     return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
@@ -158,21 +179,31 @@ def find(domain: Element) -> Element | None:
     Raises:
         RecordError: more than one, or one of another version: never half-read.
     """
-    # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a record.
-    ours = [child for place in domain.find_all("metadata") for child in place.children if child.name.startswith(NAMESPACE_STEM)]
+    # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a
+    # record.
+    ours = [
+        child
+        for place in domain.find_all("metadata")
+        for child in place.children
+        if child.name.startswith(NAMESPACE_STEM)
+    ]
     if not ours:
         return None
     if len(ours) > 1:
-        raise RecordError("the domain has more than one kvmarm record", "remove all but one with: virsh edit")
+        raise RecordError(
+            "the domain has more than one kvmarm record", "remove all but one with: virsh edit"
+        )
     namespace, _, name = ours[0].name.partition(" ")
     if namespace == NAMESPACE and name != "target":
         raise RecordError(
-            f"the domain's metadata holds a {shown(name, 60)} of kvmarm's that is no record", "remove it with: virsh edit"
+            f"the domain's metadata holds a {shown(name, 60)} of kvmarm's that is no record",
+            "remove it with: virsh edit",
         )
     if namespace != NAMESPACE:
         version = shown(namespace[len(NAMESPACE_STEM) :], 60) or "none"
         raise RecordError(
-            f"the domain's kvmarm record is of version {version}; this kvmarm knows version 1", "upgrade kvmarm on this host"
+            f"the domain's kvmarm record is of version {version}; this kvmarm knows version 1",
+            "upgrade kvmarm on this host",
         )
     return ours[0]
 
@@ -194,7 +225,10 @@ def read(element: Element) -> Record:
         )
         _check_origin(record.origin)
     except ValueError as error:
-        raise RecordError(f"the domain's kvmarm record is broken: {error}", "resolve the domain again from its intent") from None
+        raise RecordError(
+            f"the domain's kvmarm record is broken: {error}",
+            "resolve the domain again from its intent",
+        ) from None
     return record
 
 
@@ -202,18 +236,22 @@ def intent_of(element: Element) -> Element:
     """The <kvmarm:intent> of a record: its children are elements as the user had written them.
 
     Raises:
-        RecordError: there is none, or it holds what kvmarm would not have kept: to restore it would change what resolving did not.
+        RecordError: there is none, or it holds what kvmarm would not have kept: to restore it would
+            change what resolving did not.
     """
     intents = element.find_all(f"{NAMESPACE} intent")
     if not intents:
-        raise RecordError("the domain's kvmarm record holds no intent", "remove the record with: virsh edit")
+        raise RecordError(
+            "the domain's kvmarm record holds no intent", "remove the record with: virsh edit"
+        )
     try:
         if len(intents) > 1:
             raise ValueError("there are several")
         _check_intent(intents[0])
     except ValueError as error:
         raise RecordError(
-            f"the intent in the domain's kvmarm record is not one that kvmarm wrote: {error}", "remove the record with: virsh edit"
+            f"the intent in the domain's kvmarm record is not one that kvmarm wrote: {error}",
+            "remove the record with: virsh edit",
         ) from None
     return intents[0]
 
@@ -258,7 +296,9 @@ def _read_pinning(element: Element | None) -> Pinning | None:
     if element is None:
         return None
     midr, revidr, cpus = (element.attributes.get(name) for name in ("midr", "revidr", "cpus"))
-    return Pinning(parse_value(midr or ""), None if revidr is None else parse_value(revidr), cpus or "")
+    return Pinning(
+        parse_value(midr or ""), None if revidr is None else parse_value(revidr), cpus or ""
+    )
 
 
 def _number(text: str) -> int:
@@ -278,19 +318,27 @@ def _check_origin(origin: Origin) -> None:
         if len(text) > _LONGEST_NAME or not text.isprintable():
             raise ValueError(f"not a host's name, or not a program's: {shown(text, 60)!r}")
     kind, _, digest = origin.profile.partition(":")
-    if kind != "sha256" or len(digest) != 64 or not frozenset("0123456789abcdef").issuperset(digest):
+    if (
+        kind != "sha256"
+        or len(digest) != 64
+        or not frozenset("0123456789abcdef").issuperset(digest)
+    ):
         raise ValueError(f"not a profile's digest: {shown(origin.profile, 60)!r}")
 
 
 def _check_intent(intent: Element) -> None:
-    """Hold an intent to what `rewrite.concretise` keeps. Inside <cpu> and <cputune> that is whatever the user had written."""
+    """Hold an intent to what `rewrite.concretise` keeps. Inside <cpu> and <cputune> that is
+    whatever the user had written.
+    """
     if intent.end - intent.start > _LARGEST_INTENT + _LINE:
         raise ValueError(f"it has more than {_LARGEST_INTENT >> 20} MiB")
     _check_attributes(intent, *_CHILDREN["intent"])
     names, added = [child.name for child in intent.children], names_added(intent)
     if "cpu" not in names or not _each_once(names, _KEPT):
         raise ValueError(f"it keeps {shown(' '.join(names), 120) or 'nothing'}")
-    if not _each_once(added, _ADDED.difference(names)) or ("added" in intent.attributes and not added):
+    if not _each_once(added, _ADDED.difference(names)) or (
+        "added" in intent.attributes and not added
+    ):
         raise ValueError(f"as added it names {shown(' '.join(added), 120) or 'nothing'}")
     _check_no_text(intent)
     for child in intent.children:
@@ -311,7 +359,9 @@ def _children(element: Element) -> dict[str, Element]:
     if missing:
         raise ValueError(f"nothing called {missing[0]!r}")
     if not _each_once(names, known):
-        raise ValueError(f"its elements are {shown(' '.join(name.rpartition(' ')[2] for name in names), 120)}")
+        raise ValueError(
+            f"its elements are {shown(' '.join(name.rpartition(' ')[2] for name in names), 120)}"
+        )
     _check_no_text(element)
     children = {known[child.name]: child for child in element.children}
     for name, child in children.items():
@@ -325,16 +375,24 @@ def _each_once(names: Sequence[str], known: Container[str]) -> bool:
     return len({*names}) == len(names) and all(name in known for name in names)
 
 
-def _check_attributes(element: Element, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _check_attributes(
+    element: Element, required: tuple[str, ...], optional: tuple[str, ...]
+) -> None:
     names = element.attributes.keys()
     if not names <= {*required, *optional} or not names >= {*required}:
-        raise ValueError(f"attributes of its {element.name.rpartition(' ')[2]}: {shown(' '.join(names), 120) or 'none'}")
+        raise ValueError(
+            f"attributes of its {element.name.rpartition(' ')[2]}:"
+            f" {shown(' '.join(names), 120) or 'none'}"
+        )
 
 
 def _check_no_text(element: Element) -> None:
     """Between the children of an element there is white space only."""
     body, offset, place = element.body, element.body_start, 0
-    for start, end in [*((child.start - offset, child.end - offset) for child in element.children), (len(body), 0)]:
+    for start, end in [
+        *((child.start - offset, child.end - offset) for child in element.children),
+        (len(body), 0),
+    ]:
         if body[place:start].strip():
             raise ValueError(f"text inside its {element.name.rpartition(' ')[2]}")
         place = end

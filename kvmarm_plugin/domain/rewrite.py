@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Host-model out of a domain's XML, and back in.
 
-`concretise` writes a concrete CPU, GIC, PMU and machine type, and on a host of several clusters pins, where the user had left
-them open, and the record beside them. `restore` is its inverse: what was added goes, what was replaced comes back as the user
-had written it. Both change nothing else, to the byte.
+`concretise` writes a concrete CPU, GIC, PMU and machine type, and on a host of several clusters
+pins, where the user had left them open, and the record beside them. `restore` is its inverse: what
+was added goes, what was replaced comes back as the user had written it. Both change nothing else,
+to the byte.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from .xml import DomainXMLError, Element, parse, quoted
 
 _STEP = b"  "
 
-# The children of <cpu> that belong to host-model. <topology>, <numa>, <cache> and <maxphysaddr> are the user's in every mode.
+# The children of <cpu> that belong to host-model. <topology>, <numa>, <cache> and <maxphysaddr> are
+# the user's in every mode.
 _OWNED_BY_CPU = ("model", "vendor", "feature")
 
 # The attributes that are ours where the element is the user's.
@@ -45,13 +47,19 @@ class Emission(Value):
 
 
 def concretise(
-    source: bytes, domain: Element, emission: Emission, facts: list[bytes], cpuset: str = "", pins: tuple[bytes, ...] = ()
+    source: bytes,
+    domain: Element,
+    emission: Emission,
+    facts: list[bytes],
+    cpuset: str = "",
+    pins: tuple[bytes, ...] = (),
 ) -> bytes:
     """The domain's XML with the emission in place and the record in its metadata.
 
     Args:
         source: the domain's XML, without a record.
-        domain: `source` parsed; it has a <cpu>, an <os><type> and no concrete answer where the emission gives one.
+        domain: `source` parsed; it has a <cpu>, an <os><type> and no concrete answer where the
+            emission gives one.
         facts: from record.format_facts.
         cpuset: host CPUs for <vcpu>; empty leaves it as it is, and pins nothing.
         pins: elements for <cputune>.
@@ -74,13 +82,15 @@ def concretise(
 def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     """The user's XML again: the inverse of `concretise`; without a record, the XML as it is.
 
-    What the user changed since stays: <topology> and <numa> inside <cpu>, other features, other metadata.
+    What the user changed since stays: <topology> and <numa> inside <cpu>, other features, other
+    metadata.
 
     Args:
         cpu: False leaves <cpu> alone, for a domain whose <cpu> the user has written anew.
 
     Raises:
-        RecordError: the record is of another version, or its intent is not one that kvmarm would have kept.
+        RecordError: the record is of another version, or its intent is not one that kvmarm would
+            have kept.
     """
     element = record.find(domain)
     if element is None:
@@ -105,21 +115,34 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
         parse(restored)
     except DomainXMLError as error:  # a prefix of the intent's, which means nothing outside
         raise record.RecordError(
-            f"the intent in the domain's kvmarm record cannot be restored: {error.message}", "remove the record with: virsh edit"
+            f"the intent in the domain's kvmarm record cannot be restored: {error.message}",
+            "remove the record with: virsh edit",
         ) from None
     return restored
 
 
 def _concrete_cpu(edits: Edits, kept: list[bytes], cpu: Element, emission: Emission) -> None:
     kept.append(cpu.text)
-    edits.replace(cpu.start, cpu.end, _compose_cpu(cpu, emission.cpu, emission.model, emission.features, _unowned(cpu)))
+    edits.replace(
+        cpu.start,
+        cpu.end,
+        _compose_cpu(cpu, emission.cpu, emission.model, emission.features, _unowned(cpu)),
+    )
 
 
-def _compose_cpu(place: Element, attributes: bytes, model: bytes, features: tuple[bytes, ...], others: bytes) -> bytes:
+def _compose_cpu(
+    place: Element, attributes: bytes, model: bytes, features: tuple[bytes, ...], others: bytes
+) -> bytes:
     """A <cpu> of these parts, indented as the one in its place is."""
     indent = place.indent
     inner = place.children[0].indent if place.children else indent and indent + _STEP
-    body = b"".join([inner + model if model else b"", others.rstrip(), *(inner + feature for feature in features)])
+    body = b"".join(
+        [
+            inner + model if model else b"",
+            others.rstrip(),
+            *(inner + feature for feature in features),
+        ]
+    )
     return b"<cpu " + attributes + (b">" + body + indent + b"</cpu>" if body else b"/>")
 
 
@@ -129,7 +152,9 @@ def _unowned(cpu: Element) -> bytes:
 
 
 def _body_without(element: Element, children: list[Element]) -> bytes:
-    """What is inside an element besides some of its children: elements, comments and white space, as written."""
+    """What is inside an element besides some of its children: elements, comments and white space,
+    as written.
+    """
     inside = Edits(element.body)
     offset = element.body_start
     for child in children:
@@ -144,10 +169,19 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element) -> None:
     others = _unowned(cpu)
     text = original.text
     if others.split() != _unowned(original).split():
-        # The user has changed the rest of <cpu> since: keep that, and put back only what was host-model's.
+        # The user has changed the rest of <cpu> since: keep that, and put back only what was
+        # host-model's.
         attributes = original.head[len(b"<cpu") :].rstrip(b"/>").strip()
-        model = b"".join(child.text for child in original.children if child.name in ("model", "vendor"))
-        text = _compose_cpu(cpu, attributes, model, tuple(child.text for child in original.find_all("feature")), others)
+        model = b"".join(
+            child.text for child in original.children if child.name in ("model", "vendor")
+        )
+        text = _compose_cpu(
+            cpu,
+            attributes,
+            model,
+            tuple(child.text for child in original.find_all("feature")),
+            others,
+        )
     edits.replace(cpu.start, cpu.end, text)
 
 
@@ -159,7 +193,12 @@ def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine
 
 
 def _concrete_features(
-    edits: Edits, added: list[str], kept: list[bytes], features: Element | None, cpu: Element, emission: Emission
+    edits: Edits,
+    added: list[str],
+    kept: list[bytes],
+    features: Element | None,
+    cpu: Element,
+    emission: Emission,
 ) -> None:
     missing = []
     for name, text in (("gic", emission.gic), ("pmu", emission.pmu)):
@@ -167,13 +206,22 @@ def _concrete_features(
         if present is None and text:
             missing.append(text)
             added.append(name)
-        elif present is not None and name == "gic" and present.attributes.get("version") not in ("2", "3"):
+        elif (
+            present is not None
+            and name == "gic"
+            and present.attributes.get("version") not in ("2", "3")
+        ):
             kept.append(present.text)
             edits.replace(present.start, present.end, text)
     if features is None and missing:
         added.append("features")
         inner = cpu.indent and cpu.indent + _STEP
-        text = b"<features>" + b"".join(inner + element for element in missing) + cpu.indent + b"</features>"
+        text = (
+            b"<features>"
+            + b"".join(inner + element for element in missing)
+            + cpu.indent
+            + b"</features>"
+        )
         edits.replace(cpu.start, cpu.start, text + cpu.indent)
     elif features is not None and missing:
         _keep_if_empty(kept, features)
@@ -181,7 +229,13 @@ def _concrete_features(
 
 
 def _pin(
-    edits: Edits, added: list[str], kept: list[bytes], domain: Element, cpu: Element, cpuset: str, pins: tuple[bytes, ...]
+    edits: Edits,
+    added: list[str],
+    kept: list[bytes],
+    domain: Element,
+    cpu: Element,
+    cpuset: str,
+    pins: tuple[bytes, ...],
 ) -> None:
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     if vcpu is not None:
@@ -189,7 +243,9 @@ def _pin(
         edits.replace(vcpu.start, vcpu.body_start, vcpu.tag_with(placement="static", cpuset=cpuset))
     else:
         added.append("vcpu")
-        text = f"<vcpu placement='static' cpuset={quoted(cpuset)}>1</vcpu>".encode()  # libvirt's own number where none is written
+        text = (
+            f"<vcpu placement='static' cpuset={quoted(cpuset)}>1</vcpu>".encode()
+        )  # libvirt's own number where none is written
         edits.replace(cpu.start, cpu.start, text + cpu.indent)
     if cputune is not None:
         kept.append(cputune.text)
@@ -201,12 +257,19 @@ def _pin(
     edits.replace(cpu.start, cpu.start, text + cpu.indent)
 
 
-def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], originals: dict[str, Element]) -> None:
-    """Take out the pins that `_pin` has added: those to the recorded CPUs, of threads that the user had not pinned himself. What
-    says something else is the user's, of later."""
+def _unpin(
+    edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], originals: dict[str, Element]
+) -> None:
+    """Take out the pins that `_pin` has added: those to the recorded CPUs, of threads that the user
+    had not pinned himself. What says something else is the user's, of later.
+    """
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     if vcpu is not None and vcpu.attributes.get("cpuset") == cpus:
-        if "vcpu" in added and vcpu.body.strip() == b"1" and {*vcpu.attributes} <= {*_OWNED_BY_VCPU}:
+        if (
+            "vcpu" in added
+            and vcpu.body.strip() == b"1"
+            and {*vcpu.attributes} <= {*_OWNED_BY_VCPU}
+        ):
             edits.remove(vcpu)
         elif "vcpu" in added or "vcpu" in originals:
             _restore_attributes(edits, vcpu, originals.get("vcpu"), _OWNED_BY_VCPU)
@@ -214,7 +277,11 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
     if cputune is None or (original is None and "cputune" not in added):
         return
     theirs = {thread_of(child) for child in original.children} if original else set()
-    ours = [pin for pin in pins_in(cputune) if pin.attributes["cpuset"] == cpus and thread_of(pin) not in theirs]
+    ours = [
+        pin
+        for pin in pins_in(cputune)
+        if pin.attributes["cpuset"] == cpus and thread_of(pin) not in theirs
+    ]
     if _has_only(cputune, ours, original):
         _put_back_or_remove(edits, cputune, original)
     else:
@@ -222,31 +289,50 @@ def _unpin(edits: Edits, domain: Element, cpus: str, added: tuple[str, ...], ori
             edits.remove(pin)
 
 
-def _restore_attributes(edits: Edits, current: Element, original: Element | None, owned: tuple[str, ...]) -> None:
-    """Give an element back the attributes that were changed, or take them out where there was no such element. If nothing else of
-    it has changed since, it comes back as the user had written it."""
+def _restore_attributes(
+    edits: Edits, current: Element, original: Element | None, owned: tuple[str, ...]
+) -> None:
+    """Give an element back the attributes that were changed, or take them out where there was no
+    such element. If nothing else of it has changed since, it comes back as the user had written it.
+    """
 
     def rest(element: Element) -> tuple[bytes, dict[str, str]]:
-        return element.body.strip(), {name: value for name, value in element.attributes.items() if name not in owned}
+        return element.body.strip(), {
+            name: value for name, value in element.attributes.items() if name not in owned
+        }
 
     if original and rest(current) == rest(original):
         _put_back(edits, current, original)
     else:
         attributes = original.attributes if original else {}
-        edits.replace(current.start, current.body_start, current.tag_with(**{name: attributes.get(name) for name in owned}))
+        edits.replace(
+            current.start,
+            current.body_start,
+            current.tag_with(**{name: attributes.get(name) for name in owned}),
+        )
 
 
-def _add_record(edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]) -> None:
+def _add_record(
+    edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]
+) -> None:
     metadata = domain.find("metadata")
     if metadata is not None:
         _keep_if_empty(kept, metadata)
-        indent = metadata.children[-1].indent if metadata.children else metadata.indent and metadata.indent + _STEP
+        indent = (
+            metadata.children[-1].indent
+            if metadata.children
+            else metadata.indent and metadata.indent + _STEP
+        )
         element = record.format_record(added, kept, facts, indent)
         _append(edits, metadata, [element])
         return
     added.append("metadata")
     # libvirt's own place for it: behind the names and before everything else.
-    titles = [child for child in domain.children if child.name in ("name", "uuid", "genid", "title", "description")]
+    titles = [
+        child
+        for child in domain.children
+        if child.name in ("name", "uuid", "genid", "title", "description")
+    ]
     indent = titles[-1].indent if titles else b""
     inner = indent and indent + _STEP
     element = record.format_record(added, kept, facts, inner)
@@ -269,16 +355,28 @@ def _append(edits: Edits, container: Element, elements: list[bytes]) -> None:
     name = container.name.encode()
     inner = container.indent and container.indent + _STEP
     body = container.body.rstrip() + b"".join(inner + element for element in elements)
-    edits.replace(container.start, container.end, b"<" + name + b">" + body + container.indent + b"</" + name + b">")
+    edits.replace(
+        container.start,
+        container.end,
+        b"<" + name + b">" + body + container.indent + b"</" + name + b">",
+    )
 
 
 def _restore_container(
-    edits: Edits, container: Element | None, names: tuple[str, ...], added: tuple[str, ...], originals: dict[str, Element]
+    edits: Edits,
+    container: Element | None,
+    names: tuple[str, ...],
+    added: tuple[str, ...],
+    originals: dict[str, Element],
 ) -> None:
-    """Undo what was done to the named children of a container, and to the container if nothing else is in it."""
+    """Undo what was done to the named children of a container, and to the container if nothing else
+    is in it.
+    """
     if container is None:
         return
-    children = list(filter(None, map(container.find, names)))  # the first of each name, as `concretise` has it
+    children = list(
+        filter(None, map(container.find, names))
+    )  # the first of each name, as `concretise` has it
     original = originals.get(container.name)
     ours = [child for child in children if child.name in added]
     if (original or container.name in added) and _has_only(container, ours, original):
@@ -292,11 +390,14 @@ def _restore_container(
 
 
 def _has_only(container: Element, ours: list[Element], original: Element | None) -> bool:
-    """Whether there is nothing in a container but what is ours, and what was there before: nothing, if there was no container.
-    libvirt drops comments."""
+    """Whether there is nothing in a container but what is ours, and what was there before: nothing,
+    if there was no container. libvirt drops comments.
+    """
     had = original.body.split() if original else []
     attributes = original.attributes.items() if original else {}.items()
-    return container.attributes.items() <= attributes and _body_without(container, ours).split() in ([], had)
+    return container.attributes.items() <= attributes and _body_without(
+        container, ours
+    ).split() in ([], had)
 
 
 def _put_back_or_remove(edits: Edits, current: Element, original: Element | None) -> None:

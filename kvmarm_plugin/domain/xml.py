@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Domain XML, read so that every other byte of it can stay as the user wrote it.
 
-`parse` checks the document and gives a tree of elements that know where in the text they are; `edits.Edits` changes the text
-between such places. lxml would lose the formatting (it keeps no positions), and the hook has only the standard library;
-so this is the only reader of domain XML here.
+`parse` checks the document and gives a tree of elements that know where in the text they are;
+`edits.Edits` changes the text between such places. lxml would lose the formatting (it keeps no
+positions), and the hook has only the standard library; so this is the only reader of domain XML
+here.
 
-Domain XML is untrusted input to a root process: no DOCTYPE, and so no entities; nothing is fetched; and limits to all that takes
-memory or time. A document within them is read in a second and in 60 MiB.
+Domain XML is untrusted input to a root process: no DOCTYPE, and so no entities; nothing is fetched;
+and limits to all that takes memory or time. A document within them is read in a second and in 60
+MiB.
 """
 
 from __future__ import annotations
@@ -17,12 +19,20 @@ from ..basics.errors import KvmarmError
 
 DEPTH_LIMIT = 256  # elements inside one another; libxml2's own (xmlParserMaxDepth)
 SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)
-TAG_LIMIT = 50_000  # of "<" in all, and of "=": elements and attributes take up to 500 bytes each; large guests have some thousands
+# of "<" in all, and of "=": elements and attributes take up to 500 bytes each; large guests have
+# some thousands
+TAG_LIMIT = 50_000
 RUN_LIMIT = 1024 * 1024  # bytes from one "<" to the next: a value takes up to eight times as much
-NAMESPACE_LIMIT = 200  # characters of a namespace: expat puts it in front of every name that is in it
-DECLARING_LIMIT = 16 * 1024  # bytes of a tag that declares one: expat does that to its attributes before it tells anybody
+NAMESPACE_LIMIT = (
+    200  # characters of a namespace: expat puts it in front of every name that is in it
+)
+DECLARING_LIMIT = (
+    16 * 1024
+)  # bytes of a tag that declares one: expat does that to its attributes before it tells anybody
 
-_INDENT_LIMIT = 1000  # bytes: without it, many elements on one long line would each look for its start
+_INDENT_LIMIT = (
+    1000  # bytes: without it, many elements on one long line would each look for its start
+)
 
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _SKIPPED = "devices"
@@ -47,9 +57,17 @@ class Element:
 
     __slots__ = ("_closing", "_source", "attributes", "children", "name", "parent", "start")
 
-    def __init__(self, source: bytes, name: str, attributes: dict[str, str], start: int, parent: Element | None) -> None:
+    def __init__(
+        self,
+        source: bytes,
+        name: str,
+        attributes: dict[str, str],
+        start: int,
+        parent: Element | None,
+    ) -> None:
         self._source = source
-        # Where expat stood at the element's end: at the "<" of its end tag, or past its empty-element tag.
+        # Where expat stood at the element's end: at the "<" of its end tag, or past its
+        # empty-element tag.
         self._closing = 0
         self.name = name
         self.attributes = attributes
@@ -60,7 +78,9 @@ class Element:
     @property
     def end(self) -> int:
         """Past its last byte."""
-        return self._closing if self._is_empty_tag() else self._source.index(b">", self._closing) + 1
+        return (
+            self._closing if self._is_empty_tag() else self._source.index(b">", self._closing) + 1
+        )
 
     @property
     def body_start(self) -> int:
@@ -89,8 +109,9 @@ class Element:
 
     @property
     def indent(self) -> bytes:
-        """The line break and white space in front of it; nothing if something else stands on its line, or more white space than
-        anybody writes."""
+        """The line break and white space in front of it; nothing if something else stands on its
+        line, or more white space than anybody writes.
+        """
         line = self._source.rfind(b"\n", max(0, self.start - _INDENT_LIMIT), self.start)
         space = self._source[line : self.start]
         return space if line >= 0 and space.isspace() else b""
@@ -112,8 +133,9 @@ class Element:
         return [child for child in self.children if child.name == name]
 
     def tag_with(self, **changes: str | None) -> bytes:
-        """Its start tag, or empty-element tag, with these attributes set, or without those that are None; the rest as it is
-        written."""
+        """Its start tag, or empty-element tag, with these attributes set, or without those that are
+        None; the rest as it is written.
+        """
         head = self.head
         places = _attribute_places(head)
         close = len(head) - (2 if self._is_empty_tag() else 1)
@@ -121,7 +143,11 @@ class Element:
         for name, value in changes.items():
             space, start, end = places.get(name, (close, close, close))
             # The document may be in any encoding that holds ASCII as it is.
-            text = b"" if value is None else f"{name}={quoted(value)}".encode("ascii", "xmlcharrefreplace")
+            text = (
+                b""
+                if value is None
+                else f"{name}={quoted(value)}".encode("ascii", "xmlcharrefreplace")
+            )
             edits.append((space, end, text and (head[space:start] or b" ") + text))
         parts, position = [], 0
         for start, end, text in sorted(edits, key=lambda edit: edit[0]):
@@ -130,23 +156,30 @@ class Element:
         return b"".join([*parts, head[position:]])
 
     def _is_empty_tag(self) -> bool:
-        return self._source[self._closing - 2 : self._closing] == b"/>" and self.body_start == self._closing
+        return (
+            self._source[self._closing - 2 : self._closing] == b"/>"
+            and self.body_start == self._closing
+        )
 
 
 def parse(source: bytes) -> Element:
     """The <domain> element of a document.
 
     Args:
-        source: the whole document. Offsets are in these bytes, so it has to be in UTF-8, ASCII or Latin-1: one byte an
-            ASCII character.
+        source: the whole document. Offsets are in these bytes, so it has to be in UTF-8, ASCII or
+            Latin-1: one byte an ASCII character.
 
     Raises:
-        DomainXMLError: not well-formed; a DOCTYPE; not one <domain>; beyond one of the limits above; UTF-16.
+        DomainXMLError: not well-formed; a DOCTYPE; not one <domain>; beyond one of the limits
+            above; UTF-16.
         MemoryError: this process may not have as much memory as that takes.
     """
     _check_limits(source)
     if not source.strip():
-        raise DomainXMLError("the document is empty", "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN")
+        raise DomainXMLError(
+            "the document is empty",
+            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
+        )
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
         raise DomainXMLError("the document is in UTF-16", "convert it: iconv -f UTF-16 -t UTF-8")
     try:
@@ -154,19 +187,27 @@ def parse(source: bytes) -> Element:
     except ExpatError as error:
         if error.code == 1:  # XML_ERROR_NO_MEMORY of <expat.h>
             raise MemoryError from None
-        raise DomainXMLError(f"not well-formed XML: {ErrorString(error.code)}, line {error.lineno}", _hint(error.code)) from None
+        raise DomainXMLError(
+            f"not well-formed XML: {ErrorString(error.code)}, line {error.lineno}",
+            _hint(error.code),
+        ) from None
     except (LookupError, ValueError):
-        # From the codec that the XML declaration names: Python has none of that name, or it takes several bytes a character.
-        raise DomainXMLError("the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8") from None
+        # From the codec that the XML declaration names: Python has none of that name, or it takes
+        # several bytes a character.
+        raise DomainXMLError(
+            "the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8"
+        ) from None
     if root.name != "domain":
         raise DomainXMLError(
-            f"the document is a <{root.name}>, not a <domain>", "give domain XML, for instance from: virsh dumpxml"
+            f"the document is a <{root.name}>, not a <domain>",
+            "give domain XML, for instance from: virsh dumpxml",
         )
     return root
 
 
 def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> bool:
-    """Whether a domain is one that libvirt cannot start and this project makes concrete: host-model, under KVM, for ARM.
+    """Whether a domain is one that libvirt cannot start and this project makes concrete:
+    host-model, under KVM, for ARM.
 
     Args:
         host_architecture: what a domain that names no architecture gets.
@@ -196,7 +237,9 @@ def escaped(text: str) -> str:
 
 
 def _check_limits(source: bytes) -> None:
-    """Before anything is built, and at the speed of C. Tags and attributes are not counted exactly: text may hold a "=", too."""
+    """Before anything is built, and at the speed of C. Tags and attributes are not counted exactly:
+    text may hold a "=", too.
+    """
     if len(source) > SIZE_LIMIT:
         excess = f"is larger than {SIZE_LIMIT >> 20} MiB"
     elif source.count(b"<") > TAG_LIMIT:
@@ -204,14 +247,20 @@ def _check_limits(source: bytes) -> None:
     elif source.count(b"=") > TAG_LIMIT:
         excess = f"has more than {TAG_LIMIT} attributes"
     else:
-        runs = [run for run in source.split(b"<") if len(run) > DECLARING_LIMIT] if len(source) > DECLARING_LIMIT else []
+        runs = (
+            [run for run in source.split(b"<") if len(run) > DECLARING_LIMIT]
+            if len(source) > DECLARING_LIMIT
+            else []
+        )
         if any(len(run.rstrip()) > RUN_LIMIT for run in runs):
             excess = f"has more than {RUN_LIMIT >> 20} MiB in one piece, a tag or a text"
         elif any(map(_declares_at_length, runs)):
             excess = f"has a tag of more than {DECLARING_LIMIT >> 10} KiB that declares a namespace"
         else:
             return
-    raise DomainXMLError(f"the document {excess}", "domain XML has a few KiB: is this the right file?")
+    raise DomainXMLError(
+        f"the document {excess}", "domain XML has a few KiB: is this the right file?"
+    )
 
 
 def _declares_at_length(run: bytes) -> bool:
@@ -224,7 +273,9 @@ def _declares_at_length(run: bytes) -> bool:
 
 
 def _build(source: bytes) -> Element:
-    """The tree of a document, from expat's events. Closures, because this is most of the time that resolving takes."""
+    """The tree of a document, from expat's events. Closures, because this is most of the time that
+    resolving takes.
+    """
     parser = ParserCreate(namespace_separator=" ")
     document = Element(source, "", {}, 0, None)
     current = document
@@ -238,7 +289,9 @@ def _build(source: bytes) -> Element:
         depth += 1
         if depth > DEPTH_LIMIT:
             raise DomainXMLError(
-                f"more than {DEPTH_LIMIT} elements inside one another, line {parser.CurrentLineNumber}", "libvirt refuses that too"
+                f"more than {DEPTH_LIMIT} elements inside one another, line"
+                f" {parser.CurrentLineNumber}",
+                "libvirt refuses that too",
             )
         if depth == 2 and name == _SKIPPED:
             parser.StartElementHandler = None
@@ -247,7 +300,10 @@ def _build(source: bytes) -> Element:
     def end(name: str) -> None:
         nonlocal current, depth
         if current.name != name or current.parent is None:
-            raise DomainXMLError(f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {parser.CurrentLineNumber}", "libvirt knows none")
+            raise DomainXMLError(
+                f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {parser.CurrentLineNumber}",
+                "libvirt knows none",
+            )
         current._closing = parser.CurrentByteIndex
         current = current.parent
         depth -= 1
@@ -260,7 +316,10 @@ def _build(source: bytes) -> Element:
 
     def doctype(*_declaration: object) -> None:
         line = parser.CurrentLineNumber
-        raise DomainXMLError(f"a DOCTYPE is refused, line {line}", "domain XML has none: remove it, and the entities it declares")
+        raise DomainXMLError(
+            f"a DOCTYPE is refused, line {line}",
+            "domain XML has none: remove it, and the entities it declares",
+        )
 
     def namespace(_prefix: str | None, name: str | None) -> None:
         if name and len(name) > NAMESPACE_LIMIT:
@@ -288,8 +347,9 @@ def _tag_end(source: bytes, start: int) -> int:
 
 
 def _tag_end_slowly(source: bytes, start: int) -> int:
-    """The same, one attribute after another. Each mark is looked for again only once it has been passed: a million attributes
-    take no longer than the tag is long."""
+    """The same, one attribute after another. Each mark is looked for again only once it has been
+    passed: a million attributes take no longer than the tag is long.
+    """
     end = single = double = -1
     while True:
         if end < start:
@@ -305,8 +365,9 @@ def _tag_end_slowly(source: bytes, start: int) -> int:
 
 
 def _attribute_places(head: bytes) -> dict[str, tuple[int, int, int]]:
-    """The attributes of a start tag: name → offsets of the white space in front of it, of its name, and past its value. A value may
-    look like an attribute."""
+    """The attributes of a start tag: name → offsets of the white space in front of it, of its name,
+    and past its value. A value may look like an attribute.
+    """
     places = {}
     position = len(head.split(None, 1)[0].rstrip(b"/>"))
     while (equals := head.find(b"=", position)) >= 0:
@@ -316,11 +377,19 @@ def _attribute_places(head: bytes) -> dict[str, tuple[int, int, int]]:
         while head[value : value + 1].isspace():
             value += 1
         end = head.index(head[value : value + 1], value + 1) + 1
-        places[name.decode("latin-1")] = (position, start, end)  # those that are asked for are ASCII
+        places[name.decode("latin-1")] = (
+            position,
+            start,
+            end,
+        )  # those that are asked for are ASCII
         position = end
     return places
 
 
 def _hint(code: int) -> str:
     # XML_ERROR_JUNK_AFTER_DOC_ELEMENT of <expat.h>: something follows the root element.
-    return "one domain a document: split the file" if code == 9 else "check it with: xmllint --noout FILE"
+    return (
+        "one domain a document: split the file"
+        if code == 9
+        else "check it with: xmllint --noout FILE"
+    )

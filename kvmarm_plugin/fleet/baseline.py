@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Baseline: the pool that hosts form, what it costs each of them, and, where they form none, what would make them one.
+"""Baseline: the pool that hosts form, what it costs each of them, and, where they form none, what
+would make them one.
 
-A baseline that some member would refuse is never made: `common` asks every member, in both directions.
+A baseline that some member would refuse is never made: `common` asks every member, in both
+directions.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class Baseline(Value):
         name: of the pool.
         kinds: the hosts, by kind.
         pool: that all of them form; None if they form none.
-        profile: what every member gives: the pool's; without a pool, that of the hosts which the plan keeps, as forecast. None
-            if the plan keeps none.
+        profile: what every member gives: the pool's; without a pool, that of the hosts which the
+            plan keeps, as forecast. None if the plan keeps none.
         missing: what its guests do not have although some host has it → why.
         costs: what each kind's guests lose, in words: names of its hosts → each loss.
         plan: what would make one of them; without a step if they are one.
@@ -60,10 +62,16 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
     plan = level(kinds)
     # Without a step to take, these are the hosts as they are.
     found = common(list(plan.hosts), name) if plan.hosts else None
-    profile = found.profile.replace(made_by=f"kvmarm {__version__}") if found and found.profile else None
+    profile = (
+        found.profile.replace(made_by=f"kvmarm {__version__}") if found and found.profile else None
+    )
     pool = None
     if profile and not plan.steps:
-        pool = Pool(name, {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}, profile)
+        pool = Pool(
+            name,
+            {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)},
+            profile,
+        )
     kept = [kind for kind in kinds if kind.host.name not in plan.left_out]
     return Baseline(
         name=name,
@@ -71,7 +79,11 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
         pool=pool,
         profile=profile,
         missing=found.missing if found else {},
-        costs={kind.names: _costs(kind.host, profile, plan.words(kind.host.name)) for kind in kept} if profile else {},
+        costs=(
+            {kind.names: _costs(kind.host, profile, plan.words(kind.host.name)) for kind in kept}
+            if profile
+            else {}
+        ),
         plan=plan,
     )
 
@@ -85,13 +97,28 @@ def as_text(result: Baseline, explain: bool) -> str:
     name = shown(result.name)
     hosts = [name for kind in result.kinds for name in kind.names]
     if result.pool is not None:
-        return lines([f"{name}: {_count(hosts)}, guests move freely between them", *_profile_lines(result, explain)])
-    texts = [f"{name}: no baseline for all {len(hosts)} hosts" if len(hosts) > 1 else f"{name}: no baseline"]
+        return lines(
+            [
+                f"{name}: {_count(hosts)}, guests move freely between them",
+                *_profile_lines(result, explain),
+            ]
+        )
+    texts = [
+        (
+            f"{name}: no baseline for all {len(hosts)} hosts"
+            if len(hosts) > 1
+            else f"{name}: no baseline"
+        )
+    ]
     texts += _plan_lines(result)
     if result.profile is not None:
         texts += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
     if result.plan.obstacles:
-        texts += ["", "In the way now, among hosts of the same CPU:", *_obstacle_lines(result, explain)]
+        texts += [
+            "",
+            "In the way now, among hosts of the same CPU:",
+            *_obstacle_lines(result, explain),
+        ]
     return lines(texts)
 
 
@@ -106,10 +133,17 @@ def as_json(result: Baseline) -> dict[str, Any]:
         "missing": result.missing,
         "costs": [{"hosts": names, "loses": losses} for names, losses in result.costs.items()],
         "obstacles": [
-            {"source": obstacle.source, "destination": obstacle.destination, "finding": wording.texts(obstacle.finding)}
+            {
+                "source": obstacle.source,
+                "destination": obstacle.destination,
+                "finding": wording.texts(obstacle.finding),
+            }
             for obstacle in result.plan.obstacles
         ],
-        "steps": [{name: getattr(step, name) for name in ("action", "hosts", "what", "why")} for step in result.plan.steps],
+        "steps": [
+            {name: getattr(step, name) for name in ("action", "hosts", "what", "why")}
+            for step in result.plan.steps
+        ],
     }
 
 
@@ -119,8 +153,14 @@ def _plan_lines(result: Baseline) -> list[str]:
         return ["Nothing levels them."]
     texts = ["What would make one of them:"]
     for number, step in enumerate(steps, 1):
-        what = {"boot": f"boot {some(step.hosts, _NAMES)} with {step.what}", "leave out": f"leave {some(step.hosts, _NAMES)} out"}
-        texts.append(f"  {number}. {what.get(step.action, f'{step.action} on {some(step.hosts, _NAMES)} {step.what}')}")
+        what = {
+            "boot": f"boot {some(step.hosts, _NAMES)} with {step.what}",
+            "leave out": f"leave {some(step.hosts, _NAMES)} out",
+        }
+        texts.append(
+            f"  {number}."
+            f" {what.get(step.action, f'{step.action} on {some(step.hosts, _NAMES)} {step.what}')}"
+        )
         texts.append(f"     {step.why}")
     return [*texts, "  Then probe those hosts again, and make the baseline anew."]
 
@@ -146,8 +186,13 @@ def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
         subjects.setdefault(wording.named_in(obstacle.finding, "subject"), []).append(obstacle)
     texts = []
     for first, *more in subjects.values():
-        others = len({(obstacle.source, obstacle.destination) for obstacle in more} - {(first.source, first.destination)})
-        texts.append(f"  {first.in_short()}" + (f"; and between {others} more pairs" if others else ""))
+        others = len(
+            {(obstacle.source, obstacle.destination) for obstacle in more}
+            - {(first.source, first.destination)}
+        )
+        texts.append(
+            f"  {first.in_short()}" + (f"; and between {others} more pairs" if others else "")
+        )
     return texts
 
 
@@ -155,16 +200,35 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
     """What guests get, in words."""
     clusters = profile.clusters
     return [
-        ("CPU", ", ".join(f"{cluster.part or 'unknown part'} ({cluster.midr:#x})" for cluster in clusters)),
-        ("features", ", ".join(choice for choice in CHOICES if _has(profile, choice)) or "none that can be turned off"),
-        ("SVE", " ".join(map(str, clusters[0].sve_lengths)) + " bits" if clusters[0].sve_lengths else "none"),
+        (
+            "CPU",
+            ", ".join(
+                f"{cluster.part or 'unknown part'} ({cluster.midr:#x})" for cluster in clusters
+            ),
+        ),
+        (
+            "features",
+            ", ".join(choice for choice in CHOICES if _has(profile, choice))
+            or "none that can be turned off",
+        ),
+        (
+            "SVE",
+            (
+                " ".join(map(str, clusters[0].sve_lengths)) + " bits"
+                if clusters[0].sve_lengths
+                else "none"
+            ),
+        ),
         ("machine", profile.qemu.machines[0] if profile.qemu else ""),
         ("GIC", " or ".join(map(str, profile.gic_versions))),
         ("PSCI", psci_version(clusters[0].vcpus[0].registers)),
         ("addresses", f"{profile.ipa_bits} bits"),
         (
             "oldest",
-            f"Linux {'.'.join(map(str, kernel_version(profile.kernel)))}, QEMU {profile.qemu.version if profile.qemu else ''}",
+            (
+                f"Linux {'.'.join(map(str, kernel_version(profile.kernel)))}, QEMU"
+                f" {profile.qemu.version if profile.qemu else ''}"
+            ),
         ),
     ]
 
@@ -172,16 +236,24 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
 def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[str, ...]:
     """What guests of a host lose in the pool."""
     losses = [choice for choice in CHOICES if _has(host, choice) and not _has(profile, choice)]
-    longest, left = (max((*h.clusters[0].sve_lengths, 0)) if h.clusters else 0 for h in (host, profile))
+    longest, left = (
+        max((*h.clusters[0].sve_lengths, 0)) if h.clusters else 0 for h in (host, profile)
+    )
     if 0 < left < longest:
         losses.append(f"SVE over {left} bits")
     newest, allowed = (h.qemu.machines[0] if h.qemu else "" for h in (host, profile))
     if newest != allowed:
         losses.append(f"{newest} (has {allowed})")
-    losses += [f"GIC {version}" for version in host.gic_versions if version not in profile.gic_versions]
+    losses += [
+        f"GIC {version}" for version in host.gic_versions if version not in profile.gic_versions
+    ]
     if host.ipa_bits > profile.ipa_bits:
         losses.append(f"addresses over {profile.ipa_bits} bits")
-    losses += [f"the {cluster.part or hex(cluster.midr)}" for cluster in host.clusters if not _among(cluster.midr, profile)]
+    losses += [
+        f"the {cluster.part or hex(cluster.midr)}"
+        for cluster in host.clusters
+        if not _among(cluster.midr, profile)
+    ]
     return (*losses, *(f"what {word} takes" for word in words))
 
 

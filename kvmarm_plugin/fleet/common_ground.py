@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What hosts have in common: the profile of a host that gives what each of them gives and nothing more, or what is in the way.
+"""What hosts have in common: the profile of a host that gives what each of them gives and nothing
+more, or what is in the way.
 
-QEMU cannot set ID registers: a guest is what KVM on the host that it is started on makes of its XML. So hosts exchange guests only
-if what each gives under the same XML is taken by every other, and that is what is asked here, by the rules of `check`; what XML
-can turn off is turned off where hosts differ in it.
+QEMU cannot set ID registers: a guest is what KVM on the host that it is started on makes of its
+XML. So hosts exchange guests only if what each gives under the same XML is taken by every other,
+and that is what is asked here, by the rules of `check`; what XML can turn off is turned off where
+hosts differ in it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-# What a guest can do without, by the vCPU features that it takes: tried in this order, and kept where every host keeps up.
+# What a guest can do without, by the vCPU features that it takes: tried in this order, and kept
+# where every host keeps up.
 CHOICES = {
     "PMU": ("pmu_v3",),
     "SVE": ("sve",),
@@ -64,7 +67,10 @@ class Obstacle(Value):
         if self.finding.kind == "no-guest":  # about one host alone
             return said["rule"]
         meaning = f" ({said['meaning']})" if said["meaning"] else ""
-        here, there = f"{said['recorded']} on {shown(self.source)}", f"{said['local']} on {shown(self.destination)}"
+        here, there = (
+            f"{said['recorded']} on {shown(self.source)}",
+            f"{said['local']} on {shown(self.destination)}",
+        )
         return f"{said['subject']}{meaning}: {here}, {there}"
 
 
@@ -72,7 +78,8 @@ class Common(Value):
     """What hosts have in common.
 
     Attributes:
-        profile: of a host that gives just that; None if the hosts cannot exchange even the least of guests.
+        profile: of a host that gives just that; None if the hosts cannot exchange even the least of
+            guests.
         missing: name of a choice of CHOICES that no guest gets → why.
         obstacles: why there is no profile.
     """
@@ -86,7 +93,8 @@ def common(hosts: list[HostProfile], name: str) -> Common:
     """What these hosts have in common, in whatever order they are given.
 
     Args:
-        hosts: at least one, of different names. Hosts of one kind may be given by one that speaks for all.
+        hosts: at least one, of different names. Hosts of one kind may be given by one that speaks
+            for all.
         name: for the profile.
     """
     hosts = sorted(hosts, key=_age)
@@ -100,7 +108,10 @@ def common(hosts: list[HostProfile], name: str) -> Common:
     for first in (cluster for cluster in hosts[0].clusters if cluster.midr in shared):
         # Of clusters of one MIDR_EL1, the one of the same REVIDR_EL1.
         places = [find_cluster(first, host.clusters) for host in hosts]
-        views = [host.replace(clusters=(place,)) if place else view(host, first.midr) for host, place in zip(hosts, places)]
+        views = [
+            host.replace(clusters=(place,)) if place else view(host, first.midr)
+            for host, place in zip(hosts, places)
+        ]
         cluster, lost = _cluster(head, views)
         clusters.append(cluster)
         for choice, why in lost.items():
@@ -109,7 +120,9 @@ def common(hosts: list[HostProfile], name: str) -> Common:
 
 
 def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
-    """Why these hosts do not exchange the least of guests: one with nothing that XML can turn off. Most blocking first, by pair."""
+    """Why these hosts do not exchange the least of guests: one with nothing that XML can turn off.
+    Most blocking first, by pair.
+    """
     found = []
     shared = _shared_midrs(hosts)
     # Where there is no CPU that all have, the biggest speak for the hosts.
@@ -122,24 +135,45 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 if wish not in targets:
                     targets[wish] = _least(source, wish)
             except KvmarmError as error:
-                found.append(Obstacle(source.name, destination.name, Finding("no-guest", error=error.message, hint=error.hint)))
+                found.append(
+                    Obstacle(
+                        source.name,
+                        destination.name,
+                        Finding("no-guest", error=error.message, hint=error.hint),
+                    )
+                )
                 break
             if destination is source:
                 continue
-            found += [Obstacle(source.name, destination.name, finding) for finding in blocking(check(targets[wish], destination))]
+            found += [
+                Obstacle(source.name, destination.name, finding)
+                for finding in blocking(check(targets[wish], destination))
+            ]
             if destination.ipa_bits:
-                here, there = (guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination))
+                here, there = (
+                    guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination)
+                )
                 if here < there:  # the other way round `check` says it
-                    found.append(Obstacle(source.name, destination.name, Finding("addresses-differ", recorded=here, local=there)))
+                    found.append(
+                        Obstacle(
+                            source.name,
+                            destination.name,
+                            Finding("addresses-differ", recorded=here, local=there),
+                        )
+                    )
     return found
 
 
 def _least(host: HostProfile, wish: Wish) -> Target:
-    """The target with nothing in it that the host's libvirt and QEMU can turn off. Raises KvmarmError."""
+    """The target with nothing in it that the host's libvirt and QEMU can turn off. Raises
+    KvmarmError.
+    """
     refusal: KvmarmError | None = None
     for sve, pauth in ((False, False), (False, None), (None, False), (None, None)):
         try:
-            return Resolver(host, Policy(prefer_named=False, pmu=False, sve=sve, pauth=pauth)).target(wish)
+            return Resolver(
+                host, Policy(prefer_named=False, pmu=False, sve=sve, pauth=pauth)
+            ).target(wish)
         except KvmarmError as error:
             refusal = refusal or error
     assert refusal is not None
@@ -147,11 +181,15 @@ def _least(host: HostProfile, wish: Wish) -> Target:
 
 
 def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostProfile]) -> Wish:
-    """What the least of guests asks for: the newest machine type and GIC of all hosts, else of the two, else of its own."""
+    """What the least of guests asks for: the newest machine type and GIC of all hosts, else of the
+    two, else of its own.
+    """
     machine = gic = ""
     for group in (hosts, [source, destination], [source]):
         machine = machine or next(iter(_in_all([machines(host) for host in group])), "")
-        gic = gic or max(_in_all([tuple(map(str, host.gic_versions)) for host in group]), default="")
+        gic = gic or max(
+            _in_all([tuple(map(str, host.gic_versions)) for host in group]), default=""
+        )
     return Wish("aarch64" if source.kvm_architecture == "arm64" else "armv7l", machine, gic)
 
 
@@ -162,7 +200,7 @@ def view(host: HostProfile, midr: int | None) -> HostProfile:
     return host.replace(clusters=tuple(of_midr or biggest)) if len(host.clusters) > 1 else host
 
 
-# -- the parts of the profile --------------------------------------------------------------------------------------------------
+# -- the parts of the profile --------------------------------------------------------------------
 
 
 def _age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, int], str]:
@@ -210,7 +248,10 @@ def _qemu(every: list[Qemu]) -> Qemu:
         },
         cpu_models=_in_all([qemu.cpu_models for qemu in every]),
         host_properties={
-            name: next((qemu.host_properties[name] for qemu in every if not qemu.host_properties[name]), value)
+            name: next(
+                (qemu.host_properties[name] for qemu in every if not qemu.host_properties[name]),
+                value,
+            )
             for name, value in first.host_properties.items()
             if all(name in qemu.host_properties for qemu in every)
         },
@@ -218,24 +259,38 @@ def _qemu(every: list[Qemu]) -> Qemu:
 
 
 def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict[str, str]]:
-    """The CPU that these hosts, of one cluster each, have in common, and what it lacks: name of a choice → why."""
+    """The CPU that these hosts, of one cluster each, have in common, and what it lacks: name of a
+    choice → why.
+    """
     clusters = [host.clusters[0] for host in views]
     first = clusters[0]
-    models = {model: number for model, number in first.models.items() if all(model in cluster.models for cluster in clusters)}
-    # A vCPU counts where every host makes it: for -cpu host with its own target number, for a named model with that model's.
+    models = {
+        model: number
+        for model, number in first.models.items()
+        if all(model in cluster.models for cluster in clusters)
+    }
+    # A vCPU counts where every host makes it: for -cpu host with its own target number, for a named
+    # model with that model's.
     numbers = {first.target, *models.values()}
     vcpus = tuple(
         vcpu
         for vcpu in first.vcpus
         if vcpu.number in numbers
-        and all(cluster.vcpu(cluster.target if vcpu.number == first.target else vcpu.number, vcpu.features) for cluster in clusters)
+        and all(
+            cluster.vcpu(
+                cluster.target if vcpu.number == first.target else vcpu.number, vcpu.features
+            )
+            for cluster in clusters
+        )
     )
     masks = [cluster.writable for cluster in clusters]
     pool = first.replace(
         models=models,
         sve_lengths=_sve_lengths(clusters),
         vcpus=vcpus,
-        writable=None if None in masks else _common_bits([mask for mask in masks if mask is not None]),
+        writable=(
+            None if None in masks else _common_bits([mask for mask in masks if mask is not None])
+        ),
     )
     knobs = knobs_of(head)
     # What cannot be turned off everywhere, all have: `obstacles` has seen to that.
@@ -249,7 +304,9 @@ def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict
     for choice, features in CHOICES.items():
         if kept.issuperset(features) or not any(cluster.has(features[0]) for cluster in clusters):
             continue
-        why = _why_not(choice, head.replace(clusters=(_restricted(pool, {*kept, *features}),)), views)
+        why = _why_not(
+            choice, head.replace(clusters=(_restricted(pool, {*kept, *features}),)), views
+        )
         if why:
             missing[choice] = why
         else:
@@ -260,7 +317,9 @@ def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict
 def _restricted(cluster: Cluster, features: set[str]) -> Cluster:
     """A cluster that makes only vCPUs of these features."""
     vcpus = tuple(vcpu for vcpu in cluster.vcpus if features.issuperset(vcpu.features))
-    return cluster.replace(vcpus=vcpus, sve_lengths=cluster.sve_lengths if "sve" in features else ())
+    return cluster.replace(
+        vcpus=vcpus, sve_lengths=cluster.sve_lengths if "sve" in features else ()
+    )
 
 
 def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> str:
@@ -277,7 +336,8 @@ def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> s
         if longer and f"sve{lengths[-1]}" not in knobs_of(candidate):
             return f"libvirt or QEMU has no word to limit {some(longer)} to {lengths[-1]} bits"
     if choice == "AArch32":
-        # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see resolve.
+        # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see
+        # resolve.
         gives = [host.name for host in views if host.clusters[0].has("ptrauth_address")]
         if gives and not candidate.clusters[0].has("ptrauth_address"):
             return f"QEMU would give 32-bit guests PAuth on {some(gives)}"
@@ -290,7 +350,9 @@ def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> s
 
 
 def targets(host: HostProfile) -> list[Target]:
-    """Every target that some domain under some policy gets of a host of one cluster, one of each model and set of features."""
+    """Every target that some domain under some policy gets of a host of one cluster, one of each
+    model and set of features.
+    """
     found: dict[object, Target] = {}
     for number in range(16):
         named, pmu, sve, pauth = (not number >> bit & 1 for bit in range(4))
@@ -305,7 +367,9 @@ def targets(host: HostProfile) -> list[Target]:
 
 
 def _first_obstacle(target: Target, views: list[HostProfile]) -> Obstacle | None:
-    """The first reason why guests of this XML cannot go round all hosts, wherever they are started."""
+    """The first reason why guests of this XML cannot go round all hosts, wherever they are
+    started.
+    """
     started: list[tuple[str, Target]] = []
     for host in views:
         offer = ProfileOffer(target, host, host.clusters[0])
@@ -322,9 +386,14 @@ def _first_obstacle(target: Target, views: list[HostProfile]) -> Obstacle | None
 
 
 def _sve_lengths(clusters: list[Cluster]) -> tuple[int, ...]:
-    """The longest set of vector lengths that is, on every host, all that KVM offers up to its longest (set_sve_vls)."""
+    """The longest set of vector lengths that is, on every host, all that KVM offers up to its
+    longest (set_sve_vls).
+    """
     for longest in reversed(clusters[0].sve_lengths):
-        sets = {tuple(length for length in cluster.sve_lengths if length <= longest) for cluster in clusters}
+        sets = {
+            tuple(length for length in cluster.sve_lengths if length <= longest)
+            for cluster in clusters
+        }
         if len(sets) == 1:
             return sets.pop()
     return ()
@@ -341,13 +410,17 @@ def _common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
     return found
 
 
-# -- helpers -------------------------------------------------------------------------------------------------------------------
+# -- helpers -------------------------------------------------------------------------------------
 
 
 def _shared_midrs(hosts: list[HostProfile]) -> list[int]:
     """MIDR_EL1 of the CPUs that every host has, those of the first host's biggest cluster first."""
     by_size = sorted(hosts[0].clusters, key=lambda cluster: cluster.size, reverse=True)
-    return [c.midr for c in by_size if all(any(other.midr == c.midr for other in host.clusters) for host in hosts)]
+    return [
+        c.midr
+        for c in by_size
+        if all(any(other.midr == c.midr for other in host.clusters) for host in hosts)
+    ]
 
 
 def machines(host: HostProfile) -> tuple[str, ...]:
@@ -367,4 +440,6 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 
 def some(names: Sequence[str], limit: int = 4) -> str:
     """ "alpha, beta and 3 more", as it can be shown."""
-    return ", ".join(map(shown, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(map(shown, names[:limit])) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )

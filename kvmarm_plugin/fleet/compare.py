@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Compare: between which hosts a host-model guest can migrate, in which direction, and why not.
 
-Hosts are compared by kind (see `kinds`). For each ordered pair of kinds the guest is one that is resolved on the first with
-everything left open, on the newest machine type that both know.
+Hosts are compared by kind (see `kinds`). For each ordered pair of kinds the guest is one that is
+resolved on the first with everything left open, on the newest machine type that both know.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 
 class Pair(Value):
-    """What happens to the guests of one kind of hosts on those of another, or on others of their own.
+    """What happens to the guests of one kind of hosts on those of another, or on others of their
+    own.
 
     Attributes:
         source, destination: positions in `Comparison.kinds`.
-        findings: as of `check`, the most blocking first. They call the destination that, since it may be many hosts.
+        findings: as of `check`, the most blocking first. They call the destination that, since it
+            may be many hosts.
         problem: why no guest can be resolved on the source; empty if one can.
     """
 
@@ -89,7 +91,9 @@ class Comparison(Value):
         return all(pair.possible for pair in self.pairs)
 
     def links(self) -> list[Link]:
-        """The edges between groups: of whole groups where these are all there are, else of kinds."""
+        """The edges between groups: of whole groups where these are all there are, else of
+        kinds.
+        """
         links = []
         for number, one in enumerate(self.groups):
             for other in self.groups[number + 1 :]:
@@ -98,7 +102,9 @@ class Comparison(Value):
                 both = {(a, b) for a, b in there if (b, a) in back}
                 links += [Link(*edges, mutual=True) for edges in merge(both)]
                 links += [Link(*edges, mutual=False) for edges in merge(there - both)]
-                links += [Link(*edges, mutual=False) for edges in merge(back - {(b, a) for a, b in both})]
+                links += [
+                    Link(*edges, mutual=False) for edges in merge(back - {(b, a) for a, b in both})
+                ]
         return links
 
 
@@ -170,11 +176,16 @@ def _common_machine(hosts: list[HostProfile]) -> str:
 
 
 def _sorted(kinds: list[Kind]) -> list[Kind]:
-    """Kinds of one CPU side by side; the CPU that most hosts have first, and of it the kind that most are."""
+    """Kinds of one CPU side by side; the CPU that most hosts have first, and of it the kind that
+    most are.
+    """
     hosts: dict[tuple[int, ...], int] = {}
     for kind in kinds:
         hosts[_midrs(kind)] = hosts.get(_midrs(kind), 0) + len(kind.hosts)
-    return sorted(kinds, key=lambda kind: (-hosts[_midrs(kind)], _midrs(kind), -len(kind.hosts), kind.names[0]))
+    return sorted(
+        kinds,
+        key=lambda kind: (-hosts[_midrs(kind)], _midrs(kind), -len(kind.hosts), kind.names[0]),
+    )
 
 
 def _midrs(kind: Kind) -> tuple[int, ...]:
@@ -182,20 +193,23 @@ def _midrs(kind: Kind) -> tuple[int, ...]:
 
 
 def _cliques(kinds: list[Kind], possible: set[tuple[int, int]]) -> list[list[int]]:
-    """A partition of the kinds, by number, into sets of which each takes the guests of each, itself included.
+    """A partition of the kinds, by number, into sets of which each takes the guests of each, itself
+    included.
 
-    "Exchange guests" is not quite transitive, so that there can be several such partitions, and the coarsest is hard to find.
-    Here each kind in its order joins the first set of which it agrees with all, so that the kinds of most hosts are together where
-    they can be. They also need a machine type in common: a target's machine type decides nothing but itself, and so what holds of
+    "Exchange guests" is not quite transitive, so that there can be several such partitions, and the
+    coarsest is hard to find. Here each kind in its order joins the first set of which it agrees
+    with all, so that the kinds of most hosts are together where they can be. They also need a
+    machine type in common: a target's machine type decides nothing but itself, and so what holds of
     each pair on the newest that the two know holds of all on one that all know.
     """
     cliques: list[list[int]] = []
     for number in range(len(kinds)):
         for clique in cliques:
             hosts = [kinds[member].host for member in (*clique, number)]
-            if all({(number, member), (member, number), (number, number), (member, member)} <= possible for member in clique) and (
-                _common_machine(hosts)
-            ):
+            if all(
+                {(number, member), (member, number), (number, number), (member, member)} <= possible
+                for member in clique
+            ) and (_common_machine(hosts)):
                 clique.append(number)
                 break
         else:

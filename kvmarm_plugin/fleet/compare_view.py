@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A comparison for people and programs: as text, as JSON (docs/compare.md), and as a graph in Graphviz's language."""
+"""A comparison for people and programs: as text, as JSON (docs/compare.md), and as a graph in
+Graphviz's language.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as docs/compare.md describes it; kinds are numbered from 1, as in the text."""
     return {
         "kinds": [
-            {"kind": place + 1, "group": group.name, "description": describe(kind), "hosts": list(kind.names)}
+            {
+                "kind": place + 1,
+                "group": group.name,
+                "description": describe(kind),
+                "hosts": list(kind.names),
+            }
             for group in comparison.groups
             for place, kind in ((place, comparison.kinds[place]) for place in group.kinds)
         ],
@@ -54,13 +61,19 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-# -- text ----------------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------
 
 
 def as_text(comparison: Comparison) -> str:
-    """A table of the kinds, group by group; what goes between groups; a matrix where it fits; and why not."""
+    """A table of the kinds, group by group; what goes between groups; a matrix where it fits; and
+    why not.
+    """
     several = len(comparison.groups) > 1
-    parts = [_table(comparison), *([_between(comparison), _matrix(comparison)] if several else []), *_reasons(comparison)]
+    parts = [
+        _table(comparison),
+        *([_between(comparison), _matrix(comparison)] if several else []),
+        *_reasons(comparison),
+    ]
     return "\n".join(lines(part) for part in parts if part)
 
 
@@ -92,13 +105,21 @@ def _software(kind: Kind) -> list[str]:
     return [
         "Linux {}.{}".format(*kernel_version(host.kernel)),
         "QEMU {}.{}".format(*host.qemu.release) if host.qemu else "no QEMU",
-        *(shown(word) for word in host.overrides if all(word in other.overrides for other in kind.hosts)),
+        *(
+            shown(word)
+            for word in host.overrides
+            if all(word in other.overrides for other in kind.hosts)
+        ),
     ]
 
 
 def _cpu(cluster: Cluster) -> str:
     """Part and revision, as "Neoverse-N1 r3p1"."""
-    return f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}" if cluster.part else f"CPU {cluster.midr:#x}"
+    return (
+        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
+        if cluster.part
+        else f"CPU {cluster.midr:#x}"
+    )
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -112,7 +133,10 @@ def _table(comparison: Comparison) -> list[str]:
             rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [
-        [cell.rjust(width) if column in (2, 3) else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths))]
+        [
+            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
         for row in rows
     ]
     hosts = _count(sum(len(kind.hosts) for kind in kinds), "host")
@@ -125,14 +149,18 @@ def _table(comparison: Comparison) -> list[str]:
 
 
 def _between(comparison: Comparison) -> list[str]:
-    """The edges between groups, or between kinds where not the whole group has them; those from one place together."""
+    """The edges between groups, or between kinds where not the whole group has them; those from one
+    place together.
+    """
     ends: dict[tuple[str, str], list[str]] = {}
     for link in comparison.links():
         start = (_label(comparison, link.sources), "<->" if link.mutual else "->")
         ends.setdefault(start, []).append(_label(comparison, link.destinations))
     texts = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
     return (
-        ["Between groups, or kinds of them, one way where not <->:", *texts] if texts else ["No guest can migrate between groups."]
+        ["Between groups, or kinds of them, one way where not <->:", *texts]
+        if texts
+        else ["No guest can migrate between groups."]
     )
 
 
@@ -161,13 +189,23 @@ def _matrix(comparison: Comparison) -> list[str]:
     """Rows: from; columns: to."""
     kinds = comparison.kinds
     if len(kinds) > _MATRIX:
-        return [f"{len(kinds)} kinds are too many for a matrix: --svg draws them, --json has every pair."]
+        return [
+            f"{len(kinds)} kinds are too many for a matrix: --svg draws them, --json has every"
+            " pair."
+        ]
     names = [shown(kind.names[0]) for kind in kinds]
     width = max(map(len, names))
-    texts = ["from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))]
+    texts = [
+        "from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))
+    ]
     for row, kind in enumerate(kinds):
-        cells = ("-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column) for column in range(len(kinds)))
-        texts.append(f"{row + 1:>4}  {names[row].ljust(width)}" + "".join(cell.rjust(4) for cell in cells))
+        cells = (
+            "-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column)
+            for column in range(len(kinds))
+        )
+        texts.append(
+            f"{row + 1:>4}  {names[row].ljust(width)}" + "".join(cell.rjust(4) for cell in cells)
+        )
     return texts
 
 
@@ -176,15 +214,23 @@ def _yes(comparison: Comparison, source: int, destination: int) -> str:
 
 
 def _reasons(comparison: Comparison) -> list[list[str]]:
-    """Why the missing edges are missing, those for the same reasons together; where that is much, by the first reason of each."""
+    """Why the missing edges are missing, those for the same reasons together; where that is much,
+    by the first reason of each.
+    """
     missing = [pair for pair in comparison.pairs if not pair.possible]
     alike = _by(missing, lambda pair: (pair.problem, *pair.blocking))
     if len(alike) <= _REASONS:
-        return [[*_heading(comparison, pairs), *(f"  {reason}" for reason in _why(pairs[0]))] for pairs in alike]
+        return [
+            [*_heading(comparison, pairs), *(f"  {reason}" for reason in _why(pairs[0]))]
+            for pairs in alike
+        ]
     alike = _by(missing, lambda pair: pair.problem or named_in(pair.blocking[0], "rule", "remedy"))
     alike.sort(key=len, reverse=True)
     return [
-        [f"The first reason of each of {len(missing)} pairs, the most frequent first; --json has all reasons:"],
+        [
+            f"The first reason of each of {len(missing)} pairs, the most frequent first; --json has"
+            " all reasons:"
+        ],
         *([_in_common(pairs), *(f"  {edges}" for edges in _edges(pairs))] for pairs in alike),
     ]
 
@@ -215,32 +261,48 @@ def _heading(comparison: Comparison, pairs: list[Pair]) -> list[str]:
     """Which pairs; of a single one, with names."""
     if len(pairs) > 1:
         return [f"{edges}: no" for edges in _edges(pairs)]
-    ends = (f"{place + 1} {shown(comparison.kinds[place].names[0])}" for place in (pairs[0].source, pairs[0].destination))
+    ends = (
+        f"{place + 1} {shown(comparison.kinds[place].names[0])}"
+        for place in (pairs[0].source, pairs[0].destination)
+    )
     return [f"{' -> '.join(ends)}: no"]
 
 
 def _edges(pairs: list[Pair]) -> list[str]:
     """Pairs as "1, 4 -> 3"."""
     edges = merge((pair.source, pair.destination) for pair in pairs)
-    return [f"{numbers_of(sources)} -> {numbers_of(destinations)}" for sources, destinations in edges]
+    return [
+        f"{numbers_of(sources)} -> {numbers_of(destinations)}" for sources, destinations in edges
+    ]
 
 
-# -- graph ---------------------------------------------------------------------------------------------------------------------
+# -- graph ---------------------------------------------------------------------------------------
 
 
 def as_dot(comparison: Comparison) -> str:
-    """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it goes for all of the group."""
+    """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it
+    goes for all of the group.
+    """
     texts = [
         "digraph kvmarm {",
         "  rankdir=LR; compound=true; ranksep=1;",
-        '  graph [fontname="sans-serif", fontsize=12, style="rounded,filled", color="#a0a0a0", fillcolor="#f2f4f7"];',
-        '  node [fontname="sans-serif", fontsize=11, shape=box, style="rounded,filled", color="#5b7083", fillcolor=white];',
+        (
+            '  graph [fontname="sans-serif", fontsize=12, style="rounded,filled", color="#a0a0a0",'
+            ' fillcolor="#f2f4f7"];'
+        ),
+        (
+            '  node [fontname="sans-serif", fontsize=11, shape=box, style="rounded,filled",'
+            ' color="#5b7083", fillcolor=white];'
+        ),
         '  edge [color="#2f6f9f"];',
     ]
     for index, group in reversed(list(enumerate(comparison.groups))):  # dot starts at the bottom
         about = "no guests" if group.problem else f"guests on {group.machine or 'no machine type'}"
         label = f"Group {group.name}: {_count(comparison.hosts(group), 'host')}, {about}"
-        nodes = (f"    {place + 1} [label={_quoted(*_node(comparison, place))}];" for place in reversed(group.kinds))
+        nodes = (
+            f"    {place + 1} [label={_quoted(*_node(comparison, place))}];"
+            for place in reversed(group.kinds)
+        )
         texts += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
     texts += [f"  {arrow};" for link in comparison.links() for arrow in _arrows(comparison, link)]
     return "".join(f"{text}\n" for text in [*texts, "}"])
@@ -263,10 +325,19 @@ def _arrows(comparison: Comparison, link: Link) -> list[str]:
         attributes.append(f"lhead={boxes[destinations]}")
         destinations = destinations[:1]
     style = f" [{', '.join(attributes)}]" if attributes else ""
-    return [f"{source + 1} -> {destination + 1}{style}" for source in sources for destination in destinations]
+    return [
+        f"{source + 1} -> {destination + 1}{style}"
+        for source in sources
+        for destination in destinations
+    ]
 
 
 def _quoted(*texts: str) -> str:
-    """A string of Graphviz's language with a line for each of these: nothing in it is an escape or an entity of dot's."""
-    escaped = (shown(text, _LABEL).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;") for text in texts)
+    """A string of Graphviz's language with a line for each of these: nothing in it is an escape or
+    an entity of dot's.
+    """
+    escaped = (
+        shown(text, _LABEL).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
+        for text in texts
+    )
     return '"' + "\\n".join(escaped) + '"'

@@ -15,12 +15,19 @@ def svg(dot: str) -> bytes:
         KvmarmError: Graphviz is not installed, or cannot draw it.
     """
     try:
-        process = subprocess.run(["dot", "-Tsvg"], input=dot.encode("utf-8", "replace"), capture_output=True)
+        process = subprocess.run(
+            ["dot", "-Tsvg"], input=dot.encode("utf-8", "replace"), capture_output=True
+        )
     except OSError as error:
         raise KvmarmError(
-            f"cannot draw with Graphviz's dot: {error.strerror}", "install graphviz, or draw the output of --dot elsewhere"
+            f"cannot draw with Graphviz's dot: {error.strerror}",
+            "install graphviz, or draw the output of --dot elsewhere",
         ) from None
     if process.returncode != 0:
-        why = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
-        raise KvmarmError(f"Graphviz's dot cannot draw the graph: {why[0]}", "draw the output of --dot elsewhere")
+        why = process.stderr.decode(errors="replace").strip().splitlines() or [
+            f"exit status {process.returncode}"
+        ]
+        raise KvmarmError(
+            f"Graphviz's dot cannot draw the graph: {why[0]}", "draw the output of --dot elsewhere"
+        )
     return process.stdout

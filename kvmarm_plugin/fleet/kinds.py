@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Kinds of hosts: those that give guests the same, whatever they are called.
 
-A pool of two thousand hosts has some dozens of kinds, and hosts of one kind get one answer to every question: `compare` and
-`baseline` ask by kind.
+A pool of two thousand hosts has some dozens of kinds, and hosts of one kind get one answer to every
+question: `compare` and `baseline` ask by kind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Kind(Value):
 
 
 def kinds_of(hosts: Iterable[HostProfile]) -> list[Kind]:
-    """Hosts by kind. The order of the hosts decides nothing: kinds are sorted by the name of their first host, hosts by theirs."""
+    """Hosts by kind. The order of the hosts decides nothing: kinds are sorted by the name of their
+    first host, hosts by theirs.
+    """
     members: dict[Hashable, list[HostProfile]] = {}
     for host in sorted(hosts, key=lambda host: host.name):
         members.setdefault(_capability(host), []).append(host)
@@ -44,7 +46,9 @@ def kinds_of(hosts: Iterable[HostProfile]) -> list[Kind]:
 
 
 def _capability(host: HostProfile) -> Hashable:
-    """All that `resolve` and `check` look at. Not names and point releases, nor what only tells people where a value comes from."""
+    """All that `resolve` and `check` look at. Not names and point releases, nor what only tells
+    people where a value comes from.
+    """
     qemu = host.qemu
     return (
         host.architecture,
@@ -54,9 +58,19 @@ def _capability(host: HostProfile) -> Hashable:
         host.gic_versions,
         host.libvirt is None,
         frozenset(host.cpu_features),
-        qemu and (qemu.release, qemu.machines, frozenset(qemu.aliases.items()), frozenset(qemu.host_properties)),
-        # One cluster's CPU numbers and speed decide nothing. Of several, they decide which is chosen, and what is pinned where.
-        tuple((_cluster(cluster), len(host.clusters) > 1 and (cluster.cpus, cluster.capacity)) for cluster in host.clusters),
+        qemu
+        and (
+            qemu.release,
+            qemu.machines,
+            frozenset(qemu.aliases.items()),
+            frozenset(qemu.host_properties),
+        ),
+        # One cluster's CPU numbers and speed decide nothing. Of several, they decide which is
+        # chosen, and what is pinned where.
+        tuple(
+            (_cluster(cluster), len(host.clusters) > 1 and (cluster.cpus, cluster.capacity))
+            for cluster in host.clusters
+        ),
     )
 
 

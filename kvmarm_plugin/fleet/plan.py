@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What it takes to make a pool of hosts that are none yet: words on kernel command lines, upgrades, and hosts to leave out.
+"""What it takes to make a pool of hosts that are none yet: words on kernel command lines, upgrades,
+and hosts to leave out.
 
-A plan is found by trying: the steps are applied to the profiles, as the kernel would apply them (registers/overrides.tsv), and the
-rules of `common` say whether that is enough. What a host really gives once the steps are taken only `kvmarm probe` knows.
+A plan is found by trying: the steps are applied to the profiles, as the kernel would apply them
+(registers/overrides.tsv), and the rules of `common` say whether that is enough. What a host really
+gives once the steps are taken only `kvmarm probe` knows.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Step(Value):
     Attributes:
         action: BOOT, KERNEL, QEMU or LEAVE_OUT.
         hosts: names of the hosts to do it to.
-        what: the words of the kernel's command line, or the version to upgrade to and a host that has it; empty to leave out.
+        what: the words of the kernel's command line, or the version to upgrade to and a host that
+            has it; empty to leave out.
         why: what is in the way without it.
     """
 
@@ -59,18 +62,26 @@ class Plan(Value):
     @property
     def left_out(self) -> frozenset[str]:
         """Names of the hosts that are no part of it."""
-        return frozenset(name for step in self.steps if step.action == LEAVE_OUT for name in step.hosts)
+        return frozenset(
+            name for step in self.steps if step.action == LEAVE_OUT for name in step.hosts
+        )
 
     def words(self, host: str) -> list[str]:
         """What is to be added to the kernel's command line of a host."""
-        return [word for step in self.steps if step.action == BOOT and host in step.hosts for word in step.what.split()]
+        return [
+            word
+            for step in self.steps
+            if step.action == BOOT and host in step.hosts
+            for word in step.what.split()
+        ]
 
 
 def level(kinds: list[Kind]) -> Plan:
     """The steps that make a pool of as many of these hosts as can be.
 
-    Hosts with the most in common stay: those of the CPU, timer and DC ZVA block that most of them have. Their differences
-    are levelled as far as command lines and upgrades go; who still cannot exchange guests with the most is left out.
+    Hosts with the most in common stay: those of the CPU, timer and DC ZVA block that most of them
+    have. Their differences are levelled as far as command lines and upgrades go; who still cannot
+    exchange guests with the most is left out.
     """
     by_cpu: dict[object, list[Kind]] = {}
     for kind in kinds:
@@ -97,15 +108,24 @@ def apply_override(host: HostProfile, override: Override) -> HostProfile:
 
 def _override_cluster(cluster: Cluster, override: Override) -> Cluster:
     vcpus = tuple(
-        vcpu.replace(registers={name: _override_value(name, value, override) for name, value in vcpu.registers.items()})
+        vcpu.replace(
+            registers={
+                name: _override_value(name, value, override)
+                for name, value in vcpu.registers.items()
+            }
+        )
         for vcpu in cluster.vcpus
         if not set(vcpu.features) & set(override.features)
     )
-    return cluster.replace(vcpus=vcpus, sve_lengths=() if "sve" in override.features else cluster.sve_lengths)
+    return cluster.replace(
+        vcpus=vcpus, sve_lengths=() if "sve" in override.features else cluster.sve_lengths
+    )
 
 
 def _override_value(register: str, value: int, override: Override) -> int:
-    for field in fields_of(register) if any(register == name for name, _ in override.fields) else ():
+    for field in (
+        fields_of(register) if any(register == name for name, _ in override.fields) else ()
+    ):
         forced = override.fields.get((register, field.name))
         if forced is not None:
             value &= ~((1 << field.msb + 1) - (1 << field.lsb))
@@ -114,21 +134,27 @@ def _override_value(register: str, value: int, override: Override) -> int:
 
 
 def _override_qemu(qemu: Qemu, override: Override) -> Qemu:
-    """QEMU's "host" as query-cpu-model-expansion shows it without the feature: its properties are still there, and off."""
+    """QEMU's "host" as query-cpu-model-expansion shows it without the feature: its properties are
+    still there, and off.
+    """
     stems = tuple("sve" if feature == "sve" else "pauth" for feature in override.features)
     return qemu.replace(
-        host_properties={name: False if stems and name.startswith(stems) else value for name, value in qemu.host_properties.items()}
+        host_properties={
+            name: False if stems and name.startswith(stems) else value
+            for name, value in qemu.host_properties.items()
+        }
     )
 
 
-# -- finding the steps ---------------------------------------------------------------------------------------------------------
+# -- finding the steps ---------------------------------------------------------------------------
 
 
 class _Levelling:
     """Kinds of hosts of one CPU on their way to a pool.
 
     Attributes:
-        hosts: names of a kind's hosts → the profile that speaks for them, with the steps so far taken.
+        hosts: names of a kind's hosts → the profile that speaks for them, with the steps so far
+            taken.
         reasons: names of a kind's hosts and an action → why it is needed.
     """
 
@@ -138,7 +164,9 @@ class _Levelling:
         self._changed: set[tuple[str, ...]] = set()  # in this round
 
     def run(self) -> tuple[Obstacle, ...]:
-        """Change hosts, or leave some out, until those that are left exchange guests. Returns what was in the way at first."""
+        """Change hosts, or leave some out, until those that are left exchange guests. Returns what
+        was in the way at first.
+        """
         at_first: tuple[Obstacle, ...] = ()
         while self.hosts:
             found = obstacles(list(self.hosts.values()))
@@ -165,10 +193,17 @@ class _Levelling:
         words = [word for word in then.overrides if word not in now.overrides]
         changes = (
             (KERNEL, f"to {_short(then.kernel)}" if _version(then) != _version(now) else ""),
-            (QEMU, f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else ""),
+            (
+                QEMU,
+                f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else "",
+            ),
             (BOOT, " ".join(words)),
         )
-        return [Step(action, kind.names, what, self.reasons[kind.names, action]) for action, what in changes if what]
+        return [
+            Step(action, kind.names, what, self.reasons[kind.names, action])
+            for action, what in changes
+            if what
+        ]
 
     def _override(self, obstacle: Obstacle) -> None:
         """Take a field from the host that has more of it, if its kernel knows the word."""
@@ -183,11 +218,15 @@ class _Levelling:
             self._change(names, apply_override(host, override), BOOT, obstacle)
 
     def _upgrade_kernel(self, obstacle: Obstacle) -> None:
-        """Give the host with the older kernel the other's: with the same CPU it is then what the other is."""
+        """Give the host with the older kernel the other's: with the same CPU it is then what the
+        other is.
+        """
         self._upgrade(obstacle, _version, _with_kernel, KERNEL)
 
     def _upgrade_qemu(self, obstacle: Obstacle) -> None:
-        """The same with QEMU and libvirt, if that helps: most of what a guest is, is the kernel's."""
+        """The same with QEMU and libvirt, if that helps: most of what a guest is, is the
+        kernel's.
+        """
         self._upgrade(obstacle, _release, _with_qemu, QEMU)
 
     def _upgrade(
@@ -197,14 +236,22 @@ class _Levelling:
         with_that_of: Callable[[HostProfile, HostProfile], HostProfile],
         action: str,
     ) -> None:
-        """Upgrade the older end of an obstacle to the newer version that most hosts have; not many hosts for a few newer ones."""
+        """Upgrade the older end of an obstacle to the newer version that most hosts have; not many
+        hosts for a few newer ones.
+        """
         ends = self._names(obstacle.source), self._names(obstacle.destination)
         older, newer = sorted(ends, key=lambda names: version(self.hosts[names]))
         host = self.hosts[older]
         if self._changed.intersection(ends) or version(host) == version(self.hosts[newer]):
             return
-        models = [other for other in self.hosts.values() if version(other) > version(host) and other.overrides == host.overrides]
-        model = max(models, key=lambda other: (self._count(version, other), version(other)), default=host)
+        models = [
+            other
+            for other in self.hosts.values()
+            if version(other) > version(host) and other.overrides == host.overrides
+        ]
+        model = max(
+            models, key=lambda other: (self._count(version, other), version(other)), default=host
+        )
         if model is host or self._count(version, model) < self._count(version, host):
             return
         upgraded = with_that_of(host, model)
@@ -217,7 +264,9 @@ class _Levelling:
         return sum(len(names) for names, host in self.hosts.items() if of(host) == of(like))
 
     def _leave_out(self, found: list[Obstacle]) -> None:
-        """Keep the most hosts without an obstacle between any two: grown from each kind in turn, the largest kinds first."""
+        """Keep the most hosts without an obstacle between any two: grown from each kind in turn,
+        the largest kinds first.
+        """
         apart = {frozenset((obstacle.source, obstacle.destination)) for obstacle in found}
         order = sorted(self.hosts, key=lambda names: (-len(names), names))
         stay: list[tuple[str, ...]] = []
@@ -225,13 +274,19 @@ class _Levelling:
             clique: list[tuple[str, ...]] = []
             for names in (first, *order):
                 ends = [self.hosts[other].name for other in (*clique, names)]
-                if names not in clique and not any(frozenset((end, ends[-1])) in apart for end in ends):
+                if names not in clique and not any(
+                    frozenset((end, ends[-1])) in apart for end in ends
+                ):
                     clique.append(names)
             if sum(map(len, clique)) > sum(map(len, stay)):
                 stay = clique
         for names in [names for names in self.hosts if names not in stay]:
             host = self.hosts.pop(names)
-            involved = [obstacle for obstacle in found if host.name in (obstacle.source, obstacle.destination)]
+            involved = [
+                obstacle
+                for obstacle in found
+                if host.name in (obstacle.source, obstacle.destination)
+            ]
             self.reasons[names, LEAVE_OUT] = involved[0].in_short()
 
     def _why_apart(self, host: HostProfile) -> str:
@@ -253,7 +308,9 @@ class _Levelling:
     def _names(self, spokesman: str) -> tuple[str, ...]:
         return next(names for names, host in self.hosts.items() if host.name == spokesman)
 
-    def _change(self, names: tuple[str, ...], host: HostProfile, action: str, obstacle: Obstacle) -> None:
+    def _change(
+        self, names: tuple[str, ...], host: HostProfile, action: str, obstacle: Obstacle
+    ) -> None:
         self.hosts[names] = host
         self.reasons.setdefault((names, action), obstacle.in_short())
         self._changed.add(names)
@@ -266,13 +323,17 @@ def _about(obstacle: Obstacle) -> object:
 
 def _cpu(host: HostProfile) -> object:
     """What no step changes: hosts that differ in it are never one pool."""
-    clusters = [(cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters]
+    clusters = [
+        (cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters
+    ]
     return host.kvm_architecture, frozenset(clusters)  # boards number their clusters as they like
 
 
 def _cpus(host: HostProfile) -> str:
     return " and ".join(
-        f"{cluster.part or 'unknown part'} (MIDR {cluster.midr:#x}, REVIDR {cluster.revidr or 0:#x})" for cluster in host.clusters
+        f"{cluster.part or 'unknown part'} (MIDR {cluster.midr:#x}, REVIDR"
+        f" {cluster.revidr or 0:#x})"
+        for cluster in host.clusters
     )
 
 
@@ -304,7 +365,9 @@ def _merged(steps: list[Step]) -> list[Step]:
     merged: dict[tuple[str, str], Step] = {}
     for step in steps:
         known = merged.setdefault((step.action, step.what or step.why), step)
-        merged[step.action, step.what or step.why] = known.replace(hosts=tuple(sorted({*known.hosts, *step.hosts})))
+        merged[step.action, step.what or step.why] = known.replace(
+            hosts=tuple(sorted({*known.hosts, *step.hosts}))
+        )
     return sorted(merged.values(), key=lambda step: (step.action == LEAVE_OUT, step.hosts))
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Pools: hosts that exchange guests freely, and the baseline that all of them give (/etc/kvmarm/pool.yaml, --pool).
+"""Pools: hosts that exchange guests freely, and the baseline that all of them give
+(/etc/kvmarm/pool.yaml, --pool).
 
-`baseline` makes a pool. Its baseline is itself the profile of a host: one that gives what every member gives and nothing more. So
-resolving in a pool is resolving for that host, and the same domain gets the same target on every member; `confirm` then
-asks whether the member at hand keeps to it.
+`baseline` makes a pool. Its baseline is itself the profile of a host: one that gives what every
+member gives and nothing more. So resolving in a pool is resolving for that host, and the same
+domain gets the same target on every member; `confirm` then asks whether the member at hand keeps to
+it.
 """
 
 from __future__ import annotations
@@ -44,15 +46,19 @@ _SHAPE = shape.members(
     {
         "schema": shape.text(NAME),
         "name": shape.text(NAME),
-        "members": shape.table(shape.text(NAME), shape.text(71, "sha256:[0-9a-f]{64}", "the digest of a profile"), 1 << 15),
+        "members": shape.table(
+            shape.text(NAME),
+            shape.text(71, "sha256:[0-9a-f]{64}", "the digest of a profile"),
+            1 << 15,
+        ),
         "baseline": lambda value, _: value,  # a profile
     }
 )
 
 _AGAIN = "make it anew with: kvmarm baseline PROFILE… -o FILE"
 _HEAD = """\
-# A pool of hosts that exchange KVM guests, and what all of them give: made by kvmarm baseline. Do not edit: make it anew when a
-# host comes, goes or changes. Install it on every member as {path}.
+# A pool of hosts that exchange KVM guests, and what all of them give: made by kvmarm baseline. Do
+# not edit: make it anew when a host comes, goes or changes. Install it on every member as {path}.
 """
 
 
@@ -93,11 +99,17 @@ def loads(text: str, name: str = "pool") -> Pool:
     if not isinstance(schema, str) or not schema.startswith(SCHEMA_STEM):
         raise PoolError(f"{name} is not a pool", _AGAIN)
     if schema != SCHEMA:
-        raise PoolError(f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}", "upgrade kvmarm on this host")
+        raise PoolError(
+            f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}",
+            "upgrade kvmarm on this host",
+        )
     try:
         return _decode(document, f"the baseline in {name}")
     except Misshapen as error:
-        raise PoolError(f"{name} {'is incomplete' if isinstance(error, Incomplete) else 'is broken'}: {error}", _AGAIN) from None
+        raise PoolError(
+            f"{name} {'is incomplete' if isinstance(error, Incomplete) else 'is broken'}: {error}",
+            _AGAIN,
+        ) from None
     except ProfileError as error:
         raise PoolError(error.message, _AGAIN) from None
 
@@ -106,17 +118,30 @@ def dumps(pool: Pool) -> str:
     """The pool as YAML: the same pool gives the same text.
 
     Raises:
-        PoolError: `loads` would not read it: its name, which comes from the command line, is no line of text.
+        PoolError: `loads` would not read it: its name, which comes from the command line, is no
+            line of text.
     """
     import yaml
 
-    document = {"schema": SCHEMA, "name": pool.name, "members": pool.members, "baseline": _plain(encode(pool.baseline))}
+    document = {
+        "schema": SCHEMA,
+        "name": pool.name,
+        "members": pool.members,
+        "baseline": _plain(encode(pool.baseline)),
+    }
     try:
         _decode(document, "its baseline")
     except Misshapen as error:
         raise PoolError(f"no such pool can be written: {error}", "give it another --name") from None
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    body = yaml.dump(document, Dumper=dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
+    body = yaml.dump(
+        document,
+        Dumper=dumper,
+        sort_keys=False,
+        width=120,
+        allow_unicode=True,
+        default_flow_style=None,
+    )
     return _HEAD.format(path=DEFAULT_PATH) + str(body)
 
 
@@ -133,15 +158,18 @@ def resolver(
     ask: Callable[[Target], Offer],
     advise: Callable[[str], None] = lambda _: None,
 ) -> Resolver:
-    """Resolves domains of a member: for the pool's baseline, so that all members make the same of them.
+    """Resolves domains of a member: for the pool's baseline, so that all members make the same of
+    them.
 
     Args:
         host: the member's name.
-        clusters: of the member. On a big.LITTLE host guests are pinned, and every board may count in its own way.
+        clusters: of the member. On a big.LITTLE host guests are pinned, and every board may count
+            in its own way.
         ask: what the member gives to a guest of a target.
         advise: as for `Resolver`.
 
-    A domain that the member would not run like the others raises ResolveError: it has drifted out of its pool.
+    A domain that the member would not run like the others raises ResolveError: it has drifted out
+    of its pool.
     """
 
     def confirmed(target: Target, wish: Wish) -> None:
@@ -155,8 +183,8 @@ def resolver(
 
 
 def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
-    """Why a guest of the pool would not be one on a host; empty if it would: the host takes the target, and what the guest gets
-    when it is started there is taken by every other member.
+    """Why a guest of the pool would not be one on a host; empty if it would: the host takes the
+    target, and what the guest gets when it is started there is taken by every other member.
 
     Args:
         offer: of the host, made for this target.
@@ -165,15 +193,22 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
     if findings:
         return findings
     local = given(target, offer)
-    return [Finding(finding.kind, **finding.values, pool=pool.name) for finding in blocking(check(local, pool.baseline))]
+    return [
+        Finding(finding.kind, **finding.values, pool=pool.name)
+        for finding in blocking(check(local, pool.baseline))
+    ]
 
 
 def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
-    """Why a host would not be a member like the others, whatever guest of the pool is asked for; empty if it would."""
+    """Why a host would not be a member like the others, whatever guest of the pool is asked for;
+    empty if it would.
+    """
     found: dict[Finding, None] = {}  # a set in order
     for cluster in pool.baseline.clusters:
         for target in targets(pool.baseline.replace(clusters=(cluster,))):
-            for finding in confirm(pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))):
+            for finding in confirm(
+                pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))
+            ):
                 found[finding] = None
     missing = tuple(machine for machine in machines(pool.baseline) if machine not in machines(host))
     if missing and not any(finding.kind == "machine-unknown" for finding in found):
@@ -182,27 +217,45 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
 
 
 def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
-    """The cluster of a host that stands for one of the baseline: of the same MIDR_EL1, else the first."""
-    return next((cluster for cluster in host.clusters if cluster.midr == midr), (*host.clusters, None)[0])
+    """The cluster of a host that stands for one of the baseline: of the same MIDR_EL1, else the
+    first.
+    """
+    return next(
+        (cluster for cluster in host.clusters if cluster.midr == midr), (*host.clusters, None)[0]
+    )
 
 
 def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
-    """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than on the pool's smallest host."""
-    there, here = (guest_ipa_bits(wish.memory, limit, host) for limit in (pool.baseline.ipa_bits, ipa_bits))
+    """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than
+    on the pool's smallest host.
+    """
+    there, here = (
+        guest_ipa_bits(wish.memory, limit, host) for limit in (pool.baseline.ipa_bits, ipa_bits)
+    )
     if there != here:
         raise ResolveError(
-            f"a guest with this much memory would have {here}-bit addresses on {host}, and {there}-bit ones in pool {pool.name}",
-            f"the pool's smallest host has {pool.baseline.ipa_bits} bits: give the guest less memory, or leave that host out",
+            f"a guest with this much memory would have {here}-bit addresses on {host}, and"
+            f" {there}-bit ones in pool {pool.name}",
+            f"the pool's smallest host has {pool.baseline.ipa_bits} bits: give the guest less"
+            " memory, or leave that host out",
         )
 
 
 def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
-    what = f"{host} has drifted out of pool {pool.name}" if host in pool.members else f"{host} does not fit into pool {pool.name}"
-    return ResolveError(f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew")
+    what = (
+        f"{host} has drifted out of pool {pool.name}"
+        if host in pool.members
+        else f"{host} does not fit into pool {pool.name}"
+    )
+    return ResolveError(
+        f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew"
+    )
 
 
 def _decode(document: Any, baseline: str) -> Pool:
-    """A pool from its document; `baseline` is what to call the profile in it. Raises Misshapen and ProfileError."""
+    """A pool from its document; `baseline` is what to call the profile in it. Raises Misshapen and
+    ProfileError.
+    """
     fields = _SHAPE(document, "")
     return Pool(fields["name"], fields["members"], decode(fields["baseline"], baseline))
 

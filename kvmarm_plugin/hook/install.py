@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Puts the hook where libvirt looks for it, and takes it away again.
 
-libvirt runs /etc/libvirt/hooks/qemu.d/* since 6.5, in the order of their names. It notices a new directory or file when
-it is told to reload.
+libvirt runs /etc/libvirt/hooks/qemu.d/* since 6.5, in the order of their names. It notices a new
+directory or file when it is told to reload.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     """Install or renew the hook, and tell libvirt. Returns what was done, a line each.
 
     Raises:
-        KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others than root can change what
-            would run, or something is there that is not kvmarm's.
+        KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others
+            than root can change what would run, or something is there that is not kvmarm's.
     """
     etc = directory.parent.parent
     if not etc.is_dir():
-        raise KvmarmError(f"{etc} does not exist", "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)")
+        raise KvmarmError(
+            f"{etc} does not exist",
+            "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)",
+        )
     _check_version()
     text = script()
     python = re.findall(r"^python=(.*)$", text, re.MULTILINE)[0]
@@ -54,11 +57,17 @@ def install(directory: Path = DIRECTORY) -> list[str]:
         _make_directory(each)
     try:
         with reach(str(path), _refuse_links) as end:
-            if end.entry is not None and _kvmarms(end, "write") == wanted and stat.S_IMODE(os.fstat(end.entry).st_mode) == _MODE:
+            if (
+                end.entry is not None
+                and _kvmarms(end, "write") == wanted
+                and stat.S_IMODE(os.fstat(end.entry).st_mode) == _MODE
+            ):
                 return [f"{path} is up to date"]
             replace(end.directory, end.name, wanted, _MODE)
     except OSError as error:
-        raise KvmarmError(f"cannot write {path}: {error.strerror}", "run as root; is there free space?") from None
+        raise KvmarmError(
+            f"cannot write {path}: {error.strerror}", "run as root; is there free space?"
+        ) from None
     return [f"installed {path}", _reload(), *_selinux_advice()]
 
 
@@ -84,7 +93,9 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
 
 
 def script() -> str:
-    """The hook's text, with the place of this package in it. Raises KvmarmError if the installation lacks it."""
+    """The hook's text, with the place of this package in it. Raises KvmarmError if the installation
+    lacks it.
+    """
     text = shipped("hooks", _SHIPPED).read_text(encoding="utf-8")
     return text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
 
@@ -94,25 +105,36 @@ def _check_version() -> None:
     for daemon in _DAEMONS:
         try:
             answer = subprocess.run(
-                [f"/usr/sbin/{daemon}", "--version"], capture_output=True, text=True, timeout=30, check=True
+                [f"/usr/sbin/{daemon}", "--version"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
             ).stdout
         except (OSError, subprocess.SubprocessError):
             continue
         version = re.search(r"(\d+)\.(\d+)\.\d+", answer)
         if version and (int(version[1]), int(version[2])) < (6, 5):
-            raise KvmarmError(f"libvirt {version[0]} does not look into hooks/qemu.d", "upgrade it to 6.5 or newer")
+            raise KvmarmError(
+                f"libvirt {version[0]} does not look into hooks/qemu.d",
+                "upgrade it to 6.5 or newer",
+            )
         return
 
 
 def _place(directory: Path) -> Path:
     """Where the hook goes. /etc/libvirt may be a link: of root's, as `_check_owner` knows."""
-    return Path(os.path.realpath(directory.parent.parent), directory.parent.name, directory.name, NAME)
+    return Path(
+        os.path.realpath(directory.parent.parent), directory.parent.name, directory.name, NAME
+    )
 
 
 def _check_owner(path: str) -> None:
-    """libvirt runs the hook as root: nobody else may be able to change what it runs, nor where a name on the way leads.
+    """libvirt runs the hook as root: nobody else may be able to change what it runs, nor where a
+    name on the way leads.
 
-    In a sticky directory (/tmp) nobody can replace what is root's; but anybody can add to it, so it is no place to load from.
+    In a sticky directory (/tmp) nobody can replace what is root's; but anybody can add to it, so it
+    is no place to load from.
 
     Raises:
         KvmarmError: others can.
@@ -126,12 +148,16 @@ def _check_owner(path: str) -> None:
             else:
                 _refuse_changeable(end.path, os.fstat(end.entry))
     except OSError as error:
-        raise KvmarmError(f"cannot look at {shown(path)}: {error.strerror}", "install kvmarm again") from None
+        raise KvmarmError(
+            f"cannot look at {shown(path)}: {error.strerror}", "install kvmarm again"
+        ) from None
 
 
 def _check_tree(path: str) -> None:
-    """`_check_owner` of a directory and of all that is in it, through links to directories, too. Of all, whatever its name: Python
-    would load things that it does not load today, such as hook.so or hook/ in place of hook.py, or what is in __pycache__."""
+    """`_check_owner` of a directory and of all that is in it, through links to directories, too. Of
+    all, whatever its name: Python would load things that it does not load today, such as hook.so or
+    hook/ in place of hook.py, or what is in __pycache__.
+    """
     waiting = [path]
     while waiting:
         path = waiting.pop()
@@ -154,15 +180,21 @@ def _refuse_changeable(path: str, status: os.stat_result) -> None:
         name = shown(path, 4096)
         hint = f"chmod go-w {shlex.quote(name)}"
         if not is_ours(status):
-            hint = f"install kvmarm as root, for instance as a package; or if you trust it: chown -h root {shlex.quote(name)}"
-        raise KvmarmError(f"others than root can change {name}, and with it what libvirt would run as root", hint)
+            hint = (
+                "install kvmarm as root, for instance as a package; or if you trust it: chown -h"
+                f" root {shlex.quote(name)}"
+            )
+        raise KvmarmError(
+            f"others than root can change {name}, and with it what libvirt would run as root", hint
+        )
 
 
 def _refuse_links(step: Step) -> None:
     if step.entry is not None and stat.S_ISLNK(os.fstat(step.entry).st_mode):
         raise KvmarmError(
             f"{step.path} is a link, and kvmarm installs nothing through one",
-            f"put what it leads to in its place, or if nobody needs that: rm {shlex.quote(step.path)}",
+            "put what it leads to in its place, or if nobody needs that: rm"
+            f" {shlex.quote(step.path)}",
         )
 
 
@@ -172,7 +204,9 @@ def _make_directory(path: Path) -> None:
         with reach(str(path), _refuse_links) as end:
             if end.entry is None:
                 os.mkdir(end.name, 0o700, dir_fd=end.directory)
-                descriptor = os.open(end.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=end.directory)
+                descriptor = os.open(
+                    end.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=end.directory
+                )
                 try:
                     os.fchmod(descriptor, _MODE)
                     os.fsync(descriptor)
@@ -181,14 +215,17 @@ def _make_directory(path: Path) -> None:
                 sync(end.directory)
             elif not stat.S_ISDIR(os.fstat(end.entry).st_mode):
                 old = shlex.quote(str(path))
-                raise KvmarmError(f"cannot make {path}: a file is there", f"move it away: mv {old} {old}.old")
+                raise KvmarmError(
+                    f"cannot make {path}: a file is there", f"move it away: mv {old} {old}.old"
+                )
     except OSError as error:
         raise KvmarmError(f"cannot make {path}: {error.strerror}", "run as root") from None
     _check_owner(str(path))
 
 
 def _kvmarms(end: Step, verb: str) -> bytes:
-    """What is in a hook that is there, if it is kvmarm's, of whatever version; everything else belongs to somebody.
+    """What is in a hook that is there, if it is kvmarm's, of whatever version; everything else
+    belongs to somebody.
 
     Raises:
         KvmarmError: it is not; `verb` says what cannot be done to it.
@@ -196,33 +233,59 @@ def _kvmarms(end: Step, verb: str) -> bytes:
     held = b""
     status = os.stat(end.name, dir_fd=end.directory, follow_symlinks=False)
     if stat.S_ISREG(status.st_mode) and is_ours(status):
-        descriptor = os.open(end.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=end.directory)
+        descriptor = os.open(
+            end.name,
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=end.directory,
+        )
         with open(descriptor, "rb") as file:
             held = file.read(_LONGEST)
     if _MARK not in held:
         raise KvmarmError(
-            f"cannot {verb} {end.path}: it is not a hook of kvmarm's, or not root's", "see what it is, and move it out of there"
+            f"cannot {verb} {end.path}: it is not a hook of kvmarm's, or not root's",
+            "see what it is, and move it out of there",
         )
     return held
 
 
 def _selinux_advice() -> list[str]:
-    """SELinux keeps hooks from /dev/kvm unless told otherwise, and a guest with a record would not start then."""
+    """SELinux keeps hooks from /dev/kvm unless told otherwise, and a guest with a record would not
+    start then.
+    """
     try:
         answer = subprocess.run(
-            ["/usr/sbin/getsebool", "virt_hooks_unconfined"], capture_output=True, text=True, timeout=30, check=True
+            ["/usr/sbin/getsebool", "virt_hooks_unconfined"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return []
     allowed = answer.stdout.strip().endswith("on")
-    return [] if allowed else ["SELinux confines hooks here: allow this one with: setsebool -P virt_hooks_unconfined on"]
+    return (
+        []
+        if allowed
+        else [
+            "SELinux confines hooks here: allow this one with: setsebool -P"
+            " virt_hooks_unconfined on"
+        ]
+    )
 
 
 def _check_interpreter(python: str) -> None:
-    """The hook has this one, whatever runs `kvmarm`: Python 3.9 or newer, with those modules that distributions split off."""
+    """The hook has this one, whatever runs `kvmarm`: Python 3.9 or newer, with those modules that
+    distributions split off.
+    """
     try:
         answer = subprocess.run(
-            [python, "-I", "-S", "-c", "import sys; print(*sys.version_info[:3], sep='.'); import _ctypes, fcntl, pyexpat"],
+            [
+                python,
+                "-I",
+                "-S",
+                "-c",
+                "import sys; print(*sys.version_info[:3], sep='.'); import _ctypes, fcntl, pyexpat",
+            ],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -230,24 +293,38 @@ def _check_interpreter(python: str) -> None:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise KvmarmError(f"cannot run {python}, which the hook needs: {error}", "install the distribution's python3") from None
+        raise KvmarmError(
+            f"cannot run {python}, which the hook needs: {error}",
+            "install the distribution's python3",
+        ) from None
     version = re.match(r"(\d+)\.(\d+)\.\d+", answer.stdout)
     if version and (int(version[1]), int(version[2])) < (3, 9):
-        raise KvmarmError(f"{python} is Python {version[0]}, and the hook needs 3.9 or newer", "upgrade the distribution's python3")
+        raise KvmarmError(
+            f"{python} is Python {version[0]}, and the hook needs 3.9 or newer",
+            "upgrade the distribution's python3",
+        )
     if answer.returncode != 0:
         why = (answer.stderr.strip() or f"exit status {answer.returncode}").splitlines()[-1]
-        raise KvmarmError(f"{python} cannot run the hook: {why}", "install the distribution's python3 with its standard library")
+        raise KvmarmError(
+            f"{python} cannot run the hook: {why}",
+            "install the distribution's python3 with its standard library",
+        )
 
 
 def _reload() -> str:
-    """SIGHUP makes the daemon read its configuration and look for hooks again; guests do not notice."""
+    """SIGHUP makes the daemon read its configuration and look for hooks again; guests do not
+    notice.
+    """
     for daemon in _DAEMONS:
         pid = _pid(daemon)
         if pid:
             try:
                 os.kill(pid, signal.SIGHUP)
             except OSError as error:
-                return f"could not tell {daemon} ({error.strerror}); do it with: systemctl reload {daemon}"
+                return (
+                    f"could not tell {daemon} ({error.strerror}); do it with: systemctl reload"
+                    f" {daemon}"
+                )
             return f"told {daemon} (process {pid}) to look for hooks"
     return "no libvirt daemon is running: it will find the hook when it starts"
 

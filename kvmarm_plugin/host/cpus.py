@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The host's CPU clusters: which CPUs share MIDR_EL1 and REVIDR_EL1, what they are called, how fast they are.
+"""The host's CPU clusters: which CPUs share MIDR_EL1 and REVIDR_EL1, what they are called, how fast
+they are.
 
-Read from sysfs (regs/identification, since Linux 4.8; cpu_capacity) and, where that is missing, from /proc/cpuinfo. The hook
-reads them, too, so this needs little.
+Read from sysfs (regs/identification, since Linux 4.8; cpu_capacity) and, where that is missing,
+from /proc/cpuinfo. The hook reads them, too, so this needs little.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from ..basics.untrusted import decimal, hexadecimal
 from ..basics.value import Value
 
 _PARTS = os.path.join(os.path.dirname(__file__), "parts.yaml")
-_CPUINFO_FIELDS = {"CPU implementer": 8, "CPU variant": 4, "CPU part": 12, "CPU revision": 4}  # and their bits in MIDR_EL1
+_CPUINFO_FIELDS = {
+    "CPU implementer": 8,
+    "CPU variant": 4,
+    "CPU part": 12,
+    "CPU revision": 4,
+}  # and their bits in MIDR_EL1
 _LONGEST = 16 << 20  # bytes of a file; /proc/cpuinfo has some 400 a CPU
 
 
@@ -24,7 +30,8 @@ class CpuCluster(Value):
     Attributes:
         cpus: their numbers, ascending.
         midr, revidr: of each of them; revidr is None where sysfs has none.
-        capacity: of the fastest of them, 1024 for the fastest CPU of the host; None where the kernel gives none.
+        capacity: of the fastest of them, 1024 for the fastest CPU of the host; None where the
+            kernel gives none.
     """
 
     cpus: tuple[int, ...]
@@ -53,11 +60,16 @@ def find_clusters(root: str | os.PathLike[str] = "/") -> list[CpuCluster]:
             midr = from_cpuinfo.get(cpu)
         if midr is not None:
             members.setdefault((midr, revidr), []).append(cpu)
-    return [CpuCluster(tuple(cpus), midr, revidr, _capacity(system, cpus)) for (midr, revidr), cpus in members.items()]
+    return [
+        CpuCluster(tuple(cpus), midr, revidr, _capacity(system, cpus))
+        for (midr, revidr), cpus in members.items()
+    ]
 
 
 def name_part(midr: int) -> tuple[str, str]:
-    """Implementer and part of a MIDR, such as ("ARM", "Neoverse-N1"); empty strings for those parts.yaml does not know."""
+    """Implementer and part of a MIDR, such as ("ARM", "Neoverse-N1"); empty strings for those
+    parts.yaml does not know.
+    """
     import yaml  # not in the standard library, and not needed for the rest
 
     # The C loader where libyaml is there: the same result, eight times as fast.
@@ -80,9 +92,11 @@ def _capacity(system: str, cpus: list[int]) -> int | None:
 
 
 def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
-    """CPU number → MIDR put together from the "CPU implementer", "variant", "part" and "revision" lines.
+    """CPU number → MIDR put together from the "CPU implementer", "variant", "part" and "revision"
+    lines.
 
-    Kernels of old (arm64 before 3.19, arm before 3.8) list all processors first and describe them once, behind.
+    Kernels of old (arm64 before 3.19, arm before 3.8) list all processors first and describe them
+    once, behind.
     """
     midrs: dict[int, int] = {}
     processors: list[int] = []
@@ -98,14 +112,21 @@ def _midrs_from_cpuinfo(text: str) -> dict[int, int]:
             fields[key] = _number(value, _CPUINFO_FIELDS[key])
         if len(fields) == len(_CPUINFO_FIELDS):
             implementer, variant, part, revision = (fields[key] for key in _CPUINFO_FIELDS)
-            if implementer is not None and variant is not None and part is not None and revision is not None:
+            if (
+                implementer is not None
+                and variant is not None
+                and part is not None
+                and revision is not None
+            ):
                 midr = implementer << 24 | variant << 20 | 0xF << 16 | part << 4 | revision
                 midrs.update(dict.fromkeys(processors, midr))
     return midrs
 
 
 def _number(text: str, bits: int) -> int | None:
-    """A number of /proc/cpuinfo, where some are hexadecimal; None for what is none, or a wider one."""
+    """A number of /proc/cpuinfo, where some are hexadecimal; None for what is none, or a wider
+    one.
+    """
     try:
         return hexadecimal(text, bits) if text[:2] == "0x" else decimal(text, (1 << bits) - 1)
     except ValueError:

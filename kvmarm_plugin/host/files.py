@@ -19,7 +19,8 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def read(name: str) -> bytes:
-    """The contents of a file, or of standard input for "-"; not more than a little over what anything here may be long.
+    """The contents of a file, or of standard input for "-"; not more than a little over what
+    anything here may be long.
 
     Raises:
         KvmarmError: the file cannot be read.
@@ -32,7 +33,9 @@ def read(name: str) -> bytes:
         with open(name, "rb") as file:
             return file.read(SIZE_LIMIT + 1)
     except OSError as error:
-        raise KvmarmError(f"cannot read {name}: {error.strerror}", "check the name and its permissions") from None
+        raise KvmarmError(
+            f"cannot read {name}: {error.strerror}", "check the name and its permissions"
+        ) from None
 
 
 def read_text(name: str) -> str:
@@ -44,28 +47,36 @@ def read_text(name: str) -> str:
 
 
 def write(name: str, data: bytes, mode: int | None = None) -> None:
-    """Replace a file: whoever reads it sees the old contents or the new, whole, and a failure leaves the old.
+    """Replace a file: whoever reads it sees the old contents or the new, whole, and a failure
+    leaves the old.
 
-    What is no file, such as /dev/stdout, is written to and stays what it is. Links are followed. But where users other than root
-    and the caller can write, files and links of theirs are refused, and so is a link or device with several names: one of them
-    may have given it this one (link(2)).
+    What is no file, such as /dev/stdout, is written to and stays what it is. Links are followed.
+    But where users other than root and the caller can write, files and links of theirs are refused,
+    and so is a link or device with several names: one of them may have given it this one (link(2)).
 
     Args:
-        mode: of the file, of which only read, write and execute count; None keeps group and mode of an old file that is the
-            caller's or root's, and leaves that of any other to the umask. An access control list is not kept.
+        mode: of the file, of which only read, write and execute count; None keeps group and mode of
+            an old file that is the caller's or root's, and leaves that of any other to the umask.
+            An access control list is not kept.
 
     Raises:
-        KvmarmError: the directory or the disk does not allow it, it is a directory, or it is another user's as above.
+        KvmarmError: the directory or the disk does not allow it, it is a directory, or it is
+            another user's as above.
     """
 
     def judge(step: Step) -> None:
         status = None if step.entry is None else os.fstat(step.entry)
-        if status is None or stat.S_ISDIR(status.st_mode) or not others_can_change(os.fstat(step.directory)):
+        if (
+            status is None
+            or stat.S_ISDIR(status.st_mode)
+            or not others_can_change(os.fstat(step.directory))
+        ):
             return
         foreign = not is_ours(status)
         if foreign or (status.st_nlink > 1 and not stat.S_ISREG(status.st_mode)):
             raise KvmarmError(
-                f"cannot write {name}: {step.path} {'is' if foreign else 'may be'} another user's, and others can write there",
+                f"cannot write {name}: {step.path} {'is' if foreign else 'may be'} another user's,"
+                " and others can write there",
                 "write to a directory where only you can, or remove it first",
             )
 
@@ -78,26 +89,40 @@ def write(name: str, data: bytes, mode: int | None = None) -> None:
                     mode, group = _mode_of(end.entry, status), status.st_gid
                 replace(end.directory, end.name, data, mode, group)
             elif stat.S_ISDIR(status.st_mode):
-                raise KvmarmError(f"cannot write {name}: it is a directory", "give the name of a file")
+                raise KvmarmError(
+                    f"cannot write {name}: it is a directory", "give the name of a file"
+                )
             elif stat.S_ISLNK(status.st_mode):  # /dev/stdout, /dev/fd/3: a descriptor that we have
                 _write_all(os.dup(int(end.name)), data)
             else:
-                # By /proc, which opens the very thing that was judged; by its name it could be another by now.
-                _write_all(os.open(f"/proc/self/fd/{end.entry}", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), data)
+                # By /proc, which opens the very thing that was judged; by its name it could be
+                # another by now.
+                _write_all(
+                    os.open(f"/proc/self/fd/{end.entry}", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC),
+                    data,
+                )
     except OSError as error:
-        raise KvmarmError(f"cannot write {name}: {error.strerror}", "check the directory's permissions and free space") from None
+        raise KvmarmError(
+            f"cannot write {name}: {error.strerror}",
+            "check the directory's permissions and free space",
+        ) from None
 
 
-def replace(directory: int, name: str, data: bytes, mode: int | None, group: int | None = None) -> None:
-    """Put a new file in the place of whatever has this name, which is never followed, and be sure that it is on the disk.
+def replace(
+    directory: int, name: str, data: bytes, mode: int | None, group: int | None = None
+) -> None:
+    """Put a new file in the place of whatever has this name, which is never followed, and be sure
+    that it is on the disk.
 
     Args:
         directory: descriptor of the directory.
         mode: of the file, of which only read, write and execute count; None leaves it to the umask.
-        group: that the mode is meant for; if the file cannot be of this one, its group gets what everybody gets.
+        group: that the mode is meant for; if the file cannot be of this one, its group gets what
+            everybody gets.
 
     Raises:
-        OSError: the old file is there as it was, or the new one, if all that failed is to make sure.
+        OSError: the old file is there as it was, or the new one, if all that failed is to make
+            sure.
     """
     temporary = f".kvmarm-{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -129,7 +154,8 @@ def _without_group(mode: int) -> int:
 
 def _mode_of(entry: int | None, status: os.stat_result) -> int:
     """What of an old file's mode is for a new one in its place."""
-    # With several names it may be another file of ours: then nobody gets to write because of its mode.
+    # With several names it may be another file of ours: then nobody gets to write because of its
+    # mode.
     mode = status.st_mode & (0o777 if status.st_nlink == 1 else 0o755)
     try:
         os.getxattr(f"/proc/self/fd/{entry}", "system.posix_acl_access")
@@ -139,8 +165,9 @@ def _mode_of(entry: int | None, status: os.stat_result) -> int:
 
 
 def sync(directory: int) -> None:
-    """Be sure that a directory's names are on the disk. Not of one that may be written but not read, nor where there is no such
-    call."""
+    """Be sure that a directory's names are on the disk. Not of one that may be written but not
+    read, nor where there is no such call.
+    """
     try:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     except PermissionError:
@@ -160,7 +187,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def shipped(room: str, name: str) -> Path:
-    """A file of a room beside the package: "hooks" or "xml-templates". An installed package carries them inside.
+    """A file of a room beside the package: "hooks" or "xml-templates". An installed package carries
+    them inside.
 
     Raises:
         KvmarmError: the installation is incomplete.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""libvirt, through its Python binding, which is imported only here and only when something has to be asked of it.
+"""libvirt, through its Python binding, which is imported only here and only when something has to
+be asked of it.
 
 Only calls that replace or add are made: a domain is never undefined.
 """
@@ -21,14 +22,17 @@ class LibvirtError(KvmarmError):
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a connection may go to another host than this; a bare word is an alias of libvirt.conf.
+    """Whether a connection may go to another host than this; a bare word is an alias of
+    libvirt.conf.
 
     Raises LibvirtError for what is no URI.
     """
     try:
         return "//" not in uri or bool(urlsplit(uri).netloc)
     except ValueError as error:
-        raise LibvirtError(f"{uri} is not a URI: {error}", "give one such as qemu:///system") from None
+        raise LibvirtError(
+            f"{uri} is not a URI: {error}", "give one such as qemu:///system"
+        ) from None
 
 
 class Connection:
@@ -43,12 +47,15 @@ class Connection:
             import libvirt
         except ImportError:
             raise LibvirtError(
-                "the Python binding of libvirt is missing", "install python3-libvirt (Debian: apt install python3-libvirt)"
+                "the Python binding of libvirt is missing",
+                "install python3-libvirt (Debian: apt install python3-libvirt)",
             ) from None
         # Its own handler prints to standard error what is raised as well.
         libvirt.registerErrorHandler(lambda *_: None, None)
         self._libvirt = libvirt
-        self._connection = self._ask(lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version")
+        self._connection = self._ask(
+            lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version"
+        )
 
     def __enter__(self) -> Connection:  # noqa: PYI034  # Self is typing's, from 3.11 on
         return self
@@ -57,11 +64,15 @@ class Connection:
         self._connection.close()
 
     def define(self, xml: str, validate: bool) -> str:
-        """Define a domain or replace its definition; the old one stays if this fails. Returns its name, for people. Raises
-        LibvirtError."""
+        """Define a domain or replace its definition; the old one stays if this fails. Returns its
+        name, for people. Raises LibvirtError.
+        """
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
-        hint = "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive --security-info DOMAIN | kvmarm define -"
+        hint = (
+            "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
+            " --security-info DOMAIN | kvmarm define -"
+        )
         name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
         return shown(name)
 
@@ -73,7 +84,9 @@ class Connection:
         return shown(name)
 
     def domain_xml(self, name: str) -> str:
-        """The persistent definition of a domain, or the live one if it has no other. `name` may be a UUID. Raises LibvirtError."""
+        """The persistent definition of a domain, or the live one if it has no other. `name` may be
+        a UUID. Raises LibvirtError.
+        """
         domain = self._ask(lambda: self._find(name), "virsh list --all names the domains")
         flags = self._libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
         xml: str = self._ask(lambda: domain.XMLDesc(flags))
@@ -93,4 +106,6 @@ class Connection:
         try:
             return call()
         except self._libvirt.libvirtError as error:
-            raise LibvirtError(f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint) from None
+            raise LibvirtError(
+                f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint
+            ) from None

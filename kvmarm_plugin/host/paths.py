@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Paths, gone along by descriptors: whoever may rename or link on the way can change neither what was judged nor what is used.
+"""Paths, gone along by descriptors: whoever may rename or link on the way can change neither what
+was judged nor what is used.
 
-Names are for people. Between two system calls that take the same name another user can put something else there, so each entry
-is opened once, without following it, and everything after that is done with the descriptor.
+Names are for people. Between two system calls that take the same name another user can put
+something else there, so each entry is opened once, without following it, and everything after that
+is done with the descriptor.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Step(NamedTuple):
         path: its name, for messages.
         directory: descriptor (O_PATH) of the directory that it is in.
         name: its name there; "." for the end of a path that ends with "/", "." or "..".
-        entry: descriptor (O_PATH) of the entry itself, be it a link; None if there is none of that name.
+        entry: descriptor (O_PATH) of the entry itself, be it a link; None if there is none of that
+            name.
     """
 
     path: str
@@ -38,13 +41,16 @@ class Step(NamedTuple):
 
 @contextmanager
 def reach(path: str, judge: Callable[[Step], None]) -> Iterator[Step]:
-    """Go along a path, links included, and give its end; the descriptors live as long as the context.
+    """Go along a path, links included, and give its end; the descriptors live as long as the
+    context.
 
-    The end is what the last name stands for when all links are followed. It may be missing; what is before it may not. One end is
-    a link: an entry of /proc/self/fd, which is no way to a file but one of our own descriptors.
+    The end is what the last name stands for when all links are followed. It may be missing; what is
+    before it may not. One end is a link: an entry of /proc/self/fd, which is no way to a file but
+    one of our own descriptors.
 
     Args:
-        judge: is called with every entry, links and the end included, before anything is done with it; it raises what it likes.
+        judge: is called with every entry, links and the end included, before anything is done with
+            it; it raises what it likes.
 
     Raises:
         OSError: a directory on the way is missing, is none, or may not be searched; too many links.
@@ -100,4 +106,6 @@ def reach(path: str, judge: Callable[[Step], None]) -> Iterator[Step]:
 
 
 def _holds_descriptors(directory: int) -> bool:
-    return os.path.exists(_DESCRIPTORS) and os.path.samestat(os.fstat(directory), os.stat(_DESCRIPTORS))
+    return os.path.exists(_DESCRIPTORS) and os.path.samestat(
+        os.fstat(directory), os.stat(_DESCRIPTORS)
+    )

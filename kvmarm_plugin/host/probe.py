@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host profile, put together from the edges.
 
-`probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch vCPU there with
-every feature set that a policy can choose. What cannot be measured is one of the profile's problems, never a crash.
-Whatever firmware, the kernel's command line, QEMU and libvirt say of themselves, the profile can be read again.
+`probe` measures this host. It moves the calling thread to each cluster in turn and makes a scratch
+vCPU there with every feature set that a policy can choose. What cannot be measured is one of the
+profile's problems, never a crash. Whatever firmware, the kernel's command line, QEMU and libvirt
+say of themselves, the profile can be read again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ _CHOICES = (
     (("el1_32bit",), "ARM_EL1_32BIT"),
 )
 _MOST_CLUSTERS = 16
-_LONGEST = 1 << 20  # characters of a file that are looked at; libvirt's CPU map has some ten thousand
+_LONGEST = (
+    1 << 20
+)  # characters of a file that are looked at; libvirt's CPU map has some ten thousand
 _BASE_FEATURES = ("pmu_v3",)  # what the base vCPU has on top of PSCI, where the host offers it
 
 
@@ -65,7 +68,12 @@ class Host:
     """
 
     def __init__(
-        self, root: Path = Path("/"), kvm: Kernel | None = None, architecture: str = "", kernel: str = "", name: str = ""
+        self,
+        root: Path = Path("/"),
+        kvm: Kernel | None = None,
+        architecture: str = "",
+        kernel: str = "",
+        name: str = "",
     ) -> None:
         self.root = root
         self.kvm = kvm
@@ -74,7 +82,9 @@ class Host:
         self.name = name or platform.node()
 
 
-def probe(host: Host | None = None, qemu: str = "", step: Callable[[str], None] = lambda _: None) -> HostProfile:
+def probe(
+    host: Host | None = None, qemu: str = "", step: Callable[[str], None] = lambda _: None
+) -> HostProfile:
     """This host's profile.
 
     Args:
@@ -100,24 +110,40 @@ class _Probe:
         if not re.fullmatch(KERNEL, host.kernel):
             self._problem("kernel", f"its release is no version: {shown(host.kernel)}")
         if host.architecture not in _ARCHITECTURES:
-            self._problem("KVM", f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one")
+            self._problem(
+                "KVM",
+                f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one",
+            )
         else:
-            system = self._or_problem("KVM", lambda: System(host.kvm, architecture=_ARCHITECTURES[host.architecture]))
+            system = self._or_problem(
+                "KVM", lambda: System(host.kvm, architecture=_ARCHITECTURES[host.architecture])
+            )
             if system is not None:
                 with system:
-                    capabilities = self._or_problem("KVM capabilities", lambda: _capabilities(system)) or {}
+                    capabilities = (
+                        self._or_problem("KVM capabilities", lambda: _capabilities(system)) or {}
+                    )
                     gics = self._or_problem("virtual GICs", lambda: _gics(system)) or ()
                     clusters = self._clusters(system, capabilities, qemu)
         return HostProfile(
             name=_line(host.name, NAME),
             origin="measured",
             made_by=f"kvmarm {__version__}",
-            architecture=host.architecture if re.fullmatch("[A-Za-z0-9_.-]{1,64}", host.architecture) else "unknown",
+            architecture=(
+                host.architecture
+                if re.fullmatch("[A-Za-z0-9_.-]{1,64}", host.architecture)
+                else "unknown"
+            ),
             kernel=_line(host.kernel, NAME) if re.fullmatch(KERNEL, host.kernel) else "0.0",
             overrides=_overrides(self._text("proc/cmdline")),
-            platform=_line(self._text("sys/firmware/devicetree/base/model") or self._text("sys/class/dmi/id/product_name"), NAME),
+            platform=_line(
+                self._text("sys/firmware/devicetree/base/model")
+                or self._text("sys/class/dmi/id/product_name"),
+                NAME,
+            ),
             capabilities=capabilities,
-            # Kernels without the capability (before 4.20) have 40 bits, or what the CPU has less than that, and do not tell.
+            # Kernels without the capability (before 4.20) have 40 bits, or what the CPU has less
+            # than that, and do not tell.
             ipa_bits=max(32, min(capabilities.get("ARM_VM_IPA_SIZE", 40), 64)) if clusters else 0,
             gic_versions=gics,
             clusters=clusters,
@@ -127,9 +153,11 @@ class _Probe:
             problems=tuple(self.problems[:255]),
         )
 
-    # -- KVM -----------------------------------------------------------------------------------------------------------
+    # -- KVM --------------------------------------------------------------------------------------
 
-    def _clusters(self, system: System, capabilities: dict[str, int], qemu: Qemu | None) -> tuple[Cluster, ...]:
+    def _clusters(
+        self, system: System, capabilities: dict[str, int], qemu: Qemu | None
+    ) -> tuple[Cluster, ...]:
         found = find_clusters(self.host.root)
         if not found:
             self._problem("CPU clusters", "neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
@@ -144,7 +172,9 @@ class _Probe:
                 if not cpus:
                     self._problem(title, "this process may not run there (cpuset or affinity)")
                     continue
-                measure = functools.partial(self._cluster, cluster, cpus, system, capabilities, qemu)
+                measure = functools.partial(
+                    self._cluster, cluster, cpus, system, capabilities, qemu
+                )
                 measured = self._or_problem(title, functools.partial(self._timed, title, measure))
                 if measured is not None:
                     clusters.append(measured)
@@ -153,7 +183,12 @@ class _Probe:
         return tuple(clusters)
 
     def _cluster(
-        self, found: CpuCluster, cpus: list[int], system: System, capabilities: dict[str, int], qemu: Qemu | None
+        self,
+        found: CpuCluster,
+        cpus: list[int],
+        system: System,
+        capabilities: dict[str, int],
+        qemu: Qemu | None,
     ) -> Cluster | None:
         os.sched_setaffinity(0, cpus)
         title = f"cluster {cpulist.write(found.cpus)}"
@@ -191,30 +226,46 @@ class _Probe:
         )
 
     def _seen(self, title: str, system: System, base: Vcpu) -> dict[str, int]:
-        names = tuple(name for name in GUEST_REGISTERS if name != "PMCR_EL0" or "pmu_v3" in base.features)
-        return self._or_problem(f"{title}, scratch guest", lambda: run_guest(system, base.number, base.features, names)) or {}
+        names = tuple(
+            name for name in GUEST_REGISTERS if name != "PMCR_EL0" or "pmu_v3" in base.features
+        )
+        return (
+            self._or_problem(
+                f"{title}, scratch guest",
+                lambda: run_guest(system, base.number, base.features, names),
+            )
+            or {}
+        )
 
     def _writable(self, system: System) -> dict[str, int] | None:
         with system.create_vm() as vm:
             masks = vm.writable_masks()
-        return None if masks is None else {name_of(reg): mask for reg, mask in masks.items() if is_identity(reg)}
+        return (
+            None
+            if masks is None
+            else {name_of(reg): mask for reg, mask in masks.items() if is_identity(reg)}
+        )
 
-    # -- the other edges -------------------------------------------------------------------------------------------------
+    # -- the other edges --------------------------------------------------------------------------
 
     def _qemu(self, binary: str) -> Qemu | None:
-        return self._or_problem("QEMU", lambda: qemu_edge.ask(binary or qemu_edge.find_binary(self.host.architecture)))
+        return self._or_problem(
+            "QEMU", lambda: qemu_edge.ask(binary or qemu_edge.find_binary(self.host.architecture))
+        )
 
     def _libvirt(self) -> str | None:
         for daemon in ("/usr/sbin/virtqemud", "/usr/sbin/libvirtd"):
             try:
-                answer = subprocess.run([daemon, "--version"], capture_output=True, timeout=30, check=True)
+                answer = subprocess.run(
+                    [daemon, "--version"], capture_output=True, timeout=30, check=True
+                )
             except (OSError, subprocess.SubprocessError):
                 continue
             return _line((answer.stdout.decode(errors="replace").split() or [""])[-1], NAME)
         self._problem("libvirt", "neither virtqemud nor libvirtd is installed")
         return None
 
-    # -- helpers ---------------------------------------------------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------------------------
 
     def _timed(self, what: str, measure: Callable[[], T]) -> T:
         start = time.monotonic()
@@ -252,18 +303,28 @@ def _gics(system: System) -> tuple[int, ...]:
 
 
 def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple[str, ...]]:
-    """Every set of vCPU features that a guest here could be given, the base first. Some are refused; the kernel is asked for each.
+    """Every set of vCPU features that a guest here could be given, the base first. Some are
+    refused; the kernel is asked for each.
 
     PSCI 0.2 is QEMU's own choice wherever KVM has it (kvm_arch_init_vcpu, target/arm/kvm.c).
     """
     psci = ("psci_0_2",) if "ARM_PSCI_0_2" in capabilities else ()
-    offered = [features for features, capability in _CHOICES if capability in capabilities and architecture == "arm64"]
+    offered = [
+        features
+        for features, capability in _CHOICES
+        if capability in capabilities and architecture == "arm64"
+    ]
     sets = [
         tuple(sorted((*psci, *itertools.chain(*chosen)), key=VCPU_FEATURES["arm64"].__getitem__))
         for size in range(len(offered) + 1)
         for chosen in itertools.combinations(offered, size)
     ]
-    base = tuple(sorted((*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())), key=VCPU_FEATURES["arm64"].__getitem__))
+    base = tuple(
+        sorted(
+            (*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())),
+            key=VCPU_FEATURES["arm64"].__getitem__,
+        )
+    )
     return [base, *(features for features in sets if features != base)]
 
 
@@ -276,12 +337,16 @@ def _models_taken(
     return {
         model: number
         for model, number in numbers.items()
-        if qemu is not None and model in qemu.cpu_models and (number == target or accepts(system, number, base))
+        if qemu is not None
+        and model in qemu.cpu_models
+        and (number == target or accepts(system, number, base))
     }
 
 
 def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | None:
-    """What a scratch vCPU of this target and these features is, or None if the kernel refuses to make it."""
+    """What a scratch vCPU of this target and these features is, or None if the kernel refuses to
+    make it.
+    """
     try:
         with ScratchVcpu(system, number, features) as vcpu:
             ids = vcpu.reg_list()
@@ -294,7 +359,9 @@ def _measure(system: System, number: int, features: tuple[str, ...]) -> Vcpu | N
 
 
 def _cpu_features(cpu_map: str) -> tuple[str, ...]:
-    """The names of libvirt's CPU map that QEMU's "host" has a property of: SVE's and, not yet in libvirt 9.0, pauth."""
+    """The names of libvirt's CPU map that QEMU's "host" has a property of: SVE's and, not yet in
+    libvirt 9.0, pauth.
+    """
     names = re.findall(r"""<feature name=['"]([a-z0-9]+)['"]""", cpu_map)
     return tuple(dict.fromkeys(name for name in names if re.fullmatch(CPU_FEATURE, name)))[:64]
 
@@ -302,7 +369,9 @@ def _cpu_features(cpu_map: str) -> tuple[str, ...]:
 def _overrides(command_line: str) -> tuple[str, ...]:
     """The words of a kernel command line that change what CPUs offer to guests
     (Documentation/admin-guide/kernel-parameters.txt)."""
-    return tuple(_line(word, NAME) for word in command_line.split() if re.fullmatch(OVERRIDE, word))[:255]
+    return tuple(
+        _line(word, NAME) for word in command_line.split() if re.fullmatch(OVERRIDE, word)
+    )[:255]
 
 
 def _line(text: str, limit: int) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""QEMU on this host, asked over QMP as libvirt asks it: an emulator without a machine, with KVM if it can.
+"""QEMU on this host, asked over QMP as libvirt asks it: an emulator without a machine, with KVM if
+it can.
 
-The client is twenty lines because QEMU's own (the library qemu.qmp) is in no distribution, and one question after
-another on a pipe needs no more.
+The client is twenty lines because QEMU's own (the library qemu.qmp) is in no distribution, and one
+question after another on a pipe needs no more.
 """
 
 from __future__ import annotations
@@ -44,46 +45,63 @@ def find_binary(architecture: str) -> str:
     for path in BINARIES.get(architecture, ()):
         if os.access(path, os.X_OK):
             return path
-    raise QemuError("QEMU is not installed", "install qemu-system-arm (Debian), qemu-system-aarch64 (Fedora) or qemu-kvm (RHEL)")
+    raise QemuError(
+        "QEMU is not installed",
+        "install qemu-system-arm (Debian), qemu-system-aarch64 (Fedora) or qemu-kvm (RHEL)",
+    )
 
 
 def ask(binary: str) -> Qemu:
     """Everything the profile wants to know of an emulator.
 
     Raises:
-        QemuError: it does not start, ends or hangs in the middle of a question, or gives other answers than QEMU does.
+        QemuError: it does not start, ends or hangs in the middle of a question, or gives other
+            answers than QEMU does.
     """
     with _Monitor(binary) as monitor:
         version = monitor.ask("query-version")
         machines = monitor.ask("query-machines")
         models = monitor.ask("query-cpu-definitions")
         try:
-            expansion = monitor.ask("query-cpu-model-expansion", {"type": "full", "model": {"name": "host"}})
+            expansion = monitor.ask(
+                "query-cpu-model-expansion", {"type": "full", "model": {"name": "host"}}
+            )
         except QemuRefusal:
             expansion = {"model": {"props": {}}}  # without KVM there is no "host"
     try:
         return decode_qemu(_document(binary, version, machines, models, expansion))
     except (AttributeError, LookupError, TypeError) as error:
-        raise QemuError(f"{binary}: its answers are not QEMU's: {type(error).__name__}: {shown(str(error))}") from None
+        raise QemuError(
+            f"{binary}: its answers are not QEMU's: {type(error).__name__}: {shown(str(error))}"
+        ) from None
     except Misshapen as error:
         raise QemuError(f"{binary}: its answers are not QEMU's: {error}") from None
 
 
-def _document(binary: str, version: Any, machines: Any, models: Any, expansion: Any) -> dict[str, Any]:
-    """The answers as a profile has them. Names that no domain could have, and properties that are neither a number nor text nor a
-    flag, are left out. Raises AttributeError, LookupError or TypeError for answers that QEMU does not give."""
+def _document(
+    binary: str, version: Any, machines: Any, models: Any, expansion: Any
+) -> dict[str, Any]:
+    """The answers as a profile has them. Names that no domain could have, and properties that are
+    neither a number nor text nor a flag, are left out. Raises AttributeError, LookupError or
+    TypeError for answers that QEMU does not give.
+    """
     virt = [machine for machine in machines if _is_virt(machine["name"])]
     return {
         # Whoever names it without a directory means the one in PATH.
         "binary": shown(shown(os.path.abspath(shutil.which(binary) or binary), LINE), LINE),
         "version": ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro")),
-        "machines": sorted({machine["name"]: None for machine in virt}, key=_machine_version, reverse=True),
-        "aliases": {machine["alias"]: machine["name"] for machine in virt if _is_name(machine.get("alias"))},
+        "machines": sorted(
+            {machine["name"]: None for machine in virt}, key=_machine_version, reverse=True
+        ),
+        "aliases": {
+            machine["alias"]: machine["name"] for machine in virt if _is_name(machine.get("alias"))
+        },
         "cpu_models": sorted({model["name"] for model in models if _is_name(model["name"])}),
         "host_properties": {
             name: value
             for name, value in expansion["model"]["props"].items()
-            if _is_name(name) and (isinstance(value, int) or (isinstance(value, str) and value.isprintable()))
+            if _is_name(name)
+            and (isinstance(value, int) or (isinstance(value, str) and value.isprintable()))
         },
     }
 
@@ -93,17 +111,25 @@ def _is_name(name: object) -> bool:
 
 
 def _is_virt(machine: object) -> bool:
-    """Whether a machine type is one of the versioned virt types (RHEL calls them virt-rhel9.4.0)."""
+    """Whether a machine type is one of the versioned virt types (RHEL calls them
+    virt-rhel9.4.0).
+    """
     return isinstance(machine, str) and re.fullmatch(MACHINE, machine) is not None
 
 
 def _machine_version(machine: str) -> list[int]:
     """What orders machine types by age: "virt-10.0" → [10, 0]."""
-    return [int(part) for part in machine.replace("virt-", "").replace("rhel", "").split(".") if part.isdigit()]
+    return [
+        int(part)
+        for part in machine.replace("virt-", "").replace("rhel", "").split(".")
+        if part.isdigit()
+    ]
 
 
 def _short(digits: str) -> int:
-    """A number of an answer: none of QEMU's has more than 64 bits, and int() takes its time for a long one."""
+    """A number of an answer: none of QEMU's has more than 64 bits, and int() takes its time for a
+    long one.
+    """
     if len(digits) > 20:
         raise ValueError("so long a number")
     return int(digits)
@@ -114,7 +140,16 @@ class _Monitor:
 
     def __init__(self, binary: str) -> None:
         self.binary = binary
-        command = [binary, "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=kvm:tcg", "-qmp", "stdio"]
+        command = [
+            binary,
+            "-no-user-config",
+            "-nodefaults",
+            "-nographic",
+            "-machine",
+            "none,accel=kvm:tcg",
+            "-qmp",
+            "stdio",
+        ]
         try:
             self.process = subprocess.Popen(
                 command,
@@ -123,7 +158,8 @@ class _Monitor:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # what it starts itself ends with it, and lets go of the pipes
+                # what it starts itself ends with it, and lets go of the pipes
+                start_new_session=True,
             )
         except OSError as error:
             raise QemuError(f"cannot run {binary}: {error.strerror}") from None
@@ -153,7 +189,9 @@ class _Monitor:
         """What a QMP command returns. Raises QemuError."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps({"execute": command, "arguments": arguments or {}}) + "\n")
+            self.process.stdin.write(
+                json.dumps({"execute": command, "arguments": arguments or {}}) + "\n"
+            )
             self.process.stdin.flush()
         except OSError:
             raise self._gone(command) from None
@@ -182,4 +220,7 @@ class _Monitor:
     def _gone(self, command: str) -> QemuError:
         self._kill()
         errors = self.process.communicate()[1].strip().splitlines()
-        return QemuError(f"{self.binary} ended during {command}: {shown(errors[-1]) if errors else 'no answer in time'}")
+        return QemuError(
+            f"{self.binary} ended during {command}:"
+            f" {shown(errors[-1]) if errors else 'no answer in time'}"
+        )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The version of the emulator on this host, for the hook: it may take no second, and has only the standard library.
+"""The version of the emulator on this host, for the hook: it may take no second, and has only the
+standard library.
 
-Asking the emulator costs some 50 ms, so the answer is kept in /run/kvmarm for as long as the file stays the same. The whole
-truth about the emulator, machine types and all, is `qemu`'s.
+Asking the emulator costs some 50 ms, so the answer is kept in /run/kvmarm for as long as the file
+stays the same. The whole truth about the emulator, machine types and all, is `qemu`'s.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _LONGEST = 4096  # characters of what is kept
 
 
 def installed_version(cache: str = CACHE) -> tuple[int, int]:
-    """Major and minor version of the distribution's emulator; (0, 0) if there is none or it does not say."""
+    """Major and minor version of the distribution's emulator; (0, 0) if there is none or it does
+    not say.
+    """
     for path in BINARIES.get(os.uname().machine, ()):
         try:
             stat = os.stat(path)
@@ -39,7 +42,9 @@ def installed_version(cache: str = CACHE) -> tuple[int, int]:
 
 
 def _parse(line: str) -> tuple[int, int]:
-    """(11, 1) from "QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)"; (0, 0) from what has no version."""
+    """(11, 1) from "QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)"; (0, 0) from what has no
+    version.
+    """
     for word in line.split():
         major, _, rest = word.partition(".")
         try:
@@ -50,9 +55,14 @@ def _parse(line: str) -> tuple[int, int]:
 
 
 def _ask(path: str) -> str:
-    """The first line of what `path --version` prints. Not with subprocess: hook/__init__.py says why."""
+    """The first line of what `path --version` prints. Not with subprocess: hook/__init__.py says
+    why.
+    """
     read, write = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
+    actions = [
+        (os.POSIX_SPAWN_DUP2, write, 1),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
     try:
         process = os.posix_spawn(path, [path, "--version"], os.environ, file_actions=actions)
     except OSError:
@@ -83,7 +93,9 @@ def _keep(cache: str, key: str, line: str) -> None:
     temporary = f"{cache}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(cache), mode=0o755, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{key}\n{line}\n")
         os.replace(temporary, cache)

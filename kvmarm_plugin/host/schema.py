@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Domain XML and records against their RELAX NG schemas: libvirt's own, where it is installed, and xml-templates/kvmarm-target.rng.
+"""Domain XML and records against their RELAX NG schemas: libvirt's own, where it is installed, and
+xml-templates/kvmarm-target.rng.
 
 Schemas tell whether XML is written right, not whether a host can run it.
 """
@@ -28,12 +29,19 @@ def validate(source: bytes) -> None:
         SchemaError: the domain or its record is not valid, or libvirt's schema is not installed.
     """
     if not LIBVIRT_SCHEMA.exists():
-        raise SchemaError(f"{LIBVIRT_SCHEMA} is missing", "it comes with libvirt's daemon: install it, or leave out --validate")
+        raise SchemaError(
+            f"{LIBVIRT_SCHEMA} is missing",
+            "it comes with libvirt's daemon: install it, or leave out --validate",
+        )
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
     try:
         domain = etree.fromstring(source, parser)
-    except etree.XMLSyntaxError as error:  # what expat takes and libvirt's parser does not, such as 300 levels
-        raise SchemaError(f"libvirt cannot read the domain: {error.msg}", "check it with: xmllint --noout FILE") from None
+    except (
+        etree.XMLSyntaxError
+    ) as error:  # what expat takes and libvirt's parser does not, such as 300 levels
+        raise SchemaError(
+            f"libvirt cannot read the domain: {error.msg}", "check it with: xmllint --noout FILE"
+        ) from None
     _check(LIBVIRT_SCHEMA, domain, "the domain")
     for element in domain.iterfind(f"metadata/{{{NAMESPACE}}}target"):
         _check(shipped("xml-templates", "kvmarm-target.rng"), element, "the kvmarm record")
@@ -43,4 +51,6 @@ def _check(schema: Path, element: etree._Element, what: str) -> None:
     relaxng = etree.RelaxNG(file=str(schema))
     if not relaxng.validate(etree.ElementTree(element)):
         first = relaxng.error_log[0]
-        raise SchemaError(f"{what} is not valid: {first.message}, line {first.line}", f"the schema is {schema}")
+        raise SchemaError(
+            f"{what} is not valid: {first.message}, line {first.line}", f"the schema is {schema}"
+        )

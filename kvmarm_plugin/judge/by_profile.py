@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Check: would a target run on the host of a profile? The answers of `verdict.judge` from a profile instead of a kernel."""
+"""Check: would a target run on the host of a profile? The answers of `verdict.judge` from a profile
+instead of a kernel.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ class ProfileOffer(Offer):
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
-        self.seen = {name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in target.features}
+        self.seen = {
+            name: value
+            for name, value in cluster.seen.items()
+            if name != "PMCR_EL0" or "pmu_v3" in target.features
+        }
 
     def has(self, feature: str) -> bool:
         return f"ARM_{feature.upper()}" in self._profile.capabilities
@@ -56,7 +62,8 @@ class ProfileOffer(Offer):
 
 
 def given(target: Target, offer: Offer) -> Target:
-    """What a guest with this target's XML really is where it starts: QEMU cannot set ID registers, it takes what KVM gives.
+    """What a guest with this target's XML really is where it starts: QEMU cannot set ID registers,
+    it takes what KVM gives.
 
     Args:
         offer: of the host that it starts on, made for this target, without a problem.
@@ -64,16 +71,28 @@ def given(target: Target, offer: Offer) -> Target:
     registers = offer.registers
     if target.sve_lengths:
         registers = {**registers, "SVE_VLS": sve_bitmap(target.sve_lengths)}
-    return target.replace(features=offer.features_for(target), registers=registers, reglist=offer.reglist, seen=offer.seen)
+    return target.replace(
+        features=offer.features_for(target),
+        registers=registers,
+        reglist=offer.reglist,
+        seen=offer.seen,
+    )
 
 
 def check(target: Target, profile: HostProfile) -> list[Finding]:
-    """The findings of a target against a host; on a host of several clusters, of the one that it is pinned to, or else of the
-    one that suits it best."""
+    """The findings of a target against a host; on a host of several clusters, of the one that it is
+    pinned to, or else of the one that suits it best.
+    """
     pinning = target.pinning
     cluster = find_cluster(pinning, profile.clusters) if pinning else None
     if cluster is not None:
         return judge(target, ProfileOffer(target, profile, cluster))
-    verdicts = [judge(target, ProfileOffer(target, profile, cluster)) for cluster in profile.clusters or (None,)]
-    best = min(verdicts, key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings))
+    verdicts = [
+        judge(target, ProfileOffer(target, profile, cluster))
+        for cluster in profile.clusters or (None,)
+    ]
+    best = min(
+        verdicts,
+        key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings),
+    )
     return with_cluster(best, pinning, profile.clusters) if pinning and profile.clusters else best

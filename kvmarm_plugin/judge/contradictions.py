@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a domain still asks for the target that is recorded in it: its XML may have been edited since.
+"""Whether a domain still asks for the target that is recorded in it: its XML may have been edited
+since.
 
-A verdict on a record says nothing about a guest that QEMU would build otherwise, so the hook and `check` look here first.
+A verdict on a record says nothing about a guest that QEMU would build otherwise, so the hook and
+`check` look here first.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from .finding import Finding
 
 
 def edited(domain: Element, target: Target) -> list[Finding]:
-    """What the domain's XML says otherwise than the record in it; empty if QEMU would make the recorded vCPU of it."""
+    """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
+    recorded vCPU of it.
+    """
     says = _says(domain)
     return [
         Finding("xml-edited", what=what, recorded=recorded, local=says[what])
@@ -35,12 +39,16 @@ def _says(domain: Element) -> dict[str, str]:
         # As libvirt has it: optional features are dropped, the last word on a name counts.
         policy = feature.attributes.get("policy", "require")
         if policy != "optional":
-            says[f"<feature {feature.attributes.get('name')}>"] = "off" if policy in ("disable", "forbid") else "on"
+            says[f"<feature {feature.attributes.get('name')}>"] = (
+                "off" if policy in ("disable", "forbid") else "on"
+            )
     return says
 
 
 def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
-    """The same of the record. What the XML could not say when it was resolved is not held against it."""
+    """The same of the record. What the XML could not say when it was resolved is not held against
+    it.
+    """
     named = target.model != "host"
     recorded = {
         "<cpu mode>": "custom" if named else "host-passthrough",
@@ -55,7 +63,9 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     for name in says:
         if name.startswith("<feature "):
             feature = name[len("<feature ") : -1]
-            recorded[name] = _switch(feature in lengths or knobs.get(feature, "") in target.features)
+            recorded[name] = _switch(
+                feature in lengths or knobs.get(feature, "") in target.features
+            )
     for feature, bit in knobs.items():
         if not named and target.architecture == "arm64" and bit not in target.unsaid:
             recorded[f"<feature {feature}>"] = _switch(bit in target.features)

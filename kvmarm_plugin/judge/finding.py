@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A finding: one reason why a target would not run on a host as it did. findings.tsv has the kinds, `wording` their words."""
+"""A finding: one reason why a target would not run on a host as it did. findings.tsv has the kinds,
+`wording` their words.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ class Finding(Value):
 
     Attributes:
         kind: its row in findings.tsv.
-        values: name → number, name, or tuple of them: those that the row's templates name. Also "pool", the name of one, where
-            the host takes a guest that the pool's other members would not.
+        values: name → number, name, or tuple of them: those that the row's templates name. Also
+            "pool", the name of one, where the host takes a guest that the pool's other members
+            would not.
     """
 
     kind: str
@@ -31,7 +34,9 @@ class Finding(Value):
         self._freeze({"kind": kind, "values": values})
 
     def replace(self, **changes: Any) -> Finding:
-        """The same finding with other values: those given in `values`, which take the place of all."""
+        """The same finding with other values: those given in `values`, which take the place of
+        all.
+        """
         return Finding(changes.get("kind", self.kind), **changes.get("values", self.values))
 
     def __hash__(self) -> int:  # type: ignore[override]  # no value is a dict
@@ -49,10 +54,19 @@ def kinds() -> dict[str, dict[str, str]]:
         from ..registers.table import rows
 
         for row in rows("findings.tsv", __file__):
-            _kinds[row[0]] = {column: "" if cell == "-" else cell for column, cell in zip(_COLUMNS, row)}
+            _kinds[row[0]] = {
+                column: "" if cell == "-" else cell for column, cell in zip(_COLUMNS, row)
+            }
     return _kinds
 
 
 def worst(findings: list[Finding]) -> str:
     """The verdict in a word: the highest severity, or "" if nothing was found."""
-    return next((severity for severity in (REFUSES, WRONG, HARMLESS) if any(f.severity == severity for f in findings)), "")
+    return next(
+        (
+            severity
+            for severity in (REFUSES, WRONG, HARMLESS)
+            if any(f.severity == severity for f in findings)
+        ),
+        "",
+    )

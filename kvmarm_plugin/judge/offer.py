@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class Offer:
-    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context manager.
+    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context
+    manager.
 
     Attributes:
         host: its name.
@@ -23,7 +24,8 @@ class Offer:
         gic_versions: empty where KVM was not asked.
         ipa_bits: the largest guest physical address space.
         problem: why no vCPU can be made for the target; None if one can.
-        registers, reglist: of the vCPU that QEMU would make; of the registers, those that the target records are enough.
+        registers, reglist: of the vCPU that QEMU would make; of the registers, those that the
+            target records are enough.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
     """
@@ -50,11 +52,15 @@ class Offer:
         raise NotImplementedError
 
     def features_for(self, target: Target) -> tuple[str, ...]:
-        """Of the vCPU that QEMU would make: with a PMU wherever there is one, unless the domain's XML says no."""
+        """Of the vCPU that QEMU would make: with a PMU wherever there is one, unless the domain's
+        XML says no.
+        """
         features = target.features
         if "pmu_v3" in features or "pmu_v3" not in target.unsaid or not self.has("pmu_v3"):
             return features
-        lower = tuple(feature for feature in features if feature in ("el1_32bit", "psci_0_2"))  # in the order of their bits
+        lower = tuple(
+            feature for feature in features if feature in ("el1_32bit", "psci_0_2")
+        )  # in the order of their bits
         return (*lower, "pmu_v3", *features[len(lower) :])
 
     def accepts(self, register: str, value: int) -> bool:
@@ -62,7 +68,9 @@ class Offer:
         raise NotImplementedError
 
     def qemu_version(self) -> tuple[int, int]:
-        """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it matters."""
+        """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it
+        matters.
+        """
         raise NotImplementedError
 
     def kernel(self) -> Kernel:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What differs between the vCPU that a target records and the one that a host makes: the part of `verdict.judge` that is needed
-only then. Each difference becomes a finding that names the field."""
+"""What differs between the vCPU that a target records and the one that a host makes: the part of
+`verdict.judge` that is needed only then. Each difference becomes a finding that names the field.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,15 @@ from ..registers.text import unpack_ids
 from .finding import Finding
 from .offer import Offer
 
-# Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one offers.
-_OF_THE_KERNEL = ("PSCI_VERSION", "STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
+# Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one
+# offers.
+_OF_THE_KERNEL = (
+    "PSCI_VERSION",
+    "STD_BMAP",
+    "STD_HYP_BMAP",
+    "VENDOR_HYP_BMAP",
+    "VENDOR_HYP_BMAP_2",
+)
 
 # The vCPU features that a policy can turn off, by the field that shows them.
 _SWITCHES = {
@@ -23,9 +31,10 @@ _SWITCHES = {
     "PerfMon": "pmu",
 }
 
-# Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by mistake: TCR2_EL1, PIRE0_EL1
-# and PIR_EL1 before 6.13; and VENDOR_HYP_BMAP_2, which came in 6.15, if it is 0. For -cpu host only
-# (kvm_arm_set_cpreg_mig_tolerances, called by aarch64_host_initfn). 10.0 does not have it; 10.1 to 11.0 were not looked at.
+# Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by
+# mistake: TCR2_EL1, PIRE0_EL1 and PIR_EL1 before 6.13; and VENDOR_HYP_BMAP_2, which came in 6.15,
+# if it is 0. For -cpu host only (kvm_arm_set_cpreg_mig_tolerances, called by aarch64_host_initfn).
+# 10.0 does not have it; 10.1 to 11.0 were not looked at.
 _QEMU_TOLERATES = (11, 1)
 _TOLERATED = frozenset({0x603000000013C103, 0x603000000013C512, 0x603000000013C513})
 
@@ -41,7 +50,8 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
 
 def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     recorded = target.registers[name]
-    # A register that is not there is a matter of the register list; the lengths of SVE have been judged.
+    # A register that is not there is a matter of the register list; the lengths of SVE have been
+    # judged.
     if name not in offer.registers or offer.registers[name] == recorded or name == "SVE_VLS":
         return []
     local = offer.registers[name]
@@ -49,9 +59,12 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         fields = differing_fields(name, recorded, local)
         values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
         return [
-            Finding("field-accepted", register=name, field=field, recorded=ours, local=theirs) for field, ours, theirs in values
+            Finding("field-accepted", register=name, field=field, recorded=ours, local=theirs)
+            for field, ours, theirs in values
         ] or [Finding("register-accepted", register=name, recorded=recorded, local=local)]
-    fields = refused_fields(name, recorded, local, offer.kernel()) or differing_fields(name, recorded, local)
+    fields = refused_fields(name, recorded, local, offer.kernel()) or differing_fields(
+        name, recorded, local
+    )
     if not fields:
         older = name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR"))
         kind = "register-refused-newer-kernel" if older else "register-refused"
@@ -60,7 +73,12 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
 
 
 def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Finding:
-    values: dict[str, str | int] = {"register": field.register, "field": field.name, "recorded": recorded, "local": local}
+    values: dict[str, str | int] = {
+        "register": field.register,
+        "field": field.name,
+        "recorded": recorded,
+        "local": local,
+    }
     if field.register in IMPLEMENTATION_ID:
         return Finding("field-refused-identity", **values, host=offer.host)
     # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
@@ -68,7 +86,9 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
     rule = "field-refused" if writable else "field-fixed"
     switch, override = _SWITCHES.get(field.name), override_of(field.register, field.name)
     if switch:
-        return Finding(f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch)
+        return Finding(
+            f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch
+        )
     if override and recorded > local:
         return Finding(f"{rule}-override-there", **values)
     remedy = "override-here" if override else "newer-kernel" if recorded < local else "resolve-here"
@@ -99,7 +119,9 @@ def _judge_seen(target: Target, offer: Offer) -> list[Finding]:
         elif name == "DCZID_EL0" and local != recorded:
             findings.append(Finding("zero-block-size", **values, host=offer.host))
         elif name == "PMCR_EL0" and _counters(local) < _counters(recorded):
-            findings.append(Finding("pmu-counters", recorded=_counters(recorded), local=_counters(local)))
+            findings.append(
+                Finding("pmu-counters", recorded=_counters(recorded), local=_counters(local))
+            )
     return findings
 
 

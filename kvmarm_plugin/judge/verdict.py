@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The verdict: would a target run on a host, and if not, why.
 
-`judge` compares a target with an `Offer`, which is what a host gives: from its profile (`check`) or from its kernel
-(`kvm.rehearse`). Both are asked the same questions here, so that they can only differ in the answers.
+`judge` compares a target with an `Offer`, which is what a host gives: from its profile (`check`) or
+from its kernel (`kvm.rehearse`). Both are asked the same questions here, so that they can only
+differ in the answers.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
 
-# After this version, QEMU's "host" has no property to turn a PMU off where KVM has none, and -cpu host,pmu=off does not start
-# (kvm_arm_get_host_cpu_features): 7.2 has it, 10.0 and 11.1 do not, and those between were not looked at.
+# After this version, QEMU's "host" has no property to turn a PMU off where KVM has none, and -cpu
+# host,pmu=off does not start (kvm_arm_get_host_cpu_features): 7.2 has it, 10.0 and 11.1 do not, and
+# those between were not looked at.
 _QEMU_KNOWS_NO_PMU = (7, 2)
 
 
 def judge(target: Target, offer: Offer) -> list[Finding]:
-    """Every reason why a target would not run as it did, the most blocking first; empty if there is none."""
+    """Every reason why a target would not run as it did, the most blocking first; empty if there is
+    none.
+    """
     if target.architecture != offer.architecture:
         return [Finding("architecture", recorded=target.architecture, local=offer.architecture)]
     findings = _judge_machine(target, offer)
@@ -25,40 +29,76 @@ def judge(target: Target, offer: Offer) -> list[Finding]:
         return [*findings, offer.problem]
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
-    if (target.registers, target.reglist, target.seen) != (offer.registers, offer.reglist, offer.seen):
-        from .registers import differences  # a guest on a host like its own has none, and the hook then does not read it
+    if (target.registers, target.reglist, target.seen) != (
+        offer.registers,
+        offer.reglist,
+        offer.seen,
+    ):
+        from .registers import (
+            differences,
+        )  # a guest on a host like its own has none, and the hook then does not read it
 
         findings += differences(target, offer)
     return sorted(findings, key=_rank)
 
 
 def _rank(finding: Finding) -> tuple[int, bool]:
-    """The most blocking first. A cache's geometry differs wherever the CPU does, and explains least."""
-    return (REFUSES, WRONG, HARMLESS).index(finding.severity), finding.values.get("register", "").startswith("CCSIDR")
+    """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
+    least.
+    """
+    return (REFUSES, WRONG, HARMLESS).index(finding.severity), finding.values.get(
+        "register", ""
+    ).startswith("CCSIDR")
 
 
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     if offer.machines and target.machine not in offer.machines:
-        findings.append(Finding("machine-unknown", machine=target.machine, newest=offer.machines[0], host=offer.host))
+        findings.append(
+            Finding(
+                "machine-unknown", machine=target.machine, newest=offer.machines[0], host=offer.host
+            )
+        )
     if offer.gic_versions and target.gic not in offer.gic_versions:
-        findings.append(Finding("gic-refused", recorded=target.gic, local=offer.gic_versions, host=offer.host))
+        findings.append(
+            Finding("gic-refused", recorded=target.gic, local=offer.gic_versions, host=offer.host)
+        )
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
-        findings.append(Finding("addresses-too-few", recorded=target.ipa_bits, local=offer.ipa_bits, host=offer.host))
+        findings.append(
+            Finding(
+                "addresses-too-few", recorded=target.ipa_bits, local=offer.ipa_bits, host=offer.host
+            )
+        )
     return findings
 
 
 def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
-    """What the domain's XML could not say when it was resolved, QEMU decides by what the host has."""
-    # A PMU may stay unseen: `Offer.features_for` adds it, and the kernel is asked whether the guest may go on without (PMUVer 0).
-    added = tuple(feature for feature in target.unsaid if feature not in (*target.features, "pmu_v3") and offer.has(feature))
-    return [Finding("features-left-to-qemu", features=added, host=offer.host)] if added else _judge_pmu_off(target, offer)
+    """What the domain's XML could not say when it was resolved, QEMU decides by what the host
+    has.
+    """
+    # A PMU may stay unseen: `Offer.features_for` adds it, and the kernel is asked whether the guest
+    # may go on without (PMUVer 0).
+    added = tuple(
+        feature
+        for feature in target.unsaid
+        if feature not in (*target.features, "pmu_v3") and offer.has(feature)
+    )
+    return (
+        [Finding("features-left-to-qemu", features=added, host=offer.host)]
+        if added
+        else _judge_pmu_off(target, offer)
+    )
 
 
 def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
     """The domain's <pmu state='off'/> is itself an error where there is nothing to turn off."""
     said_off = target.architecture == "arm64" and "pmu_v3" not in (*target.features, *target.unsaid)
-    if target.model != "host" or not said_off or offer.has("pmu_v3") or offer.qemu_version() <= _QEMU_KNOWS_NO_PMU:
+    if (
+        target.model != "host"
+        or not said_off
+        or offer.has("pmu_v3")
+        or offer.qemu_version() <= _QEMU_KNOWS_NO_PMU
+    ):
         return []
     return [Finding("pmu-off-refused", host=offer.host)]
 
@@ -73,5 +113,14 @@ def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
     common = [length for length in possible if length in target.sve_lengths]
     if common:
         longest = max(common)
-        return [Finding("sve-lengths-refused-limit", recorded=target.sve_lengths, local=offer.sve_lengths, longest=longest)]
-    return [Finding("sve-lengths-refused-switch", recorded=target.sve_lengths, local=offer.sve_lengths)]
+        return [
+            Finding(
+                "sve-lengths-refused-limit",
+                recorded=target.sve_lengths,
+                local=offer.sve_lengths,
+                longest=longest,
+            )
+        ]
+    return [
+        Finding("sve-lengths-refused-switch", recorded=target.sve_lengths, local=offer.sve_lengths)
+    ]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The words of findings: text for people and programs, made of a finding's values by the templates of findings.tsv."""
+"""The words of findings: text for people and programs, made of a finding's values by the templates
+of findings.tsv.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,17 @@ class _Items(tuple):  # type: ignore[type-arg]  # of numbers, or of texts
 
 
 def texts(finding: Finding) -> dict[str, str]:
-    """A finding in words, a line each, as in JSON: kind, subject, meaning, recorded, local, rule, severity, remedy."""
+    """A finding in words, a line each, as in JSON: kind, subject, meaning, recorded, local, rule,
+    severity, remedy.
+    """
     row = kinds()[finding.kind]
     words = {name: _formattable(value) for name, value in _words(finding).items()}
     said = {column: shown(row[column].format(**words), _TEXT) for column in _TEMPLATES}
     if "pool" in finding.values:
-        said["rule"] = shown(f"a guest started here could not move to the rest of {words['pool']:}: {said['rule']}", _TEXT)
+        said["rule"] = shown(
+            f"a guest started here could not move to the rest of {words['pool']:}: {said['rule']}",
+            _TEXT,
+        )
     return {"kind": finding.kind, **said, "severity": row["severity"]}
 
 
@@ -69,13 +76,16 @@ def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
 
 
 def named_in(finding: Finding, *columns: str) -> tuple[object, ...]:
-    """The templates of these columns and the values that they name: the same for findings that say the same there, and to be
-    compared only."""
+    """The templates of these columns and the values that they name: the same for findings that say
+    the same there, and to be compared only.
+    """
     from string import Formatter  # slow to import, and nothing of the hook's
 
     templates = [kinds()[finding.kind][column] for column in columns]
     words = _words(finding)
-    names = [name for template in templates for _, name, _, _ in Formatter().parse(template) if name]
+    names = [
+        name for template in templates for _, name, _, _ in Formatter().parse(template) if name
+    ]
     return (*templates, *(words[name] for name in names))
 
 
@@ -88,9 +98,17 @@ def _words(finding: Finding) -> dict[str, Any]:
     field = next(field for field in fields_of(register) if field.name == name)
     override, words = override_of(register, name), {}
     if override:
-        words["override"] = override.word + (f" (Linux {override.since})" if override.since != _OLDEST_KERNEL else "")
+        words["override"] = override.word + (
+            f" (Linux {override.since})" if override.since != _OLDEST_KERNEL else ""
+        )
     return {**values, "meaning": field.meaning, "policy": field.policy, **words}
 
 
 def _formattable(value: Any) -> Any:
-    return _Text(value) if isinstance(value, str) else _Items(value) if isinstance(value, tuple) else value
+    return (
+        _Text(value)
+        if isinstance(value, str)
+        else _Items(value)
+        if isinstance(value, tuple)
+        else value
+    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """System → VM → VCPU: /dev/kvm with one short method an ioctl.
 
-Each object owns a file descriptor and is a context manager. What the kernel refuses is raised as `KvmError`, which
-names the ioctl and the errno. All of them talk to a `Kernel`; a test passes another one and so plays any kernel there
-ever was.
+Each object owns a file descriptor and is a context manager. What the kernel refuses is raised as
+`KvmError`, which names the ioctl and the errno. All of them talk to a `Kernel`; a test passes
+another one and so plays any kernel there ever was.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class KvmError(KvmarmError):
     Attributes:
         ioctl: its name in <linux/kvm.h>.
         errno: the error number.
-        passing: whether it says something about the host at this moment, and nothing about what was asked for.
+        passing: whether it says something about the host at this moment, and nothing about what was
+            asked for.
     """
 
     def __init__(self, ioctl: str, errno: int, about: str = "") -> None:
@@ -63,8 +64,9 @@ def address(buffer: bytearray | memoryview) -> int:
 class Kernel:
     """The system calls that the classes below make, and all that a test has to replace.
 
-    fcntl.ioctl hands a struct of up to 1024 bytes to the kernel as a copy, which from Python 3.14 on does not come back if the call
-    fails. The one ioctl that answers by failing, KVM_GET_REG_LIST, is given more, and that is handed over where it is.
+    fcntl.ioctl hands a struct of up to 1024 bytes to the kernel as a copy, which from Python 3.14
+    on does not come back if the call fails. The one ioctl that answers by failing,
+    KVM_GET_REG_LIST, is given more, and that is handed over where it is.
     """
 
     def open(self, path: str) -> int:
@@ -75,13 +77,15 @@ class Kernel:
         os.close(fd)
 
     def ioctl(self, fd: int, name: str, arg: int | bytes | bytearray) -> int:
-        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where the kernel writes to it. Raises
-        KvmError."""
+        """ioctl `name` (a key of uapi.IOCTLS) with a number, or with a struct: a bytearray where
+        the kernel writes to it. Raises KvmError.
+        """
         try:
             result = fcntl.ioctl(fd, uapi.IOCTLS[name], arg)
         except OSError as error:
             raise KvmError(name, error.errno or 0) from None
-        # Of a struct that the kernel only reads, fcntl returns a copy; no ioctl here has a result then.
+        # Of a struct that the kernel only reads, fcntl returns a copy; no ioctl here has a result
+        # then.
         return result if isinstance(result, int) else 0
 
 
@@ -119,18 +123,25 @@ class System(_Handle):
         KvmUnavailable: no device, no permission, or an API version that is not 12.
     """
 
-    def __init__(self, kernel: Kernel | None = None, path: str = DEVICE, architecture: str = "") -> None:
+    def __init__(
+        self, kernel: Kernel | None = None, path: str = DEVICE, architecture: str = ""
+    ) -> None:
         kernel = kernel or Kernel()
-        self.architecture = architecture or ("arm" if os.uname().machine.startswith("armv") else "arm64")
+        self.architecture = architecture or (
+            "arm" if os.uname().machine.startswith("armv") else "arm64"
+        )
         try:
             fd = kernel.open(path)
         except FileNotFoundError:
             raise KvmUnavailable(
                 f"{path} does not exist",
-                "is this an ARM host booted at EL2, with KVM in its kernel? See: dmesg | grep -i kvm",
+                "is this an ARM host booted at EL2, with KVM in its kernel? See: dmesg | grep"
+                " -i kvm",
             ) from None
         except PermissionError:
-            raise KvmUnavailable(f"no permission to open {path}", "run as root or join the group kvm") from None
+            raise KvmUnavailable(
+                f"no permission to open {path}", "run as root or join the group kvm"
+            ) from None
         except OSError as error:
             raise KvmUnavailable(f"cannot open {path}: {error.strerror}") from None
         super().__init__(kernel, fd)
@@ -144,14 +155,17 @@ class System(_Handle):
             raise KvmUnavailable(f"{path} speaks KVM API version {version}, not {uapi.API_VERSION}")
 
     def check_extension(self, capability: str) -> int:
-        """What KVM_CHECK_EXTENSION answers for a key of uapi.CAPABILITIES; 0 where the kernel does not know it."""
+        """What KVM_CHECK_EXTENSION answers for a key of uapi.CAPABILITIES; 0 where the kernel does
+        not know it.
+        """
         return self.ioctl("KVM_CHECK_EXTENSION", uapi.CAPABILITIES[capability])
 
     def create_vm(self) -> VM:
-        """A VM with the address space that QEMU's virt machine asks for: 40 bits, or all there are where that is less.
+        """A VM with the address space that QEMU's virt machine asks for: 40 bits, or all there are
+        where that is less.
 
-        Source: kvm_init_ipa_range (mmu.c; kvm_arm_setup_stage2 until 6.1), arch/arm64/kvm/: type 0 means 40 bits, and is refused
-        where there are fewer.
+        Source: kvm_init_ipa_range (mmu.c; kvm_arm_setup_stage2 until 6.1), arch/arm64/kvm/: type 0
+        means 40 bits, and is refused where there are fewer.
         """
         limit = self.check_extension("ARM_VM_IPA_SIZE")
         return VM(self, self.ioctl("KVM_CREATE_VM", limit if 0 < limit < 40 else 0))
@@ -165,31 +179,45 @@ class VM(_Handle):
         self.system = system
 
     def preferred_target(self) -> int:
-        """KVM_ARM_PREFERRED_TARGET: the target number for the CPU that this thread runs on; from Linux 6.6 always GENERIC_V8.
+        """KVM_ARM_PREFERRED_TARGET: the target number for the CPU that this thread runs on; from
+        Linux 6.6 always GENERIC_V8.
 
-        Raises KvmError: EINVAL or ENOTTY on kernels before 3.13, ENODEV on a CPU unknown to the kernel.
+        Raises KvmError: EINVAL or ENOTTY on kernels before 3.13, ENODEV on a CPU unknown to the
+        kernel.
         """
         init = bytearray(calcsize(uapi.VCPU_INIT))
         self.ioctl("KVM_ARM_PREFERRED_TARGET", init)
         return int(unpack(uapi.VCPU_INIT, init)[0])
 
     def writable_masks(self) -> dict[int, int] | None:
-        """Register id → mask of the bits that user space may write; None on kernels that do not tell (before 6.7)."""
+        """Register id → mask of the bits that user space may write; None on kernels that do not
+        tell (before 6.7).
+        """
         masks = bytearray(8 * uapi.FEATURE_ID_MASKS)
         try:
-            self.ioctl("KVM_ARM_GET_REG_WRITABLE_MASKS", pack(uapi.REG_MASK_RANGE, address(masks), *[0] * 14))
+            self.ioctl(
+                "KVM_ARM_GET_REG_WRITABLE_MASKS",
+                pack(uapi.REG_MASK_RANGE, address(masks), *[0] * 14),
+            )
         except KvmError as error:
             if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
                 raise
             return None
-        return {reg: mask for reg, mask in zip(uapi.feature_id_registers(), memoryview(masks).cast("Q")) if mask}
+        return {
+            reg: mask
+            for reg, mask in zip(uapi.feature_id_registers(), memoryview(masks).cast("Q"))
+            if mask
+        }
 
     def has_gic(self, version: int) -> bool:
         """Whether the kernel would create a virtual GIC of this version.
 
-        Kernels before 3.13 have no KVM_CREATE_DEVICE on ARM, and one kind of GIC, of version 2, made by KVM_CREATE_IRQCHIP.
+        Kernels before 3.13 have no KVM_CREATE_DEVICE on ARM, and one kind of GIC, of version 2,
+        made by KVM_CREATE_IRQCHIP.
         """
-        device = bytearray(pack(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, uapi.CREATE_DEVICE_TEST))
+        device = bytearray(
+            pack(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, uapi.CREATE_DEVICE_TEST)
+        )
         try:
             self.ioctl("KVM_CREATE_DEVICE", device)
         except KvmError as error:
@@ -208,8 +236,13 @@ class VM(_Handle):
         return True
 
     def set_memory(self, guest_address: int, size: int, memory: int) -> None:
-        """Show `size` bytes at the address `memory` of this process to the guest at `guest_address`; all three in whole pages."""
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", pack(uapi.USERSPACE_MEMORY_REGION, 0, 0, guest_address, size, memory))
+        """Show `size` bytes at the address `memory` of this process to the guest at
+        `guest_address`; all three in whole pages.
+        """
+        self.ioctl(
+            "KVM_SET_USER_MEMORY_REGION",
+            pack(uapi.USERSPACE_MEMORY_REGION, 0, 0, guest_address, size, memory),
+        )
 
     def create_vcpu(self) -> VCPU:
         """vCPU 0, not yet initialised."""
@@ -229,7 +262,8 @@ class VCPU(_Handle):
     def init(self, target: int, features: tuple[str, ...]) -> None:
         """KVM_ARM_VCPU_INIT with a target number and keys of VCPU_FEATURES.
 
-        Raises KvmError: ENOENT for a feature the kernel does not know, EINVAL for a target or a set it does not support.
+        Raises KvmError: ENOENT for a feature the kernel does not know, EINVAL for a target or a set
+        it does not support.
         """
         words = [0] * 7
         bits = VCPU_FEATURES[self.vm.system.architecture]
@@ -245,13 +279,19 @@ class VCPU(_Handle):
         self.ioctl("KVM_ARM_VCPU_FINALIZE", pack("i", uapi.FINALIZE_SVE))
 
     def init_pmu(self) -> None:
-        """KVM_ARM_VCPU_PMU_V3_INIT: a vCPU with the PMU feature does not run without (kvm_arm_pmu_v3_enable)."""
-        self.ioctl("KVM_SET_DEVICE_ATTR", pack(uapi.DEVICE_ATTR, 0, uapi.VCPU_PMU_V3_CTRL, uapi.VCPU_PMU_V3_INIT, 0))
+        """KVM_ARM_VCPU_PMU_V3_INIT: a vCPU with the PMU feature does not run without
+        (kvm_arm_pmu_v3_enable).
+        """
+        self.ioctl(
+            "KVM_SET_DEVICE_ATTR",
+            pack(uapi.DEVICE_ATTR, 0, uapi.VCPU_PMU_V3_CTRL, uapi.VCPU_PMU_V3_INIT, 0),
+        )
 
     def reg_list(self) -> list[int]:
         """All register ids of this vCPU, in ascending order.
 
-        Where there are more than there is room for, KVM_GET_REG_LIST says how many by failing with E2BIG.
+        Where there are more than there is room for, KVM_GET_REG_LIST says how many by failing with
+        E2BIG.
         """
         ids = bytearray(pack(uapi.REG_LIST, _USUAL_REGISTERS) + bytes(8 * _USUAL_REGISTERS))
         try:
@@ -270,7 +310,9 @@ class VCPU(_Handle):
         return int.from_bytes(self._value[: register_size(reg)], "little")
 
     def set(self, reg: int, value: int) -> None:
-        """KVM_SET_ONE_REG. Raises KvmError: EINVAL for a value the kernel refuses, ENOENT, EBUSY after the first KVM_RUN."""
+        """KVM_SET_ONE_REG. Raises KvmError: EINVAL for a value the kernel refuses, ENOENT, EBUSY
+        after the first KVM_RUN.
+        """
         size = register_size(reg)
         self._value[:size] = value.to_bytes(size, "little")
         self._one_reg("KVM_SET_ONE_REG", reg)
@@ -282,7 +324,9 @@ class VCPU(_Handle):
             raise KvmError(name, error.errno, f"register {reg:#018x}") from None
 
     def run(self) -> None:
-        """KVM_RUN until the next exit to user space. Raises KvmError (EINTR: a signal came first)."""
+        """KVM_RUN until the next exit to user space. Raises KvmError (EINTR: a signal came
+        first).
+        """
         self.ioctl("KVM_RUN")
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Scratch vCPUs: what a guest would get from KVM on the CPU that this thread runs on.
 
-A scratch vCPU is made with a target and features, read, and thrown away. `preferred_target` says which target a guest gets,
-`ScratchVcpu` makes the vCPU, `run_guest` runs a guest of a few instructions in one, for what KVM_GET_ONE_REG does not tell.
+A scratch vCPU is made with a target and features, read, and thrown away. `preferred_target` says
+which target a guest gets, `ScratchVcpu` makes the vCPU, `run_guest` runs a guest of a few
+instructions in one, for what KVM_GET_ONE_REG does not tell.
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ class ScratchVcpu:
     Args:
         system: /dev/kvm.
         target, features: as for `VCPU.init`.
-        sve_lengths: vector lengths in bits to set before SVE is finalised, as QEMU does; None leaves all that the host has.
+        sve_lengths: vector lengths in bits to set before SVE is finalised, as QEMU does; None
+            leaves all that the host has.
 
     Raises:
         KvmError: the kernel refuses the target, the features or the lengths.
     """
 
-    def __init__(self, system: System, target: int, features: tuple[str, ...], sve_lengths: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        system: System,
+        target: int,
+        features: tuple[str, ...],
+        sve_lengths: tuple[int, ...] | None = None,
+    ) -> None:
         self.vm: VM = system.create_vm()
         try:
             self.vcpu: VCPU = self.vm.create_vcpu()
@@ -62,7 +70,9 @@ class ScratchVcpu:
 
 
 def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
-    """Whether the kernel makes a vCPU with this target and these features, on the CPU that this thread runs on."""
+    """Whether the kernel makes a vCPU with this target and these features, on the CPU that this
+    thread runs on.
+    """
     try:
         ScratchVcpu(system, target, features).close()
     except KvmError as error:
@@ -75,7 +85,8 @@ def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
 def preferred_target(vm: VM, architecture: str) -> int:
     """The target number that a guest gets on the CPU that this thread runs on.
 
-    Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of FALLBACK_TARGETS that a vCPU accepts.
+    Asks the kernel. Kernels before 3.13 cannot answer: there it is the first of FALLBACK_TARGETS
+    that a vCPU accepts.
 
     Args:
         vm: any; it answers for all.
@@ -97,15 +108,19 @@ def preferred_target(vm: VM, architecture: str) -> int:
         ) from None
 
 
-def run_guest(system: System, target: int, features: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:
+def run_guest(
+    system: System, target: int, features: tuple[str, ...], names: tuple[str, ...]
+) -> dict[str, int]:
     """Let a guest read registers, and return what it saw.
 
-    The guest is one page of code: an MRS for each register into x0, x1, …, then a store to an address where nothing is,
-    which ends KVM_RUN with KVM_EXIT_MMIO. That it came so far is seen by its program counter, which no other exit leaves there.
-    A guest that does not come to its end (an MRS that traps to it) is stopped by a timer.
+    The guest is one page of code: an MRS for each register into x0, x1, …, then a store to an
+    address where nothing is, which ends KVM_RUN with KVM_EXIT_MMIO. That it came so far is seen by
+    its program counter, which no other exit leaves there. A guest that does not come to its end (an
+    MRS that traps to it) is stopped by a timer.
 
     Args:
-        features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the caller for speed.
+        features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the
+            caller for speed.
         names: keys of target.GUEST_REGISTERS, at most eight.
 
     Raises:
@@ -126,10 +141,16 @@ def run_guest(system: System, target: int, features: tuple[str, ...], names: tup
         vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)
         vcpu.run()
         stopped_at = vcpu.get(uapi.REG_ARM64_CORE_PC)
-        # Behind it on kernels before 4.20, which skipped it on the way out (io_mem_abort, virt/kvm/arm/mmio.c).
+        # Behind it on kernels before 4.20, which skipped it on the way out (io_mem_abort,
+        # virt/kvm/arm/mmio.c).
         if stopped_at - last_instruction not in (0, 4):
-            raise KvmarmError(f"the scratch guest stopped at {stopped_at:#x}, not at its last instruction {last_instruction:#x}")
-        return {name: vcpu.get(uapi.REG_ARM64_CORE_X0 + 2 * index) for index, name in enumerate(names)}
+            raise KvmarmError(
+                f"the scratch guest stopped at {stopped_at:#x}, not at its last instruction"
+                f" {last_instruction:#x}"
+            )
+        return {
+            name: vcpu.get(uapi.REG_ARM64_CORE_X0 + 2 * index) for index, name in enumerate(names)
+        }
 
 
 def _guest_code(names: tuple[str, ...]) -> bytes:
@@ -145,8 +166,10 @@ def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
 
 
 class _TimeLimit:
-    """Ends what runs in it after GUEST_TIME_LIMIT: KVM_RUN is interrupted by the timer's signal, and its handler raises. (That
-    KVM_RUN fails with EINTR would not be enough: newer versions of fcntl.ioctl then call again.)"""
+    """Ends what runs in it after GUEST_TIME_LIMIT: KVM_RUN is interrupted by the timer's signal,
+    and its handler raises. (That KVM_RUN fails with EINTR would not be enough: newer versions of
+    fcntl.ioctl then call again.)
+    """
 
     def __enter__(self) -> None:
         self._handler = signal.signal(signal.SIGALRM, self._stop)

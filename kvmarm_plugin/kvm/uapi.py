@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""KVM's numbers and structs, as in <linux/kvm.h> and <asm/kvm.h> of arm64 and (until Linux 5.7) arm.
+"""KVM's numbers and structs, as in <linux/kvm.h> and <asm/kvm.h> of arm64 and (until Linux 5.7)
+arm.
 
 Nothing here acts. Names are the kernel's, less their common prefix.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 API_VERSION = 12
 
-# -- ioctls ------------------------------------------------------------------------------------------------------------
+# -- ioctls ---------------------------------------------------------------------------------------
 
 IOCTLS = {
     "KVM_GET_API_VERSION": 0xAE00,
@@ -29,7 +30,7 @@ IOCTLS = {
     "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
 }
 
-# -- capabilities ------------------------------------------------------------------------------------------------------
+# -- capabilities ---------------------------------------------------------------------------------
 
 CAPABILITIES = {
     "ARM_PSCI": 87,
@@ -49,17 +50,17 @@ CAPABILITIES = {
     "ARM_EL2_E2H0": 241,
 }
 
-# -- vCPU features: model.vcpu has them, and the targets ------------------------------------------------------------------------
+# -- vCPU features: model.vcpu has them, and the targets ------------------------------------------
 
 FINALIZE_SVE = 4  # KVM_ARM_VCPU_SVE
 
-# -- devices and attributes --------------------------------------------------------------------------------------------
+# -- devices and attributes -----------------------------------------------------------------------
 
 DEVICE_TYPE_ARM_VGIC = {2: 5, 3: 7}  # GIC version → KVM_DEV_TYPE_ARM_VGIC_*
 CREATE_DEVICE_TEST = 1
 VCPU_PMU_V3_CTRL, VCPU_PMU_V3_INIT = 0, 1
 
-# -- register ids ------------------------------------------------------------------------------------------------------
+# -- register ids ---------------------------------------------------------------------------------
 
 REG_SIZE_SHIFT, REG_SIZE_MASK = 52, 0xF  # log2 of the size in bytes
 REG_LARGEST = 256  # bytes: KVM_REG_SIZE_U2048, the registers of SVE
@@ -74,19 +75,25 @@ def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
     return 0x6030000000130000 | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 
 
-# -- structs, as formats of the module struct: the members in their order, padding as "x" --------------------------------
+# -- structs, as formats of the module struct: the members in their order, padding as "x" --------
 
 ONE_REG = "QQ"  # kvm_one_reg: id, addr
 VCPU_INIT = "I7I"  # kvm_vcpu_init: target, features[7]
-USERSPACE_MEMORY_REGION = "IIQQQ"  # kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr
+# kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr
+USERSPACE_MEMORY_REGION = "IIQQQ"
 CREATE_DEVICE = "III"  # kvm_create_device: type, fd, flags
 DEVICE_ATTR = "IIQQ"  # kvm_device_attr: flags, group, attr, addr
-REG_MASK_RANGE = "QI13I"  # reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7): addr, range, reserved[13]
+# reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7): addr, range, reserved[13]
+REG_MASK_RANGE = "QI13I"
 REG_LIST = "Q"  # kvm_reg_list: n, and behind it room for n ids of 64 bits
 
 FEATURE_ID_MASKS = 192  # 3 values of op1 (0, 1, 3) × 8 of CRm × 8 of op2
 
 
 def feature_id_registers() -> list[int]:
-    """Register ids in the order of the masks ioctl: ``((op1 & 3) - ((op1 & 3) == 3)) << 6 | crm << 3 | op2``."""
-    return [sysreg(3, op1, 0, crm, op2) for op1 in (0, 1, 3) for crm in range(8) for op2 in range(8)]
+    """Register ids in the order of the masks ioctl: ``((op1 & 3) - ((op1 & 3) == 3)) << 6 | crm <<
+    3 | op2``.
+    """
+    return [
+        sysreg(3, op1, 0, crm, op2) for op1 in (0, 1, 3) for crm in range(8) for op2 in range(8)
+    ]

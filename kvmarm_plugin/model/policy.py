@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The policy: what the operator prefers where a domain leaves the choice open (/etc/kvmarm/policy.yaml, --policy).
+"""The policy: what the operator prefers where a domain leaves the choice open
+(/etc/kvmarm/policy.yaml, --policy).
 
-What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the policy. See kvmarm-policy(5).
+What the domain itself asks for (<feature>, <pmu>, <gic>) comes before the policy. See
+kvmarm-policy(5).
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ class Policy(Value):
     """What to prefer.
 
     Attributes:
-        prefer_named: take a named model such as cortex-a57 where QEMU and KVM accept one; otherwise always "host" with
-            every knob explicit.
+        prefer_named: take a named model such as cortex-a57 where QEMU and KVM accept one; otherwise
+            always "host" with every knob explicit.
         pmu, sve, pauth: True on, False off, None what the host has.
         sve_max_length: longest SVE vector in bits; None for all that the host has.
-        cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets, and keeps to, on a big.LITTLE host;
-            "all" lets it run on any.
+        cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets, and
+            keeps to, on a big.LITTLE host; "all" lets it run on any.
     """
 
     prefer_named: bool = True
@@ -51,7 +53,8 @@ def loads(text: str, name: str = "policy") -> Policy:
         name: of the file, for messages.
 
     Raises:
-        PolicyError: not YAML, an unknown key, a value that the key does not take, or a reaction that the hook would not read.
+        PolicyError: not YAML, an unknown key, a value that the key does not take, or a reaction
+            that the hook would not read.
     """
     from ..basics.yamltext import load  # the hook has no use for it
 
@@ -60,14 +63,21 @@ def loads(text: str, name: str = "policy") -> Policy:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise PolicyError(f"{name} is not a list of settings", "write one setting a line, such as: pmu: off")
+        raise PolicyError(
+            f"{name} is not a list of settings", "write one setting a line, such as: pmu: off"
+        )
     settings = {}
     for key, value in document.items():
         if key not in _SETTINGS:
-            raise PolicyError(f"{name}, line {lines[key]}: unknown setting {_shown(key)}", f"known are {', '.join(_SETTINGS)}")
+            raise PolicyError(
+                f"{name}, line {lines[key]}: unknown setting {_shown(key)}",
+                f"known are {', '.join(_SETTINGS)}",
+            )
         field, takes, what = _SETTINGS[key]
         if not takes(value):
-            raise PolicyError(f"{name}, line {lines[key]}: {key} cannot be {_shown(value)}", f"it takes {what}")
+            raise PolicyError(
+                f"{name}, line {lines[key]}: {key} cannot be {_shown(value)}", f"it takes {what}"
+            )
         if field:  # the others are the hook's: see `refuses`
             settings[field] = value
     _check_reactions(text, name, document, lines)
@@ -75,11 +85,12 @@ def loads(text: str, name: str = "policy") -> Policy:
 
 
 def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
-    """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare, on-migrate or on-restore.
+    """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare,
+    on-migrate or on-restore.
 
-    The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`). `loads` lets pass only what is read
-    alike here. Whatever cannot be read, is not written so, or can be changed by others than root means refuse; so does what is no
-    file, and is not waited for.
+    The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`).
+    `loads` lets pass only what is read alike here. Whatever cannot be read, is not written so, or
+    can be changed by others than root means refuse; so does what is no file, and is not waited for.
 
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
@@ -98,11 +109,13 @@ def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
 
 
 def _plain_settings(text: str) -> tuple[dict[str, str], int]:
-    """The settings of a policy that is written in lines, and the first line that is none: 0 if every line is.
+    """The settings of a policy that is written in lines, and the first line that is none: 0 if
+    every line is.
 
-    Every line is blank, or a comment, or a setting and its value: words, quoted or not, that start in the first column, a colon and
-    spaces between them, and perhaps a comment behind. "---" may be in front and "..." at the end. This is what YAML in any of its
-    other forms is not, and what every reader of YAML reads alike. One line of another kind could change what all others mean, so
+    Every line is blank, or a comment, or a setting and its value: words, quoted or not, that start
+    in the first column, a colon and spaces between them, and perhaps a comment behind. "---" may be
+    in front and "..." at the end. This is what YAML in any of its other forms is not, and what
+    every reader of YAML reads alike. One line of another kind could change what all others mean, so
     with one there are no settings.
     """
     settings: dict[str, str] = {}
@@ -117,7 +130,9 @@ def _plain_settings(text: str) -> tuple[dict[str, str], int]:
         begun = True
         key, colon, value = code.partition(": ")
         key, value = _unquoted(key), _unquoted(value.lstrip(" "))
-        words = colon and all(word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value))
+        words = colon and all(
+            word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value)
+        )
         if ended or key in settings or not (words or code == "..."):
             return {}, number
         if words:
@@ -131,14 +146,20 @@ def _unquoted(word: str) -> str:
     return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
 
 
-def _check_reactions(text: str, name: str, document: dict[str, object], lines: dict[object, int]) -> None:
-    """Raises PolicyError if the hook would not read the settings that are its own as they are meant."""
+def _check_reactions(
+    text: str, name: str, document: dict[str, object], lines: dict[object, int]
+) -> None:
+    """Raises PolicyError if the hook would not read the settings that are its own as they are
+    meant.
+    """
     read, odd = _plain_settings(text)
     for key, (field, _, _) in _SETTINGS.items():
         if not field and (read.get(key) == "warn") != (document.get(key) == "warn"):
             raise PolicyError(
-                f"{name}, line {odd or lines.get(key, 1)}: because of how this line is written, the hook does not read {key}",
-                "write one setting a line, from the first column and without tabs, such as: on-migrate: warn",
+                f"{name}, line {odd or lines.get(key, 1)}: because of how this line is written, the"
+                f" hook does not read {key}",
+                "write one setting a line, from the first column and without tabs, such as:"
+                " on-migrate: warn",
             )
 
 
@@ -157,7 +178,11 @@ def _is_reaction(value: object) -> bool:
 
 def _shown(value: object) -> str:
     """A value for a message."""
-    return repr(value)[:60] if value is None or isinstance(value, (str, int)) else f"a {type(value).__name__}"
+    return (
+        repr(value)[:60]
+        if value is None or isinstance(value, (str, int))
+        else f"a {type(value).__name__}"
+    )
 
 
 def _is_preference(value: object) -> bool:
@@ -169,14 +194,25 @@ def _is_switch(value: object) -> bool:
 
 
 def _is_length(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 128 <= value <= 2048 and value % 128 == 0
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and 128 <= value <= 2048
+        and value % 128 == 0
+    )
 
 
 def _is_cluster(value: object) -> bool:
     return value in ("biggest", "smallest", "all") or (type(value) is int and 0 < value < 1 << 32)
 
 
-_SWITCH = {True: True, False: False, "on": True, "off": False, "auto": None}  # with quotes, on and off are text
+_SWITCH = {
+    True: True,
+    False: False,
+    "on": True,
+    "off": False,
+    "auto": None,
+}  # with quotes, on and off are text
 
 _SETTINGS = {
     "on-prepare": ("", _is_reaction, "refuse or warn"),
@@ -185,7 +221,15 @@ _SETTINGS = {
     "prefer": ("prefer_named", _is_preference, "named or host"),
     "pmu": ("pmu", _is_switch, "on, off or auto"),
     "sve": ("sve", _is_switch, "on, off or auto"),
-    "sve-max-length": ("sve_max_length", _is_length, "a multiple of 128 from 128 to 2048, in bits, without quotes"),
+    "sve-max-length": (
+        "sve_max_length",
+        _is_length,
+        "a multiple of 128 from 128 to 2048, in bits, without quotes",
+    ),
     "pauth": ("pauth", _is_switch, "on, off or auto"),
-    "cluster": ("cluster", _is_cluster, "biggest, smallest, all or a MIDR such as 0x410fd080, without quotes"),
+    "cluster": (
+        "cluster",
+        _is_cluster,
+        "biggest, smallest, all or a MIDR such as 0x410fd080, without quotes",
+    ),
 }

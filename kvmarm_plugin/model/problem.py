@@ -10,7 +10,8 @@ class Problem(Value):
     """One thing that a profile lacks. As text it is one line.
 
     Attributes:
-        part: of the host: "KVM", "QEMU", "libvirt", "cluster 0-3" or another; empty where an older profile does not tell.
+        part: of the host: "KVM", "QEMU", "libvirt", "cluster 0-3" or another; empty where an older
+            profile does not tell.
         message: what happened.
         hint: what to try next; empty where there is nothing to say.
     """

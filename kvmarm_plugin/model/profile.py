@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host profile: everything measured about one host.
 
-`host.probe` makes it, `resolve` reads it; as JSON (`profile_json`, docs/profile.md) it is also what people send in for
-tests/hosts/.
+`host.probe` makes it, `resolve` reads it; as JSON (`profile_json`, docs/profile.md) it is also what
+people send in for tests/hosts/.
 
-A cluster gives the vCPU of every feature set that a policy can choose: the first in full, the others as what differs
-from it. All are measured, none is computed.
+A cluster gives the vCPU of every feature set that a policy can choose: the first in full, the
+others as what differs from it. All are measured, none is computed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class Cluster(Value):
         implementer, part: names, empty where unknown.
         capacity: the kernel's cpu_capacity, 1024 for the fastest; None where there is none.
         target: the number a guest gets here (KVM_ARM_PREFERRED_TARGET or the fallback).
-        vcpus: what scratch vCPUs were; the first has the target above and the richest features without SVE, PAuth and AArch32.
+        vcpus: what scratch vCPUs were; the first has the target above and the richest features
+            without SVE, PAuth and AArch32.
         sve_lengths: vector lengths in bits that KVM offers, ascending.
         models: QEMU's named models that KVM takes here → their target number.
         seen: what a guest of a few instructions read; see target.Target.seen.
-        writable: register name → mask of the bits that user space may write; None on kernels that do not tell (before 6.7).
+        writable: register name → mask of the bits that user space may write; None on kernels that
+            do not tell (before 6.7).
     """
 
     cpus: str
@@ -67,8 +69,13 @@ class Cluster(Value):
         return self.capacity or 0, self.midr >> 4 & 0xFFF
 
     def vcpu(self, number: int, features: tuple[str, ...]) -> Vcpu | None:
-        """The vCPU with exactly this target and these features, or None if the host cannot make it."""
-        return next((vcpu for vcpu in self.vcpus if (vcpu.number, vcpu.features) == (number, features)), None)
+        """The vCPU with exactly this target and these features, or None if the host cannot make
+        it.
+        """
+        return next(
+            (vcpu for vcpu in self.vcpus if (vcpu.number, vcpu.features) == (number, features)),
+            None,
+        )
 
     def has(self, feature: str) -> bool:
         """Whether any vCPU was made with this feature."""
@@ -83,7 +90,8 @@ class Qemu(Value):
         machines: names of the virt machine types, newest first.
         aliases: alias → machine type, such as "virt" → "virt-10.0".
         cpu_models: names that -cpu takes.
-        host_properties: what query-cpu-model-expansion of "host" shows: property → value; empty where it could not be asked.
+        host_properties: what query-cpu-model-expansion of "host" shows: property → value; empty
+            where it could not be asked.
     """
 
     binary: str
@@ -105,18 +113,22 @@ class HostProfile(Value):
 
     Attributes:
         name: the host's, as uname gives it.
-        origin: "measured"; "hand-made: " and from what; or "baseline of " and how many hosts, in a pool.
+        origin: "measured"; "hand-made: " and from what; or "baseline of " and how many hosts, in a
+            pool.
         made_by: program and version.
         architecture: as uname -m gives it: "aarch64", "armv7l", or another that has no KVM on ARM.
         kernel: as uname -r gives it.
-        overrides: the kernel command line's words that lower what the CPUs offer, such as "arm64.nosve".
+        overrides: the kernel command line's words that lower what the CPUs offer, such as
+            "arm64.nosve".
         platform: the board's or machine's model, empty where firmware tells none.
-        capabilities: KVM capability (key of kvm.uapi.CAPABILITIES) → KVM_CHECK_EXTENSION's answer; empty without KVM.
+        capabilities: KVM capability (key of kvm.uapi.CAPABILITIES) → KVM_CHECK_EXTENSION's answer;
+            empty without KVM.
         ipa_bits: the largest guest physical address space; 0 without KVM.
         gic_versions: of virtual GICs.
         clusters: empty without KVM on ARM.
         qemu, libvirt: None where missing; libvirt is its version.
-        cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty where it is missing.
+        cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty
+            where it is missing.
         problems: what could not be measured, and why.
     """
 
@@ -142,10 +154,10 @@ class HostProfile(Value):
         return "arm64" if self.architecture == "aarch64" else "arm"
 
 
-# -- what JSON takes and a profile does not -------------------------------------------------------------------------------------
+# -- what JSON takes and a profile does not ------------------------------------------------------
 
 
-# -- the shape: as in docs/profile.schema.json, and what that cannot say ----------------------------------------------------------
+# -- the shape: as in docs/profile.schema.json, and what that cannot say -------------------------
 
 
-# -- writing: register values are hexadecimal strings, since JSON's numbers end at 2^53 -------------------------------------------
+# -- writing: register values are hexadecimal strings, since JSON's numbers end at 2^53 ----------

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Host profiles as JSON: read strictly, by the shape that docs/profile.schema.json states, and written.
+"""Host profiles as JSON: read strictly, by the shape that docs/profile.schema.json states, and
+written.
 
-`loads` and `dumps` are inverse. Register values are hexadecimal strings, since JSON's numbers end at 2^53.
+`loads` and `dumps` are inverse. Register values are hexadecimal strings, since JSON's numbers end
+at 2^53.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
 _FEATURES = VCPU_FEATURES["arm64"]  # those of 32-bit hosts are among them
 _MOST_IDS = 2048  # registers of a vCPU, which has some 400
 
-# What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json has the same.
+# What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json
+# has the same.
 NAME, LINE = 255, 4096  # characters of a name, and of a longer text
 KERNEL = r"[0-9]{1,4}\.[0-9]{1,4}([.+-].*)?"
 OVERRIDE = r"(arm64\.|id_aa64|kvm-arm\.).*"
@@ -52,16 +55,28 @@ def loads(text: str, name: str = "profile") -> HostProfile:
         name: of the file, for messages.
 
     Raises:
-        ProfileError: not JSON, not a profile, one of a newer schema, or one with anything in it that the schema does not allow.
+        ProfileError: not JSON, not a profile, one of a newer schema, or one with anything in it
+            that the schema does not allow.
     """
     if len(text) > SIZE_LIMIT:
-        raise ProfileError(f"{name} is larger than {SIZE_LIMIT >> 20} MiB", "a profile has some KiB: is this the right file?")
+        raise ProfileError(
+            f"{name} is larger than {SIZE_LIMIT >> 20} MiB",
+            "a profile has some KiB: is this the right file?",
+        )
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number)
+        document = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_whole,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
     except Misshapen as error:
         raise _broken(name, error) from None
     except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{name} is not JSON: {error}", "make a profile on the host with: kvmarm probe -o FILE") from None
+        raise ProfileError(
+            f"{name} is not JSON: {error}", "make a profile on the host with: kvmarm probe -o FILE"
+        ) from None
     return decode(document, name)
 
 
@@ -69,10 +84,13 @@ def decode(document: Any, name: str = "profile") -> HostProfile:
     """A profile from its JSON document, read. Raises ProfileError as `loads` does."""
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, str) or not schema.startswith(SCHEMA_STEM):
-        raise ProfileError(f"{name} is not a host profile", "make one on the host with: kvmarm probe -o FILE")
+        raise ProfileError(
+            f"{name} is not a host profile", "make one on the host with: kvmarm probe -o FILE"
+        )
     if schema != SCHEMA:
         raise ProfileError(
-            f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}", "upgrade kvmarm here, or probe with this version"
+            f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}",
+            "upgrade kvmarm here, or probe with this version",
         )
     try:
         return _profile({member: value for member, value in document.items() if member != "schema"})
@@ -113,8 +131,9 @@ def _no_number(digits: str) -> int:
 
 @lru_cache(maxsize=1024)
 def _known(name: str) -> tuple[str, int]:
-    """The name that a register has by now (it may have been written before the table knew it), and its width in bits; no name for
-    what is no register that identifies a vCPU."""
+    """The name that a register has by now (it may have been written before the table knew it), and
+    its width in bits; no name for what is no register that identifies a vCPU.
+    """
     try:
         reg = id_of(name)
     except ValueError:
@@ -130,11 +149,16 @@ def _register(value: Any, place: str) -> str:
 
 
 def _registers(value: Any, place: str) -> dict[str, int | None]:
-    """Each register's value, no wider than the register; null is for one that a variant does not have."""
+    """Each register's value, no wider than the register; null is for one that a variant does not
+    have.
+    """
     found: dict[str, Any] = shape.table(_register, lambda value, _: value, 1024)(value, place)
     if len(found) < len(value):
         raise Misshapen(f"{place} has a register twice, under two names")
-    return {name: _value_of(_known(name)[1])(value, shape.within(place, name)) for name, value in found.items()}
+    return {
+        name: _value_of(_known(name)[1])(value, shape.within(place, name))
+        for name, value in found.items()
+    }
 
 
 @lru_cache(maxsize=16)
@@ -158,9 +182,13 @@ def _reglist(value: Any, place: str) -> str:
     return value
 
 
-@lru_cache(maxsize=256)  # a fleet of hosts has a few such lists, and packing one takes longer than reading the rest of a profile
+# A fleet of hosts has a few such lists, and packing one takes longer than reading the rest of a
+# profile.
+@lru_cache(maxsize=256)
 def _is_packed(reglist: str) -> bool:
-    """Whether a list is packed in the one way in which `pack_ids` does it: equal lists are equal text."""
+    """Whether a list is packed in the one way in which `pack_ids` does it: equal lists are equal
+    text.
+    """
     try:
         ids = unpack_ids(reglist)
     except ValueError:
@@ -171,14 +199,19 @@ def _is_packed(reglist: str) -> bool:
 def _features(value: Any, place: str) -> tuple[str, ...]:
     found: tuple[str, ...] = shape.items(shape.text(NAME), len(_FEATURES))(value, place)
     if found != tuple(feature for feature in _FEATURES if feature in found):
-        raise Misshapen(f"{place} are not vCPU features in the order of their bits, which are {', '.join(_FEATURES)}")
+        raise Misshapen(
+            f"{place} are not vCPU features in the order of their bits, which are"
+            f" {', '.join(_FEATURES)}"
+        )
     return found
 
 
 def _cpus(value: Any, place: str) -> str:
-    found: str = shape.text(1 << 17, r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*", "numbers of CPUs, such as 0-3,6")(
-        value, place
-    )
+    found: str = shape.text(
+        1 << 17,
+        r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*",
+        "numbers of CPUs, such as 0-3,6",
+    )(value, place)
     try:
         cpulist.parse(found)
     except ValueError:
@@ -210,7 +243,12 @@ _model = shape.text(64, QEMU_NAME, "a name of QEMU's")
 
 _machine = shape.text(64, MACHINE, "a versioned virt machine type")
 
-_BASE: dict[str, Shape] = {"target": _target, "features": _features, "registers": _values, "reglist": _reglist}
+_BASE: dict[str, Shape] = {
+    "target": _target,
+    "features": _features,
+    "registers": _values,
+    "reglist": _reglist,
+}
 
 _VARIANT: dict[str, Shape] = {
     "target": _target,
@@ -229,7 +267,11 @@ _CLUSTER: dict[str, Shape] = {
     "target": _target,
     "models": shape.table(_model, _target, 64),
     "sve_lengths": _sve_lengths,
-    "seen": shape.table(shape.text(NAME, "|".join(GUEST_REGISTERS), "a register that guests are asked for"), _hex, 64),
+    "seen": shape.table(
+        shape.text(NAME, "|".join(GUEST_REGISTERS), "a register that guests are asked for"),
+        _hex,
+        64,
+    ),
     "base": shape.members(_BASE),
     "variants": shape.items(shape.members(_VARIANT), 127, unique=False),
     "writable": shape.maybe(_values),
@@ -241,24 +283,34 @@ _QEMU: dict[str, Shape] = {
     "machines": shape.items(_machine, 1024),
     "aliases": shape.table(_model, _machine, 64),
     "cpu_models": shape.items(_model, 4096),
-    "host_properties": shape.table(_model, shape.either(shape.flag, shape.whole(-(1 << 63), (1 << 64) - 1), _line), 4096),
+    "host_properties": shape.table(
+        _model, shape.either(shape.flag, shape.whole(-(1 << 63), (1 << 64) - 1), _line), 4096
+    ),
 }
 
 _PROFILE: dict[str, Shape] = {
     "name": _name,
-    "origin": shape.text(LINE, "measured|hand-made: .+|baseline of .+", "measured, or where it is from"),
+    "origin": shape.text(
+        LINE, "measured|hand-made: .+|baseline of .+", "measured, or where it is from"
+    ),
     "made_by": _name,
     "architecture": shape.text(64, "[A-Za-z0-9_.-]+", "what uname -m gives"),
     "kernel": shape.text(NAME, KERNEL, "a release such as 6.12.0"),
-    "overrides": shape.items(shape.text(NAME, OVERRIDE, "a word that lowers what CPUs offer"), 255, unique=False),
+    "overrides": shape.items(
+        shape.text(NAME, OVERRIDE, "a word that lowers what CPUs offer"), 255, unique=False
+    ),
     "platform": _name,
-    "capabilities": shape.table(shape.text(64, "[A-Z0-9_]+", "a capability of KVM's"), shape.whole(1, (1 << 31) - 1), 255),
+    "capabilities": shape.table(
+        shape.text(64, "[A-Z0-9_]+", "a capability of KVM's"), shape.whole(1, (1 << 31) - 1), 255
+    ),
     "ipa_bits": shape.either(shape.whole(0, 0), shape.whole(32, 64)),
     "gic_versions": _gic_versions,
     "clusters": lambda value, place: shape.items(_cluster, 16, unique=False)(value, place),
     "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
     "libvirt": shape.maybe(_name),
-    "cpu_features": shape.items(shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64),
+    "cpu_features": shape.items(
+        shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64
+    ),
     "problems": shape.items(lambda value, place: _problem(value, place), 255, unique=False),
 }
 
@@ -272,9 +324,16 @@ def _profile(document: Any) -> HostProfile:
     known = TARGETS[profile.kvm_architecture].values()
     taken: set[int] = set()
     for index, cluster in enumerate(profile.clusters):
-        numbers = {cluster.target, *cluster.models.values(), *(vcpu.number for vcpu in cluster.vcpus)}
+        numbers = {
+            cluster.target,
+            *cluster.models.values(),
+            *(vcpu.number for vcpu in cluster.vcpus),
+        }
         if not numbers.issubset(known):
-            raise Misshapen(f"clusters[{index}] has a target that {profile.kvm_architecture} does not have: {max(numbers)}")
+            raise Misshapen(
+                f"clusters[{index}] has a target that {profile.kvm_architecture} does not have:"
+                f" {max(numbers)}"
+            )
         cpus = cpulist.parse(cluster.cpus)
         if not taken.isdisjoint(cpus):
             raise Misshapen(f"clusters[{index}].cpus has a CPU of another cluster's")
@@ -297,7 +356,13 @@ def _cluster(value: Any, place: str) -> Cluster:
     fields = shape.members(_CLUSTER)(value, place)
     base, variants = fields.pop("base"), fields.pop("variants")
     first = Vcpu(base["target"], base["features"], base["registers"], base["reglist"])
-    vcpus = (first, *(_apply(first, variant, f"{place}.variants[{index}]") for index, variant in enumerate(variants)))
+    vcpus = (
+        first,
+        *(
+            _apply(first, variant, f"{place}.variants[{index}]")
+            for index, variant in enumerate(variants)
+        ),
+    )
     if len({(vcpu.number, vcpu.features) for vcpu in vcpus}) < len(vcpus):
         raise Misshapen(f"{place} has two vCPUs of the same target and features")
     return Cluster(vcpus=vcpus, **fields)
@@ -305,16 +370,24 @@ def _cluster(value: Any, place: str) -> Cluster:
 
 def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
     """A variant in full."""
-    registers = {name: value for name, value in {**base.registers, **variant["registers"]}.items() if value is not None}
+    registers = {
+        name: value
+        for name, value in {**base.registers, **variant["registers"]}.items()
+        if value is not None
+    }
     reglist = _changed(base.reglist, variant["reglist"]["added"], variant["reglist"]["removed"])
     if reglist is None:
-        raise Misshapen(f"{place}.reglist adds what the base has, removes what it does not have, or is too long")
+        raise Misshapen(
+            f"{place}.reglist adds what the base has, removes what it does not have, or is too long"
+        )
     return Vcpu(variant["target"], variant["features"], registers, reglist)
 
 
 @lru_cache(maxsize=256)  # as above
 def _changed(reglist: str, added: str, removed: str) -> str | None:
-    """A packed register list with some ids, which it does not have, and without others, which it has; else None."""
+    """A packed register list with some ids, which it does not have, and without others, which it
+    has; else None.
+    """
     known, more, less = map(unpack_ids, (reglist, added, removed))
     if more & known or not less <= known or len(known) + len(more) - len(less) > _MOST_IDS:
         return None
@@ -322,7 +395,9 @@ def _changed(reglist: str, added: str, removed: str) -> str | None:
 
 
 def decode_qemu(value: Any, place: str = "") -> Qemu:
-    """What QEMU offers, from its part of the document; `place` is for messages. Raises Misshapen."""
+    """What QEMU offers, from its part of the document; `place` is for messages. Raises
+    Misshapen.
+    """
     return Qemu(**shape.members(_QEMU)(value, place))
 
 
@@ -330,8 +405,12 @@ def encode(profile: HostProfile) -> dict[str, Any]:
     """The inverse of `decode`."""
     document = {name: getattr(profile, name) for name in _PROFILE}
     document["clusters"] = [_encode_cluster(cluster) for cluster in profile.clusters]
-    document["problems"] = [{name: getattr(problem, name) for name in _PROBLEM} for problem in profile.problems]
-    document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU} if profile.qemu else None
+    document["problems"] = [
+        {name: getattr(problem, name) for name in _PROBLEM} for problem in profile.problems
+    ]
+    document["qemu"] = (
+        {name: getattr(profile.qemu, name) for name in _QEMU} if profile.qemu else None
+    )
     return {"schema": SCHEMA, **document}
 
 
@@ -360,7 +439,9 @@ def _head(vcpu: Vcpu) -> dict[str, Any]:
 
 def _difference(base: Vcpu, vcpu: Vcpu) -> dict[str, Any]:
     """What a vCPU has otherwise than the base: null for a register it does not have."""
-    changed = {name: value for name, value in vcpu.registers.items() if base.registers.get(name) != value}
+    changed = {
+        name: value for name, value in vcpu.registers.items() if base.registers.get(name) != value
+    }
     gone = {name: None for name in base.registers if name not in vcpu.registers}
     here, there = unpack_ids(vcpu.reglist), unpack_ids(base.reglist)
     reglist = {"added": pack_ids(here - there), "removed": pack_ids(there - here)}
@@ -372,8 +453,9 @@ def _hexes(values: dict[str, int]) -> dict[str, str]:
 
 
 def digest(profile: HostProfile) -> str:
-    """A name for what a host gives to guests, "sha256:…": the same for hosts that differ in name only, and for the same host
-    probed again."""
+    """A name for what a host gives to guests, "sha256:…": the same for hosts that differ in name
+    only, and for the same host probed again.
+    """
     facts = encode(profile)
     for personal in ("name", "origin", "made_by", "problems"):
         del facts[personal]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The target: what a guest is promised.
 
-`resolve` makes it from a host profile, `record` writes it into the domain's metadata and reads it back.
+`resolve` makes it from a host profile, `record` writes it into the domain's metadata and reads it
+back.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from ..registers.table import bits_of, id_of, is_identity
 from ..registers.text import unpack_ids
 from .vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
 
-# What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES has the numbers).
+# What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES
+# has the numbers).
 VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
 
 SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
-IPA_BITS = range(32, 53)  # what KVM makes (ARM64_MIN_PARANGE_BITS and 52-bit addresses, arch/arm64/kvm)
+IPA_BITS = range(
+    32, 53
+)  # what KVM makes (ARM64_MIN_PARANGE_BITS and 52-bit addresses, arch/arm64/kvm)
 
 _ID_PREFIX = {"arm": 0x4, "arm64": 0x6}  # of register ids: KVM_REG_ARM and KVM_REG_ARM64
 
@@ -28,8 +32,10 @@ class Pinning(Value):
     """The cluster that a guest is pinned to, on a host of several.
 
     Attributes:
-        midr, revidr: of its CPUs, as in profile.Cluster: what makes it the same cluster on another host.
-        cpus: their numbers on the host that the domain's pins are written for, such as "4-5"; they differ from host to host.
+        midr, revidr: of its CPUs, as in profile.Cluster: what makes it the same cluster on another
+            host.
+        cpus: their numbers on the host that the domain's pins are written for, such as "4-5"; they
+            differ from host to host.
     """
 
     midr: int
@@ -41,19 +47,22 @@ class Target(Value):
     """A vCPU that can be made again, and what a guest sees of it.
 
     Attributes:
-        architecture: KVM's, "arm64" or "arm". Target numbers overlap, so a number is nothing without it.
+        architecture: KVM's, "arm64" or "arm". Target numbers overlap, so a number is nothing
+            without it.
         number: of KVM_ARM_VCPU_INIT.
         features: of KVM_ARM_VCPU_INIT, keys of vcpu.VCPU_FEATURES, in the order of their bits.
         model: QEMU's CPU model: "host", or the name of a model such as "cortex-a57".
-        unsaid: features that the domain's XML leaves to QEMU, because libvirt or QEMU has no word for them; QEMU gives each that
-            the host has.
+        unsaid: features that the domain's XML leaves to QEMU, because libvirt or QEMU has no word
+            for them; QEMU gives each that the host has.
         machine: QEMU's versioned machine type, such as "virt-10.0".
         gic: version of the guest's interrupt controller, 2 or 3.
         ipa_bits: size of the guest's physical address space.
         sve_lengths: vector lengths in bits, ascending; empty without SVE.
-        seen: what a guest of a few instructions read: name of a register → value. CNTFRQ_EL0 in Hz; DCZID_EL0; PMCR_EL0 with a PMU.
-            Empty where no guest was run (a profile of a 32-bit host).
-        registers: name → value of every register that identifies the vCPU (registers.table.is_identity).
+        seen: what a guest of a few instructions read: name of a register → value. CNTFRQ_EL0 in Hz;
+            DCZID_EL0; PMCR_EL0 with a PMU. Empty where no guest was run (a profile of a 32-bit
+            host).
+        registers: name → value of every register that identifies the vCPU
+            (registers.table.is_identity).
         reglist: the packed list of all its registers (registers.text.pack_ids).
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
     """
@@ -74,7 +83,8 @@ class Target(Value):
 
     @property
     def psci(self) -> str:
-        """The PSCI version offered to the guest, such as "1.1"; "0.1" where the vCPU has none to tell.
+        """The PSCI version offered to the guest, such as "1.1"; "0.1" where the vCPU has none to
+        tell.
 
         Source: KVM_REG_ARM_PSCI_VERSION, Documentation/virt/kvm/arm/fw-pseudo-registers.rst.
         """
@@ -82,7 +92,9 @@ class Target(Value):
 
 
 def is_name(text: str) -> bool:
-    """Whether this can be QEMU's name of a CPU model or a machine type: letters, digits and ``. _ + -`` behind the first."""
+    """Whether this can be QEMU's name of a CPU model or a machine type: letters, digits and ``. _ +
+    -`` behind the first.
+    """
     return 0 < len(text) <= _LONGEST_NAME and _NAME.issuperset(text) and text[0].isalnum()
 
 
@@ -99,11 +111,16 @@ def check_target(target: Target) -> None:
     for name in (target.model, target.machine):
         if not is_name(name):
             raise ValueError(f"not QEMU's name of a model or machine: {_shown(name)}")
-    if NAMED_MODELS.get(target.model, (target.architecture, target.number)) != (target.architecture, target.number):
+    if NAMED_MODELS.get(target.model, (target.architecture, target.number)) != (
+        target.architecture,
+        target.number,
+    ):
         raise ValueError(f"{target.model} is not target {target.number} of {target.architecture}")
     for features in (target.features, target.unsaid):
         if features != tuple(feature for feature in VCPU_FEATURES if feature in features):
-            raise ValueError(f"not vCPU features in the order of their bits: {_shown(' '.join(features))}")
+            raise ValueError(
+                f"not vCPU features in the order of their bits: {_shown(' '.join(features))}"
+            )
     if target.gic not in (2, 3):
         raise ValueError(f"GIC version {target.gic}")
     if target.ipa_bits not in IPA_BITS:
@@ -138,7 +155,9 @@ def _check_sve(target: Target) -> None:
     lengths = target.sve_lengths
     if lengths != tuple(length for length in SVE_LENGTHS if length in lengths):
         raise ValueError("not SVE lengths, ascending")
-    if bool(lengths) != ("sve" in target.features) or target.registers.get("SVE_VLS", 0) != sve_bitmap(lengths):
+    if bool(lengths) != ("sve" in target.features) or target.registers.get(
+        "SVE_VLS", 0
+    ) != sve_bitmap(lengths):
         raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
 
 
@@ -163,7 +182,9 @@ def psci_version(registers: dict[str, int]) -> str:
 
 
 def sve_lengths(bitmap: int) -> tuple[int, ...]:
-    """Vector lengths in bits, ascending, from the value of KVM_REG_ARM64_SVE_VLS (bit n: (n + 1) × 128 bits)."""
+    """Vector lengths in bits, ascending, from the value of KVM_REG_ARM64_SVE_VLS (bit n: (n + 1) ×
+    128 bits).
+    """
     return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
 
 

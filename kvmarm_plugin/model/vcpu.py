@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a vCPU can be made of: KVM's targets and feature bits, QEMU's named models, and the registers that a guest of a few
-instructions reads.
+"""What a vCPU can be made of: KVM's targets and feature bits, QEMU's named models, and the
+registers that a guest of a few instructions reads.
 
 Names and numbers are those of <linux/kvm.h> and <asm/kvm.h>, of arm64 and (until Linux 5.7) arm.
 """
@@ -20,8 +20,8 @@ TARGETS = {
     },
 }
 
-# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order is QEMU's until
-# 10.1 (cpus_to_try in target/arm/kvm64.c, later kvm.c); kvmtool has the same.
+# What to try, in order, on a kernel without KVM_ARM_PREFERRED_TARGET (before 3.13). The arm64 order
+# is QEMU's until 10.1 (cpus_to_try in target/arm/kvm64.c, later kvm.c); kvmtool has the same.
 FALLBACK_TARGETS = {
     "arm": ("CORTEX_A15", "CORTEX_A7"),
     "arm64": ("AEM_V8", "FOUNDATION_V8", "CORTEX_A57"),
@@ -42,18 +42,20 @@ VCPU_FEATURES = {
     },
 }
 
-# QEMU's named models that set a KVM target, with KVM's architecture and the number: the only ones besides "host" and "max" that
-# start under KVM. Source: the kvm_target of aarch64_a57_initfn and aarch64_a53_initfn in target/arm/cpu64.c, and of
-# cortex_a15_initfn in target/arm/cpu.c while QEMU had 32-bit KVM (before 5.2).
+# QEMU's named models that set a KVM target, with KVM's architecture and the number: the only ones
+# besides "host" and "max" that start under KVM. Source: the kvm_target of aarch64_a57_initfn and
+# aarch64_a53_initfn in target/arm/cpu64.c, and of cortex_a15_initfn in target/arm/cpu.c while QEMU
+# had 32-bit KVM (before 5.2).
 NAMED_MODELS = {
     "cortex-a57": ("arm64", TARGETS["arm64"]["CORTEX_A57"]),
     "cortex-a53": ("arm64", TARGETS["arm64"]["CORTEX_A53"]),
     "cortex-a15": ("arm", TARGETS["arm"]["CORTEX_A15"]),
 }
 
-# What the scratch guest reads: op0, op1, CRn, CRm and op2. CNTFRQ_EL0 and DCZID_EL0 have no register id in KVM. The others have
-# one, but there the guest may see something else: MIDR_EL1 is the physical CPU's on kernels that do not virtualise it, CTR_EL0 may
-# be trapped, PMCR_EL0.N is the PMU's.
+# What the scratch guest reads: op0, op1, CRn, CRm and op2. CNTFRQ_EL0 and DCZID_EL0 have no
+# register id in KVM. The others have one, but there the guest may see something else: MIDR_EL1 is
+# the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped, PMCR_EL0.N is the
+# PMU's.
 GUEST_REGISTERS = {
     "CNTFRQ_EL0": (3, 3, 14, 0, 0),
     "DCZID_EL0": (3, 3, 0, 0, 7),

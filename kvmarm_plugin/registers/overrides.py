@@ -39,7 +39,9 @@ def overrides() -> list[Override]:
 
 def override_of(register: str, field: str) -> Override | None:
     """The word that takes what this field shows from a host, if there is one."""
-    return next((override for override in overrides() if (register, field) in override.fields), None)
+    return next(
+        (override for override in overrides() if (register, field) in override.fields), None
+    )
 
 
 def _setting(text: str) -> tuple[tuple[str, str], int]:

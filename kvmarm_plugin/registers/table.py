@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Names, ids and fields of KVM's registers.
 
-A register is known here by the name that the Arm ARM or the kernel's UAPI gives it; the generic spelling of the Arm ARM
-(``S3_0_C0_C4_3``) serves those that have none yet, and a plain hexadecimal id everything that is not a system register.
+A register is known here by the name that the Arm ARM or the kernel's UAPI gives it; the generic
+spelling of the Arm ARM (``S3_0_C0_C4_3``) serves those that have none yet, and a plain hexadecimal
+id everything that is not a system register.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _GROUP = 0xFFFFFFFFFFFF0000
 _ID_SPACE = _SYSREG | 3 << 14  # op0 3, CRn 0, any op1, CRm and op2
 _ID_SPACE_MASK = _GROUP | 3 << 14 | 15 << 7
 
-# The register groups whose every member tells what a vCPU is: cache ids, firmware interfaces, SVE lengths.
+# The register groups whose every member tells what a vCPU is: cache ids, firmware interfaces, SVE
+# lengths.
 _IDENTITY_GROUPS = frozenset(
     {
         0x6020000000110000,  # CCSIDR by level (KVM_REG_ARM_DEMUX)
@@ -36,8 +38,8 @@ class Field(Value):
         register, name: as in the Arm ARM.
         msb, lsb: bit numbers.
         signed: whether the value is a two's complement number.
-        policy: how the kernel makes two values one: LOWER_SAFE, HIGHER_SAFE, HIGHER_OR_ZERO_SAFE, EXACT, or "-" where
-            it has no rule.
+        policy: how the kernel makes two values one: LOWER_SAFE, HIGHER_SAFE, HIGHER_OR_ZERO_SAFE,
+            EXACT, or "-" where it has no rule.
         safe_value: as the kernel's table has it, the value that EXACT falls back to.
         meaning: for people.
     """
@@ -73,7 +75,8 @@ def name_of(reg: int) -> str:
 def id_of(name: str) -> int:
     """The inverse of `name_of`.
 
-    Takes the generic spelling of a register that has a name, too: records have it from when the table did not know the name.
+    Takes the generic spelling of a register that has a name, too: records have it from when the
+    table did not know the name.
 
     Raises:
         ValueError: no name of a register, or not spelled as `name_of` spells it.
@@ -101,8 +104,12 @@ def describe(name: str) -> str:
 def fields_of(name: str) -> list[Field]:
     """The fields of a register, from the highest bit down; empty where the table knows none."""
     if not _fields:
-        for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in rows("fields.tsv"):
-            entry = Field(register, field, int(msb), int(lsb), sign == "S", policy, safe_value, meaning)
+        for register, _, field, msb, lsb, sign, policy, safe_value, _, _, meaning in rows(
+            "fields.tsv"
+        ):
+            entry = Field(
+                register, field, int(msb), int(lsb), sign == "S", policy, safe_value, meaning
+            )
             _fields.setdefault(register, []).append(entry)
     return _fields.get(name, [])
 
@@ -111,9 +118,9 @@ def is_identity(reg: int) -> bool:
     """Whether a register tells what a vCPU is rather than what it is doing.
 
     These are what a target records: the ID register space (op0 3, CRn 0, which is also what
-    KVM_ARM_GET_REG_WRITABLE_MASKS covers), the cache ids, the firmware interface and the SVE lengths. MPIDR_EL1 and
-    CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn 0 of cp15, which is what invariant_cp15 of
-    arch/arm/kvm/coproc.c covered.
+    KVM_ARM_GET_REG_WRITABLE_MASKS covers), the cache ids, the firmware interface and the SVE
+    lengths. MPIDR_EL1 and CSSELR_EL1 lie in that space and are per-vCPU state. On 32-bit hosts: CRn
+    0 of cp15, which is what invariant_cp15 of arch/arm/kvm/coproc.c covered.
     """
     if reg & _ID_SPACE_MASK == _ID_SPACE:
         return reg >> 11 & 7 in (0, 1, 3) and reg != _MPIDR
@@ -136,7 +143,11 @@ def _generic_id(name: str) -> int | None:
     """The inverse of `_generic_name` for what that writes; for other text, None or any number."""
     if name[:2] == "0x":
         return hexadecimal(name)
-    parts = name.replace("S", "").replace("C", "").split("_") if len(name) <= len("S3_7_C15_C15_7") and name.isascii() else []
+    parts = (
+        name.replace("S", "").replace("C", "").split("_")
+        if len(name) <= len("S3_7_C15_C15_7") and name.isascii()
+        else []
+    )
     if len(parts) != 5 or not "".join(parts).isdigit() or "" in parts:
         return None
     op0, op1, crn, crm, op2 = map(int, parts)
@@ -150,7 +161,9 @@ def _named() -> dict[str, int]:
 
 
 def rows(file_name: str, module: str = __file__) -> list[list[str]]:
-    """The rows of a table beside a module's file, this one's at first, without comments and the header."""
+    """The rows of a table beside a module's file, this one's at first, without comments and the
+    header.
+    """
     with open(f"{module.rpartition('/')[0]}/{file_name}", encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line and line[0] != "#"]
     return [line.split("\t") for line in lines[1:]]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Register values and register lists as text: what profiles and records hold.
 
-Values are ``NAME=0x…`` separated by white space. A register list is packed: ids that share their upper 48 bits are a
-group, written as ``6030000000130000:8000-800e/2,c000,c005``: lower 16 bits in hexadecimal, ``first-last/step``, step 1
-left out. Some 350 ids take about 700 bytes.
+Values are ``NAME=0x…`` separated by white space. A register list is packed: ids that share their
+upper 48 bits are a group, written as ``6030000000130000:8000-800e/2,c000,c005``: lower 16 bits in
+hexadecimal, ``first-last/step``, step 1 left out. Some 350 ids take about 700 bytes.
 
-Both are read as strictly as they are written, and neither long text nor few bytes of it keep the reader busy.
+Both are read as strictly as they are written, and neither long text nor few bytes of it keep the
+reader busy.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 from ..basics.untrusted import hexadecimal, shown
 from .table import bits_of, id_of, name_of
 
-# Far more registers than a vCPU has. A record is untrusted: without a limit ten MiB of ranges would keep the hook busy for an hour.
+# Far more registers than a vCPU has. A record is untrusted: without a limit ten MiB of ranges would
+# keep the hook busy for an hour.
 _MOST_IDS = 10000
 _LONGEST = 1 << 16  # characters of a list; the longest of real hosts have 3000
 
-# Hosts of one kernel have the same few lists, which are asked for again and again. (Not functools: hook/__init__.py.)
+# Hosts of one kernel have the same few lists, which are asked for again and again. (Not functools:
+# hook/__init__.py.)
 _unpacked: dict[str, frozenset[int]] = {}
 _MOST_UNPACKED = 128
 
@@ -32,10 +35,12 @@ def format_values(values: Mapping[str, int]) -> str:
 
 
 def parse_values(text: str) -> dict[str, int]:
-    """The inverse of `format_values`; generic spellings become the names that the registers have by now.
+    """The inverse of `format_values`; generic spellings become the names that the registers have by
+    now.
 
     Raises:
-        ValueError: not such a list, a register that is unknown or there twice, or a value that is wider than its register.
+        ValueError: not such a list, a register that is unknown or there twice, or a value that is
+            wider than its register.
     """
     values = {}
     for item in words(text):
@@ -75,7 +80,8 @@ def words(text: str) -> list[str]:
     """The words of a list.
 
     Raises:
-        ValueError: it is longer than any that kvmarm writes, or not ASCII: Python would take other scripts' spaces for white space.
+        ValueError: it is longer than any that kvmarm writes, or not ASCII: Python would take other
+            scripts' spaces for white space.
     """
     if len(text) > _LONGEST or not text.isascii():
         raise ValueError(f"not a list of at most {_LONGEST} ASCII characters: {shown(text, 60)!r}")
@@ -135,6 +141,10 @@ def _runs(lows: list[int]) -> list[str]:
         if end - index < 3 and step != 1:
             end = index + 1
         first, last = lows[index], lows[end - 1]
-        runs.append(f"{first:x}" if first == last else f"{first:x}-{last:x}" + (f"/{step:x}" if step != 1 else ""))
+        runs.append(
+            f"{first:x}"
+            if first == last
+            else f"{first:x}-{last:x}" + (f"/{step:x}" if step != 1 else "")
+        )
         index = end
     return runs

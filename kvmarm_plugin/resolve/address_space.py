@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     pass
 
 
-# Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory (extended_memmap, hw/arm/virt.c).
+# Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory
+# (extended_memmap, hw/arm/virt.c).
 _HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
 
 
 def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
     """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
 
-    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far as the host's limit has room
-    for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type, hw/arm/virt.c).
+    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far
+    as the host's limit has room for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type,
+    hw/arm/virt.c).
 
     Args:
         memory: bytes of RAM, as in `Wish`.
@@ -32,7 +34,8 @@ def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
     top = highest = GIB + memory
     if top > limit:
         raise ResolveError(
-            f"the guest's memory ends at {top / GIB:.0f} GiB, KVM on host {host} has addresses up to {limit // GIB} GiB",
+            f"the guest's memory ends at {top / GIB:.0f} GiB, KVM on host {host} has addresses up"
+            f" to {limit // GIB} GiB",
             "give the guest less memory",
         )
     end = max(256 * GIB, -(-top // GIB) * GIB)

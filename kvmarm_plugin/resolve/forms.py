@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The forms in which libvirt and QEMU can be told to make a target: one emitter a form, the first that fits is taken.
+"""The forms in which libvirt and QEMU can be told to make a target: one emitter a form, the first
+that fits is taken.
 
-A form answers two questions: does it fit (QEMU offers it, KVM takes it, it gives just these features), and what is its
-XML. Forms that QEMU does not have yet get their emitter here, in front of `HostPassthrough`, each chosen by what
-`Qemu.host_properties` or `Qemu.cpu_models` shows: `SYSREG_*` properties of "host" that set ID registers, and named KVM
-models such as neoverse-v2-v1.
+A form answers two questions: does it fit (QEMU offers it, KVM takes it, it gives just these
+features), and what is its XML. Forms that QEMU does not have yet get their emitter here, in front
+of `HostPassthrough`, each chosen by what `Qemu.host_properties` or `Qemu.cpu_models` shows:
+`SYSREG_*` properties of "host" that set ID registers, and named KVM models such as neoverse-v2-v1.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Form(Value):
     features: tuple[tuple[str, bool], ...]
 
 
-def choose_form(cluster: Cluster, knobs: frozenset[str], features: Features, prefer_named: bool) -> Form:
+def choose_form(
+    cluster: Cluster, knobs: frozenset[str], features: Features, prefer_named: bool
+) -> Form:
     """The form for a guest with these features on this cluster.
 
     Args:
@@ -57,14 +60,19 @@ def choose_form(cluster: Cluster, knobs: frozenset[str], features: Features, pre
 
 
 def knobs_of(profile: HostProfile) -> frozenset[str]:
-    """The features of "host" that QEMU has a property for and libvirt a name. Without libvirt: all of QEMU's."""
+    """The features of "host" that QEMU has a property for and libvirt a name. Without libvirt: all
+    of QEMU's.
+    """
     properties = profile.qemu.host_properties if profile.qemu else {}
-    return frozenset(name for name in properties if profile.libvirt is None or name in profile.cpu_features)
+    return frozenset(
+        name for name in properties if profile.libvirt is None or name in profile.cpu_features
+    )
 
 
 def _named_model(cluster: Cluster, features: Features) -> Form | None:
-    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are have neither SVE, PAuth
-    nor an AArch32 form."""
+    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are
+    have neither SVE, PAuth nor an AArch32 form.
+    """
     if set(features.vcpu) & {"sve", _PAUTH, "el1_32bit"}:
         return None
     for model, number in cluster.models.items():
@@ -77,7 +85,8 @@ def _named_model(cluster: Cluster, features: Features) -> Form | None:
 def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Features) -> Form:
     """`<cpu mode='host-passthrough'>` with every knob on or off.
 
-    `sve=off` and `pauth=off` are said on hosts that have neither, so that the XML means the same on one that has.
+    `sve=off` and `pauth=off` are said on hosts that have neither, so that the XML means the same on
+    one that has.
     """
     # This is their canonical order: migration and restore compare <feature> elements by index.
     settings = [
@@ -92,7 +101,8 @@ def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Feature
 def _sve_steps(features: Features) -> range:
     """Every length up to the longest one that is on.
 
-    Longer ones need no word: once a length is named, QEMU takes the longest that is on as the maximum, while shorter ones that are
-    not named come from the host (arm_cpu_sve_finalize, target/arm/cpu64.c).
+    Longer ones need no word: once a length is named, QEMU takes the longest that is on as the
+    maximum, while shorter ones that are not named come from the host (arm_cpu_sve_finalize,
+    target/arm/cpu64.c).
     """
     return range(128, max(features.sve_lengths, default=0) + 1, 128)

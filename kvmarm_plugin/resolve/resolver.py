@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Resolve: intent + host profile + policy → target → concrete domain XML.
 
-`Resolver` does it for the domains of one host. It reads what a domain asks for, decides the features, looks up the vCPU
-that was measured with exactly those, and hands the target to `rewrite`. Domains that do not ask (no host-model, another
-architecture, no KVM) come back byte for byte.
+`Resolver` does it for the domains of one host. It reads what a domain asks for, decides the
+features, looks up the vCPU that was measured with exactly those, and hands the target to `rewrite`.
+Domains that do not ask (no host-model, another architecture, no KVM) come back byte for byte.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ class Resolver:
     Args:
         profile: of the host that the domains will run on, or of a pool's baseline.
         policy: what to prefer.
-        origin: what records say of where they were made; by default that it was on the profile's host.
-        confirm: called with each new target and the wish behind it, to raise a KvmarmError if it cannot be kept here.
-        clusters: of the host that the domains will run on, with its CPU numbers; by default the profile's.
+        origin: what records say of where they were made; by default that it was on the profile's
+            host.
+        confirm: called with each new target and the wish behind it, to raise a KvmarmError if it
+            cannot be kept here.
+        clusters: of the host that the domains will run on, with its CPU numbers; by default the
+            profile's.
         advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
@@ -65,7 +68,8 @@ class Resolver:
         self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes) -> bytes:
-        """A domain's XML with its host-model made concrete; the XML as it is if the domain does not ask.
+        """A domain's XML with its host-model made concrete; the XML as it is if the domain does not
+        ask.
 
         Raises:
             DomainXMLError, RecordError: the XML or the record in it cannot be used.
@@ -86,7 +90,11 @@ class Resolver:
             target, form = self._decide(wish)
             self._confirm(target, wish)
             self._origin = self._origin or origin_of(self.profile)
-            self._answers[wish] = (target, _emission(target, form), record.format_facts(target, self._origin))
+            self._answers[wish] = (
+                target,
+                _emission(target, form),
+                record.format_facts(target, self._origin),
+            )
         target, emission, facts = self._answers[wish]
         pins = self._pins(domain, target.pinning) if several else ("", ())
         return rewrite.concretise(source, domain, emission, facts, *pins)
@@ -98,7 +106,9 @@ class Resolver:
     def _decide(self, wish: Wish) -> tuple[Target, Form]:
         profile = self.profile
         if not profile.clusters:
-            others = (problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU"))
+            others = (
+                problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU")
+            )
             why = next(others, Problem("", "its profile has no CPU cluster"))
             hint = why.hint or "probe the host again once that is mended"
             raise ResolveError(f"host {profile.name} cannot run KVM guests: {why.reason}", hint)
@@ -112,23 +122,39 @@ class Resolver:
         roams = self._kinds(places) if len(places) > 1 else ""
         target, form = self._on(clusters[0], wish, profile.qemu, roams)
         for other in clusters[1:]:
-            _check_roaming(target, self._on(other, wish, profile.qemu, roams)[0], clusters[0], other, profile, roams)
+            _check_roaming(
+                target,
+                self._on(other, wish, profile.qemu, roams)[0],
+                clusters[0],
+                other,
+                profile,
+                roams,
+            )
         if len(self._clusters) > 1 and not roams:
             target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
     def _places(self, wish: Wish) -> list[Pinning]:
-        """The clusters that the domain's own pins name, or all if the policy says so; none if the policy is to choose one."""
-        pinned = [place for place in self._clusters if not set(wish.cpus).isdisjoint(cpulist.parse(place.cpus))]
+        """The clusters that the domain's own pins name, or all if the policy says so; none if the
+        policy is to choose one.
+        """
+        pinned = [
+            place
+            for place in self._clusters
+            if not set(wish.cpus).isdisjoint(cpulist.parse(place.cpus))
+        ]
         return pinned or ([*self._clusters] if self.policy.cluster == "all" else [])
 
     def _measured(self, place: Pinning) -> Cluster:
-        """What was measured of a cluster. A pool's baseline has only those that all its members have."""
+        """What was measured of a cluster. A pool's baseline has only those that all its members
+        have.
+        """
         cluster = find_cluster(place, self.profile.clusters)
         if cluster is None:
             have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
             raise ResolveError(
-                f"the guest may run on CPUs {place.cpus}, of MIDR {place.midr:#x}, which {self.profile.name} does not have",
+                f"the guest may run on CPUs {place.cpus}, of MIDR {place.midr:#x}, which"
+                f" {self.profile.name} does not have",
                 f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
             )
         return cluster
@@ -138,33 +164,43 @@ class Resolver:
         place = find_cluster(cluster, self._clusters)
         if place is None:
             name = cluster.part or hex(cluster.midr)
-            raise ResolveError(f"this host has no {name} to pin the guest to", f"{self.profile.name} gives guests that CPU")
+            raise ResolveError(
+                f"this host has no {name} to pin the guest to",
+                f"{self.profile.name} gives guests that CPU",
+            )
         return place
 
     def _kinds(self, places: Sequence[Pinning]) -> str:
         """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
         parts = [(place, find_cluster(place, self.profile.clusters)) for place in places]
-        return ", ".join(f"{place.cpus} {(cluster and cluster.part) or hex(place.midr)}" for place, cluster in parts)
+        return ", ".join(
+            f"{place.cpus} {(cluster and cluster.part) or hex(place.midr)}"
+            for place, cluster in parts
+        )
 
     def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: str) -> tuple[Target, Form]:
         """What a guest gets on a cluster.
 
         Args:
-            roams: the kinds of CPU that it may run on, if there are several. Then it has no named model, which is of one kind,
-                and no PMU.
+            roams: the kinds of CPU that it may run on, if there are several. Then it has no named
+                model, which is of one kind, and no PMU.
         """
         profile = self.profile
         features = choose_features(wish, cluster, profile, self.policy, roams)
-        form = choose_form(cluster, knobs_of(profile), features, self.policy.prefer_named and not roams)
+        form = choose_form(
+            cluster, knobs_of(profile), features, self.policy.prefer_named and not roams
+        )
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
-                f"host {profile.name} makes no vCPU of target {form.number} with features {', '.join(features.vcpu) or 'none'}",
+                f"host {profile.name} makes no vCPU of target {form.number} with features"
+                f" {', '.join(features.vcpu) or 'none'}",
                 "turn features off in the policy, or probe the host again",
             )
         registers = vcpu.registers
         if features.sve_lengths:
-            # What QEMU will set before it finalises SVE. KVM takes any set that is the host's own up to some length (set_sve_vls).
+            # What QEMU will set before it finalises SVE. KVM takes any set that is the host's own
+            # up to some length (set_sve_vls).
             registers = {**registers, "SVE_VLS": sve_bitmap(features.sve_lengths)}
         target = Target(
             architecture=profile.kvm_architecture,
@@ -176,19 +212,28 @@ class Resolver:
             gic=_choose_gic(wish, profile),
             ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
             sve_lengths=features.sve_lengths,
-            seen={name: value for name, value in cluster.seen.items() if name != "PMCR_EL0" or "pmu_v3" in features.vcpu},
+            seen={
+                name: value
+                for name, value in cluster.seen.items()
+                if name != "PMCR_EL0" or "pmu_v3" in features.vcpu
+            },
             registers=registers,
             reglist=vcpu.reglist,
         )
         return target, form
 
     def _pins(self, domain: Element, pinning: Pinning | None) -> tuple[str, tuple[bytes, ...]]:
-        """The pins that a domain is to get on a host of several clusters, as `new_pins` has them."""
+        """The pins that a domain is to get on a host of several clusters, as `new_pins` has
+        them.
+        """
         name = domain.find("name")
         title = " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
         where = self._kinds(self._clusters)
         if pinning is None:
-            self._advise(f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when it moves")
+            self._advise(
+                f"{title} may run on CPUs of several kinds ({where}), and sees its CPU change when"
+                " it moves"
+            )
             return "", ()
         cpus = cpulist.parse(pinning.cpus)
         here = cpulist.bits(cpus)
@@ -198,36 +243,51 @@ class Resolver:
                 raise ResolveError(f"{written} names no CPU of this host", f"it has {where}")
         if vcpus(domain) > len(cpus):
             there = f"{len(cpus)} CPU{'s' if len(cpus) > 1 else ''} ({pinning.cpus})"
-            self._advise(f"{title} has {vcpus(domain)} vCPUs, and the cluster that it is pinned to {there}: they share them")
+            self._advise(
+                f"{title} has {vcpus(domain)} vCPUs, and the cluster that it is pinned to {there}:"
+                " they share them"
+            )
         return new_pins(domain, pinning.cpus)
 
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
-    """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile lists no CPUs."""
+    """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
+    lists no CPUs.
+    """
     try:
         return tuple(
-            Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus))) for cluster in profile.clusters
+            Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
+            for cluster in profile.clusters
         )
     except ValueError as error:
-        raise ResolveError(f"the CPUs of host {shown(profile.name, 60)}: {error}", "probe the host again") from None
+        raise ResolveError(
+            f"the CPUs of host {shown(profile.name, 60)}: {error}", "probe the host again"
+        ) from None
 
 
 def origin_of(profile: HostProfile) -> Origin:
-    """The origin of what is made for this profile, by this program. Raises ResolveError for one that is broken."""
+    """The origin of what is made for this profile, by this program. Raises ResolveError for one
+    that is broken.
+    """
     try:
         return Origin(profile.name, digest(profile), f"kvmarm {__version__}")
     except ValueError as error:
-        raise ResolveError(f"the profile of host {shown(profile.name, 60)} is broken: {error}", "probe the host again") from None
+        raise ResolveError(
+            f"the profile of host {shown(profile.name, 60)} is broken: {error}",
+            "probe the host again",
+        ) from None
 
 
-# -- what the domain asks for --------------------------------------------------------------------------------------------------
+# -- what the domain asks for --------------------------------------------------------------------
 
 
-# -- what the host gives -------------------------------------------------------------------------------------------------------
+# -- what the host gives -------------------------------------------------------------------------
 
 
 def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
-    """The cluster that the policy names. The biggest is the one of the highest capacity, then of the highest part number."""
+    """The cluster that the policy names. The biggest is the one of the highest capacity, then of
+    the highest part number.
+    """
     by_size = sorted(profile.clusters, key=lambda cluster: cluster.size)
     if policy.cluster in ("biggest", "all"):  # all of one
         return by_size[-1]
@@ -236,11 +296,17 @@ def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
     for cluster in by_size:
         if cluster.midr == policy.cluster:
             return cluster
-    known = ", ".join(f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size)
-    raise ResolveError(f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}")
+    known = ", ".join(
+        f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size
+    )
+    raise ResolveError(
+        f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}"
+    )
 
 
-def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str) -> None:
+def _check_roaming(
+    target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str
+) -> None:
     """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
 
     Args:
@@ -254,7 +320,10 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
 
     findings = [
         finding
-        for finding in (*judge(target, ProfileOffer(target, profile, there)), *judge(other, ProfileOffer(other, profile, here)))
+        for finding in (
+            *judge(target, ProfileOffer(target, profile, there)),
+            *judge(other, ProfileOffer(other, profile, here)),
+        )
         if finding.severity != HARMLESS
     ]
     if target.number != other.number:
@@ -262,11 +331,14 @@ def _check_roaming(target: Target, other: Target, here: Cluster, there: Cluster,
         reason = f"KVM makes no vCPU of target {target.number} on the others"
     elif findings:
         first = texts(findings[0])
-        reason = f"{first['subject']} is {first['recorded']} on one and {first['local']} on the other"
+        reason = (
+            f"{first['subject']} is {first['recorded']} on one and {first['local']} on the other"
+        )
     else:
         return
     raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot: {reason}",
+        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot:"
+        f" {reason}",
         "pin it to one kind, or say cluster: biggest in the policy",
     )
 
@@ -277,7 +349,8 @@ def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
     if machine not in qemu.machines:
         newest = qemu.machines[0] if qemu.machines else "none"
         raise ResolveError(
-            f"QEMU {qemu.version} on host {host} has no machine type {shown(written, 60)!r} that can migrate",
+            f"QEMU {qemu.version} on host {host} has no machine type {shown(written, 60)!r} that"
+            " can migrate",
             f"its newest is {shown(newest, 60)}: use that, or virt",
         )
     return machine
@@ -286,15 +359,22 @@ def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
 def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     if not profile.gic_versions:
         raise ResolveError(
-            f"KVM on host {profile.name} offers no virtual GIC", "this board cannot run QEMU's virt machine under KVM"
+            f"KVM on host {profile.name} offers no virtual GIC",
+            "this board cannot run QEMU's virt machine under KVM",
         )
     if wish.gic in ("", "host"):
         return max(profile.gic_versions)
     if wish.gic not in ("2", "3"):
-        raise ResolveError(f"<gic version='{shown(wish.gic, 20)}'/> is none that libvirt knows", "it knows 2, 3 and host")
+        raise ResolveError(
+            f"<gic version='{shown(wish.gic, 20)}'/> is none that libvirt knows",
+            "it knows 2, 3 and host",
+        )
     if int(wish.gic) not in profile.gic_versions:
         have = ", ".join(map(str, profile.gic_versions))
-        raise ResolveError(f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}", "remove <gic>")
+        raise ResolveError(
+            f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}",
+            "remove <gic>",
+        )
     return int(wish.gic)
 
 
@@ -303,8 +383,9 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
     if form.model != "host" or profile.kvm_architecture != "arm64":
         return ()
     said = {name for name, _ in form.features}
-    # Where KVM has no PMU, newer QEMU's "host" has no property to turn it off, and -cpu host,pmu=off does not start
-    # (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still has it, 10.0 does not).
+    # Where KVM has no PMU, newer QEMU's "host" has no property to turn it off, and -cpu
+    # host,pmu=off does not start (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still
+    # has it, 10.0 does not).
     properties = profile.qemu.host_properties if profile.qemu else {}
     pmu = "pmu" in properties or "ARM_PMU_V3" in profile.capabilities or wish.pmu is not None
     return (
@@ -317,13 +398,20 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
 def _emission(target: Target, form: Form) -> rewrite.Emission:
     """A target in its form, as XML."""
     state = "on" if "pmu_v3" in target.features else "off"
-    features = [f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>" for name, enabled in form.features]
+    features = [
+        f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>"
+        for name, enabled in form.features
+    ]
     return rewrite.Emission(
         cpu=form.cpu.encode(),
         model=form.model_element.encode("ascii", "xmlcharrefreplace"),
         features=tuple(feature.encode("ascii", "xmlcharrefreplace") for feature in features),
         gic=f"<gic version='{target.gic}'/>".encode(),
         # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
-        pmu=b"" if target.architecture == "arm" or "pmu_v3" in target.unsaid else f"<pmu state='{state}'/>".encode(),
+        pmu=(
+            b""
+            if target.architecture == "arm" or "pmu_v3" in target.unsaid
+            else f"<pmu state='{state}'/>".encode()
+        ),
         machine=target.machine,
     )

@@ -21,7 +21,13 @@ _UNITS = {"b": 1, "byte": 1, "bytes": 1}
 
 _SUFFIXES = (("", 1024), ("ib", 1024), ("b", 1000))
 
-_UNITS.update({letter + suffix: base**power for power, letter in enumerate("kmgtpe", 1) for suffix, base in _SUFFIXES})
+_UNITS.update(
+    {
+        letter + suffix: base**power
+        for power, letter in enumerate("kmgtpe", 1)
+        for suffix, base in _SUFFIXES
+    }
+)
 
 _MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
 
@@ -40,9 +46,12 @@ class Wish(NamedTuple):
         machine: the machine type as written; empty for the default.
         gic: version as written: "2", "3", or "host" or nothing for whatever there is.
         pmu: True, False, or None where the domain says nothing.
-        features: (name, required or None if optional or False if off) of each <feature>, in document order.
-        memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged in.
-        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none, or on a host of one cluster.
+        features: (name, required or None if optional or False if off) of each <feature>, in
+            document order.
+        memory: bytes of RAM that the guest can ever have, and room for as much as can be plugged
+            in.
+        cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none,
+            or on a host of one cluster.
     """
 
     architecture: str
@@ -60,9 +69,17 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     Raises:
         ResolveError: an element twice that there is one of, or a memory size that is none.
     """
-    for parent, name in ((domain, "cpu"), (domain, "features"), (domain.find("features"), "gic"), (domain.find("features"), "pmu")):
+    for parent, name in (
+        (domain, "cpu"),
+        (domain, "features"),
+        (domain.find("features"), "gic"),
+        (domain.find("features"), "pmu"),
+    ):
         if parent is not None and len(parent.find_all(name)) > 1:
-            raise ResolveError(f"the domain has more than one <{name}>", "libvirt reads only one: remove the others")
+            raise ResolveError(
+                f"the domain has more than one <{name}>",
+                "libvirt reads only one: remove the others",
+            )
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     assert cpu is not None  # asks_for_host_model has seen both
     assert os_type is not None
@@ -79,11 +96,17 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
 
 def _read_feature(feature: Element) -> tuple[str, bool | None]:
     policy = feature.attributes.get("policy", "require")
-    return feature.attributes.get("name", ""), {"optional": None, "disable": False, "forbid": False}.get(policy, True)
+    return feature.attributes.get("name", ""), {
+        "optional": None,
+        "disable": False,
+        "forbid": False,
+    }.get(policy, True)
 
 
 def _memory(domain: Element) -> int:
-    """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c)."""
+    """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment
+    (virt_set_memmap, hw/arm/virt.c).
+    """
     plugged = domain.find("maxMemory")
     slots = plugged.attributes.get("slots", "0") if plugged else "0"
     try:
@@ -94,17 +117,23 @@ def _memory(domain: Element) -> int:
 
 
 def _size(element: Element | None) -> int:
-    """The size in bytes that a <memory> says; libvirt's default unit is KiB (virDomainParseMemory)."""
+    """The size in bytes that a <memory> says; libvirt's default unit is KiB
+    (virDomainParseMemory).
+    """
     if element is None:
         return 0
     unit = element.attributes.get("unit") or "KiB"
     try:
-        size = decimal(element.body.decode(errors="replace").strip(), _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
+        size = (
+            decimal(element.body.decode(errors="replace").strip(), _MOST_MEMORY)
+            * _UNITS[unit.lower() if unit.isascii() else ""]
+        )
         if size > _MOST_MEMORY:
             raise ValueError
     except (KeyError, ValueError):
         raise ResolveError(
-            f"<{element.name}> is not a size: {shown(element.text[:400].decode(errors='replace'), 80)}",
+            f"<{element.name}> is not a size:"
+            f" {shown(element.text[:400].decode(errors='replace'), 80)}",
             "libvirt's form is <memory unit='MiB'>512</memory>",
         ) from None
     return size

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The lab: emulated ARM hosts with a real KVM, a real libvirtd and real nested guests, on any machine with QEMU.
+"""The lab: emulated ARM hosts with a real KVM, a real libvirtd and real nested guests, on any
+machine with QEMU.
 
     from tests.lab import Guest, Host, HostSpec, domain_xml
 
@@ -13,7 +14,15 @@ README.md says how to use it and what it cannot do.
 from __future__ import annotations
 
 from .errors import LabError, LabTimeout
-from .guest import HELLO, LINUX_INITRD, LINUX_KERNEL, REGISTER_READER, Guest, domain_xml, read_registers
+from .guest import (
+    HELLO,
+    LINUX_INITRD,
+    LINUX_KERNEL,
+    REGISTER_READER,
+    Guest,
+    domain_xml,
+    read_registers,
+)
 from .host import CommandFailed, Host, HostSpec, Result
 from .image import SUITES
 from .pair import Pair, migrate

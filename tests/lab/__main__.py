@@ -28,14 +28,21 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description="Emulated ARM hosts with real KVM.")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.lab", description="Emulated ARM hosts with real KVM."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    setup = commands.add_parser("setup", help="install the tools the lab needs on this machine (as root), and fetch its emulator")
+    setup = commands.add_parser(
+        "setup",
+        help="install the tools the lab needs on this machine (as root), and fetch its emulator",
+    )
     setup.set_defaults(action=_setup)
 
     build = commands.add_parser("build", help="build images that are not in the cache (as root)")
-    build.add_argument("suites", nargs="+", choices=image.SUITES, metavar="SUITE", help=", ".join(image.SUITES))
+    build.add_argument(
+        "suites", nargs="+", choices=image.SUITES, metavar="SUITE", help=", ".join(image.SUITES)
+    )
     build.add_argument("--force", action="store_true", help="build anew, with today's packages")
     build.set_defaults(action=_build)
 
@@ -56,14 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_host_arguments(parser: argparse.ArgumentParser) -> None:
     default = HostSpec()
-    parser.add_argument("suite", choices=image.SUITES, metavar="SUITE", help=", ".join(image.SUITES))
-    parser.add_argument("--cpu", default=default.cpu, help="QEMU's model and properties (default: %(default)s)")
+    parser.add_argument(
+        "suite", choices=image.SUITES, metavar="SUITE", help=", ".join(image.SUITES)
+    )
+    parser.add_argument(
+        "--cpu", default=default.cpu, help="QEMU's model and properties (default: %(default)s)"
+    )
     parser.add_argument("--cntfrq", type=int, metavar="HZ", help="frequency of the generic timer")
-    parser.add_argument("--append", default="", metavar="WORDS", help="for the kernel's command line: arm64.nosve …")
+    parser.add_argument(
+        "--append", default="", metavar="WORDS", help="for the kernel's command line: arm64.nosve …"
+    )
     parser.add_argument("-m", "--memory", type=int, default=default.memory, metavar="MIB")
     parser.add_argument("--smp", type=int, default=default.cores, metavar="CORES")
     parser.add_argument("--gic", type=int, choices=(2, 3), default=default.gic)
-    parser.add_argument("--wheel", type=Path, action="append", default=[], help="install it first (repeatable)")
+    parser.add_argument(
+        "--wheel", type=Path, action="append", default=[], help="install it first (repeatable)"
+    )
 
 
 def _setup(options: argparse.Namespace) -> None:
@@ -95,7 +110,10 @@ def _run(options: argparse.Namespace) -> int:
         for wheel in options.wheel:
             host.install(wheel)
         if options.command is None:
-            say(f"a root shell on {spec.suite}, {spec.qemu_cpu()}; guests' files are in /var/lib/lab; exit ends it all")
+            say(
+                f"a root shell on {spec.suite}, {spec.qemu_cpu()}; guests' files are in"
+                " /var/lib/lab; exit ends it all"
+            )
         return host.attach(options.command)
 
 

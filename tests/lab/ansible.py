@@ -20,7 +20,12 @@ from tests import playbook
 from .host import ADDRESS, Host
 
 
-def make_pool(hosts: Iterable[Host], directory: Path, *options: str, variables: Mapping[str, Any] | None = None) -> playbook.Run:
+def make_pool(
+    hosts: Iterable[Host],
+    directory: Path,
+    *options: str,
+    variables: Mapping[str, Any] | None = None,
+) -> playbook.Run:
     """Run the playbook on these hosts. The other arguments are those of `playbook.run`."""
     return playbook.run(directory, inventory(hosts), *options, variables=variables)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The A64 instructions that the lab's bare-metal guests (registers.py, ticker.py) are made of, and what the two have in common.
+"""The A64 instructions that the lab's bare-metal guests (registers.py, ticker.py) are made of, and
+what the two have in common.
 
-There is no assembler to rely on, so `Assembler` encodes the few dozen instructions needed; their names are those of the Arm ARM,
-section C6.2. A program is a flat arm64 `Image`, so anything that boots Linux on QEMU's virt machine boots it; it talks on the
-machine's UART.
+There is no assembler to rely on, so `Assembler` encodes the few dozen instructions needed; their
+names are those of the Arm ARM, section C6.2. A program is a flat arm64 `Image`, so anything that
+boots Linux on QEMU's virt machine boots it; it talks on the machine's UART.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ UART = 0x09000000  # the PL011 of QEMU's virt machine
 UART_CR = 0x30
 UART_ENABLE_TX = 0x101
 
-# What begin() and the printing routines use the general registers for: a program keeps its own in others.
+# What begin() and the printing routines use the general registers for: a program keeps its own in
+# others.
 VALUE, TEXT, CHARACTER, SCRATCH, SCALE, TEN, LINK, UART_BASE = 1, 2, 3, 4, 5, 6, 7, 19
 ZERO, RETURN_ADDRESS = 31, 30
 
@@ -33,7 +35,9 @@ class SystemRegister(NamedTuple):
 
 
 def begin(code: Assembler) -> None:
-    """The header (Documentation/arch/arm64/booting.rst), of which the first instruction jumps over the rest; then the UART."""
+    """The header (Documentation/arch/arm64/booting.rst), of which the first instruction jumps over
+    the rest; then the UART.
+    """
     code.b("start")
     code.data(struct.pack("<I", 0))
     code.data(struct.pack("<QQQ", 0, 0x10000, 0))  # text_offset, image_size, flags: little endian

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The host's side of bench.py: runs commands in turn on a lab host, and prints what each took as JSON.
+"""The host's side of bench.py: runs commands in turn on a lab host, and prints what each took as
+JSON.
 
-Arguments: the domain's file, how many runs. The hook and the interpreter alone are timed from outside. What the kernel takes of
-the hook's time is told by the third of a turn: the hook's Python, once more in a fresh interpreter, with a clock around each
-system call of `kvm.device.Kernel`.
+Arguments: the domain's file, how many runs. The hook and the interpreter alone are timed from
+outside. What the kernel takes of the hook's time is told by the third of a turn: the hook's Python,
+once more in a fresh interpreter, with a clock around each system call of `kvm.device.Kernel`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import time
 HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
 PYTHON = "/usr/bin/python3"
 
-# Prints the nanoseconds in ioctls, and in opening and closing their file descriptors. A call of the clock's own is taken off.
+# Prints the nanoseconds in ioctls, and in opening and closing their file descriptors. A call of the
+# clock's own is taken off.
 CLOCKED = """
 import sys
 xml = sys.stdin.buffer.read()
@@ -56,12 +58,23 @@ print(*spent.values())
 
 def main() -> None:
     path, runs = sys.argv[1], int(sys.argv[2])
-    seconds: dict[str, list[float]] = {"python": [], "hook": [], "ioctl": [], "open": [], "close": []}
+    seconds: dict[str, list[float]] = {
+        "python": [],
+        "hook": [],
+        "ioctl": [],
+        "open": [],
+        "close": [],
+    }
     for _ in range(runs):
         seconds["python"].append(timed([PYTHON, "-I", "-S", "-c", "pass"], path))
         seconds["hook"].append(timed([HOOK, "bench", "migrate", "begin", "-"], path))
         with open(path, "rb") as domain:
-            spent = subprocess.run([PYTHON, "-I", "-S", "-c", CLOCKED], stdin=domain, stdout=subprocess.PIPE, check=True).stdout
+            spent = subprocess.run(
+                [PYTHON, "-I", "-S", "-c", CLOCKED],
+                stdin=domain,
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
         for kind, nanoseconds in zip(("ioctl", "open", "close"), spent.split()):
             seconds[kind].append(int(nanoseconds) / 1e9)
     json.dump(seconds, sys.stdout)
@@ -70,9 +83,13 @@ def main() -> None:
 def timed(command: list[str], path: str) -> float:
     """Seconds from start to end, with a file as standard input.
 
-    Not with subprocess: on two emulated CPUs its pipes and selectors take their part of what is measured, and more of the longer.
+    Not with subprocess: on two emulated CPUs its pipes and selectors take their part of what is
+    measured, and more of the longer.
     """
-    actions = [(os.POSIX_SPAWN_OPEN, 0, path, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, path, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+    ]
     start = time.perf_counter()
     process = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
     status = os.waitpid(process, 0)[1]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A lab host that looks like a big.LITTLE board, and on which CPUs the kernel runs a guest's threads.
+"""A lab host that looks like a big.LITTLE board, and on which CPUs the kernel runs a guest's
+threads.
 
-sysfs shows other MIDRs than the emulated CPUs have, for files are bind-mounted over its own. KVM's MIDR_EL1 stays the real one,
-on every CPU the same: what no emulated host has is clusters that differ in what KVM gives.
+sysfs shows other MIDRs than the emulated CPUs have, for files are bind-mounted over its own. KVM's
+MIDR_EL1 stays the real one, on every CPU the same: what no emulated host has is clusters that
+differ in what KVM gives.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def threads(guest: Guest) -> list[Thread]:
     """The threads of a running guest's QEMU, as the kernel has them."""
     pid = f"/run/libvirt/qemu/{shlex.quote(guest.name)}.pid"
     text = guest.host.run(
-        f"for task in /proc/$(cat {pid})/task/*; do cat $task/comm $task/stat; grep Cpus_allowed_list $task/status; done"
+        f"for task in /proc/$(cat {pid})/task/*; do cat $task/comm $task/stat; grep"
+        " Cpus_allowed_list $task/status; done"
     ).stdout
     found = re.findall(r"(.*)\n\d+ \(.*\) (.*)\nCpus_allowed_list:\s*(\S+)\n", text)
     # proc_pid_stat(5): processor is field 39, and what follows the name starts with field 3.

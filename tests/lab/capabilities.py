@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What libvirt learnt about QEMU on one kind of host, kept for later boots of the same kind.
 
-libvirtd starts QEMU to ask what it can do, which takes an emulated host longer than everything else in its boot
-together.  libvirt caches the answers in /var/cache/libvirt, but a lab host forgets all it knew: so host.py saves
-that cache after a first boot, and later boots get it in a second initrd (files/initrd-init copies it).  libvirt
-itself checks that it fits the QEMU, kernel and libvirt it finds.
+libvirtd starts QEMU to ask what it can do, which takes an emulated host longer than everything else
+in its boot together.  libvirt caches the answers in /var/cache/libvirt, but a lab host forgets all
+it knew: so host.py saves that cache after a first boot, and later boots get it in a second initrd
+(files/initrd-init copies it).  libvirt itself checks that it fits the QEMU, kernel and libvirt it
+finds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ DIRECTORY = "/var/cache/libvirt/qemu/capabilities"
 
 
 def saved(image: Image, kind: str) -> Path:
-    """Where the cache of a kind of host is, or would be.  `kind`: all that tells it from other hosts on the image."""
+    """Where the cache of a kind of host is, or would be.  `kind`: all that tells it from other
+    hosts on the image.
+    """
     binary = os.stat(emulator.path())
     facts = f"{kind} {binary.st_size} {binary.st_mtime_ns}"
     name = hashlib.sha256(facts.encode()).hexdigest()[:12]
@@ -42,7 +45,9 @@ def save(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def initrd(image: Image, path: Path, destination: Path) -> Path:
-    """The initrd to boot with: the image's, and what was saved; the kernel unpacks one after the other."""
+    """The initrd to boot with: the image's, and what was saved; the kernel unpacks one after the
+    other.
+    """
     if not path.exists():
         return image.initrd
     destination.write_bytes(image.initrd.read_bytes() + path.read_bytes())

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the lab's tests share: the project's wheel, and the hosts they run on.
 
-A test that runs on hosts is parametrized with them: `hosts`, a tuple of one HostSpec or of two. All tests that want the same are
-run one after the other on the same hosts, so that each kind boots once.
+A test that runs on hosts is parametrized with them: `hosts`, a tuple of one HostSpec or of two. All
+tests that want the same are run one after the other on the same hosts, so that each kind boots
+once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     kinds: dict[Specs, int] = {}
     for item in items:
         kinds.setdefault(_specs(item), len(kinds) + 1)
-    # Tests that boot hosts by themselves come before those that share them: two hosts at a time are enough.
+    # Tests that boot hosts by themselves come before those that share them: two hosts at a time are
+    # enough.
     items.sort(key=lambda item: (_is_ours(item), kinds[_specs(item)] if _specs(item) else 0))
 
 
@@ -61,10 +63,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hosts(request: pytest.FixtureRequest, wheel: Path) -> Iterator[tuple[Host, ...]]:
-    """The hosts that the test is parametrized with, booted, with the project on them; two have a cable between them."""
+    """The hosts that the test is parametrized with, booted, with the project on them; two have a
+    cable between them.
+    """
     specs: Specs = request.param
     with ExitStack() as stack:
-        booted = stack.enter_context(Pair(*specs)) if len(specs) == 2 else (stack.enter_context(Host(specs[0])),)
+        booted = (
+            stack.enter_context(Pair(*specs))
+            if len(specs) == 2
+            else (stack.enter_context(Host(specs[0])),)
+        )
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: host.install(wheel), booted))
         yield booted

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`make demo`: the main job, shown on real parts.
 
-On an ARM host with KVM and libvirt it uses that; elsewhere it boots emulated ones. It shows what libvirt says to host-model,
-what `kvmarm define` makes of it, and the guest that then starts and prints from inside. With two hosts the guest migrates to
-one that is its equal, and is refused by one that is not, with the reason.
+On an ARM host with KVM and libvirt it uses that; elsewhere it boots emulated ones. It shows what
+libvirt says to host-model, what `kvmarm define` makes of it, and the guest that then starts and
+prints from inside. With two hosts the guest migrates to one that is its equal, and is refused by
+one that is not, with the reason.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class LocalHost:
 
     def run(self, command: str | list[str], data: str = "", check: bool = True) -> Result:
         line = command if isinstance(command, str) else shlex.join(command)
-        done = subprocess.run(["/bin/sh", "-c", line], input=data, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], input=data, capture_output=True, text=True, errors="replace"
+        )
         if check and done.returncode != 0:
             raise LabError(f"`{line}` exited with {done.returncode}\n{done.stderr}")
         return Result(done.returncode, done.stdout, done.stderr)
@@ -50,7 +53,10 @@ def main() -> int:
             say("This is an ARM host with KVM: using it.")
             _local()
         else:
-            say("This machine is no ARM host with KVM: emulating some. The guests on them run under their real KVM.")
+            say(
+                "This machine is no ARM host with KVM: emulating some. The guests on them run under"
+                " their real KVM."
+            )
             machine.setup()
             _emulated()
     except LabError as error:
@@ -68,11 +74,16 @@ def _emulated() -> None:
             for host in (alpha, beta):
                 host.install(wheel)
                 host.run("kvmarm hook install")
-            guest = _resolve_and_start(alpha, "kvmarm", domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL))
+            guest = _resolve_and_start(
+                alpha, "kvmarm", domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL)
+            )
             guest.wait_for(HELLO)
             _console(guest.console())
             midr = guest.wait_for(MIDR)[1]
-            say("The guest moves to beta, a host like alpha: beta's kernel takes every recorded register.")
+            say(
+                "The guest moves to beta, a host like alpha: beta's kernel takes every recorded"
+                " register."
+            )
             migrate(guest, beta, "--persistent")
             moved = guest.on(beta)
             ticks = moved.wait_for("guest: tick [0-9]+")[0]
@@ -89,20 +100,31 @@ def _emulated() -> None:
             say("$ virsh migrate --live kvmarm-demo qemu+tcp://gamma/system")
             refusal = migrate(guest, gamma, check=False)
             _show(refusal.stderr)
-            say(f"The guest is {guest.state()} on alpha, unharmed. Without the hook its clock would now run at 0.4 of its speed.")
+            say(
+                f"The guest is {guest.state()} on alpha, unharmed. Without the hook its clock would"
+                " now run at 0.4 of its speed."
+            )
 
 
 def _local() -> None:
-    kvmarm = f"PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))} {shlex.quote(sys.executable)} -m kvmarm_plugin"
+    kvmarm = (
+        f"PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))} {shlex.quote(sys.executable)} -m"
+        " kvmarm_plugin"
+    )
     host = cast(Host, LocalHost())
     for directory in (Path(REGISTER_READER).parent, Path(console_path(NAME)).parent):
         directory.mkdir(parents=True, exist_ok=True)
     Path(REGISTER_READER).write_bytes(image())
-    guest = _resolve_and_start(host, kvmarm, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER))
+    guest = _resolve_and_start(
+        host, kvmarm, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER)
+    )
     try:
         guest.wait_for(rf"(?m)^{END}\r?$")
         seen = parse_registers(guest.console())
-        say(f"The guest read {len(seen)} registers from inside, among them MIDR_EL1 = {seen['MIDR_EL1']:#x}.")
+        say(
+            f"The guest read {len(seen)} registers from inside, among them MIDR_EL1 ="
+            f" {seen['MIDR_EL1']:#x}."
+        )
     finally:
         guest.destroy()
 
@@ -112,7 +134,8 @@ def _resolve_and_start(host: Host, kvmarm: str, xml: str) -> Guest:
     say(f"A guest with {HOST_MODEL} on host {host.spec.name}. What libvirt says of it:")
     say(f"$ virsh define {NAME}.xml && virsh start {NAME}")
     guest.define(xml)
-    # The hook would say it better; this is libvirt's own word. libvirt passes over a hook that is not executable.
+    # The hook would say it better; this is libvirt's own word. libvirt passes over a hook that is
+    # not executable.
     hook = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
     host.run(f"test ! -e {hook} || chmod a-x {hook}")
     try:

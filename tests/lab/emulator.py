@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The emulator of the lab's hosts: this machine's qemu-system-aarch64 or, where that is too old, the one that Debian has
-backported.
+"""The emulator of the lab's hosts: this machine's qemu-system-aarch64 or, where that is too old,
+the one that Debian has backported.
 
-QEMU 7.2 (bookworm's) loses what nested guests write while they migrate. Seven guests that were migrated to and fro came to
-grief after 5 to 38 migrations each, on hosts of bookworm and of trixie, with one vCPU or two: "Bad rss-counter state", init
-killed, soft lockups, as with stale page tables. With 10.0 one guest survived all of 39. Which version in between has mended it
-was not looked for.
+QEMU 7.2 (bookworm's) loses what nested guests write while they migrate. Seven guests that were
+migrated to and fro came to grief after 5 to 38 migrations each, on hosts of bookworm and of trixie,
+with one vCPU or two: "Bad rss-counter state", init killed, soft lockups, as with stale page tables.
+With 10.0 one guest survived all of 39. Which version in between has mended it was not looked for.
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ def path() -> str:
     try:
         return str(_backported())
     except LabError as error:
-        say(f"{error}\n  going on with {_named(version)}: now and then a guest does not survive its migration")
+        say(
+            f"{error}\n  going on with {_named(version)}: now and then a guest does not survive its"
+            " migration"
+        )
         return own
 
 
 def _backported() -> Path:
-    """Unpacked in the cache, not installed: what this machine's QEMU needs besides is what that one needs too."""
+    """Unpacked in the cache, not installed: what this machine's QEMU needs besides is what that one
+    needs too.
+    """
     suite = f"{platform.freedesktop_os_release()['VERSION_CODENAME']}-backports"
     kept = machine.cache_dir() / "emulator" / suite
     found = kept / "usr/bin" / COMMAND

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the lab raises, and the one way it talks to the person who waits.
 
-Used by every module of the lab.  An error carries a hint when there is something its reader can do; progress
-goes to stderr, one line a step, because building an image or booting a host takes seconds that should be seen.
+Used by every module of the lab.  An error carries a hint when there is something its reader can do;
+progress goes to stderr, one line a step, because building an image or booting a host takes seconds
+that should be seen.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 """Nested guests: what runs on a lab host, under its libvirt and its KVM.
 
 Three are in every image, all booted directly:
-- the ticker (TICKER, ticker.py), which prints `guest: hello from inside`, its MIDR_EL1 and then a tick every second;
-- a Linux guest (the host's own kernel, LINUX_KERNEL and LINUX_INITRD) that does the same, ten seconds later;
-- the register reader (REGISTER_READER, registers.py), which prints every ID register it sees and switches itself off.
+- the ticker (TICKER, ticker.py), which prints `guest: hello from inside`, its MIDR_EL1 and then a
+  tick every second;
+- a Linux guest (the host's own kernel, LINUX_KERNEL and LINUX_INITRD) that does the same, ten
+  seconds later;
+- the register reader (REGISTER_READER, registers.py), which prints every ID register it sees and
+  switches itself off.
 
-domain_xml() writes a domain around any; Guest defines, starts and watches it; read_registers() is all that in
-one call.  A test may as well take the XML, change it and use virsh.
+domain_xml() writes a domain around any; Guest defines, starts and watches it; read_registers() is
+all that in one call.  A test may as well take the XML, change it and use virsh.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ MIDR = re.compile(r"guest: MIDR_EL1=(0x[0-9a-f]+)")
 
 START_SECONDS = 120.0
 
-# What runs in a guest when it does not matter what: the tests may be told to take Linux (conftest.py).
+# What runs in a guest when it does not matter what: the tests may be told to take Linux
+# (conftest.py).
 usual_kernel = TICKER
 
 _DOMAIN = """\
@@ -112,7 +116,11 @@ class Guest:
 
     def define(self, xml: str) -> Guest:
         # Through a file: /dev/stdin is a socket under sshd, and cannot be opened.
-        self.host.run('xml=$(mktemp) && cat >"$xml" && virsh --quiet define "$xml"; rc=$?; rm -f "$xml"; exit $rc', xml)
+        self.host.run(
+            'xml=$(mktemp) && cat >"$xml" && virsh --quiet define "$xml"; rc=$?; rm -f "$xml";'
+            " exit $rc",
+            xml,
+        )
         return self
 
     def start(self) -> Guest:
@@ -129,7 +137,9 @@ class Guest:
     def console(self) -> str:
         return self.host.run(f"cat {shlex.quote(console_path(self.name))}", check=False).stdout
 
-    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = START_SECONDS) -> re.Match[str]:
+    def wait_for(
+        self, pattern: str | re.Pattern[str], timeout: float = START_SECONDS
+    ) -> re.Match[str]:
         """Wait until the console has a match: the last one."""
         deadline = time.monotonic() + timeout
         while True:
@@ -162,19 +172,31 @@ class Guest:
 
     def qemu_log(self) -> str:
         """The end of QEMU's log, where its reasons to die are."""
-        log = self.host.run(f"tail -n 15 /var/log/libvirt/qemu/{shlex.quote(self.name)}.log", check=False)
+        log = self.host.run(
+            f"tail -n 15 /var/log/libvirt/qemu/{shlex.quote(self.name)}.log", check=False
+        )
         return f"\nQEMU's log ends with:\n{log.stdout}"
 
     def destroy(self) -> None:
         """Away with it, in whatever state."""
         name = shlex.quote(self.name)
-        self.host.run(f"virsh destroy {name}; virsh undefine --nvram --managed-save --snapshots-metadata {name}", check=False)
+        self.host.run(
+            f"virsh destroy {name}; virsh undefine --nvram --managed-save --snapshots-metadata"
+            f" {name}",
+            check=False,
+        )
 
 
 def read_registers(
-    host: Host, cpu: str = HOST_PASSTHROUGH, features: str | None = None, name: str = "registers", timeout: float = START_SECONDS
+    host: Host,
+    cpu: str = HOST_PASSTHROUGH,
+    features: str | None = None,
+    name: str = "registers",
+    timeout: float = START_SECONDS,
 ) -> dict[str, int]:
-    """What a guest with this <cpu> and these <features> sees, on this host (names: registers.parse_registers)."""
+    """What a guest with this <cpu> and these <features> sees, on this host (names:
+    registers.parse_registers).
+    """
     features = f"<gic version='{host.spec.gic}'/>" if features is None else features
     guest = Guest(host, name)
     guest.define(domain_xml(name, cpu, features, kernel=REGISTER_READER))

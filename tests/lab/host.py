@@ -5,9 +5,10 @@
         host.install("dist/kvmarm_plugin-1.0-py3-none-any.whl")
         print(host.run("kvmarm probe").stdout)
 
-A host boots from a throw-away overlay on its suite's image, so every boot is fresh and nothing needs to be shut
-down.  It is reached by ssh through a port that the kernel chose on 127.0.0.1; it reaches nothing itself.  Two
-hosts with a network between them: pair.py.  What runs on a host as a guest: guest.py.
+A host boots from a throw-away overlay on its suite's image, so every boot is fresh and nothing
+needs to be shut down.  It is reached by ssh through a port that the kernel chose on 127.0.0.1; it
+reaches nothing itself.  Two hosts with a network between them: pair.py.  What runs on a host as a
+guest: guest.py.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class HostSpec:
     """What kind of host."""
 
     suite: str = "trixie"
-    cpu: str = "neoverse-n1"  # a QEMU model and its properties: "neoverse-n1,midr=0x413fd0c1", "max,sve256=on"
+    cpu: str = (  # a QEMU model and its properties: "neoverse-n1,midr=0x413fd0c1", "max,sve256=on"
+        "neoverse-n1"
+    )
     cntfrq: int | None = None  # Hz, of the generic timer; None: what the model has
     append: str = ""  # to the kernel's command line
     memory: int = 2048  # MiB
@@ -106,7 +109,12 @@ class Host:
     def __enter__(self) -> Host:
         return self if self._qemu else self.boot()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     @property
@@ -165,13 +173,17 @@ class Host:
 
     def _saved_capabilities(self) -> Path:
         spec = self.spec
-        return capabilities.saved(self._image(), f"{spec.qemu_cpu()} {spec.gic} {spec.cores} {spec.append}")
+        return capabilities.saved(
+            self._image(), f"{spec.qemu_cpu()} {spec.gic} {spec.cores} {spec.append}"
+        )
 
     def _save_capabilities(self) -> None:
         path = self._saved_capabilities()
         if not path.exists():
             names = self.run(["ls", capabilities.DIRECTORY]).stdout.split()
-            capabilities.save(path, {name: self.get(f"{capabilities.DIRECTORY}/{name}") for name in names})
+            capabilities.save(
+                path, {name: self.get(f"{capabilities.DIRECTORY}/{name}") for name in names}
+            )
 
     def _qemu_command(self) -> list[str]:
         spec, built = self.spec, self._image()
@@ -190,7 +202,12 @@ class Host:
             *("-device", "virtio-net-pci,netdev=net,romfile="),
             *self._link_options(),
             *("-device", "virtio-rng-pci"),
-            *("-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"),
+            *(
+                "-chardev",
+                f"file,id=console,path={self.console},append=on",
+                "-serial",
+                "chardev:console",
+            ),
             *("-monitor", f"unix:{self._path('monitor')},server=on,wait=off"),
         ]
 
@@ -200,7 +217,12 @@ class Host:
         # Addresses have to differ at the two ends; names do.
         serial = zlib.crc32(self.spec.name.encode()) & 0xFFFFFF
         mac = f"52:54:01:{serial >> 16:02x}:{serial >> 8 & 255:02x}:{serial & 255:02x}"
-        return ["-netdev", f"socket,id=link,fd={self._link.fileno()}", "-device", f"virtio-net-pci,netdev=link,romfile=,mac={mac}"]
+        return [
+            "-netdev",
+            f"socket,id=link,fd={self._link.fileno()}",
+            "-device",
+            f"virtio-net-pci,netdev=link,romfile=,mac={mac}",
+        ]
 
     def _wait_for_console(self, deadline: float) -> None:
         while True:
@@ -208,19 +230,25 @@ class Host:
             if READY in text:
                 return
             if FAILED in text or (self._qemu and self._qemu.poll() is not None):
-                raise LabError(f"{self!r} did not boot; its console ends with:\n{self.console_tail()}")
+                raise LabError(
+                    f"{self!r} did not boot; its console ends with:\n{self.console_tail()}"
+                )
             self._before(deadline, "did not become ready")
             time.sleep(0.1)
 
     def _before(self, deadline: float, trouble: str) -> None:
         if time.monotonic() > deadline:
-            raise LabTimeout(f"{self!r} {trouble} in time; its console ends with:\n{self.console_tail()}")
+            raise LabTimeout(
+                f"{self!r} {trouble} in time; its console ends with:\n{self.console_tail()}"
+            )
 
     # The connection: one ssh master, which every command borrows
 
     def _connect(self, deadline: float) -> None:
         where = ("-i", str(self._image().key), "-p", str(self._ssh_port()), ADDRESS)
-        self._ssh = process.spawn(["ssh", *self._ssh_options(), "-N", "-M", *where], self._path("ssh.log"))
+        self._ssh = process.spawn(
+            ["ssh", *self._ssh_options(), "-N", "-M", *where], self._path("ssh.log")
+        )
         while not self._path("ssh").exists():
             if self._ssh.poll() is not None:
                 raise LabError(f"{self!r}: no ssh connection: {self._path('ssh.log').read_text()}")
@@ -228,13 +256,16 @@ class Host:
             time.sleep(0.05)
 
     def ssh_options(self) -> list[str]:
-        """With these any ssh, to any address, gets to this host; if the connection is gone it fails, instead of
-        connecting to who knows whom."""
+        """With these any ssh, to any address, gets to this host; if the connection is gone it
+        fails, instead of connecting to who knows whom.
+        """
         return [*self._ssh_options(), "-o", "ProxyCommand=false"]
 
     def _ssh_port(self) -> int:
         """The port that QEMU was given for ssh: the kernel chose it, QEMU's monitor tells it."""
-        found = re.search(r"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)", self._monitor("info usernet"))
+        found = re.search(
+            r"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)", self._monitor("info usernet")
+        )
         if not found:
             raise LabError(f"{self!r}: QEMU forwards no port")
         return int(found.group(1))
@@ -249,10 +280,14 @@ class Host:
                 connection.sendall(command.encode() + b"\n")
                 while answer.count(prompt) < 2:
                     if not (received := connection.recv(65536)):
-                        raise HostGone(f"{self!r} is gone; its console ends with:\n{self.console_tail()}")
+                        raise HostGone(
+                            f"{self!r} is gone; its console ends with:\n{self.console_tail()}"
+                        )
                     answer += received
             except socket.timeout:
-                raise LabTimeout(f"{self!r}: QEMU's monitor did not answer `{command}` in {MONITOR_SECONDS:g} s") from None
+                raise LabTimeout(
+                    f"{self!r}: QEMU's monitor did not answer `{command}` in {MONITOR_SECONDS:g} s"
+                ) from None
         return answer.decode(errors="replace")
 
     def _ssh_options(self) -> list[str]:
@@ -279,13 +314,21 @@ class Host:
             raise CommandFailed(self.spec.name, line, result)
         return result
 
-    def _exchange(self, line: str, data: bytes | None, timeout: float) -> subprocess.CompletedProcess[bytes]:
+    def _exchange(
+        self, line: str, data: bytes | None, timeout: float
+    ) -> subprocess.CompletedProcess[bytes]:
         try:
-            done = subprocess.run([*self._ssh_command(), line], input=data or b"", capture_output=True, timeout=timeout)
+            done = subprocess.run(
+                [*self._ssh_command(), line],
+                input=data or b"",
+                capture_output=True,
+                timeout=timeout,
+            )
         except subprocess.TimeoutExpired as error:
             said = _text(error.stdout or b"") + _text(error.stderr or b"")
             raise LabTimeout(
-                f"{self!r}: `{line}` took more than {timeout:g} s\n{said[-3000:]}\nits console ends with:\n{self.console_tail()}"
+                f"{self!r}: `{line}` took more than {timeout:g} s\n{said[-3000:]}\nits console ends"
+                f" with:\n{self.console_tail()}"
             ) from None
         # 255 is ssh's own, unless the command used it.
         if done.returncode == 255 and (self._ssh is None or self._ssh.poll() is not None):
@@ -302,18 +345,25 @@ class Host:
         """Write a file on the host; directories are made as needed."""
         data = source if isinstance(source, bytes) else source.read_bytes()
         target = shlex.quote(destination)
-        self.run(f'mkdir -p "$(dirname {target})" && cat >{target} && chmod {mode:o} {target}', input=data)
+        self.run(
+            f'mkdir -p "$(dirname {target})" && cat >{target} && chmod {mode:o} {target}',
+            input=data,
+        )
 
     def get(self, source: str) -> bytes:
         """Read a file on the host."""
         line = shlex.join(("cat", source))
         done = self._exchange(line, None, RUN_SECONDS)
         if done.returncode != 0:
-            raise CommandFailed(self.spec.name, line, Result(done.returncode, "", _text(done.stderr)))
+            raise CommandFailed(
+                self.spec.name, line, Result(done.returncode, "", _text(done.stderr))
+            )
         return done.stdout
 
     def install(self, wheel: str | Path) -> None:
-        """Install a wheel (in place of an earlier version) for the system's Python, commands in /usr/bin."""
+        """Install a wheel (in place of an earlier version) for the system's Python, commands in
+        /usr/bin.
+        """
         wheel = Path(wheel)
         self.put(wheel, f"/root/{wheel.name}")
         self.run(["/usr/lib/lab/install-wheel", f"/root/{wheel.name}"])

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disk images of the lab's hosts: build(suite) gives one, from the cache if it was built before.
 
-An image is a directory in the cache with a disk, a kernel, an initrd and a private key, named after the Debian
-suite and a digest of the recipe (this module, its neighbours that end up in the image, and files/).  It is
-made by unpacking arm64 packages without running any of their scripts, which takes seconds where installing
-would take minutes; what the scripts would have done that matters here is done by _furnish().
+An image is a directory in the cache with a disk, a kernel, an initrd and a private key, named after
+the Debian suite and a digest of the recipe (this module, its neighbours that end up in the image,
+and files/).  It is made by unpacking arm64 packages without running any of their scripts, which
+takes seconds where installing would take minutes; what the scripts would have done that matters
+here is done by _furnish().
 
 Used by host.py and by `python3 -m tests.lab build`.
 """
@@ -34,10 +35,12 @@ SUITES = ("bookworm", "trixie", "sid")
 LATER_PACKAGES = ["libvirt-daemon-log", "libvirt-daemon-lock"]
 
 REMOVED = (
-    # The network drivers of libvirt do not start without a firewall, and then neither does libvirtd.
+    # The network drivers of libvirt do not start without a firewall, and then neither does
+    # libvirtd.
     "usr/lib/*/libvirt/connection-driver/libvirt_driver_network.so",
     "usr/lib/*/libvirt/connection-driver/libvirt_driver_nwfilter.so",
-    # libvirtd asks every emulator what it can do, for seconds; 32-bit guests use qemu-system-aarch64 under KVM.
+    # libvirtd asks every emulator what it can do, for seconds; 32-bit guests use
+    # qemu-system-aarch64 under KVM.
     "usr/bin/qemu-system-arm",
     # These name the firmware that excluded.txt left out; libvirt would prefer them.
     "usr/share/qemu/firmware/*-secure*.json",
@@ -172,13 +175,17 @@ class _Maker:
     # Packages
 
     def _unpack(self) -> None:
-        """The files of every package that apt would install. No two of them have the same file: the order does not matter."""
+        """The files of every package that apt would install. No two of them have the same file: the
+        order does not matter.
+        """
         for name in MERGED:
             (self.root / "usr" / name).mkdir(parents=True)
             (self.root / name).symlink_to(f"usr/{name}")
         excluded = [f"--exclude=.{pattern}" for pattern in _words("excluded.txt")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for unpacked in [pool.submit(_unpack, package, self.root, excluded) for package in self._download()]:
+            for unpacked in [
+                pool.submit(_unpack, package, self.root, excluded) for package in self._download()
+            ]:
                 unpacked.result()
 
     def _download(self) -> list[Path]:
@@ -203,12 +210,23 @@ class _Maker:
     def _furnish(self) -> None:
         root = self.root
         _replace_by_link(root / "var/run", "/run")
-        for directory in ("root/.ssh", "var/lib/lab", "var/log/lab", "usr/lib/lab", "proc", "sys", "dev", "tmp"):
+        for directory in (
+            "root/.ssh",
+            "var/lib/lab",
+            "var/log/lab",
+            "usr/lib/lab",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+        ):
             (root / directory).mkdir(parents=True, exist_ok=True)
         for name, extra in (("passwd", USERS), ("group", GROUPS)):
             master = (root / f"usr/share/base-passwd/{name}.master").read_text()
             (root / "etc" / name).write_text(master + extra)
-        (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+        (root / "etc/nsswitch.conf").write_text(
+            "passwd: files\ngroup: files\nshadow: files\nhosts: files\n"
+        )
         for pattern in REMOVED:
             for path in root.glob(pattern):
                 path.unlink()
@@ -233,11 +251,17 @@ class _Maker:
     def _make_keys(self) -> None:
         host_key = self.root / "etc/ssh/ssh_host_ed25519_key"
         for path in (host_key, self.new / "id_ed25519"):
-            machine.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kvmarm-lab", "-f", str(path))
+            machine.run(
+                "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kvmarm-lab", "-f", str(path)
+            )
         public = (self.new / "id_ed25519.pub").read_text()
         authorized = self.root / "root/.ssh/authorized_keys"
         authorized.write_text(public)
-        for path, mode in ((authorized.parent, 0o700), (authorized, 0o600), (self.root / "root", 0o700)):
+        for path, mode in (
+            (authorized.parent, 0o700),
+            (authorized, 0o600),
+            (self.root / "root", 0o700),
+        ):
             path.chmod(mode)
 
     def _make_kernel(self) -> None:
@@ -261,7 +285,8 @@ class _Maker:
         environment = {
             "PATH": "/usr/bin",
             "LC_ALL": "C.UTF-8",
-            # Debian's Python signs its return addresses; the default CPU, max, emulates that 30 times slower.
+            # Debian's Python signs its return addresses; the default CPU, max, emulates that 30
+            # times slower.
             "QEMU_CPU": "cortex-a57",
         }
         machine.run(
@@ -298,13 +323,25 @@ class _Maker:
 def _unpack(package: Path, root: Path, options: Sequence[str]) -> None:
     """What `dpkg-deb --extract` does, with options for tar."""
     tar = ["tar", "--extract", "--directory", str(root), "--keep-directory-symlink", *options]
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker:
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
+    ) as unpacker:
         try:
-            done = subprocess.run(tar, stdin=unpacker.stdout, capture_output=True, text=True, timeout=machine.COMMAND_SECONDS)
+            done = subprocess.run(
+                tar,
+                stdin=unpacker.stdout,
+                capture_output=True,
+                text=True,
+                timeout=machine.COMMAND_SECONDS,
+            )
         except subprocess.TimeoutExpired:
-            raise LabTimeout(f"{package} was not unpacked in {machine.COMMAND_SECONDS:g} s") from None
+            raise LabTimeout(
+                f"{package} was not unpacked in {machine.COMMAND_SECONDS:g} s"
+            ) from None
     if done.returncode or unpacker.returncode:
-        raise LabError(f"{package} could not be unpacked:\n{done.stderr[-2000:]}", f"remove {package}")
+        raise LabError(
+            f"{package} could not be unpacked:\n{done.stderr[-2000:]}", f"remove {package}"
+        )
 
 
 def _words(name: str) -> list[str]:
@@ -322,7 +359,9 @@ def _replace_by_link(path: Path, target: str) -> None:
 
 def _host_initrd(busybox: bytes, modules: Path) -> bytes:
     files = _with_dependencies(modules, BOOT_MODULES)
-    contents: dict[str, cpio.Entry] = dict.fromkeys(("bin", "dev", "root", "modules"), cpio.DIRECTORY)
+    contents: dict[str, cpio.Entry] = dict.fromkeys(
+        ("bin", "dev", "root", "modules"), cpio.DIRECTORY
+    )
     contents["bin/busybox"] = busybox
     contents["init"] = (FILES / "initrd-init").read_bytes()
     for path in files:
@@ -339,7 +378,9 @@ def _guest_initrd(busybox: bytes) -> bytes:
 
 
 def _with_dependencies(modules: Path, names: Sequence[str]) -> list[Path]:
-    """The files of the modules among `names` that are not built in, each after what it depends on."""
+    """The files of the modules among `names` that are not built in, each after what it depends
+    on.
+    """
     dependencies: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         path, _, rest = line.partition(":")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs on a lab host, with the project installed and nothing of the lab: asks `rehearse` and `check` the same questions.
+"""Runs on a lab host, with the project installed and nothing of the lab: asks `rehearse` and
+`check` the same questions.
 
-It resolves targets for this host, changes one thing at a time in each, and has `judge` say what becomes of them: once over the
-kernel (KernelOffer) and once over this host's own profile (ProfileOffer). Prints a JSON document with the number of questions
-and every one to which the answers differ. test_rehearse_law.py runs it. With the argument `thorough`, which takes a minute, every
-value of every field is asked instead of the telling ones.
+It resolves targets for this host, changes one thing at a time in each, and has `judge` say what
+becomes of them: once over the kernel (KernelOffer) and once over this host's own profile
+(ProfileOffer). Prints a JSON document with the number of questions and every one to which the
+answers differ. test_rehearse_law.py runs it. With the argument `thorough`, which takes a minute,
+every value of every field is asked instead of the telling ones.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ OTHER_FEATURE_SETS = (  # none without PSCI 0.2, which QEMU gives wherever KVM h
 
 
 class Question(NamedTuple):
-    """A target that differs from one of this host's own in one thing: `what`, from `limit` to `value`."""
+    """A target that differs from one of this host's own in one thing: `what`, from `limit` to
+    `value`.
+    """
 
     what: str
     limit: str
@@ -55,8 +59,9 @@ class Question(NamedTuple):
 
 
 class SharedKernelOffer(KernelOffer):
-    """A vCPU that many targets may be pushed into, because every push is taken back: the rules compare with a fresh vCPU's value,
-    so its own value is always taken."""
+    """A vCPU that many targets may be pushed into, because every push is taken back: the rules
+    compare with a fresh vCPU's value, so its own value is always taken.
+    """
 
     def accepts(self, register: str, value: int) -> bool:
         taken = super().accepts(register, value)
@@ -64,7 +69,10 @@ class SharedKernelOffer(KernelOffer):
         vcpu, reg, own = self._scratch.vcpu, id_of(register), self.registers[register]
         vcpu.set(reg, own)
         if vcpu.get(reg) != own:
-            raise SystemExit(f"{register} stays at {vcpu.get(reg):#x} after {value:#x}, and does not go back to {own:#x}")
+            raise SystemExit(
+                f"{register} stays at {vcpu.get(reg):#x} after {value:#x}, and does not go back to"
+                f" {own:#x}"
+            )
         return taken
 
 
@@ -77,8 +85,15 @@ def register_questions(target: Target, thorough: bool) -> Iterator[Question]:
     """Every field of every register, and some bits that are in no field."""
     for register, own in target.registers.items():
         if register != "SVE_VLS":  # sve_questions
-            for value, what in {value: what for what, value in _other_values(register, own, thorough)}.items():
-                yield Question(what, hex(own), hex(value), changed(target, registers={**target.registers, register: value}))
+            for value, what in {
+                value: what for what, value in _other_values(register, own, thorough)
+            }.items():
+                yield Question(
+                    what,
+                    hex(own),
+                    hex(value),
+                    changed(target, registers={**target.registers, register: value}),
+                )
 
 
 def _other_values(register: str, own: int, thorough: bool) -> Iterator[tuple[str, int]]:
@@ -98,7 +113,21 @@ def _other_values(register: str, own: int, thorough: bool) -> Iterator[tuple[str
     else:
         for bit in (*range(6), 12, 13, 27, 28, 31, 32, 33, 46, 47, 63):
             yield f"{register} bit {bit}", own ^ 1 << bit
-        for value in (own + 1, own - 1, 0, 1, 2, 3, 0x12, 0x13, 0x10000, 0x10001, 0x10002, 0x10003, 0x20000):
+        for value in (
+            own + 1,
+            own - 1,
+            0,
+            1,
+            2,
+            3,
+            0x12,
+            0x13,
+            0x10000,
+            0x10001,
+            0x10002,
+            0x10003,
+            0x20000,
+        ):
             if value not in (own, -1):
                 yield register, value
     yield f"{register} bit 64", own | 1 << 64
@@ -109,7 +138,10 @@ def other_questions(target: Target, machines: tuple[str, ...]) -> Iterator[Quest
 
     def question(attribute: str, value: object, **more: object) -> Question:
         return Question(
-            attribute, str(getattr(target, attribute))[:80], str(value)[:80], changed(target, **{attribute: value}, **more)
+            attribute,
+            str(getattr(target, attribute))[:80],
+            str(value)[:80],
+            changed(target, **{attribute: value}, **more),
         )
 
     yield question("architecture", "arm")
@@ -121,7 +153,12 @@ def other_questions(target: Target, machines: tuple[str, ...]) -> Iterator[Quest
         yield question("ipa_bits", bits)
     for name, value in target.seen.items():
         for other in (value + 1, value ^ 1 << 11, value ^ 1 << 12, value // 2):
-            yield Question(f"seen {name}", hex(value), hex(other), changed(target, seen={**target.seen, name: other}))
+            yield Question(
+                f"seen {name}",
+                hex(value),
+                hex(other),
+                changed(target, seen={**target.seen, name: other}),
+            )
     yield question("seen", {})
     ids = unpack_ids(target.reglist)
     for missing in (min(ids), max(ids), id_of("ID_AA64PFR0_EL1")):
@@ -148,9 +185,20 @@ def other_questions(target: Target, machines: tuple[str, ...]) -> Iterator[Quest
 
 def sve_questions(target: Target) -> Iterator[Question]:
     own = target.sve_lengths
-    for lengths in (own[:1], own[:2], own[:-1], own[1:], (*own[:1], *own[2:]), own[:1] + own[-1:], (*own, 2176), (128, 192)):
+    for lengths in (
+        own[:1],
+        own[:2],
+        own[:-1],
+        own[1:],
+        (*own[:1], *own[2:]),
+        own[:1] + own[-1:],
+        (*own, 2176),
+        (128, 192),
+    ):
         if lengths != own:
-            yield Question("sve_lengths", str(own), str(lengths), changed(target, sve_lengths=lengths))
+            yield Question(
+                "sve_lengths", str(own), str(lengths), changed(target, sve_lengths=lengths)
+            )
 
 
 def answer(target: Target, offer: KernelOffer | ProfileOffer) -> dict[str, str]:
@@ -172,11 +220,21 @@ def main() -> int:
         checked = answer(question.target, ProfileOffer(question.target, profile, cluster))
         if said != checked:
             differing.append(
-                {"what": question.what, "limit": question.limit, "value": question.value, "kernel": said, "check": checked}
+                {
+                    "what": question.what,
+                    "limit": question.limit,
+                    "value": question.value,
+                    "kernel": said,
+                    "check": checked,
+                }
             )
 
     # The richest target, the one of a named model if there is one, and the one with everything off.
-    policies = (Policy(prefer_named=False), Policy(), Policy(prefer_named=False, pmu=False, sve=False, pauth=False))
+    policies = (
+        Policy(prefer_named=False),
+        Policy(),
+        Policy(prefer_named=False, pmu=False, sve=False, pauth=False),
+    )
     done = set()
     with System() as system:
         for policy in policies:
@@ -193,19 +251,32 @@ def main() -> int:
                     with KernelOffer(question.target, system, machines) as fresh:
                         compare(question, fresh)
                 except KvmarmError as error:
-                    differing.append({**question._asdict(), "target": "", "kernel": {"error": str(error)}, "check": {}})
+                    differing.append(
+                        {
+                            **question._asdict(),
+                            "target": "",
+                            "kernel": {"error": str(error)},
+                            "check": {},
+                        }
+                    )
             for question in sve_questions(target) if target.sve_lengths else ():
                 # What QEMU will do: these lengths are set before SVE is finalised.
                 asked += 1
                 try:
-                    ScratchVcpu(system, target.number, target.features, question.target.sve_lengths).close()
+                    ScratchVcpu(
+                        system, target.number, target.features, question.target.sve_lengths
+                    ).close()
                     said = {}
                 except KvmError:
                     said = {"SVE lengths": REFUSES}
                 checked = answer(question.target, ProfileOffer(question.target, profile, cluster))
                 if said != checked:
-                    differing.append({**question._asdict(), "target": "", "kernel": said, "check": checked})
-    json.dump({"asked": asked, "seconds": time.monotonic() - start, "differing": differing}, sys.stdout)
+                    differing.append(
+                        {**question._asdict(), "target": "", "kernel": said, "check": checked}
+                    )
+    json.dump(
+        {"asked": asked, "seconds": time.monotonic() - start, "differing": differing}, sys.stdout
+    )
     return 0
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The machine the lab runs on: the tools it needs, its Debian mirror, and where the lab keeps its files.
+"""The machine the lab runs on: the tools it needs, its Debian mirror, and where the lab keeps its
+files.
 
-`python3 -m tests.lab setup` calls `setup()`; image.py and host.py call `need()` for the tools they are about to
-use, so that a missing one is a sentence and not a traceback.
+`python3 -m tests.lab setup` calls `setup()`; image.py and host.py call `need()` for the tools they
+are about to use, so that a missing one is a sentence and not a traceback.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ TOOLS = (
 )
 
 # Administrators' tools are in sbin, which is not on everybody's PATH.
-SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+SEARCH_PATH = os.pathsep.join(
+    (os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin")
+)
 
 
 def tool(command: str) -> str:
@@ -76,7 +79,9 @@ def setup() -> None:
     wanted = ", ".join(f"{t.package} ({t.purpose})" for t in absent)
     need_root(f"installing {wanted}")
     if shutil.which("apt-get") is None:
-        raise LabError(f"missing: {wanted}", "the lab installs its tools with apt-get: use a Debian machine")
+        raise LabError(
+            f"missing: {wanted}", "the lab installs its tools with apt-get: use a Debian machine"
+        )
     say(f"installing {wanted}")
     if not package_lists():
         apt_get("update")
@@ -89,7 +94,9 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout: float = COMMAND_SECONDS,
 ) -> str:
-    """Run a command of this machine's, and give what it printed; LabError if it fails, with what it said."""
+    """Run a command of this machine's, and give what it printed; LabError if it fails, with what it
+    said.
+    """
     words = [tool(str(command[0])), *map(str, command[1:])]
     what = " ".join(str(word) for word in command if not str(word).startswith("-"))[:200]
     try:
@@ -115,13 +122,22 @@ def run(
 def apt_get(*arguments: str | Path, directory: Path | None = None) -> None:
     """Run apt-get; `directory` is where it puts what it is told to `download`."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run("apt-get", "-qq", *arguments, directory=directory, environment=environment, timeout=INSTALL_SECONDS)
+    run(
+        "apt-get",
+        "-qq",
+        *arguments,
+        directory=directory,
+        environment=environment,
+        timeout=INSTALL_SECONDS,
+    )
 
 
 def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]:
-    """Options with which apt-get knows this suite alone, nothing that is installed, and keeps what it learns in `directory`.
+    """Options with which apt-get knows this suite alone, nothing that is installed, and keeps what
+    it learns in `directory`.
 
-    The machine's own configuration counts as far as it says how to reach the mirror; what it does to packages is taken out.
+    The machine's own configuration counts as far as it says how to reach the mirror; what it does
+    to packages is taken out.
     """
     for name in ("lists/partial", "archives/partial", "log"):
         (directory / name).mkdir(parents=True, exist_ok=True)
@@ -147,7 +163,11 @@ def only_suite(suite: str, directory: Path, architecture: str = "") -> list[str]
     if architecture:
         options.update({"APT::Architecture": architecture, "APT::Architectures": architecture})
     configuration = directory / "apt.conf"
-    lines = ["#clear DPkg;", "#clear APT::Update;", *(f'{name} "{value}";' for name, value in options.items())]
+    lines = [
+        "#clear DPkg;",
+        "#clear APT::Update;",
+        *(f'{name} "{value}";' for name, value in options.items()),
+    ]
     configuration.write_text("\n".join(lines) + "\n")
     return [f"--config-file={configuration}"]
 
@@ -164,7 +184,13 @@ def locked(path: Path) -> Iterator[None]:
 def package_lists() -> list[tuple[str, ...]]:
     """(URI, component, origin, label) of each package list that apt has on this machine."""
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(COMPONENT)|$(ORIGIN)|$(LABEL)", "Created-By: Packages"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI)|$(COMPONENT)|$(ORIGIN)|$(LABEL)",
+            "Created-By: Packages",
+        ],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -177,7 +203,9 @@ def debian_mirror() -> str:
     for uri, component, origin, label in package_lists():
         if (component, origin, label) == ("main", "Debian", "Debian"):
             return uri
-    raise LabError("apt on this machine knows no Debian archive", "apt-get update, on a Debian machine")
+    raise LabError(
+        "apt on this machine knows no Debian archive", "apt-get update, on a Debian machine"
+    )
 
 
 def cache_dir() -> Path:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Two lab hosts with a network cable between them: what a live migration needs.
 
-    with Pair(HostSpec(name="alpha"), HostSpec(name="beta", cpu="neoverse-n1,cntfrq=25000000")) as (alpha, beta):
+    slow = HostSpec(name="beta", cpu="neoverse-n1,cntfrq=25000000")
+    with Pair(HostSpec(name="alpha"), slow) as (alpha, beta):
         guest = Guest(alpha).define(domain_xml()).start()
         migrate(guest, beta)
 
-They know each other by name, and their libvirtds listen on TCP without any authentication: the cable is a pair of
-sockets that nobody else has an end of.
+They know each other by name, and their libvirtds listen on TCP without any authentication: the
+cable is a pair of sockets that nobody else has an end of.
 """
 
 from __future__ import annotations
@@ -24,18 +25,28 @@ MIGRATE_SECONDS = 180.0
 
 
 class Pair:
-    """A context manager: boots both on entry, and yields them.  When one stops, the cable is gone: boot a new pair."""
+    """A context manager: boots both on entry, and yields them.  When one stops, the cable is gone:
+    boot a new pair.
+    """
 
     def __init__(self, first: HostSpec, second: HostSpec) -> None:
         if first.name == second.name:
-            raise LabError(f"both hosts are named {first.name}", "HostSpec(name=…): libvirt migrates between names")
+            raise LabError(
+                f"both hosts are named {first.name}",
+                "HostSpec(name=…): libvirt migrates between names",
+            )
         self._specs = (first, second)
         self.hosts: tuple[Host, ...] = ()
 
     def __enter__(self) -> tuple[Host, Host]:
         return self.boot()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def boot(self, timeout: float = BOOT_SECONDS) -> tuple[Host, Host]:
@@ -43,7 +54,9 @@ class Pair:
         ends = socket.socketpair()
         first, second = (Host(spec, link=end) for spec, end in zip(self._specs, ends))
         self.hosts = (first, second)
-        names = " and ".join(f"{spec.name} ({spec.suite}, {spec.qemu_cpu()})" for spec in self._specs)
+        names = " and ".join(
+            f"{spec.name} ({spec.suite}, {spec.qemu_cpu()})" for spec in self._specs
+        )
         try:
             with ends[0], ends[1]:
                 first.start()
@@ -74,10 +87,19 @@ class Pair:
         )
 
 
-def migrate(guest: Guest, destination: Host, options: str = "", check: bool = True, timeout: float = MIGRATE_SECONDS) -> Result:
-    """Live-migrate a guest; `options` are virsh's.  Where it is afterwards: guest.on(destination)."""
+def migrate(
+    guest: Guest,
+    destination: Host,
+    options: str = "",
+    check: bool = True,
+    timeout: float = MIGRATE_SECONDS,
+) -> Result:
+    """Live-migrate a guest; `options` are virsh's.  Where it is afterwards:
+    guest.on(destination).
+    """
     return guest.host.run(
-        f"virsh migrate --live {options} {shlex.quote(guest.name)} qemu+tcp://{destination.spec.name}/system",
+        f"virsh migrate --live {options} {shlex.quote(guest.name)}"
+        f" qemu+tcp://{destination.spec.name}/system",
         check=check,
         timeout=timeout,
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest of a few hundred instructions that prints every ID register it can read, and the parser of its output.
+"""A guest of a few hundred instructions that prints every ID register it can read, and the parser
+of its output.
 
-What it prints is what a guest really sees: the answer that recorded targets are compared with.  image.py puts it into every host
-as REGISTER_READER (guest.py); guest.read_registers() runs it under libvirt.
+What it prints is what a guest really sees: the answer that recorded targets are compared with.
+image.py puts it into every host as REGISTER_READER (guest.py); guest.read_registers() runs it under
+libvirt.
 
-A register that the guest may not read (PMCR_EL0 without a PMU) raises an exception; the handler skips the instruction, and the
-line is not printed.
+A register that the guest may not read (PMCR_EL0 without a PMU) raises an exception; the handler
+skips the instruction, and the line is not printed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def parse_registers(text: str) -> dict[str, int]:
     """Values by generic name ("S3_0_C0_C4_0"), and by architectural name for those in NAMED."""
     found = re.findall(r"^(S\d_\d_C\d+_C\d+_\d)=0x([0-9a-f]{16})\r?$", text, re.MULTILINE)
     values = {name: int(value, 16) for name, value in found}
-    aliases = {name: values[str(register)] for name, register in NAMED.items() if str(register) in values}
+    aliases = {
+        name: values[str(register)] for name, register in NAMED.items() if str(register) in values
+    }
     return {**values, **aliases}
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Two equal hosts become a pool with Ansible, over ssh. Where hosts differ or fail: tests/unit/test_ansible.py.
+"""Two equal hosts become a pool with Ansible, over ssh. Where hosts differ or fail:
+tests/unit/test_ansible.py.
 
 The tests share the hosts and stand in the order of an operator's day.
 """
@@ -22,7 +23,12 @@ from .guest import domain_xml
 from .host import Host, HostSpec
 from .pair import Pair
 
-INSTALLED = [policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/etc/ansible/facts.d/kvmarm.fact"]
+INSTALLED = [
+    policy.DEFAULT_PATH,
+    pool.DEFAULT_PATH,
+    str(hookfile.DIRECTORY / hookfile.NAME),
+    "/etc/ansible/facts.d/kvmarm.fact",
+]
 PLAN = "kvmarm: 2 hosts, guests move freely between them"
 # Both at once: an emulated host takes seconds for each of Ansible's modules.
 VARIABLES = {"kvmarm_policy": {"pmu": False}, "kvmarm_serial": 2}
@@ -54,7 +60,11 @@ def test_without_a_host_there_is_no_pool(hosts: tuple[Host, Host], tmp_path: Pat
 
 def test_in_check_mode_then_for_real_then_again(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     # What is installed, and the directory of policy and pool.
-    for options, files, changed in (["--check"], [], 5), ([], sorted(INSTALLED), 5), ([], sorted(INSTALLED), 0):
+    for options, files, changed in (
+        (["--check"], [], 5),
+        ([], sorted(INSTALLED), 5),
+        ([], sorted(INSTALLED), 0),
+    ):
         run = make_pool(hosts, tmp_path, *options, variables=VARIABLES)
         assert (run.rc, run.plan[:1]) == (0, [PLAN]), run.output
         assert run.changed == {"alpha": changed, "beta": changed}
@@ -62,7 +72,10 @@ def test_in_check_mode_then_for_real_then_again(hosts: tuple[Host, Host], tmp_pa
 
 
 def test_members_make_the_same_of_a_guest(hosts: tuple[Host, Host]) -> None:
-    one, other = (host.run("kvmarm resolve -", domain_xml("guest", "<cpu mode='host-model'/>", "")).stdout for host in hosts)
+    one, other = (
+        host.run("kvmarm resolve -", domain_xml("guest", "<cpu mode='host-model'/>", "")).stdout
+        for host in hosts
+    )
     assert one == other
     assert "<pmu state='off'/>" in one
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Guests on hosts of two clusters keep to one of them, wherever they go: read from the kernel, thread by thread.
+"""Guests on hosts of two clusters keep to one of them, wherever they go: read from the kernel,
+thread by thread.
 
 On alpha the little CPUs are 0 and 1, on beta 2 and 3. Their MIDRs are sysfs's only (biglittle.py).
 """
@@ -24,7 +25,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize(
         "hosts",
-        [(HostSpec(name="alpha", suite="bookworm", cores=4), HostSpec(name="beta", suite="bookworm", cores=4))],
+        [
+            (
+                HostSpec(name="alpha", suite="bookworm", cores=4),
+                HostSpec(name="beta", suite="bookworm", cores=4),
+            )
+        ],
         ids=["big-little"],
         indirect=True,
     ),
@@ -74,14 +80,23 @@ def test_a_guest_keeps_to_its_cluster_wherever_it_goes(boards: Boards) -> None:
     keeps_to(guest, "2-3")
     # Nothing has to change, nothing is said.
     for operation in ("migrate", "restore"):
-        assert boards.alpha.run(f"virsh dumpxml --migratable traveller | {HOOK} traveller {operation} begin -").stdout == ""
+        assert (
+            boards.alpha.run(
+                f"virsh dumpxml --migratable traveller | {HOOK} traveller {operation} begin -"
+            ).stdout
+            == ""
+        )
     moved = guest.on(boards.beta)
     migrate(guest, boards.beta)
     ticks_on(moved)
     keeps_to(moved, "0-1")
     assert was_given_xml(moved)
     xml = boards.beta.run("virsh dumpxml traveller").stdout
-    for pin in ("<vcpu placement='static' cpuset='0-1'>2</vcpu>", "<vcpupin vcpu='1' cpuset='0-1'/>", 'cpus="0-1"'):
+    for pin in (
+        "<vcpu placement='static' cpuset='0-1'>2</vcpu>",
+        "<vcpupin vcpu='1' cpuset='0-1'/>",
+        'cpus="0-1"',
+    ):
         assert pin in xml
     assert not was_given_xml(guest)
     migrate(moved, boards.alpha)
@@ -92,16 +107,22 @@ def test_a_guest_keeps_to_its_cluster_wherever_it_goes(boards: Boards) -> None:
 
 
 def test_a_definition_of_another_host(boards: Boards) -> None:
-    guest = define(boards.alpha, "settler", "<vcpu>2</vcpu><iothreads>1</iothreads>", kernel=REGISTER_READER)
+    guest = define(
+        boards.alpha, "settler", "<vcpu>2</vcpu><iothreads>1</iothreads>", kernel=REGISTER_READER
+    )
     xml = boards.alpha.run("virsh dumpxml --inactive settler").stdout
     guest.destroy()
     there = guest.on(boards.beta).define(xml)
     refusal = boards.beta.run("virsh start settler", check=False)
     assert refusal.rc != 0
-    assert "pinning (the CPUs of <vcpu>): recorded 2-3, here 0-1, of MIDR 0x410fd083" in refusal.stderr
+    assert (
+        "pinning (the CPUs of <vcpu>): recorded 2-3, here 0-1, of MIDR 0x410fd083" in refusal.stderr
+    )
     assert "remedy: kvmarm define --refresh" in refusal.stderr
     assert boards.beta.run("kvmarm check settler", check=False).rc == 3
-    boards.beta.run(f"virsh dumpxml --inactive settler | kvmarm define --refresh --host {PROFILE} -")
+    boards.beta.run(
+        f"virsh dumpxml --inactive settler | kvmarm define --refresh --host {PROFILE} -"
+    )
     assert boards.beta.run("kvmarm check settler").rc == 0
     boards.beta.run("virsh start --paused settler")
     keeps_to(there, "0-1")
@@ -111,7 +132,11 @@ def test_a_definition_of_another_host(boards: Boards) -> None:
 @pytest.mark.parametrize(
     ("name", "vcpu", "expected"),
     [
-        ("their-cpuset", "<vcpu cpuset='1'>2</vcpu>", {"CPU 0/KVM": "1", "CPU 1/KVM": "1", "qemu-system-aar": "1"}),
+        (
+            "their-cpuset",
+            "<vcpu cpuset='1'>2</vcpu>",
+            {"CPU 0/KVM": "1", "CPU 1/KVM": "1", "qemu-system-aar": "1"},
+        ),
         (
             "their-vcpupin",
             "<vcpu>2</vcpu><cputune><vcpupin vcpu='1' cpuset='0'/></cputune>",
@@ -119,7 +144,9 @@ def test_a_definition_of_another_host(boards: Boards) -> None:
         ),
     ],
 )
-def test_pins_of_the_users_choose_the_cluster(boards: Boards, name: str, vcpu: str, expected: dict[str, str]) -> None:
+def test_pins_of_the_users_choose_the_cluster(
+    boards: Boards, name: str, vcpu: str, expected: dict[str, str]
+) -> None:
     guest = define(boards.alpha, name, vcpu, kernel=REGISTER_READER)
     boards.alpha.run(f"virsh start --paused {name}")
     allowed = {thread.name: thread.allowed for thread in threads(guest)}
@@ -127,5 +154,9 @@ def test_pins_of_the_users_choose_the_cluster(boards: Boards, name: str, vcpu: s
     # And by place on the other host.
     xml = boards.alpha.run(f"virsh dumpxml --migratable {name}").stdout
     printed = boards.beta.run(f"{HOOK} {name} migrate begin -", xml).stdout
-    assert ("<vcpu placement='static' cpuset='3'>2</vcpu>" if "cpuset='1'" in vcpu else "vcpu='1' cpuset='2'/>") in printed
+    assert (
+        "<vcpu placement='static' cpuset='3'>2</vcpu>"
+        if "cpuset='1'" in vcpu
+        else "vcpu='1' cpuset='2'/>"
+    ) in printed
     guest.destroy()

@@ -17,8 +17,10 @@ from .host import HostSpec
 
 TRACE = """\
 # tracer: nop
- qemu-system-aar-274     [001] .....    60.1: lab_vcpu_init: (kvm_arch_vcpu_ioctl+0x0/0x8) cmd=0x4020aeae target=5 features=0x8
-       CPU 0/KVM-279     [000] .....    61.2: lab_vcpu_init: (kvm_arch_vcpu_ioctl+0x0/0x8) cmd=0x4020aeae target=5 features=0xc
+ qemu-system-aar-274     [001] .....    60.1: lab_vcpu_init: \
+(kvm_arch_vcpu_ioctl+0x0/0x8) cmd=0x4020aeae target=5 features=0x8
+       CPU 0/KVM-279     [000] .....    61.2: lab_vcpu_init: \
+(kvm_arch_vcpu_ioctl+0x0/0x8) cmd=0x4020aeae target=5 features=0xc
 """
 
 
@@ -38,7 +40,13 @@ def test_the_cpu_of_a_host(spec: HostSpec, expected: str) -> None:
 def test_vcpu_inits_are_told_apart() -> None:
     probe, guest = trace.parse(TRACE)
     assert (probe.comm, probe.features, probe.is_guest) == ("qemu-system-aar", 8, False)
-    assert (guest.comm, guest.pid, guest.target, guest.features, guest.is_guest) == ("CPU 0/KVM", 279, 5, 12, True)
+    assert (guest.comm, guest.pid, guest.target, guest.features, guest.is_guest) == (
+        "CPU 0/KVM",
+        279,
+        5,
+        12,
+        True,
+    )
 
 
 def test_an_archive_is_what_cpio_unpacks(tmp_path: Path) -> None:
@@ -87,11 +95,16 @@ def test_what_is_made_once_is_waited_for(tmp_path: Path) -> None:
     assert order == ["early", "late"]
 
 
-def test_apt_knows_one_suite_and_none_of_the_hooks_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apt_knows_one_suite_and_none_of_the_hooks_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not shutil.which("apt-config"):
         pytest.skip("no apt here")
     machines = tmp_path / "machine.conf"
-    machines.write_text('DPkg::Pre-Install-Pkgs { "touch /harm"; };\nAcquire::http::Proxy "http://proxy.example:3128";\n')
+    machines.write_text(
+        'DPkg::Pre-Install-Pkgs { "touch /harm"; };\nAcquire::http::Proxy'
+        ' "http://proxy.example:3128";\n'
+    )
     monkeypatch.setenv("APT_CONFIG", str(machines))
     monkeypatch.setattr(machine, "debian_mirror", lambda: "http://mirror.example/debian")
     options = machine.only_suite("sid", tmp_path / "apt", "arm64")
@@ -99,22 +112,40 @@ def test_apt_knows_one_suite_and_none_of_the_hooks_of_this_machine(tmp_path: Pat
     assert 'Acquire::http::Proxy "http://proxy.example:3128";' in known
     assert 'APT::Architecture "arm64";' in known
     assert [line for line in known if line.startswith("DPkg")] == ['DPkg "";']
-    assert (tmp_path / "apt/sources.list").read_text().endswith("http://mirror.example/debian sid main\n")
+    assert (
+        (tmp_path / "apt/sources.list")
+        .read_text()
+        .endswith("http://mirror.example/debian sid main\n")
+    )
 
 
 def emulate(kernel: Path, image: bytes, model: str, until: str) -> str:
-    """What a bare-metal guest prints on the emulator itself, with neither KVM nor Linux around it."""
+    """What a bare-metal guest prints on the emulator itself, with neither KVM nor Linux around
+    it.
+    """
     if not shutil.which("qemu-system-aarch64"):
         pytest.skip("qemu-system-aarch64 is not installed")
     kernel.write_bytes(image)
     output = kernel.with_suffix(".out")
-    options = ["-M", "virt,gic-version=3", "-m", "64", "-cpu", model, "-nodefaults", "-display", "none"]
+    options = [
+        "-M",
+        "virt,gic-version=3",
+        "-m",
+        "64",
+        "-cpu",
+        model,
+        "-nodefaults",
+        "-display",
+        "none",
+    ]
     command = ["qemu-system-aarch64", *options, "-serial", f"file:{output}", "-kernel", str(kernel)]
     with subprocess.Popen(command) as guest:
         try:
             deadline = time.monotonic() + 60
             while not (output.exists() and until in output.read_text()):
-                assert time.monotonic() < deadline, f"no {until!r} in a minute, but: {output.read_text()}"
+                assert time.monotonic() < deadline, (
+                    f"no {until!r} in a minute, but: {output.read_text()}"
+                )
                 time.sleep(0.05)
         finally:
             guest.kill()
@@ -123,9 +154,13 @@ def emulate(kernel: Path, image: bytes, model: str, until: str) -> str:
 
 @pytest.mark.parametrize("model", ["cortex-a53", "neoverse-n1", "max"])
 def test_the_register_reader_reads(tmp_path: Path, model: str) -> None:
-    values = registers.parse_registers(emulate(tmp_path / "registers.img", registers.image(), model, registers.END))
+    values = registers.parse_registers(
+        emulate(tmp_path / "registers.img", registers.image(), model, registers.END)
+    )
     assert len(values) == len(registers.ID_SPACE) + 2 * len(registers.NAMED)
-    assert values["MIDR_EL1"] == {"cortex-a53": 0x410FD034, "neoverse-n1": 0x414FD0C1}.get(model, values["S3_0_C0_C0_0"])
+    assert values["MIDR_EL1"] == {"cortex-a53": 0x410FD034, "neoverse-n1": 0x414FD0C1}.get(
+        model, values["S3_0_C0_C0_0"]
+    )
     assert values["CNTFRQ_EL0"] == 62500000
 
 
@@ -133,7 +168,11 @@ def test_the_ticker_ticks_every_second(tmp_path: Path) -> None:
     start = time.monotonic()
     said = emulate(tmp_path / "ticker.img", ticker.image(), "neoverse-n1", "guest: tick 3\n")
     assert time.monotonic() - start >= 2
-    assert said.splitlines()[:3] == ["guest: hello from inside", "guest: MIDR_EL1=0x00000000414fd0c1", "guest: tick 1"]
+    assert said.splitlines()[:3] == [
+        "guest: hello from inside",
+        "guest: MIDR_EL1=0x00000000414fd0c1",
+        "guest: tick 1",
+    ]
 
 
 def test_numbers_are_printed_in_decimal(tmp_path: Path) -> None:

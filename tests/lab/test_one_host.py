@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One host: a host-model guest, which stock libvirt refuses to start, becomes concrete, starts, and is what its record says.
+"""One host: a host-model guest, which stock libvirt refuses to start, becomes concrete, starts, and
+is what its record says.
 
-Every test runs on each of four kinds of host, with real libvirt, QEMU and KVM. They share the host and stand in the order of a
-user's day.
+Every test runs on each of four kinds of host, with real libvirt, QEMU and KVM. They share the host
+and stand in the order of a user's day.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from .trace import vcpu_inits
 
 TEMPLATES = Path(__file__).parents[2] / "xml-templates"
 HOST_MODEL = "<cpu mode='host-model'/>"
-FEATURE_BITS = {"el1_32bit": 1, "psci_0_2": 2, "pmu_v3": 3, "sve": 4, "ptrauth_address": 5, "ptrauth_generic": 6}
+FEATURE_BITS = {
+    "el1_32bit": 1,
+    "psci_0_2": 2,
+    "pmu_v3": 3,
+    "sve": 4,
+    "ptrauth_address": 5,
+    "ptrauth_generic": 6,
+}
 
 
 class Case(NamedTuple):
@@ -82,7 +90,9 @@ class Set(NamedTuple):
         return self.host.run(f"kvmarm {arguments}", xml).stdout
 
     def define(self, name: str, **domain: Any) -> Guest:
-        """Resolve and define a host-model guest. By the profile: to measure the host each time would take longer than all else."""
+        """Resolve and define a host-model guest. By the profile: to measure the host each time
+        would take longer than all else.
+        """
         self.kvmarm(f"define --host {PROFILE} -", domain_xml(name, HOST_MODEL, "", **domain))
         return Guest(self.host, name)
 
@@ -124,7 +134,9 @@ def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:
     assert "up to date" in lab.kvmarm("hook install")
     guest = Guest(lab.host, "demo").define(domain_xml("demo", HOST_MODEL, kernel=LINUX_KERNEL))
     refusal = lab.host.run("virsh start demo", check=False)
-    advice = re.search(r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*kvmarm define -)", refusal.stderr)
+    advice = re.search(
+        r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*kvmarm define -)", refusal.stderr
+    )
     assert advice, refusal.stderr
     lab.host.run(advice[1])
     guest.start().wait_for(HELLO)
@@ -137,9 +149,15 @@ def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:
 def test_the_target_is_the_expected_one(lab: Set) -> None:
     guest = lab.define("target")
     target = lab.record("target")["target"]
-    assert (target["architecture"], target["number"], target["model"]) == ("arm64", lab.case.number, lab.case.model)
+    assert (target["architecture"], target["number"], target["model"]) == (
+        "arm64",
+        lab.case.number,
+        lab.case.model,
+    )
     assert tuple(target["features"]) == lab.case.features
-    assert target["sve_lengths"] == ([128 * step for step in range(1, 17)] if "sve" in lab.case.features else [])
+    assert target["sve_lengths"] == (
+        [128 * step for step in range(1, 17)] if "sve" in lab.case.features else []
+    )
     guest.destroy()
 
 
@@ -148,7 +166,9 @@ def test_the_guest_sees_what_the_record_says(lab: Set) -> None:
     guest.start().wait_for(rf"(?m)^{END}\r?$")
     seen = parse_registers(guest.console())
     target = lab.record("reader")["target"]
-    promised = {name: int(value, 16) for name, value in {**target["registers"], **target["seen"]}.items()}
+    promised = {
+        name: int(value, 16) for name, value in {**target["registers"], **target["seen"]}.items()
+    }
     named = {_generic(name): value for name, value in promised.items() if _generic(name) in seen}
     assert len(named) > 50
     assert {name: hex(value) for name, value in seen.items() if name in named} == {
@@ -158,12 +178,16 @@ def test_the_guest_sees_what_the_record_says(lab: Set) -> None:
 
 
 def test_the_vcpu_is_the_one_of_cpu_host(lab: Set) -> None:
-    """KVM_ARM_VCPU_INIT, as the kernel sees it: recorded = resolved guest = host-passthrough with the same features."""
+    """KVM_ARM_VCPU_INIT, as the kernel sees it: recorded = resolved guest = host-passthrough with
+    the same features.
+    """
     guest = lab.define("resolved")
     target = lab.record("resolved")["target"]
     recorded = (target["number"], _bits(target["features"]))
     assert _vcpu_init(guest) == {recorded}
-    plain = Guest(lab.host, "passthrough").define(domain_xml("passthrough", "<cpu mode='host-passthrough'/>"))
+    plain = Guest(lab.host, "passthrough").define(
+        domain_xml("passthrough", "<cpu mode='host-passthrough'/>")
+    )
     assert _vcpu_init(plain) == {recorded}
     guest.destroy()
     plain.destroy()
@@ -173,8 +197,14 @@ def test_the_host_takes_what_it_gave(lab: Set) -> None:
     """By its kernel and by its own profile; and a record that does not fit is refused by both."""
     guest = lab.define("checked")
     for where in ("", f" --host {PROFILE}"):
-        assert lab.kvmarm(f"check checked{where}") == f"checked on {lab.case.name}: yes, as recorded\n"
-    xml = re.sub(r"(MIDR_EL1=0x[0-9a-f]+)([0-9a-f])\b", r"\g<1>f", lab.host.run("virsh dumpxml checked").stdout)
+        assert (
+            lab.kvmarm(f"check checked{where}") == f"checked on {lab.case.name}: yes, as recorded\n"
+        )
+    xml = re.sub(
+        r"(MIDR_EL1=0x[0-9a-f]+)([0-9a-f])\b",
+        r"\g<1>f",
+        lab.host.run("virsh dumpxml checked").stdout,
+    )
     for where in ("", f" --host {PROFILE}"):
         refusal = lab.host.run(f"kvmarm check -{where}", xml, check=False)
         assert (refusal.rc, "MIDR_EL1.Revision" in refusal.stdout) == (3, True), refusal
@@ -184,7 +214,9 @@ def test_the_host_takes_what_it_gave(lab: Set) -> None:
 def test_features_pinned_off_are_off(lab: Set) -> None:
     # libvirt 9.0 has no word for PAuth; the bookworm host has none to turn off.
     lab.host.put(b"prefer: host\npmu: off\nsve: off\npauth: off\n", "/tmp/off.yaml")
-    lab.kvmarm(f"define --host {PROFILE} --policy /tmp/off.yaml -", domain_xml("off", HOST_MODEL, ""))
+    lab.kvmarm(
+        f"define --host {PROFILE} --policy /tmp/off.yaml -", domain_xml("off", HOST_MODEL, "")
+    )
     target = lab.record("off")["target"]
     assert (target["model"], target["features"]) == ("host", ["psci_0_2"])
     guest = Guest(lab.host, "off")
@@ -201,13 +233,20 @@ def test_a_32_bit_guest_gets_its_vcpu_or_a_refusal(lab: Set) -> None:
     assert result.rc == 0, result.stderr
     record = lab.record("armv7l")["target"]
     # QEMU does not turn PAuth off for a 32-bit guest: see resolve.
-    features = ["el1_32bit", "psci_0_2", "pmu_v3", *(feature for feature in lab.case.features if feature in PAUTH)]
+    features = [
+        "el1_32bit",
+        "psci_0_2",
+        "pmu_v3",
+        *(feature for feature in lab.case.features if feature in PAUTH),
+    ]
     assert record["features"] == features
     # Its kernel is a 64-bit one, so it is only made, and not let run.
     guest = Guest(lab.host, "armv7l")
     with vcpu_inits(lab.host) as inits:
         lab.host.run("virsh start --paused armv7l")
-    assert {(init.target, init.features) for init in inits if init.is_guest} == {(record["number"], _bits(features))}
+    assert {(init.target, init.features) for init in inits if init.is_guest} == {
+        (record["number"], _bits(features))
+    }
     guest.destroy()
 
 
@@ -218,7 +257,10 @@ def test_libvirt_keeps_the_record_and_the_intent_comes_back(lab: Set) -> None:
     (metadata,) = etree.fromstring(stored).iterfind("metadata")
     assert len(etree.tostring(metadata)) < 6144
     assert lab.kvmarm("resolve --validate", stored) == stored
-    lab.host.run("virsh dumpxml --inactive kept > /tmp/kept.xml && virsh undefine kept && virsh define /tmp/kept.xml")
+    lab.host.run(
+        "virsh dumpxml --inactive kept > /tmp/kept.xml && virsh undefine kept && virsh define"
+        " /tmp/kept.xml"
+    )
     assert lab.record("kept") == before
     restored = etree.fromstring(lab.kvmarm("resolve --restore-intent", stored))
     assert restored.xpath("string(cpu/@mode)") == "host-model"
@@ -229,20 +271,30 @@ def test_libvirt_keeps_the_record_and_the_intent_comes_back(lab: Set) -> None:
 
 @pytest.mark.slow
 def test_templates_start(lab: Set) -> None:
-    """The direct kernel and the UEFI template, as they are but for their files; for UEFI reaching the firmware is enough."""
+    """The direct kernel and the UEFI template, as they are but for their files; for UEFI reaching
+    the firmware is enough.
+    """
     host = lab.host
     host.run(
-        "mkdir -p /var/lib/libvirt/images && cd /var/lib/libvirt/images && ln -sf /var/lib/lab/vmlinuz vmlinuz &&"
-        " ln -sf /var/lib/lab/guest.cpio.gz initrd.img && qemu-img create -q -f qcow2 uefi.qcow2 64M"
+        "mkdir -p /var/lib/libvirt/images && cd /var/lib/libvirt/images && ln -sf"
+        " /var/lib/lab/vmlinuz vmlinuz && ln -sf /var/lib/lab/guest.cpio.gz initrd.img && qemu-img"
+        " create -q -f qcow2 uefi.qcow2 64M"
     )
     direct = Guest(host, "direct-kernel")
-    lab.kvmarm("define -", _with_console((TEMPLATES / "direct-kernel.xml").read_text(), "direct-kernel"))
+    lab.kvmarm(
+        "define -", _with_console((TEMPLATES / "direct-kernel.xml").read_text(), "direct-kernel")
+    )
     direct.start().wait_for(HELLO)
     direct.destroy()
     # This lab's libvirtd has no network driver.
-    uefi_xml = re.sub(r"(?s)    <interface.*?</interface>\n", "", (TEMPLATES / "uefi.xml").read_text())
+    uefi_xml = re.sub(
+        r"(?s)    <interface.*?</interface>\n", "", (TEMPLATES / "uefi.xml").read_text()
+    )
     uefi = Guest(host, "uefi")
-    lab.kvmarm("define -", _with_console(uefi_xml.replace("<memory unit='GiB'>2", "<memory unit='GiB'>1"), "uefi"))
+    lab.kvmarm(
+        "define -",
+        _with_console(uefi_xml.replace("<memory unit='GiB'>2", "<memory unit='GiB'>1"), "uefi"),
+    )
     uefi.start().wait_for("UEFI firmware|BdsDxe|Tianocore|EDK II")
     uefi.destroy()
 
@@ -268,4 +320,8 @@ def _with_console(template: str, name: str) -> str:
 def _generic(name: str) -> str:
     """The register reader's name for a register: by its encoding."""
     reg = id_of(name)
-    return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}" if reg >> 16 == 0x603000000013 else name
+    return (
+        f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
+        if reg >> 16 == 0x603000000013
+        else name
+    )

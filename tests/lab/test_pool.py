@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hosts that differ in SVE, PAuth and BTI become a pool by doing just what `kvmarm baseline` says, and guests move both ways."""
+"""Hosts that differ in SVE, PAuth and BTI become a pool by doing just what `kvmarm baseline` says,
+and guests move both ways.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +44,26 @@ def test_two_different_hosts_become_a_pool(wheel: Path, tmp_path: Path) -> None:
     assert json.loads(alone.stdout)["hosts"]["beta"]["verdict"] == "refuses"
     comparison = compare(profiles, Policy())
     print(comparison_as_text(comparison))
-    assert [pair.possible for pair in comparison.pairs] == [True, False, True, True], "alpha's guests cannot go to beta"
+    assert [pair.possible for pair in comparison.pairs] == [True, False, True, True], (
+        "alpha's guests cannot go to beta"
+    )
     assert {finding.kind for finding in comparison.pair(0, 1).blocking} == {"vcpu-unknown"}
 
     plan = baseline(profiles, "lab")
     print(as_text(plan, explain=False))
     assert plan.pool is None
-    assert [(step.action, step.hosts, step.what) for step in plan.plan.steps] == [(BOOT, ("alpha",), "arm64.nobti")]
+    assert [(step.action, step.hosts, step.what) for step in plan.plan.steps] == [
+        (BOOT, ("alpha",), "arm64.nobti")
+    ]
 
     levelled = HostSpec(name="alpha", cpu="max", append=plan.plan.steps[0].what)
     with Pair(levelled, BETA) as (alpha, beta):
         # The forecast was right: what alpha then gives is what the plan said.
         assert digest(_probe(alpha, wheel)) == digest(_kept(plan, "alpha"))
         beta.install(wheel)
-        run = make_pool((alpha, beta), tmp_path, variables={"kvmarm_pool_name": "lab", "kvmarm_serial": 2})
+        run = make_pool(
+            (alpha, beta), tmp_path, variables={"kvmarm_pool_name": "lab", "kvmarm_serial": 2}
+        )
         assert run.rc == 0, run.output
         texts = {host.run("kvmarm resolve -", HOST_MODEL).stdout for host in (alpha, beta)}
         assert len(texts) == 1, "the same domain is another on each member"

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The law of checking: on any host, `check` from the host's own profile and `rehearse` on its kernel give the same verdict.
+"""The law of checking: on any host, `check` from the host's own profile and `rehearse` on its
+kernel give the same verdict.
 
-law.py asks both some thousands of questions on each host, one change to a target at a time. What a profile cannot know (the
-docstring of registers/rules.py) does not come up here: the emulated CPUs have neither MPAM nor MTE nor nested virtualisation.
+law.py asks both some thousands of questions on each host, one change to a target at a time. What a
+profile cannot know (the docstring of registers/rules.py) does not come up here: the emulated CPUs
+have neither MPAM nor MTE nor nested virtualisation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every way in which a guest travels through space and time, with the hook in place: the record arrives as it was, and the guest
-ticks on. And the guests that the hook does not let start.
+"""Every way in which a guest travels through space and time, with the hook in place: the record
+arrives as it was, and the guest ticks on. And the guests that the hook does not let start.
 
 Two equal hosts are shared by all tests; each has a guest of its own.
 """
@@ -27,7 +27,9 @@ DISK = (
 )
 
 
-pytestmark = pytest.mark.parametrize("hosts", [(HostSpec(name="alpha"), HostSpec(name="beta"))], ids=["equal"], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "hosts", [(HostSpec(name="alpha"), HostSpec(name="beta"))], ids=["equal"], indirect=True
+)
 
 
 class Equals(NamedTuple):
@@ -46,7 +48,10 @@ def resolve(host: Host, name: str, disk: bool = False, **domain: Any) -> Guest:
     """A host-model guest, defined by kvmarm."""
     xml = domain_xml(name, HOST_MODEL, "", **domain)
     if disk:
-        host.run(f"mkdir -p /var/lib/libvirt/images && qemu-img create -q -f qcow2 /var/lib/libvirt/images/{name}.qcow2 64M")
+        host.run(
+            "mkdir -p /var/lib/libvirt/images && qemu-img create -q -f qcow2"
+            f" /var/lib/libvirt/images/{name}.qcow2 64M"
+        )
         xml = xml.replace("<memballoon", DISK.format(name=name) + "<memballoon")
     host.run("kvmarm define -", xml)
     return Guest(host, name)
@@ -62,11 +67,14 @@ def ticks_on(guest: Guest, timeout: float = 60) -> None:
     start, deadline = guest.ticks(), time.monotonic() + timeout
     while guest.ticks() < start + 2:
         if time.monotonic() > deadline:
-            raise LabTimeout(f"{guest.name} on {guest.host!r} is {guest.state()}, and stays at tick {start}{guest.qemu_log()}")
+            raise LabTimeout(
+                f"{guest.name} on {guest.host!r} is {guest.state()}, and stays at tick"
+                f" {start}{guest.qemu_log()}"
+            )
         time.sleep(0.5)
 
 
-# -- to another host -----------------------------------------------------------------------------------------------------------
+# -- to another host -----------------------------------------------------------------------------
 
 
 def test_live(pair: Equals) -> None:
@@ -98,7 +106,9 @@ def test_the_registers_arrive(pair: Equals) -> None:
 
 @pytest.mark.slow
 def test_live_and_persistent(pair: Equals) -> None:
-    """The definition that comes along is as good as the guest: it starts there when the guest is gone."""
+    """The definition that comes along is as good as the guest: it starts there when the guest is
+    gone.
+    """
     guest = resolve(pair.alpha, "persistent").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
@@ -115,14 +125,16 @@ def test_live_and_persistent(pair: Equals) -> None:
 def test_offline(pair: Equals) -> None:
     guest = resolve(pair.alpha, "offline")
     before = record(guest)
-    pair.alpha.run("virsh migrate --offline --persistent --undefinesource offline qemu+tcp://beta/system")
+    pair.alpha.run(
+        "virsh migrate --offline --persistent --undefinesource offline qemu+tcp://beta/system"
+    )
     moved = guest.on(pair.beta)
     assert (guest.state(), moved.state(), record(moved)) == ("absent", "shut off", before)
     moved.start().wait_for("guest: tick 2")
     moved.destroy()
 
 
-# -- to another time -----------------------------------------------------------------------------------------------------------
+# -- to another time -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -130,7 +142,9 @@ def test_save_and_restore(pair: Equals) -> None:
     guest = resolve(pair.alpha, "saved").start()
     guest.wait_for("guest: tick 2")
     before = record(guest)
-    pair.alpha.run("virsh save saved /tmp/saved.img && virsh restore /tmp/saved.img && rm /tmp/saved.img")
+    pair.alpha.run(
+        "virsh save saved /tmp/saved.img && virsh restore /tmp/saved.img && rm /tmp/saved.img"
+    )
     ticks_on(guest)
     assert record(guest) == before
     guest.destroy()
@@ -165,7 +179,7 @@ def test_a_snapshot_and_back(pair: Equals) -> None:
     guest.destroy()
 
 
-# -- what the hook does not let start ------------------------------------------------------------------------------------------
+# -- what the hook does not let start ------------------------------------------------------------
 
 
 def try_to_start(host: Host, name: str, pattern: str, replacement: str) -> tuple[Guest, Result]:
@@ -183,8 +197,19 @@ def try_to_start(host: Host, name: str, pattern: str, replacement: str) -> tuple
 @pytest.mark.parametrize(
     ("name", "pattern", "replacement", "reason"),
     [
-        ("other-midr", "MIDR_EL1=0x414fd0c1", "MIDR_EL1=0x413fd0c1", "MIDR_EL1.Variant (major revision"),
-        pytest.param("other-clock", "CNTFRQ_EL0=0x[0-9a-f]+", "CNTFRQ_EL0=0x17d7840", "CNTFRQ_EL0", marks=pytest.mark.slow),
+        (
+            "other-midr",
+            "MIDR_EL1=0x414fd0c1",
+            "MIDR_EL1=0x413fd0c1",
+            "MIDR_EL1.Variant (major revision",
+        ),
+        pytest.param(
+            "other-clock",
+            "CNTFRQ_EL0=0x[0-9a-f]+",
+            "CNTFRQ_EL0=0x17d7840",
+            "CNTFRQ_EL0",
+            marks=pytest.mark.slow,
+        ),
         ("broken", "MIDR_EL1=0x", "MIDR_EL1=?", "record is broken"),
         pytest.param(
             "newer",
@@ -195,7 +220,9 @@ def try_to_start(host: Host, name: str, pattern: str, replacement: str) -> tuple
         ),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(pair: Equals, name: str, pattern: str, replacement: str, reason: str) -> None:
+def test_a_record_that_does_not_fit_is_refused(
+    pair: Equals, name: str, pattern: str, replacement: str, reason: str
+) -> None:
     guest, result = try_to_start(pair.alpha, name, pattern, replacement)
     assert result.rc != 0
     assert "Hook script execution failed" in result.stderr
@@ -207,7 +234,17 @@ def test_a_record_that_does_not_fit_is_refused(pair: Equals, name: str, pattern:
 def test_a_guest_without_a_record_is_none_of_our_business(pair: Equals) -> None:
     guest = Guest(pair.alpha, "plain").define(domain_xml("plain")).start()
     xml = pair.alpha.run("virsh dumpxml plain").stdout
-    for operation in ("prepare", "migrate", "restore", "start", "started", "stopped", "release", "reconnect", "attach"):
+    for operation in (
+        "prepare",
+        "migrate",
+        "restore",
+        "start",
+        "started",
+        "stopped",
+        "release",
+        "reconnect",
+        "attach",
+    ):
         result = pair.alpha.run(f"{HOOK} plain {operation} begin -", xml)
         assert (result.stdout, result.stderr) == ("", ""), operation
     guest.wait_for("guest: tick 2")

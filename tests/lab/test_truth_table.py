@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""No false yes and no false no: the most telling pairs of the truth table, with real migrations both ways.
+"""No false yes and no false no: the most telling pairs of the truth table, with real migrations
+both ways.
 
 `python3 -m tests.lab.truth_table` runs them all; docs/truth-table.md has its results.
 """
@@ -26,7 +27,10 @@ EXPECTED = {
 QUICK = "sve-pauth"
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in EXPECTED])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in EXPECTED],
+)
 def test_hook_check_and_migration_agree(name: str, wheel: Path) -> None:
     (case,) = (case for case in CASES if case.name == name)
     rows = Table(wheel).run(replace(case, guests=case.guests[:1]))

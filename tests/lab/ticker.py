@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest of some sixty instructions that does what the lab's Linux guest does (files/guest-init): it says who it is, and then a
-tick every second for as long as it lives.
+"""A guest of some sixty instructions that does what the lab's Linux guest does (files/guest-init):
+it says who it is, and then a tick every second for as long as it lives.
 
-It is there within a second, where Linux takes ten: for every test of which Linux is not the point. Its second is what Linux takes
-for one: as many counts of CNTVCT_EL0 as CNTFRQ_EL0 said when the guest started. image.py puts it into every host as TICKER
-(guest.py).
+It is there within a second, where Linux takes ten: for every test of which Linux is not the point.
+Its second is what Linux takes for one: as many counts of CNTVCT_EL0 as CNTFRQ_EL0 said when the
+guest started. image.py puts it into every host as TICKER (guest.py).
 """
 
 from __future__ import annotations
 
-from .assembler import TEXT, VALUE, Assembler, SystemRegister, begin, print_decimal, print_hexadecimal, print_text
+from .assembler import (
+    TEXT,
+    VALUE,
+    Assembler,
+    SystemRegister,
+    begin,
+    print_decimal,
+    print_hexadecimal,
+    print_text,
+)
 
 MIDR_EL1 = SystemRegister(3, 0, 0, 0, 0)
 CNTFRQ_EL0 = SystemRegister(3, 3, 14, 0, 0)
@@ -19,8 +28,8 @@ CNTV_CVAL_EL0 = SystemRegister(3, 3, 14, 3, 2)
 ICC_PMR_EL1 = SystemRegister(3, 0, 4, 6, 0)
 ICC_IGRPEN1_EL1 = SystemRegister(3, 0, 12, 12, 7)
 
-# The GICv3 of QEMU's virt machine, and what has to be written for the virtual timer's interrupt to reach the CPU. It is never
-# taken, for PSTATE.I is set; but KVM lets no vCPU out of WFI for less.
+# The GICv3 of QEMU's virt machine, and what has to be written for the virtual timer's interrupt to
+# reach the CPU. It is never taken, for PSTATE.I is set; but KVM lets no vCPU out of WFI for less.
 DISTRIBUTOR, REDISTRIBUTOR, REDISTRIBUTOR_SGI = 0x08000000, 0x080A0000, 0x080B0000
 TIMER_INTERRUPT = 27
 GIC_WRITES = (

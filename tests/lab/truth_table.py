@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The truth table: what kvmarm says of migrations, and what becomes of them. `python3 -m tests.lab.truth_table [--write] [PAIR…]`
+"""The truth table: what kvmarm says of migrations, and what becomes of them. `python3 -m
+tests.lab.truth_table [--write] [PAIR…]`
 
-Each pair of hosts is booted, and a guest that kvmarm resolved on one is moved to the other, both ways. Three answers have to agree:
+Each pair of hosts is booted, and a guest that kvmarm resolved on one is moved to the other, both
+ways. Three answers have to agree:
 
-- hook: of the hook that is installed on the destination, given the domain as `migrate begin` gets it;
+- hook: of the hook that is installed on the destination, given the domain as `migrate begin` gets
+  it;
 - check: of `kvmarm check --host` with the destination's profile, on the source;
-- really: what happens when the hook is taken away and the guest is migrated. A second guest, the register reader, starts paused and
-  moves before its first instruction: what it then prints is what a guest sees that came from there.
+- really: what happens when the hook is taken away and the guest is migrated. A second guest, the
+  register reader, starts paused and moves before its first instruction: what it then prints is what
+  a guest sees that came from there.
 
 docs/truth-table.md is written by this (`--write`); test_truth_table.py runs a part of it.
 """
@@ -42,7 +46,10 @@ PAGE = Path(__file__).parents[2] / "docs/truth-table.md"
 OFF = "sve: off\npauth: off\n"
 
 CLOCK_SECONDS = 10.0  # how long a guest's clock is held against ours
-RIGHT_SPEED = (0.6, 1.6)  # ticks a second; emulation is slow, and the wrong speeds here are 0.4 and 2.5
+RIGHT_SPEED = (
+    0.6,
+    1.6,
+)  # ticks a second; emulation is slow, and the wrong speeds here are 0.4 and 2.5
 MIGRATE_SECONDS = 240.0
 
 
@@ -84,7 +91,12 @@ CASES = (
         (Wanted("host-model, machine='virt-10.0'", machine="virt-10.0"), Wanted()),
     ),
     Case("midr", _trixie(), _trixie("neoverse-n1,midr=0x413fd0c1")),
-    Case("pmu", _trixie(), _trixie("neoverse-n1,pmu=off"), (Wanted(), Wanted("host-model, policy pmu: off", policy="pmu: off\n"))),
+    Case(
+        "pmu",
+        _trixie(),
+        _trixie("neoverse-n1,pmu=off"),
+        (Wanted(), Wanted("host-model, policy pmu: off", policy="pmu: off\n")),
+    ),
     Case("a57-a72", _trixie("cortex-a57"), _trixie("cortex-a72")),
     Case("bti", _trixie("max"), _trixie("max", append="arm64.nobti")),
     Case(
@@ -104,7 +116,10 @@ CASES = (
         "sve-lengths",
         _trixie("max"),
         _trixie("max,sve-max-vq=2"),
-        (Wanted(), Wanted("host-model, policy sve-max-length: 256", policy="sve-max-length: 256\n")),
+        (
+            Wanted(),
+            Wanted("host-model, policy sve-max-length: 256", policy="sve-max-length: 256\n"),
+        ),
     ),
 )
 
@@ -142,8 +157,8 @@ class Table:
         try:
             rows = self._run(case)
         except HostGone as gone:
-            # The host's own kernel may fail: Linux 6.12 was seen to, in perf_ctx_sched_task_cb under a guest with a PMU. That says
-            # nothing of the guest, unless it happens again.
+            # The host's own kernel may fail: Linux 6.12 was seen to, in perf_ctx_sched_task_cb
+            # under a guest with a PMU. That says nothing of the guest, unless it happens again.
             say(f"{case.name}, once more: {gone}")
             rows = self._run(case)
         self.rows += rows
@@ -160,7 +175,10 @@ class Table:
                 for row in self._move_both_ways(case, hosts, wanted, number):
                     rows.append(row)
                     answers = f"{row.hook} / {row.check} / {row.really}"
-                    say(f"{row.case}: {row.source} to {row.destination}: {answers} ({row.seconds:.0f} s)")
+                    say(
+                        f"{row.case}: {row.source} to {row.destination}: {answers}"
+                        f" ({row.seconds:.0f} s)"
+                    )
         return rows
 
     def _prepare(self, host: Host, peer: Host) -> None:
@@ -169,9 +187,13 @@ class Table:
         profile = host.get("/tmp/profile.json")
         peer.put(profile, "/tmp/peer.json")
         facts = json.loads(profile)
-        self.versions[host.spec.suite] = f"Linux {facts['kernel']}, QEMU {facts['qemu']['version']}, libvirt {facts['libvirt']}"
+        self.versions[host.spec.suite] = (
+            f"Linux {facts['kernel']}, QEMU {facts['qemu']['version']}, libvirt {facts['libvirt']}"
+        )
 
-    def _move_both_ways(self, case: Case, hosts: tuple[Host, Host], wanted: Wanted, number: int) -> Iterator[Row]:
+    def _move_both_ways(
+        self, case: Case, hosts: tuple[Host, Host], wanted: Wanted, number: int
+    ) -> Iterator[Row]:
         ways = (hosts, hosts[::-1])
         guests, problems = {}, {}
         # Their boots take longest: all at once.
@@ -187,7 +209,12 @@ class Table:
             start = time.monotonic()
             if problems[source]:
                 # What kvmarm gives has to start where it was made: this row does not agree.
-                row.hook, row.check, row.really, row.words = "not asked", "not asked", "does not start", problems[source]
+                row.hook, row.check, row.really, row.words = (
+                    "not asked",
+                    "not asked",
+                    "does not start",
+                    problems[source],
+                )
             else:
                 _move(row, *guests[source], destination)
             row.seconds = time.monotonic() - start
@@ -208,7 +235,9 @@ def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
         if defined.rc != 0:
             return defined.stderr.strip()
         source.run(["rm", "-f", console_path(guest.name)])
-        started = source.run(f"virsh --quiet start {'--paused' if more else ''} {guest.name}", check=False)
+        started = source.run(
+            f"virsh --quiet start {'--paused' if more else ''} {guest.name}", check=False
+        )
         if started.rc != 0:
             return started.stderr.strip()
     return ""
@@ -221,15 +250,27 @@ def _move(row: Row, linux: Guest, reader: Guest, destination: Host) -> None:
     row.hook, said = _ask_hook(linux, destination)
     arrived: Result | None = None
     if (row.hook, row.check) != (WORKS, WORKS):
-        # The same through libvirt, which asks first and tells its client why. If the guest arrives, that is what becomes of it.
+        # The same through libvirt, which asks first and tells its client why. If the guest arrives,
+        # that is what becomes of it.
         answer = migrate(linux, destination, check=False, timeout=MIGRATE_SECONDS)
         if answer.rc == 0:
             arrived = answer
         if row.hook != WORKS:
-            # libvirt parses the XML before it runs the hook, and refuses what it does not know itself.
-            reached = answer.rc != 0 and ("kvmarm:" in answer.stderr or "does not support machine type" in answer.stderr)
-            row.unharmed = _still_running(linux) if reached else f"the hook's reason did not reach virsh: {answer.stderr.strip()}"
-        elif answer.rc != 0 and linux.on(destination).state() == "absent" and "operation failed: job" not in answer.stderr:
+            # libvirt parses the XML before it runs the hook, and refuses what it does not know
+            # itself.
+            reached = answer.rc != 0 and (
+                "kvmarm:" in answer.stderr or "does not support machine type" in answer.stderr
+            )
+            row.unharmed = (
+                _still_running(linux)
+                if reached
+                else f"the hook's reason did not reach virsh: {answer.stderr.strip()}"
+            )
+        elif (
+            answer.rc != 0
+            and linux.on(destination).state() == "absent"
+            and "operation failed: job" not in answer.stderr
+        ):
             row.hook, said = REFUSES, answer.stderr
     destination.run(f"mv {HOOK} /tmp/hook")
     try:
@@ -252,8 +293,12 @@ def _check(guest: Guest) -> tuple[str, str]:
     answer = next((severity for severity in (REFUSES, WRONG) if severity in severities), WORKS)
     if (answer == WORKS) != (result.rc == 0):
         raise LabError(f"kvmarm check exited with {result.rc}, and found {severities}")
-    blocking = [finding["subject"] for finding in findings if finding["severity"] in (REFUSES, WRONG)]
-    return answer, ", ".join(blocking[:4]) + (f" and {len(blocking) - 4} more" if len(blocking) > 4 else "")
+    blocking = [
+        finding["subject"] for finding in findings if finding["severity"] in (REFUSES, WRONG)
+    ]
+    return answer, ", ".join(blocking[:4]) + (
+        f" and {len(blocking) - 4} more" if len(blocking) > 4 else ""
+    )
 
 
 def _findings(document: Any) -> Iterator[dict[str, str]]:
@@ -273,7 +318,13 @@ def _ask_hook(guest: Guest, destination: Host) -> tuple[str, str]:
         raise LabError(f"the hook printed: {result.stdout}")
     if result.rc == 0:
         return WORKS, result.stderr
-    return next((severity for severity in (REFUSES, WRONG) if f"; {severity}:" in result.stderr), "failed"), result.stderr
+    return (
+        next(
+            (severity for severity in (REFUSES, WRONG) if f"; {severity}:" in result.stderr),
+            "failed",
+        ),
+        result.stderr,
+    )
 
 
 def _really(result: Result, linux: Guest, reader: Guest, destination: Host) -> tuple[str, str]:
@@ -299,22 +350,30 @@ def _really(result: Result, linux: Guest, reader: Guest, destination: Host) -> t
 
 
 def sees_otherwise(reader: Guest, target: dict[str, Any]) -> str:
-    """The registers that a register reader, resumed where it is now, reads with other values than it was promised.
+    """The registers that a register reader, resumed where it is now, reads with other values than
+    it was promised.
 
-    Promised is what KVM said (`registers`) or what a guest saw (`seen`): kernels before CTR_EL0 was virtualised show guests the
-    hardware's, in which IDC may be missing. Of PMCR_EL0 the number of counters counts: the rest is state, and IMP and IDCODE are
-    gone from newer kernels.
+    Promised is what KVM said (`registers`) or what a guest saw (`seen`): kernels before CTR_EL0 was
+    virtualised show guests the hardware's, in which IDC may be missing. Of PMCR_EL0 the number of
+    counters counts: the rest is state, and IMP and IDCODE are gone from newer kernels.
     """
     reader.host.run(["virsh", "resume", reader.name])
     reader.wait_for(rf"(?m)^{END}\r?$")
     read = parse_registers(reader.console())
     pairs = []
     for name in {**target["registers"], **target["seen"]}:
-        promised = {_compared(name, int(facts[name], 16)) for facts in (target["registers"], target["seen"]) if name in facts}
+        promised = {
+            _compared(name, int(facts[name], 16))
+            for facts in (target["registers"], target["seen"])
+            if name in facts
+        }
         if (generic := _generic(name)) in read:
             pairs.append((name, promised, _compared(name, read[generic])))
     if len(pairs) < 50:
-        raise LabError(f"the register reader printed {len(read)} registers, and few of those that were promised")
+        raise LabError(
+            f"the register reader printed {len(read)} registers, and few of those that were"
+            " promised"
+        )
     return ", ".join(
         f"{name}: promised {' or '.join(map(hex, promised))}, sees {value:#x}"
         for name, promised, value in pairs
@@ -329,11 +388,17 @@ def _compared(name: str, value: int) -> int:
 def _generic(name: str) -> str:
     """The register reader's name for a register: by its encoding."""
     reg = id_of(name)
-    return f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}" if reg >> 16 == 0x603000000013 else name
+    return (
+        f"S{reg >> 14 & 3}_{reg >> 11 & 7}_C{reg >> 7 & 15}_C{reg >> 3 & 15}_{reg & 7}"
+        if reg >> 16 == 0x603000000013
+        else name
+    )
 
 
 def _speed(guest: Guest) -> float:
-    """The guest's seconds in one of ours. A busy machine slows a guest down for a while, a wrong clock stays wrong: three tries."""
+    """The guest's seconds in one of ours. A busy machine slows a guest down for a while, a wrong
+    clock stays wrong: three tries.
+    """
     guest.wait_for(r"guest: tick \d+\r?\n")
     for _ in range(3):
         first, start = guest.ticks(), time.monotonic()
@@ -356,12 +421,17 @@ def _still_running(guest: Guest) -> str:
 
 def _words(result: Result, moved: Guest) -> str:
     """libvirt's message; if it does not tell QEMU's last, that too."""
-    said = re.sub(r"^error: |\s*$", "", result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "no message")
+    said = re.sub(
+        r"^error: |\s*$",
+        "",
+        result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "no message",
+    )
     if "qemu-system" in result.stderr:
         lines = [line for line in result.stderr.splitlines() if "qemu-system" in line]
         return re.sub(r"^.*?(?=qemu-system)", "", lines[-1])
     log = moved.host.run(
-        f"grep -h '^qemu-system\\|qemu-system-aarch64:' /var/log/libvirt/qemu/{shlex.quote(moved.name)}.log | tail -n 1",
+        "grep -h '^qemu-system\\|qemu-system-aarch64:'"
+        f" /var/log/libvirt/qemu/{shlex.quote(moved.name)}.log | tail -n 1",
         check=False,
     )
     return f"{said} / {log.stdout.strip()}" if log.stdout.strip() else said
@@ -377,28 +447,55 @@ def page(table: Table, seconds: float) -> str:
     lines = [
         "# The truth table",
         "",
-        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with real libvirt, QEMU and KVM,",
-        "and a guest that kvmarm resolved on the source. Written by `make truth-table`; do not edit.",
+        (
+            "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts"
+            " with real libvirt, QEMU and KVM,"
+        ),
+        (
+            "and a guest that kvmarm resolved on the source. Written by `make truth-table`; do not"
+            " edit."
+        ),
         "",
-        "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm check --host` with its profile.",
-        "- **really** is what happened with the hook taken away. *works*: the guest ticks on at the right speed, and a guest that",
-        "  arrived before its first instruction reads in every ID register what was promised. *refuses*: libvirt or QEMU gave up,",
+        (
+            "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm"
+            " check --host` with its profile."
+        ),
+        (
+            "- **really** is what happened with the hook taken away. *works*: the guest ticks on at"
+            " the right speed, and a guest that"
+        ),
+        (
+            "  arrived before its first instruction reads in every ID register what was promised."
+            " *refuses*: libvirt or QEMU gave up,"
+        ),
         "  in the words of the last column.",
         "- Every refused guest was found running on its source afterwards, and ticking.",
         "",
         *(f"- {suite}: {versions}" for suite, versions in sorted(table.versions.items())),
         "",
-        "| source | destination | guest | hook | check | really | findings of check; the words of libvirt, QEMU or the lab |",
+        (
+            "| source | destination | guest | hook | check | really | findings of check; the words"
+            " of libvirt, QEMU or the lab |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for row in table.rows:
-        words = "; ".join(part for part in (row.reasons, f"“{_cell(row.words)}”" if row.words else "") if part)
+        words = "; ".join(
+            part for part in (row.reasons, f"“{_cell(row.words)}”" if row.words else "") if part
+        )
         bold = "" if row.agrees else " **(disagree)**"
         lines.append(
-            f"| {row.source} | {row.destination} | {row.guest} | {row.hook} | {row.check} | {row.really}{bold} | {words} |"
+            f"| {row.source} | {row.destination} | {row.guest} | {row.hook} | {row.check} |"
+            f" {row.really}{bold} | {words} |"
         )
     agree = sum(row.agrees for row in table.rows)
-    lines += ["", f"{len(table.rows)} migrations, {agree} of them as foretold, in {seconds / 60:.0f} minutes on two cores."]
+    lines += [
+        "",
+        (
+            f"{len(table.rows)} migrations, {agree} of them as foretold, in {seconds / 60:.0f}"
+            " minutes on two cores."
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -413,7 +510,11 @@ def main() -> int:
     names = [name for name in arguments if name != "--write"]
     unknown = set(names) - {case.name for case in CASES}
     if unknown:
-        print(f"no such pair: {', '.join(unknown)}; there are {', '.join(case.name for case in CASES)}", file=sys.stderr)
+        print(
+            f"no such pair: {', '.join(unknown)}; there are"
+            f" {', '.join(case.name for case in CASES)}",
+            file=sys.stderr,
+        )
         return 2
     guests.usual_kernel = guests.LINUX_KERNEL
     start, failed = time.monotonic(), False

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The project as a wheel, for `Host.install`: built from a copy, so that nothing is left in the tree."""
+"""The project as a wheel, for `Host.install`: built from a copy, so that nothing is left in the
+tree.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from pathlib import Path
 from . import machine
 
 _PROJECT = Path(__file__).parents[2]
-_NEEDED = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "kvmarm_plugin", "hooks", "xml-templates", "docs")
+_NEEDED = (
+    "pyproject.toml",
+    "setup.cfg",
+    "README.md",
+    "LICENSE",
+    "kvmarm_plugin",
+    "hooks",
+    "xml-templates",
+    "docs",
+)
 
 
 def build_wheel(directory: Path) -> Path:
@@ -23,6 +34,16 @@ def build_wheel(directory: Path) -> Path:
             shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source)
-    machine.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", directory, source)
+    machine.run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        directory,
+        source,
+    )
     (wheel,) = directory.glob("*.whl")
     return wheel

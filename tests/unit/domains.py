@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hypothesis strategies for domain XML that asks for host-model, in the many shapes that people and programs write it.
+"""Hypothesis strategies for domain XML that asks for host-model, in the many shapes that people and
+programs write it.
 
-`domains` draws what is in the domain and how it is written down: indented or on one line, which quotes, where comments stand.
+`domains` draws what is in the domain and how it is written down: indented or on one line, which
+quotes, where comments stand.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from typing import NamedTuple, Union
 
 from hypothesis import strategies as st
 
-Content = Union["Node", str]  # a string is written as it is: text, a comment, a processing instruction
+Content = Union[
+    "Node", str
+]  # a string is written as it is: text, a comment, a processing instruction
 
 
 class Node(NamedTuple):
@@ -40,7 +44,13 @@ class Style(NamedTuple):
     comments: bool
 
 
-_COMMENTS = ("<!-- a > b -->", '<!--it\'s "so"-->', "<!-- <cpu mode='host-model'/> -->", "<!---->", "<?editor keep='>'?>")
+_COMMENTS = (
+    "<!-- a > b -->",
+    '<!--it\'s "so"-->',
+    "<!-- <cpu mode='host-model'/> -->",
+    "<!---->",
+    "<?editor keep='>'?>",
+)
 _SPACES = ("", "", " ", "\n", "\n\n      ", "\t", "\r\n  ")
 
 
@@ -51,12 +61,21 @@ def node(name: str, /, *content: Content, **attributes: str) -> Node:
 
 def write(root: Node, style: Style) -> bytes:
     """The document."""
-    prolog = style.random.choice(("", "", "<?xml version='1.0' encoding='UTF-8'?>\n", "<!-- mine -->\n", "\ufeff"))
-    return (prolog + _write(root, style, 0) + style.random.choice(("", "\n", "\n<!-- end -->\n"))).encode()
+    prolog = style.random.choice(
+        ("", "", "<?xml version='1.0' encoding='UTF-8'?>\n", "<!-- mine -->\n", "\ufeff")
+    )
+    return (
+        prolog + _write(root, style, 0) + style.random.choice(("", "\n", "\n<!-- end -->\n"))
+    ).encode()
 
 
 def _write(element: Node, style: Style, depth: int) -> str:
-    head = "".join([element.name, *(_attribute(style, name, value) for name, value in element.attributes.items())])
+    head = "".join(
+        [
+            element.name,
+            *(_attribute(style, name, value) for name, value in element.attributes.items()),
+        ]
+    )
     blank = style.random.choice(("", "", "", " ", "\n"))
     if not element.content and style.random.randrange(4):
         return f"<{head}{blank}/>"
@@ -83,7 +102,11 @@ def _attribute(style: Style, name: str, value: str) -> str:
     quote = style.random.choice("\"'")
     space = style.random.choice((" ", " ", " ", "  ", "\n\t"))
     equals = style.random.choice(("=", "=", "=", " = "))
-    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(quote, "&quot;" if quote == '"' else "&apos;")
+    value = (
+        value.replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(quote, "&quot;" if quote == '"' else "&apos;")
+    )
     return f"{space}{name}{equals}{quote}{value}{quote}"
 
 
@@ -126,19 +149,34 @@ _PMUS = (node("pmu"), node("pmu", state="on"), node("pmu", state="off"))
 def _some(*options: Node | None) -> st.SearchStrategy[tuple[Node, ...]]:
     """Any of these in any order, at most one of each."""
     present = [option for option in options if option is not None]
-    return st.permutations(present).flatmap(lambda order: st.integers(0, len(order)).map(lambda count: tuple(order[:count])))
+    return st.permutations(present).flatmap(
+        lambda order: st.integers(0, len(order)).map(lambda count: tuple(order[:count]))
+    )
 
 
-def _commented(content: st.SearchStrategy[tuple[Node, ...]]) -> st.SearchStrategy[tuple[Content, ...]]:
+def _commented(
+    content: st.SearchStrategy[tuple[Node, ...]],
+) -> st.SearchStrategy[tuple[Content, ...]]:
     """The same, or a comment where there is nothing else."""
-    return content.flatmap(lambda some: st.just(some) if some else st.sampled_from([(), ("<!-- nothing -->",), ("\n",)]))
+    return content.flatmap(
+        lambda some: (
+            st.just(some) if some else st.sampled_from([(), ("<!-- nothing -->",), ("\n",)])
+        )
+    )
 
 
 @st.composite
 def cpus(draw: st.DrawFn) -> Node:
     """A <cpu> that asks for host-model."""
     content = draw(
-        _commented(_some(draw(st.sampled_from(_TOPOLOGIES)), _NUMA, draw(st.sampled_from(_MODELS)), *draw(_some(*_CPU_FEATURES))))
+        _commented(
+            _some(
+                draw(st.sampled_from(_TOPOLOGIES)),
+                _NUMA,
+                draw(st.sampled_from(_MODELS)),
+                *draw(_some(*_CPU_FEATURES)),
+            )
+        )
     )
     attributes = draw(st.sampled_from([{}, {"check": "partial"}]))
     return Node("cpu", {"mode": "host-model", **attributes}, content)
@@ -173,7 +211,9 @@ def trees(draw: st.DrawFn) -> Node:
 
 @st.composite
 def _threads(draw: st.DrawFn) -> list[Node]:
-    """<vcpu>, <cputune> and I/O threads. What is pinned is pinned to the big cluster of a host whose big CPUs are 4 to 7."""
+    """<vcpu>, <cputune> and I/O threads. What is pinned is pinned to the big cluster of a host
+    whose big CPUs are 4 to 7.
+    """
     cpus = st.sampled_from(["4-7", "4-5", "7", "4,6", "4-7,^5"])
     placement = draw(st.sampled_from([{}, {"placement": "static"}, {"placement": "auto"}]))
     current = draw(st.sampled_from([{}, {"current": "1"}]))
@@ -187,9 +227,17 @@ def _threads(draw: st.DrawFn) -> list[Node]:
     iothreads = draw(st.booleans())
     pins = pins if iothreads else pins[:-1]  # libvirt refuses a pin for what is not there
     return [
-        *([Node("vcpu", {**placement, **current, **cpuset}, ("2",))] if draw(st.booleans()) else []),
+        *(
+            [Node("vcpu", {**placement, **current, **cpuset}, ("2",))]
+            if draw(st.booleans())
+            else []
+        ),
         *([node("iothreads", "2")] if iothreads else []),
-        *([Node("cputune", {}, draw(_commented(_some(node("shares", "1024"), *pins))))] if draw(st.booleans()) else []),
+        *(
+            [Node("cputune", {}, draw(_commented(_some(node("shares", "1024"), *pins))))]
+            if draw(st.booleans())
+            else []
+        ),
     ]
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything of a host but its kernel's KVM (which is fakekernel.py): a made-up sysfs, and an emulator that only speaks QMP."""
+"""Everything of a host but its kernel's KVM (which is fakekernel.py): a made-up sysfs, and an
+emulator that only speaks QMP.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_cpu(root: Path, cpu: int, midr: int | None, revidr: int | None = 0, capacity: int | None = None) -> None:
+def write_cpu(
+    root: Path, cpu: int, midr: int | None, revidr: int | None = 0, capacity: int | None = None
+) -> None:
     """One CPU in sysfs, with what is not None."""
     directory = root / f"sys/devices/system/cpu/cpu{cpu}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,9 @@ def write_host(root: Path, profile: HostProfile) -> None:
             write_cpu(root, cpu, cluster.midr, cluster.revidr, cluster.capacity)
     write_online(root, ",".join(map(str, sorted(online))))
     write(root / "proc/cmdline", " ".join(["root=/dev/vda", *profile.overrides, "quiet"]) + "\n")
-    features = "".join(f"  <feature name='{name}'/>\n" for name in ("vfp", *profile.cpu_features, "aes"))
+    features = "".join(
+        f"  <feature name='{name}'/>\n" for name in ("vfp", *profile.cpu_features, "aes")
+    )
     write(root / "usr/share/libvirt/cpu_map/arm_features.xml", f"<cpus>\n{features}</cpus>\n")
     if profile.platform:
         write(root / "sys/firmware/devicetree/base/model", profile.platform + "\0")
@@ -61,7 +67,9 @@ def numbers(text: str) -> list[int]:
 
 
 class Scheduler:
-    """Which CPU the calling thread is on, played: the CPUs of a made-up host need not be this machine's."""
+    """Which CPU the calling thread is on, played: the CPUs of a made-up host need not be this
+    machine's.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: Iterable[int]) -> None:
         self.allowed = set(allowed)
@@ -77,7 +85,7 @@ class Scheduler:
         self.moves.append(set(self.allowed))
 
 
-# -- an emulator -----------------------------------------------------------------------------------------------------------
+# -- an emulator ---------------------------------------------------------------------------------
 
 _EMULATOR = """\
 #!{python}
@@ -105,7 +113,8 @@ for line in sys.stdin:
     elif command in answers:
         print(json.dumps({{"return": answers[command]}}), flush=True)
     else:
-        print(json.dumps({{"error": {{"class": "GenericError", "desc": "no " + command + " here"}}}}), flush=True)
+        error = {{"class": "GenericError", "desc": "no " + command + " here"}}
+        print(json.dumps({{"error": error}}), flush=True)
 """
 
 
@@ -126,21 +135,39 @@ def write_emulator(
         says: a line in place of every answer.
     """
     version = (qemu.version if qemu else "10.0.2").split(".")
-    machines = [{"name": name} for name in qemu.machines] if qemu else [{"name": "virt-10.0", "alias": "virt"}]
+    machines = (
+        [{"name": name} for name in qemu.machines]
+        if qemu
+        else [{"name": "virt-10.0", "alias": "virt"}]
+    )
     for machine in machines:
         for alias, name in (qemu.aliases if qemu else {}).items():
             if name == machine["name"]:
                 machine["alias"] = alias
     usual: dict[str, object] = {
         "qmp_capabilities": {},
-        "query-version": {"qemu": dict(zip(("major", "minor", "micro"), map(int, version))), "package": "Debian"},
-        "query-machines": [*machines, {"name": "raspi3b"}, {"name": "none"}, {"name": "virtual-something"}],
-        "query-cpu-definitions": [{"name": name} for name in reversed(qemu.cpu_models if qemu else ("cortex-a57", "host"))],
-        "query-cpu-model-expansion": {"model": {"name": "host", "props": qemu.host_properties if qemu else {"pauth": True}}},
+        "query-version": {
+            "qemu": dict(zip(("major", "minor", "micro"), map(int, version))),
+            "package": "Debian",
+        },
+        "query-machines": [
+            *machines,
+            {"name": "raspi3b"},
+            {"name": "none"},
+            {"name": "virtual-something"},
+        ],
+        "query-cpu-definitions": [
+            {"name": name} for name in reversed(qemu.cpu_models if qemu else ("cortex-a57", "host"))
+        ],
+        "query-cpu-model-expansion": {
+            "model": {"name": "host", "props": qemu.host_properties if qemu else {"pauth": True}}
+        },
     }
     usual.pop(without, None)
     text = json.dumps({**usual, **(answers or {})})
-    write(path, _EMULATOR.format(python=sys.executable, behaviour=behaviour, answers=text, says=says))
+    write(
+        path, _EMULATOR.format(python=sys.executable, behaviour=behaviour, answers=text, says=says)
+    )
     path.chmod(0o755)
     return str(path)
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel with KVM on ARM that is not there: replaces kvmarm_plugin.kvm.device.Kernel and plays any kernel, old or odd.
+"""A kernel with KVM on ARM that is not there: replaces kvmarm_plugin.kvm.device.Kernel and plays
+any kernel, old or odd.
 
-`CpuKind` describes what KVM gives on one kind of CPU, `FakeKernel` what the kernel as a whole answers. It follows the
-kernel's own rules (Documentation/virt/kvm/api.rst, arch/arm64/kvm/): which file descriptor takes which ioctl, what must
-be done before what, which errno tells so. Register numbers, structs, instruction encodings and the order of the writable
-masks are written out here a second time, from the Arm ARM and the kernel's documents, so that an error in the project's
-own tables and encoders shows.
+`CpuKind` describes what KVM gives on one kind of CPU, `FakeKernel` what the kernel as a whole
+answers. It follows the kernel's own rules (Documentation/virt/kvm/api.rst, arch/arm64/kvm/): which
+file descriptor takes which ioctl, what must be done before what, which errno tells so. Register
+numbers, structs, instruction encodings and the order of the writable masks are written out here a
+second time, from the Arm ARM and the kernel's documents, so that an error in the project's own
+tables and encoders shows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
 
-# Documentation/virt/kvm/api.rst, "4.82 KVM_ARM_VCPU_INIT": the features and their bits in struct kvm_vcpu_init.
+# Documentation/virt/kvm/api.rst, "4.82 KVM_ARM_VCPU_INIT": the features and their bits in struct
+# kvm_vcpu_init.
 FEATURE_BITS = {
     0: "power_off",
     1: "el1_32bit",
@@ -36,7 +39,10 @@ FEATURE_BITS = {
     7: "has_el2",
     8: "has_el2_e2h0",
 }
-ARM_FEATURE_BITS = {0: "power_off", 1: "psci_0_2"}  # arch/arm/include/uapi/asm/kvm.h, until Linux 5.6
+ARM_FEATURE_BITS = {
+    0: "power_off",
+    1: "psci_0_2",
+}  # arch/arm/include/uapi/asm/kvm.h, until Linux 5.6
 X0 = 0x6030000000100000
 PC = 0x6030000000100040
 SVE_VLS = 0x606000000015FFFF
@@ -44,7 +50,8 @@ CORE_REGISTERS = [X0 + 2 * index for index in range(31)] + [PC]
 SYSREG_GROUP = 0x603000000013
 PAGE = 4096
 
-# How MRS names the registers that a scratch guest reads: op0, op1, CRn, CRm, op2 (Arm ARM D19, "Accessing …").
+# How MRS names the registers that a scratch guest reads: op0, op1, CRn, CRm, op2 (Arm ARM D19,
+# "Accessing …").
 MRS_NAMES = {
     (3, 3, 14, 0, 0): "CNTFRQ_EL0",
     (3, 3, 0, 0, 7): "DCZID_EL0",
@@ -100,11 +107,20 @@ class _CreateDevice(ctypes.Structure):
 
 
 class _DeviceAttr(ctypes.Structure):
-    _fields_ = [("flags", ctypes.c_uint32), ("group", ctypes.c_uint32), ("attr", ctypes.c_uint64), ("addr", ctypes.c_uint64)]
+    _fields_ = [
+        ("flags", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
+        ("attr", ctypes.c_uint64),
+        ("addr", ctypes.c_uint64),
+    ]
 
 
 class _RegMaskRange(ctypes.Structure):
-    _fields_ = [("addr", ctypes.c_uint64), ("range", ctypes.c_uint32), ("reserved", ctypes.c_uint32 * 13)]
+    _fields_ = [
+        ("addr", ctypes.c_uint64),
+        ("range", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32 * 13),
+    ]
 
 
 # What an ioctl's argument points to, if it is not a number.
@@ -136,12 +152,16 @@ class CpuKind:
     """What KVM gives on CPUs of one kind.
 
     Attributes:
-        preferred: what KVM_ARM_PREFERRED_TARGET answers, or an `OSError` with the errno it fails with.
+        preferred: what KVM_ARM_PREFERRED_TARGET answers, or an `OSError` with the errno it fails
+            with.
         vcpus: the vCPUs that can be made, with all their registers by id.
-        writable: ids that user space may change; the others take only the value they have. Core registers are always writable.
-        masks: register id → mask, as KVM_ARM_GET_REG_WRITABLE_MASKS gives it; None for a kernel without that ioctl.
+        writable: ids that user space may change; the others take only the value they have. Core
+            registers are always writable.
+        masks: register id → mask, as KVM_ARM_GET_REG_WRITABLE_MASKS gives it; None for a kernel
+            without that ioctl.
         sve_lengths: in bits.
-        guest: what a guest reads, by name in MRS_NAMES. What is not there is undefined: the guest then never comes to its end.
+        guest: what a guest reads, by name in MRS_NAMES. What is not there is undefined: the guest
+            then never comes to its end.
     """
 
     preferred: int | OSError = 5
@@ -184,8 +204,10 @@ class FakeKernel(Kernel):
         failures: ioctl → errno with which it fails.
         fail_call: (n, errno): the n-th ioctl of all, counted from 0, fails.
         open_errno: errno with which /dev/kvm cannot be opened.
-        stops_at: an address at which KVM_RUN returns instead of running the guest, for whatever reason.
-        skips_mmio: whether an instruction that leaves the kernel is passed before rather than after, as in old ones.
+        stops_at: an address at which KVM_RUN returns instead of running the guest, for whatever
+            reason.
+        skips_mmio: whether an instruction that leaves the kernel is passed before rather than
+            after, as in old ones.
         calls: the ioctls so far.
         handles: the file descriptors that are open.
     """
@@ -201,7 +223,9 @@ class FakeKernel(Kernel):
     ) -> None:
         # Not super().__init__(): no libc here.
         self.kinds = kinds
-        self.answers = {uapi.CAPABILITIES[name]: answer for name, answer in (capabilities or {}).items()}
+        self.answers = {
+            uapi.CAPABILITIES[name]: answer for name, answer in (capabilities or {}).items()
+        }
         self.gics = gics
         self.feature_bits = feature_bits
         self.api_version = api_version
@@ -218,11 +242,13 @@ class FakeKernel(Kernel):
     @classmethod
     def from_profile(cls, profile: HostProfile) -> FakeKernel:
         """The kernel that this profile was, or could have been, measured on."""
-        kinds = {cpu: _kind_of(cluster) for cluster in profile.clusters for cpu in _cpus(cluster.cpus)}
+        kinds = {
+            cpu: _kind_of(cluster) for cluster in profile.clusters for cpu in _cpus(cluster.cpus)
+        }
         bits = FEATURE_BITS if profile.kvm_architecture == "arm64" else ARM_FEATURE_BITS
         return cls(kinds, dict(profile.capabilities), profile.gic_versions, bits)
 
-    # -- what Kernel has -----------------------------------------------------------------------------------------------
+    # -- what Kernel has --------------------------------------------------------------------------
 
     def open(self, path: str) -> int:
         if self.open_errno:
@@ -247,12 +273,14 @@ class FakeKernel(Kernel):
             code = errno.ENOTTY
         if code:
             raise KvmError(name, code)
-        result = getattr(self, "_" + name.lower())(handle, arg if isinstance(arg, int) else _argument(name, arg))
+        result = getattr(self, "_" + name.lower())(
+            handle, arg if isinstance(arg, int) else _argument(name, arg)
+        )
         if result < 0:
             raise KvmError(name, -result)
         return int(result)
 
-    # -- system ioctls -------------------------------------------------------------------------------------------------
+    # -- system ioctls ----------------------------------------------------------------------------
 
     def _new(self, handle: Any) -> int:
         self._next += 1
@@ -269,13 +297,14 @@ class FakeKernel(Kernel):
         return self.answers.get(number, 0)
 
     def _kvm_create_vm(self, _system: str, ipa_bits: int) -> int:
-        # kvm_init_ipa_stage2_mmu_config: 0 means 40; more than there are, or less than 32, is EINVAL.
+        # kvm_init_ipa_stage2_mmu_config: 0 means 40; more than there are, or less than 32, is
+        # EINVAL.
         limit = self.answers.get(165, 40)
         if not 32 <= (ipa_bits or 40) <= limit:
             return -errno.EINVAL
         return self._new(_Vm(ipa_bits or 40))
 
-    # -- VM ioctls -----------------------------------------------------------------------------------------------------
+    # -- VM ioctls --------------------------------------------------------------------------------
 
     def _kvm_create_vcpu(self, vm: _Vm, number: int) -> int:
         assert number == 0
@@ -285,7 +314,9 @@ class FakeKernel(Kernel):
         preferred = self._kind().preferred
         if isinstance(preferred, OSError):
             return -(preferred.errno or errno.EIO)
-        ctypes.memset(ctypes.addressof(arg), 0, 32)  # memset in kvm_vcpu_preferred_target: no features
+        ctypes.memset(
+            ctypes.addressof(arg), 0, 32
+        )  # memset in kvm_vcpu_preferred_target: no features
         ctypes.c_uint32.from_address(ctypes.addressof(arg)).value = preferred
         return 0
 
@@ -312,12 +343,17 @@ class FakeKernel(Kernel):
         return 0 if 2 in self.gics else -errno.ENODEV
 
     def _kvm_set_user_memory_region(self, vm: _Vm, arg: Any) -> int:
-        if arg.guest_phys_addr % PAGE or arg.memory_size % PAGE or arg.userspace_addr % PAGE or not arg.memory_size:
+        if (
+            arg.guest_phys_addr % PAGE
+            or arg.memory_size % PAGE
+            or arg.userspace_addr % PAGE
+            or not arg.memory_size
+        ):
             return -errno.EINVAL
         vm.memory.append((arg.guest_phys_addr, arg.memory_size, arg.userspace_addr))
         return 0
 
-    # -- vCPU ioctls ---------------------------------------------------------------------------------------------------
+    # -- vCPU ioctls ------------------------------------------------------------------------------
 
     def _kvm_arm_vcpu_init(self, vcpu: _Vcpu, arg: Any) -> int:
         features = set()
@@ -356,7 +392,9 @@ class FakeKernel(Kernel):
         if room < arg[0]:
             return -errno.E2BIG
         # Not in order: kvm_arm_copy_reg_indices gives core registers first.
-        arg[1 : 1 + arg[0]] = sorted(vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg))
+        arg[1 : 1 + arg[0]] = sorted(
+            vcpu.registers, key=lambda reg: (reg not in CORE_REGISTERS, -reg)
+        )
         return 0
 
     def _kvm_get_one_reg(self, vcpu: _Vcpu, arg: Any) -> int:
@@ -364,7 +402,9 @@ class FakeKernel(Kernel):
             return -errno.ENOEXEC
         if arg.id not in vcpu.registers:
             return -errno.ENOENT
-        ctypes.memmove(arg.addr, vcpu.registers[arg.id].to_bytes(_size(arg.id), "little"), _size(arg.id))
+        ctypes.memmove(
+            arg.addr, vcpu.registers[arg.id].to_bytes(_size(arg.id), "little"), _size(arg.id)
+        )
         return 0
 
     def _kvm_set_one_reg(self, vcpu: _Vcpu, arg: Any) -> int:
@@ -384,7 +424,9 @@ class FakeKernel(Kernel):
         return 0
 
     def _set_vls(self, vcpu: _Vcpu, value: int) -> int:
-        """set_sve_vls: up to the longest length asked for, exactly the host's; nothing above the host's longest."""
+        """set_sve_vls: up to the longest length asked for, exactly the host's; nothing above the
+        host's longest.
+        """
         assert vcpu.kind is not None
         if vcpu.sve_done:
             return -errno.EPERM
@@ -403,7 +445,7 @@ class FakeKernel(Kernel):
         vcpu.pmu_done = True
         return 0
 
-    # -- the guest -----------------------------------------------------------------------------------------------------
+    # -- the guest --------------------------------------------------------------------------------
 
     def _kvm_run(self, vcpu: _Vcpu, arg: int) -> int:
         assert arg == 0
@@ -429,13 +471,21 @@ class FakeKernel(Kernel):
     def _fetch(self, vcpu: _Vcpu) -> int | None:
         for start, size, address in vcpu.vm.memory:
             if start <= vcpu.registers[PC] < start + size:
-                return int.from_bytes(ctypes.string_at(address + vcpu.registers[PC] - start, 4), "little")
+                return int.from_bytes(
+                    ctypes.string_at(address + vcpu.registers[PC] - start, 4), "little"
+                )
         return None
 
     def _step(self, vcpu: _Vcpu, word: int) -> bool:
         """Do one A64 instruction; False if it is undefined."""
         if word >> 20 == 0b1101_0101_0011:  # MRS: op0 is bit 19 with a 1 in front
-            register = (2 | word >> 19 & 1, word >> 16 & 7, word >> 12 & 15, word >> 8 & 15, word >> 5 & 7)
+            register = (
+                2 | word >> 19 & 1,
+                word >> 16 & 7,
+                word >> 12 & 15,
+                word >> 8 & 15,
+                word >> 5 & 7,
+            )
             name = MRS_NAMES.get(register, "")
             assert vcpu.kind is not None
             value = vcpu.kind.guest.get(name)
@@ -448,7 +498,9 @@ class FakeKernel(Kernel):
 
     def _leaves(self, vcpu: _Vcpu, word: int) -> bool:
         """Whether an instruction ends KVM_RUN with KVM_EXIT_MMIO: a store to where no memory is."""
-        if word >> 22 != 0b11_111_0_01_00:  # STR (immediate), unsigned offset, 64 bits: imm12, Rn, Rt
+        if (
+            word >> 22 != 0b11_111_0_01_00
+        ):  # STR (immediate), unsigned offset, 64 bits: imm12, Rn, Rt
             return False
         base = word >> 5 & 31
         assert base != 31, "the guest has no stack"
@@ -456,35 +508,61 @@ class FakeKernel(Kernel):
         return not any(start <= place < start + size for start, size, _ in vcpu.vm.memory)
 
     def _never_ends(self) -> int:
-        """An undefined instruction takes the guest to a vector where there is no memory, for ever; only a signal ends KVM_RUN."""
+        """An undefined instruction takes the guest to a vector where there is no memory, for ever;
+        only a signal ends KVM_RUN.
+        """
         remaining, interval = signal.getitimer(signal.ITIMER_REAL)
         assert remaining or interval, "no timer is running: this KVM_RUN would never return"
         time.sleep(remaining)
         return -errno.EINTR
 
 
-def kind(target: int = 5, *feature_sets: tuple[str, ...], registers: dict[int, int] | None = None, **others: Any) -> CpuKind:
-    """A CPU kind that makes vCPUs of one target with each of these feature sets, all with the same registers."""
+def kind(
+    target: int = 5,
+    *feature_sets: tuple[str, ...],
+    registers: dict[int, int] | None = None,
+    **others: Any,
+) -> CpuKind:
+    """A CPU kind that makes vCPUs of one target with each of these feature sets, all with the same
+    registers.
+    """
     values = {**dict.fromkeys(CORE_REGISTERS, 0), **(registers or {})}
     sets = feature_sets or ((),)
-    vcpus = {Made(target, frozenset(features)): {**values, **({SVE_VLS: 0} if "sve" in features else {})} for features in sets}
+    vcpus = {
+        Made(target, frozenset(features)): {**values, **({SVE_VLS: 0} if "sve" in features else {})}
+        for features in sets
+    }
     return CpuKind(preferred=target, vcpus=vcpus, **others)
 
 
 def _argument(name: str, buffer: bytes | bytearray) -> Any:
-    """The struct in a buffer, to be read and written; the list of KVM_GET_REG_LIST, n and as many ids, as 64-bit words."""
-    struct = ctypes.c_uint64 * (len(buffer) // 8) if name == "KVM_GET_REG_LIST" else _ARGUMENTS[name]
+    """The struct in a buffer, to be read and written; the list of KVM_GET_REG_LIST, n and as many
+    ids, as 64-bit words.
+    """
+    struct = (
+        ctypes.c_uint64 * (len(buffer) // 8) if name == "KVM_GET_REG_LIST" else _ARGUMENTS[name]
+    )
     assert len(buffer) == ctypes.sizeof(struct), f"{name} copies {ctypes.sizeof(struct)} bytes"
     assert isinstance(buffer, bytearray) or name not in _WRITTEN, f"{name} writes to its argument"
-    return struct.from_buffer(buffer) if isinstance(buffer, bytearray) else struct.from_buffer_copy(buffer)
+    return (
+        struct.from_buffer(buffer)
+        if isinstance(buffer, bytearray)
+        else struct.from_buffer_copy(buffer)
+    )
 
 
 def _kind_of(cluster: Cluster) -> CpuKind:
     vcpus = {}
     for vcpu in cluster.vcpus:
         values = {id_of(name): value for name, value in vcpu.registers.items()}
-        vcpus[Made(vcpu.number, frozenset(vcpu.features))] = {reg: values.get(reg, 0) for reg in unpack_ids(vcpu.reglist)}
-    masks = None if cluster.writable is None else {id_of(name): mask for name, mask in cluster.writable.items()}
+        vcpus[Made(vcpu.number, frozenset(vcpu.features))] = {
+            reg: values.get(reg, 0) for reg in unpack_ids(vcpu.reglist)
+        }
+    masks = (
+        None
+        if cluster.writable is None
+        else {id_of(name): mask for name, mask in cluster.writable.items()}
+    )
     return CpuKind(
         preferred=cluster.target,
         vcpus=vcpus,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A record is about the domain it sits in, or it is not believed; and a guest is of the CPUs that it is pinned to."""
+"""A record is about the domain it sits in, or it is not believed; and a guest is of the CPUs that
+it is pinned to.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ def test_an_edit_shows(old: bytes, new: bytes, subject: str) -> None:
     assert _subjects(xml.replace(old, new)) == {subject}
 
 
-@pytest.mark.parametrize("feature", ["sve²", "sve٢٥٦", "sve0256", "sve256_", "sve", "x" * 10**6, "\x85\u202e", "sve" + "9" * 10**6])
+@pytest.mark.parametrize(
+    "feature",
+    ["sve²", "sve٢٥٦", "sve0256", "sve256_", "sve", "x" * 10**6, "\x85\u202e", "sve" + "9" * 10**6],
+)
 def test_a_feature_of_any_name_is_compared_and_shown(feature: str) -> None:
     xml = resolver("trixie-max").resolve(template("sve"))
     xml = xml.replace(b"</cpu>", f"<feature policy='require' name='{feature}'/></cpu>".encode())
@@ -66,7 +71,10 @@ def test_a_feature_of_any_name_is_compared_and_shown(feature: str) -> None:
     assert all(line(finding).isprintable() and len(line(finding)) < 600 for finding in findings)
 
 
-@pytest.mark.parametrize("old", [b"mode='host-passthrough'", b"<gic version='3'/>", b"'virt-10.0'>hvm", b"<pmu state='on'/>"])
+@pytest.mark.parametrize(
+    "old",
+    [b"mode='host-passthrough'", b"<gic version='3'/>", b"'virt-10.0'>hvm", b"<pmu state='on'/>"],
+)
 def test_what_an_edit_says_is_shown_on_one_short_line(old: bytes) -> None:
     xml = resolver("trixie-max").resolve(template("sve"))
     head, _, rest = old.partition(b"'")
@@ -82,10 +90,16 @@ def test_an_edit_of_a_named_model_shows() -> None:
 
 
 def test_what_the_xml_could_not_say_is_held_against_the_host() -> None:
-    """Resolved by libvirt 9.0, which has no word for PAuth, on a host without; another host would have QEMU add it."""
+    """Resolved by libvirt 9.0, which has no word for PAuth, on a host without; another host would
+    have QEMU add it.
+    """
     plain = host("bookworm-max")
-    without = apply_override(plain, next(override for override in overrides() if override.word == "arm64.nopauth"))
+    without = apply_override(
+        plain, next(override for override in overrides() if override.word == "arm64.nopauth")
+    )
     target = Resolver(without, Policy()).target(Wish("aarch64"))
     assert target.unsaid == ("ptrauth_address", "ptrauth_generic")
     assert check(target, without) == []
-    assert [finding.kind for finding in check(target, plain) if finding.severity == REFUSES] == ["features-left-to-qemu"]
+    assert [finding.kind for finding in check(target, plain) if finding.severity == REFUSES] == [
+        "features-left-to-qemu"
+    ]

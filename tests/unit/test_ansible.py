@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The collection in ansible/: its playbook run on hosts that are this machine with an /etc and a `kvmarm` of their own each, which
-answers from a recorded profile. The controller's `kvmarm` is the real one. On hosts with KVM: tests/lab/test_ansible.py."""
+"""The collection in ansible/: its playbook run on hosts that are this machine with an /etc and a
+`kvmarm` of their own each, which answers from a recorded profile. The controller's `kvmarm` is the
+real one. On hosts with KVM: tests/lab/test_ansible.py.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from tests import playbook
 ROLE = playbook.COLLECTION / "roles/kvmarm"
 PROFILES = playbook.PROJECT / "tests/hosts"
 UNSHARE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-INSTALLED = {policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/etc/ansible/facts.d/kvmarm.fact"}
+INSTALLED = {
+    policy.DEFAULT_PATH,
+    pool.DEFAULT_PATH,
+    str(hookfile.DIRECTORY / hookfile.NAME),
+    "/etc/ansible/facts.d/kvmarm.fact",
+}
 NOWHERE = {"ansible_host": "127.0.0.1", "ansible_port": "1", "ansible_ssh_args": "-F none"}
 
 
@@ -46,7 +53,8 @@ class Fleet:
             check) exec {self.directory}/bin/kvmarm check --host {PROFILES}/{profile}.json "$2" ;;
             hook)
                 mkdir -p {hookfile.DIRECTORY} && cd {hookfile.DIRECTORY} || exit
-                if [ -e {hookfile.NAME} ]; then echo "it is up to date"; else touch {hookfile.NAME}; fi ;;
+                [ ! -e {hookfile.NAME} ] || exec echo "it is up to date"
+                touch {hookfile.NAME} ;;
             esac"""
         _script(root / "bin/kvmarm", kvmarm)
         inside = f"mount --bind {root}/etc /etc && PATH={root}/bin:$PATH exec sh"
@@ -74,21 +82,32 @@ def _script(path: Path, text: str) -> None:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    if subprocess.run([*UNSHARE, "mount", "--bind", str(tmp_path), str(tmp_path)], capture_output=True).returncode != 0:
+    if (
+        subprocess.run(
+            [*UNSHARE, "mount", "--bind", str(tmp_path), str(tmp_path)], capture_output=True
+        ).returncode
+        != 0
+    ):
         pytest.skip("no mount namespaces here")
     before = {path for path in INSTALLED if Path(path).exists()}
     yield Fleet(tmp_path)
-    assert {path for path in INSTALLED if Path(path).exists()} == before, "the hosts' /etc was this machine's"
+    assert {path for path in INSTALLED if Path(path).exists()} == before, (
+        "the hosts' /etc was this machine's"
+    )
 
 
-# -- the playbook --------------------------------------------------------------------------------------------------------------
+# -- the playbook --------------------------------------------------------------------------------
 
 
 def test_in_check_mode_then_for_real_then_again(fleet: Fleet) -> None:
-    """Beside a host that is not there, but was left out on purpose; it is the first, which run_once would ask."""
+    """Beside a host that is not there, but was left out on purpose; it is the first, which run_once
+    would ask.
+    """
     fleet.hosts["alpha"] = NOWHERE
     fleet.add("beta", "trixie-cortex-a57")
-    files = INSTALLED - {policy.DEFAULT_PATH}  # which is left alone as long as there are no settings
+    files = INSTALLED - {
+        policy.DEFAULT_PATH
+    }  # which is left alone as long as there are no settings
     # What is installed, and the directory of policy and pool.
     for options, installed, changed in (["--check"], set(), 4), ([], files, 4), ([], files, 0):
         run = fleet.run(*options, kvmarm_leave_out=["alpha"])
@@ -107,7 +126,9 @@ def test_hosts_without_a_profile_are_named(fleet: Fleet) -> None:
     run = fleet.run("--limit", "!beta")
     assert run.rc != 0
     assert run.plan == []
-    reasons = dict(re.findall(r'"msg": "(\w+) gave no profile, .*?kvmarm_leave_out\. (.*)"', run.output))
+    reasons = dict(
+        re.findall(r'"msg": "(\w+) gave no profile, .*?kvmarm_leave_out\. (.*)"', run.output)
+    )
     assert reasons.keys() == {"beta", "broken", "silent"}
     assert "outside of --limit" in reasons["beta"]
     assert "no-such-profile.json" in reasons["broken"]
@@ -135,7 +156,7 @@ def test_what_cannot_be_is_said_before_anything_is_installed(
     assert fleet.installed("alpha") | fleet.installed("beta") == set()
 
 
-# -- the collection ------------------------------------------------------------------------------------------------------------
+# -- the collection ------------------------------------------------------------------------------
 
 
 def _galaxy(directory: Path, *arguments: str) -> None:
@@ -148,9 +169,13 @@ def test_it_can_be_built_and_installed(tmp_path: Path) -> None:
     _galaxy(tmp_path, "build", str(playbook.COLLECTION), "--output-path", str(made))
     (archive,) = made.iterdir()
     assert archive.name == f"kvmarm-host_model-{__version__}.tar.gz"
-    _galaxy(tmp_path, "install", str(archive), "--offline", "--force", "--collections-path", str(made))
+    _galaxy(
+        tmp_path, "install", str(archive), "--offline", "--force", "--collections-path", str(made)
+    )
     installed = made / "ansible_collections/kvmarm/host_model"
-    wanted = {path.relative_to(playbook.COLLECTION) for path in playbook.COLLECTION.rglob("*")} - {Path("galaxy.yml")}
+    wanted = {path.relative_to(playbook.COLLECTION) for path in playbook.COLLECTION.rglob("*")} - {
+        Path("galaxy.yml")
+    }
     assert wanted <= {path.relative_to(installed) for path in installed.rglob("*")}
 
 
@@ -165,4 +190,7 @@ def test_every_variable_is_described() -> None:
         for name, option in options.items():
             assert option.get("default", defaults[name]) == defaults[name]
             assert f"| `{name}` |" in readme
-    assert set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == {*defaults, "kvmarm_serial"}  # of the playbook
+    assert set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == {
+        *defaults,
+        "kvmarm_serial",
+    }  # of the playbook

@@ -43,11 +43,13 @@ from .fakekernel import FakeKernel
 _NAMES = sorted(HOSTS)
 
 
-# -- hosts that are varied from the corpus ----------------------------------------------------------------------------------------
+# -- hosts that are varied from the corpus -------------------------------------------------------
 
 
 def _each_cluster(name: str, base: HostProfile, **changes: object) -> HostProfile:
-    return base.replace(name=name, clusters=tuple(cluster.replace(**changes) for cluster in base.clusters))
+    return base.replace(
+        name=name, clusters=tuple(cluster.replace(**changes) for cluster in base.clusters)
+    )
 
 
 def _without(base: HostProfile, name: str, *words: str) -> HostProfile:
@@ -68,7 +70,9 @@ def _shorter_sve(base: HostProfile, name: str, longest: int) -> HostProfile:
 
 def _fewer_counters(base: HostProfile, name: str, counters: int) -> HostProfile:
     seen = base.clusters[0].seen
-    return _each_cluster(name, base, seen={**seen, "PMCR_EL0": seen["PMCR_EL0"] & ~(31 << 11) | counters << 11})
+    return _each_cluster(
+        name, base, seen={**seen, "PMCR_EL0": seen["PMCR_EL0"] & ~(31 << 11) | counters << 11}
+    )
 
 
 def _variations() -> dict[str, HostProfile]:
@@ -84,9 +88,16 @@ def _variations() -> dict[str, HostProfile]:
         _fewer_counters(maximal, "max-2-counters", 2),
         maximal.replace(name="max-48-bits", ipa_bits=48),
         n1.replace(name="n1-twin", kernel="6.12.99-other"),
-        n1.replace(name="n1-old-qemu", qemu=n1.qemu.replace(machines=n1.qemu.machines[3:], aliases={"virt": n1.qemu.machines[3]}))
-        if n1.qemu
-        else n1,
+        (
+            n1.replace(
+                name="n1-old-qemu",
+                qemu=n1.qemu.replace(
+                    machines=n1.qemu.machines[3:], aliases={"virt": n1.qemu.machines[3]}
+                ),
+            )
+            if n1.qemu
+            else n1
+        ),
         _each_cluster("n1-25-mhz", n1, seen={**n1.clusters[0].seen, "CNTFRQ_EL0": 25_000_000}),
     ]
     return {profile.name: profile for profile in varied}
@@ -99,7 +110,8 @@ _N1 = [name for name in _HOSTS if name.startswith("n1") or name == "trixie-neove
 # Any hosts at all hardly ever form a pool; hosts of a family often do.
 _any_hosts = st.lists(st.sampled_from(sorted(_HOSTS)), min_size=1, max_size=5, unique=True)
 _related = st.one_of(
-    st.lists(st.sampled_from(_MAX), min_size=1, max_size=4, unique=True), st.lists(st.sampled_from(_N1), min_size=1, unique=True)
+    st.lists(st.sampled_from(_MAX), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from(_N1), min_size=1, unique=True),
 )
 _groups = st.one_of(_any_hosts, _related)
 
@@ -113,13 +125,15 @@ def _features(formed: Pool | None) -> set[object]:
     if formed is None:
         return set()
     profile = formed.baseline
-    have: set[object] = set(profile.gic_versions) | set(profile.qemu.machines if profile.qemu else ())
+    have: set[object] = set(profile.gic_versions) | set(
+        profile.qemu.machines if profile.qemu else ()
+    )
     for cluster in profile.clusters:
         have |= {(cluster.midr, vcpu.features) for vcpu in cluster.vcpus} | set(cluster.sve_lengths)
     return have
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------------------
+# -- laws ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(_HOSTS))
@@ -148,7 +162,9 @@ def test_another_host_never_adds_anything(names: list[str], another: str) -> Non
 @given(_groups)
 @settings(deadline=None)
 def test_every_member_takes_the_baseline_and_is_taken_by_every_other(names: list[str]) -> None:
-    """Asked of `check` alone: of each guest that some policy makes of the baseline, wherever it is started."""
+    """Asked of `check` alone: of each guest that some policy makes of the baseline, wherever it is
+    started.
+    """
     formed = _of(names).pool
     if formed is None:
         return
@@ -177,7 +193,9 @@ def _blocking(findings: list[Finding]) -> list[Finding]:
 @given(_groups)
 @settings(deadline=None)
 def test_a_plan_leads_to_a_pool(names: list[str]) -> None:
-    """Whoever takes the steps has hosts that form a pool, as far as profiles can foretell; without a step they are one already."""
+    """Whoever takes the steps has hosts that form a pool, as far as profiles can foretell; without
+    a step they are one already.
+    """
     result = _of(names)
     assert (result.pool is None) == bool(result.plan.steps)
     assert result.plan.hosts
@@ -209,7 +227,7 @@ def test_a_pool_is_written_and_read(names: list[str]) -> None:
         assert pool.is_pool(text.encode())
 
 
-# -- what hosts have in common, and what they lose -----------------------------------------------------------------------------
+# -- what hosts have in common, and what they lose -----------------------------------------------
 
 
 def _formed(*names: str) -> Pool:
@@ -228,7 +246,9 @@ def test_a_baseline_is_a_profile_by_its_schema() -> None:
 def test_what_xml_can_turn_off_is_turned_off() -> None:
     result = _of(["trixie-max", "trixie-max-nosve-nopauth"])
     assert result.pool is not None
-    assert {choice for choice in CHOICES if result.pool.baseline.clusters[0].has(CHOICES[choice][0])} == {"PMU"}
+    assert {
+        choice for choice in CHOICES if result.pool.baseline.clusters[0].has(CHOICES[choice][0])
+    } == {"PMU"}
     assert result.missing["SVE"] == "trixie-max-nosve-nopauth has none"
     assert "QEMU would give 32-bit guests PAuth on trixie-max" in result.missing["AArch32"]
     assert result.costs[("trixie-max",)] == ("SVE", "PAuth", "AArch32")
@@ -240,7 +260,9 @@ def test_sve_is_as_long_as_all_have_it() -> None:
 
 
 def test_sve_lengths_with_a_gap_end_before_it() -> None:
-    """KVM takes only a set that is its own up to the longest (set_sve_vls): 512 on a host without 384 is no common length."""
+    """KVM takes only a set that is its own up to the longest (set_sve_vls): 512 on a host without
+    384 is no common length.
+    """
     gap = _each_cluster("gap", host("trixie-max"), sve_lengths=(128, 256, 512))
     result = baseline([host("trixie-max"), gap])
     assert result.pool is not None
@@ -248,7 +270,9 @@ def test_sve_lengths_with_a_gap_end_before_it() -> None:
 
 
 def test_pauth_of_another_algorithm_is_turned_off() -> None:
-    """Both have it, and neither takes the other's: the fields tell the algorithm, and are not writable."""
+    """Both have it, and neither takes the other's: the fields tell the algorithm, and are not
+    writable.
+    """
     base = host("trixie-max")
     other = _each_cluster("qarma3", base, vcpus=tuple(map(_with_qarma3, base.clusters[0].vcpus)))
     result = baseline([base, other])
@@ -285,7 +309,10 @@ def test_a_pool_of_big_little_boards_has_both_clusters() -> None:
     swapped = base.replace(
         name="swapped",
         # In the order of their first CPUs, as a probe has them.
-        clusters=tuple(cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus]) for cluster in reversed(base.clusters)),
+        clusters=tuple(
+            cluster.replace(cpus={"0-3": "4-7", "4-7": "0-3"}[cluster.cpus])
+            for cluster in reversed(base.clusters)
+        ),
     )
     result = baseline([base, swapped])
     assert result.pool is not None
@@ -304,21 +331,30 @@ def test_a_board_in_a_pool_of_hosts_of_one_cluster_pins() -> None:
     assert b"cpuset='" not in _resolved(formed, plain, template("direct-kernel"))
     # The user's own pins, or a policy, that lead elsewhere.
     little = template("big-little").replace(b"<vcpu>", b"<vcpu cpuset='0-3'>")
-    with pytest.raises(KvmarmError, match="may run on CPUs 0-3, of MIDR 0x412fd050, which pool does not have"):
+    with pytest.raises(
+        KvmarmError, match="may run on CPUs 0-3, of MIDR 0x412fd050, which pool does not have"
+    ):
         _resolved(formed, board, little)
-    only_little = board.replace(clusters=(board.clusters[0], board.clusters[0].replace(cpus="4-7", midr=0x410FD040)))
+    only_little = board.replace(
+        clusters=(board.clusters[0], board.clusters[0].replace(cpus="4-7", midr=0x410FD040))
+    )
     with pytest.raises(KvmarmError, match="this host has no Cortex-A76 to pin the guest to"):
         _resolved(formed, only_little, template("big-little"))
 
 
-# -- plans ---------------------------------------------------------------------------------------------------------------------
+# -- plans ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "recorded"),
-    [(("arm64.nobti",), "trixie-max-nobti"), (("arm64.nosve", "arm64.nopauth"), "trixie-max-nosve-nopauth")],
+    [
+        (("arm64.nobti",), "trixie-max-nobti"),
+        (("arm64.nosve", "arm64.nopauth"), "trixie-max-nosve-nopauth"),
+    ],
 )
-def test_overrides_do_in_profiles_what_they_did_to_hosts(words: tuple[str, ...], recorded: str) -> None:
+def test_overrides_do_in_profiles_what_they_did_to_hosts(
+    words: tuple[str, ...], recorded: str
+) -> None:
     """Against profiles that were recorded on hosts booted with them."""
     assert digest(_without(host("trixie-max"), "foretold", *words)) == digest(host(recorded))
 
@@ -334,14 +370,19 @@ def test_a_field_that_a_command_line_levels() -> None:
     result = _of(["trixie-max", "trixie-max-nobti"])
     (step,) = result.plan.steps
     assert (step.action, step.hosts, step.what) == (BOOT, ("trixie-max",), "arm64.nobti")
-    assert "ID_AA64PFR1_EL1.BT (branch target identification): 0x1 on trixie-max, 0x0 on trixie-max-nobti" in step.why
+    assert (
+        "ID_AA64PFR1_EL1.BT (branch target identification): 0x1 on trixie-max, 0x0 on"
+        " trixie-max-nobti" in step.why
+    )
     assert result.costs == {("trixie-max",): ("what arm64.nobti takes",), ("trixie-max-nobti",): ()}
 
 
 def test_a_word_that_the_kernel_does_not_know_is_not_proposed() -> None:
     old, new = (
         _each_cluster(
-            name, host("trixie-max"), vcpus=tuple(_with_mops(vcpu, mops) for vcpu in host("trixie-max").clusters[0].vcpus)
+            name,
+            host("trixie-max"),
+            vcpus=tuple(_with_mops(vcpu, mops) for vcpu in host("trixie-max").clusters[0].vcpus),
         )
         for name, mops in (("old", 1), ("new", 0))
     )
@@ -364,13 +405,20 @@ def test_older_kernels_are_upgraded_to_the_newest() -> None:
 def test_many_hosts_are_not_upgraded_for_one() -> None:
     many = [host("trixie-neoverse-n1").replace(name=f"node{number}") for number in range(3)]
     result = baseline([*many, host("sid-neoverse-n1")])
-    assert [(step.action, step.hosts) for step in result.plan.steps] == [(LEAVE_OUT, ("sid-neoverse-n1",))]
+    assert [(step.action, step.hosts) for step in result.plan.steps] == [
+        (LEAVE_OUT, ("sid-neoverse-n1",))
+    ]
 
 
 def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
     base = host("trixie-neoverse-n1")
     assert base.qemu is not None
-    old = base.replace(name="old", qemu=base.qemu.replace(version="4.2.0", machines=("virt-0.1",), aliases={"virt": "virt-0.1"}))
+    old = base.replace(
+        name="old",
+        qemu=base.qemu.replace(
+            version="4.2.0", machines=("virt-0.1",), aliases={"virt": "virt-0.1"}
+        ),
+    )
     (step,) = baseline([base, old]).plan.steps
     assert (step.action, step.hosts, step.what) == (QEMU, ("old",), "to 10.0.13")
 
@@ -378,9 +426,21 @@ def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
 @pytest.mark.parametrize(
     ("names", "out", "why"),
     [
-        (("trixie-neoverse-n1", "n1-twin", "n1-25-mhz"), "n1-25-mhz", "timer frequency in Hz (CNTFRQ_EL0) is 25000000"),
-        (("trixie-neoverse-n1", "n1-twin", "trixie-cortex-a76"), "trixie-cortex-a76", "its CPU is Cortex-A76"),
-        (("trixie-neoverse-n1", "n1-twin", "hand-made-a15-3.10"), "a15", "its architecture is armv7l"),
+        (
+            ("trixie-neoverse-n1", "n1-twin", "n1-25-mhz"),
+            "n1-25-mhz",
+            "timer frequency in Hz (CNTFRQ_EL0) is 25000000",
+        ),
+        (
+            ("trixie-neoverse-n1", "n1-twin", "trixie-cortex-a76"),
+            "trixie-cortex-a76",
+            "its CPU is Cortex-A76",
+        ),
+        (
+            ("trixie-neoverse-n1", "n1-twin", "hand-made-a15-3.10"),
+            "a15",
+            "its architecture is armv7l",
+        ),
     ],
 )
 def test_what_nothing_levels_is_left_out(names: tuple[str, ...], out: str, why: str) -> None:
@@ -391,7 +451,9 @@ def test_what_nothing_levels_is_left_out(names: tuple[str, ...], out: str, why: 
 
 
 def test_hosts_that_cannot_run_guests_are_left_out() -> None:
-    useless = host("trixie-neoverse-n1").replace(name="useless", clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),))
+    useless = host("trixie-neoverse-n1").replace(
+        name="useless", clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),)
+    )
     result = baseline([host("trixie-neoverse-n1"), useless])
     (step,) = result.plan.steps
     assert (step.hosts, step.why) == (("useless",), "KVM: /dev/kvm does not exist")
@@ -400,12 +462,16 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
     assert "Nothing levels them" in as_text(alone, explain=False)
 
 
-# -- pools on their members ----------------------------------------------------------------------------------------------------
+# -- pools on their members ----------------------------------------------------------------------
 
 
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
     def ask(target: Target) -> ProfileOffer:
-        return ProfileOffer(target, profile, pool.counterpart(target.pinning.midr if target.pinning else None, profile))
+        return ProfileOffer(
+            target,
+            profile,
+            pool.counterpart(target.pinning.midr if target.pinning else None, profile),
+        )
 
     return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(source)
 
@@ -420,22 +486,33 @@ def test_every_member_makes_the_same_xml(name: str) -> None:
 
 
 @pytest.mark.parametrize("member", ["trixie-neoverse-n1", "n1-twin", "n1-25-mhz"])
-def test_a_members_kernel_says_what_its_profile_says(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_members_kernel_says_what_its_profile_says(
+    member: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scratch vCPU confirms: of a kernel that plays the profile."""
     formed, profile = _formed("trixie-neoverse-n1", "n1-twin"), _HOSTS[member]
-    monkeypatch.setattr("os.uname", lambda: os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture)))
+    monkeypatch.setattr(
+        "os.uname",
+        lambda: os.uname_result(
+            ("Linux", profile.name, profile.kernel, "#1", profile.architecture)
+        ),
+    )
     with System(FakeKernel.from_profile(profile)) as system:
 
         def ask(target: Target) -> KernelOffer:
             return KernelOffer(target, system, profile.qemu.machines if profile.qemu else ())
 
         def by_kernel() -> bytes:
-            return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(template("uefi"))
+            return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(
+                template("uefi")
+            )
 
         if member in formed.members:
             assert by_kernel() == _resolved(formed, profile, template("uefi"))
         else:
-            with pytest.raises(KvmarmError, match=f"{member} does not fit into pool pool: CNTFRQ_EL0"):
+            with pytest.raises(
+                KvmarmError, match=f"{member} does not fit into pool pool: CNTFRQ_EL0"
+            ):
                 by_kernel()
 
 
@@ -446,8 +523,15 @@ def test_what_the_pool_does_not_have_is_refused_by_name() -> None:
 
 
 def test_a_member_that_has_drifted_says_so() -> None:
-    """In either direction: it no longer takes the pool's guests, or the pool would not take those started there."""
-    formed = baseline([_without(host("trixie-max"), "alpha", "arm64.nobti"), host("trixie-max-nobti").replace(name="beta")]).pool
+    """In either direction: it no longer takes the pool's guests, or the pool would not take those
+    started there.
+    """
+    formed = baseline(
+        [
+            _without(host("trixie-max"), "alpha", "arm64.nobti"),
+            host("trixie-max-nobti").replace(name="beta"),
+        ]
+    ).pool
     assert formed is not None
     rebooted = host("trixie-max").replace(name="alpha")
     with pytest.raises(KvmarmError) as refused:
@@ -466,17 +550,26 @@ def test_a_guest_whose_addresses_would_differ_is_refused() -> None:
     small, large = base.replace(name="small", ipa_bits=40), base.replace(name="large")
     formed = baseline([small, large]).pool
     assert formed is not None
-    domain = template("direct-kernel").replace(b"<memory unit='MiB'>512<", b"<memory unit='GiB'>600<")
+    domain = template("direct-kernel").replace(
+        b"<memory unit='MiB'>512<", b"<memory unit='GiB'>600<"
+    )
     assert _resolved(formed, small, domain)
-    with pytest.raises(KvmarmError, match="would have 41-bit addresses on large, and 40-bit ones in pool pool"):
+    with pytest.raises(
+        KvmarmError, match="would have 41-bit addresses on large, and 40-bit ones in pool pool"
+    ):
         _resolved(formed, large, domain)
 
 
 def test_hosts_of_fewer_addresses_than_the_board_wants_form_no_pool_with_others() -> None:
     base = host("trixie-max")
     found = obstacles([base, base.replace(name="small", ipa_bits=36)])
-    assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(itertools.permutations(["trixie-max", "small"]))
-    assert {obstacle.finding.kind for obstacle in found} == {"addresses-too-few", "addresses-differ"}
+    assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(
+        itertools.permutations(["trixie-max", "small"])
+    )
+    assert {obstacle.finding.kind for obstacle in found} == {
+        "addresses-too-few",
+        "addresses-differ",
+    }
 
 
 def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
@@ -491,16 +584,34 @@ def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
         ("", "is not a pool"),
         ("- a\n", "is not a pool"),
         ("schema: [\n", "is not YAML, line 2"),
-        ("schema: urn:kvmarm-plugin:pool:2\n", "has schema urn:kvmarm-plugin:pool:2; this kvmarm knows urn:kvmarm-plugin:pool:1"),
-        ("schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\n", "is incomplete: it has no 'baseline'"),
+        (
+            "schema: urn:kvmarm-plugin:pool:2\n",
+            "has schema urn:kvmarm-plugin:pool:2; this kvmarm knows urn:kvmarm-plugin:pool:1",
+        ),
+        (
+            "schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\n",
+            "is incomplete: it has no 'baseline'",
+        ),
         ("schema: urn:kvmarm-plugin:pool:1\nname: 3\nmembers: {}\nbaseline: {}\n", "is broken"),
-        ("schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\nbaseline: {}\n", "the baseline in pool is not a host profile"),
+        (
+            "schema: urn:kvmarm-plugin:pool:1\nname: a\nmembers: {}\nbaseline: {}\n",
+            "the baseline in pool is not a host profile",
+        ),
         ("schema: 2026-99-99\n", "is not YAML"),
         ("schema: urn:kvmarm-plugin:pool:\u2028\n", "is not YAML, line 1"),
-        ('schema: "urn:kvmarm-plugin:pool:\\e[2J"\n', r"has schema urn:kvmarm-plugin:pool:\x1b[2J; this kvmarm"),
+        (
+            'schema: "urn:kvmarm-plugin:pool:\\e[2J"\n',
+            r"has schema urn:kvmarm-plugin:pool:\x1b[2J; this kvmarm",
+        ),
         ("&a schema: urn:kvmarm-plugin:pool:1\n", "is not YAML, line 1: anchors and aliases"),
-        ("schema: urn:kvmarm-plugin:pool:1\nschema: urn:kvmarm-plugin:pool:1\n", "is not YAML, line 2: schema is there twice"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "is not YAML, line 1: anchors and aliases"),
+        (
+            "schema: urn:kvmarm-plugin:pool:1\nschema: urn:kvmarm-plugin:pool:1\n",
+            "is not YAML, line 2: schema is there twice",
+        ),
+        (
+            "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n",
+            "is not YAML, line 1: anchors and aliases",
+        ),
         ("a: !!int ''\n", "is not YAML, line 1: tags"),
         ("a: " + "1:59" + ":59" * 10_000, "is not YAML, line 1: 1:59"),
         ("[" * 100_000, "is not YAML, line 1: it is more than 16 lists and mappings deep"),
@@ -510,7 +621,9 @@ def test_a_member_with_an_older_qemu_than_promised_has_drifted() -> None:
     ids=lambda text: text[:20],
 )
 @pytest.mark.parametrize("parser", ["libyaml", "Python"])
-def test_what_is_no_pool(text: str, message: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_pool(
+    text: str, message: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if parser == "Python":
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     with pytest.raises(pool.PoolError) as error:
@@ -529,7 +642,11 @@ def test_what_is_no_pool(text: str, message: str, parser: str, monkeypatch: pyte
         ("{n1-twin: 'sha256:", "{5: 'sha256:", "members.5 cannot be 5"),
         ("name: pool\nmembers", "name: pool\nmore: 1\nmembers", "more is none of its members"),
         ("  ipa_bits: 48", "  ipa_bits: 48.0", "is not YAML, line"),
-        ("  ipa_bits: 48", "  ipa_bits: '48'", "the baseline in pool is broken: ipa_bits cannot be '48'"),
+        (
+            "  ipa_bits: 48",
+            "  ipa_bits: '48'",
+            "the baseline in pool is broken: ipa_bits cannot be '48'",
+        ),
         ("  kernel: ", "  kernel: x", "the baseline in pool is broken: kernel cannot be 'x"),
     ],
 )
@@ -546,7 +663,10 @@ def test_what_is_broken_in_a_pool_is_named(old: str, new: str, why: str) -> None
 def test_a_pool_that_could_not_be_read_is_not_written(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
 ) -> None:
-    assert cli.main(["baseline", "--name", name, "-o", f"{tmp_path}/pool.yaml", files["trixie-max"]]) == 1
+    assert (
+        cli.main(["baseline", "--name", name, "-o", f"{tmp_path}/pool.yaml", files["trixie-max"]])
+        == 1
+    )
     assert "no such pool can be written: name cannot be" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -558,7 +678,10 @@ def test_clusters_that_only_revidr_tells_apart_stay_two() -> None:
     for hosts in ([board], [board, board.replace(name="twin", clusters=(other, one))]):
         formed = baseline(hosts).pool
         assert formed is not None
-        assert [(cluster.cpus, cluster.revidr) for cluster in formed.baseline.clusters] == [("0-3", 0), ("4-7", 7)]
+        assert [(cluster.cpus, cluster.revidr) for cluster in formed.baseline.clusters] == [
+            ("0-3", 0),
+            ("4-7", 7),
+        ]
         assert pool.loads(pool.dumps(formed)) == formed
 
 
@@ -588,36 +711,83 @@ def test_a_pool_that_loads_crashes_nothing(change: dict[str, object]) -> None:
             assert _resolved(formed, member, template("uefi"))
 
 
-# -- the commands --------------------------------------------------------------------------------------------------------------
+# -- the commands --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    return {name: str(HOSTS[name]) for name in ("trixie-max", "trixie-max-nobti", "trixie-max-nosve-nopauth")}
+    return {
+        name: str(HOSTS[name])
+        for name in ("trixie-max", "trixie-max-nobti", "trixie-max-nosve-nopauth")
+    }
 
 
 def test_the_command_writes_a_pool_and_says_what_it_costs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
 ) -> None:
     path = f"{tmp_path}/pool.yaml"
-    assert cli.main(["baseline", "--name", "rack", "-o", path, files["trixie-max"], files["trixie-max-nosve-nopauth"]]) == 0
+    assert (
+        cli.main(
+            [
+                "baseline",
+                "--name",
+                "rack",
+                "-o",
+                path,
+                files["trixie-max"],
+                files["trixie-max-nosve-nopauth"],
+            ]
+        )
+        == 0
+    )
     assert "rack: 2 hosts, guests move freely between them" in capsys.readouterr().out
     assert cli.main(["check", path, "--host", files["trixie-max"]]) == 0
     assert cli.main(["check", path, "--host", files["trixie-max-nobti"], "--json"]) == 3
-    assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max"], "xml-templates/direct-kernel.xml"]) == 0
+    assert (
+        cli.main(
+            [
+                "resolve",
+                "--pool",
+                path,
+                "--host",
+                files["trixie-max"],
+                "xml-templates/direct-kernel.xml",
+            ]
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert "<kvmarm:origin host='rack'" in captured.out
-    assert cli.main(["resolve", "--pool", path, "--host", files["trixie-max-nobti"], "xml-templates/direct-kernel.xml"]) == 1
+    assert (
+        cli.main(
+            [
+                "resolve",
+                "--pool",
+                path,
+                "--host",
+                files["trixie-max-nobti"],
+                "xml-templates/direct-kernel.xml",
+            ]
+        )
+        == 1
+    )
     assert "does not fit into pool rack" in capsys.readouterr().err
 
 
-def test_a_host_without_kvm_is_no_member(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]) -> None:
+def test_a_host_without_kvm_is_no_member(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
     path, without = tmp_path / "pool.yaml", tmp_path / "without.json"
     assert cli.main(["baseline", "-o", str(path), files["trixie-max"]]) == 0
-    useless = host("trixie-max").replace(clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),))
+    useless = host("trixie-max").replace(
+        clusters=(), problems=(Problem("KVM", "/dev/kvm does not exist"),)
+    )
     without.write_text(dumps(useless))
     assert cli.main(["check", str(path), "--host", str(without)]) == 1
-    assert "host trixie-max cannot run KVM guests: KVM: /dev/kvm does not exist" in capsys.readouterr().err
+    assert (
+        "host trixie-max cannot run KVM guests: KVM: /dev/kvm does not exist"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_command_writes_no_pool_that_a_member_would_refuse(
@@ -625,7 +795,12 @@ def test_the_command_writes_no_pool_that_a_member_would_refuse(
 ) -> None:
     path = f"{tmp_path}/pool.yaml"
     for extra in ([], ["--explain"], ["--json"]):
-        assert cli.main(["baseline", "-o", path, *extra, files["trixie-max"], files["trixie-max-nobti"]]) == 3
+        assert (
+            cli.main(
+                ["baseline", "-o", path, *extra, files["trixie-max"], files["trixie-max-nobti"]]
+            )
+            == 3
+        )
         assert "arm64.nobti" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 

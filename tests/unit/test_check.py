@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Verdicts from profiles: laws over the whole corpus, and what real hosts did.
 
-The lab holds the same verdicts against kernels (tests/lab/test_rehearse_law.py) and migrations (tests/lab/test_truth_table.py).
+The lab holds the same verdicts against kernels (tests/lab/test_rehearse_law.py) and migrations
+(tests/lab/test_truth_table.py).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _target(name: str, machine: str = "", policy: Policy | None = None) -> Targe
     return Resolver(here, policy or Policy()).target(Wish(architecture, machine))
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------------------
+# -- laws ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -62,10 +63,13 @@ def test_every_pair_has_a_verdict_that_explains(source: str) -> None:
             assert "\n" not in line(finding)
             said = texts(finding)
             assert said["rule"]
-            assert bool(said["remedy"]) is (finding.severity != HARMLESS) or said["subject"] in ("architecture", "vCPU")
+            assert bool(said["remedy"]) is (finding.severity != HARMLESS) or said["subject"] in (
+                "architecture",
+                "vCPU",
+            )
 
 
-# -- what real hosts did (docs/truth-table.md) -----------------------------------------------------------------------------------
+# -- what real hosts did (docs/truth-table.md) ---------------------------------------------------
 
 _PINNED_OFF = Policy(sve=False, pauth=False)
 _REALITY = [
@@ -84,11 +88,13 @@ _REALITY = [
 
 
 @pytest.mark.parametrize(("source", "destination", "policy", "machine", "verdict"), _REALITY)
-def test_what_real_hosts_did(source: str, destination: str, policy: Policy, machine: str, verdict: str) -> None:
+def test_what_real_hosts_did(
+    source: str, destination: str, policy: Policy, machine: str, verdict: str
+) -> None:
     assert worst(check(_target(source, machine, policy), host(destination))) == verdict
 
 
-# -- other hosts -----------------------------------------------------------------------------------------------------------------
+# -- other hosts ---------------------------------------------------------------------------------
 
 
 def _with_seen(here: HostProfile, **seen: int) -> HostProfile:
@@ -101,11 +107,16 @@ def _n1() -> HostProfile:
 
 
 def test_more_counters_than_recorded_are_fine() -> None:
-    assert worst(check(_target("trixie-neoverse-n1"), _with_seen(_n1(), PMCR_EL0=31 << 11))) in ("", HARMLESS)
+    assert worst(check(_target("trixie-neoverse-n1"), _with_seen(_n1(), PMCR_EL0=31 << 11))) in (
+        "",
+        HARMLESS,
+    )
 
 
 def test_a_host_without_kvm_takes_nothing() -> None:
-    (finding,) = check(_target("trixie-neoverse-n1"), _n1().replace(clusters=(), gic_versions=(), ipa_bits=0))
+    (finding,) = check(
+        _target("trixie-neoverse-n1"), _n1().replace(clusters=(), gic_versions=(), ipa_bits=0)
+    )
     assert (finding.kind, finding.severity) == ("no-kvm", REFUSES)
 
 
@@ -122,15 +133,21 @@ def test_a_guest_may_live_on_one_cluster_of_several() -> None:
         assert check(target, rk3399) == []
 
 
-# -- rules ---------------------------------------------------------------------------------------------------------------------
+# -- rules ---------------------------------------------------------------------------------------
 
 _KERNELS = [Kernel((6, 1), None), Kernel((6, 12), host("trixie-neoverse-n1").clusters[0].writable)]
-_FIELDS = [field for name in ("ID_AA64PFR0_EL1", "ID_AA64MMFR0_EL1", "CTR_EL0", "ID_AA64DFR0_EL1") for field in fields_of(name)]
+_FIELDS = [
+    field
+    for name in ("ID_AA64PFR0_EL1", "ID_AA64MMFR0_EL1", "CTR_EL0", "ID_AA64DFR0_EL1")
+    for field in fields_of(name)
+]
 
 
 @given(st.sampled_from(_FIELDS), st.data())
 def test_safe_values(field: Field, data: st.DataObject) -> None:
-    """The safe value of two is one of them or the field's own, whichever is asked first; of two equal ones it is that."""
+    """The safe value of two is one of them or the field's own, whichever is asked first; of two
+    equal ones it is that.
+    """
     values = st.integers(0, (1 << field.msb - field.lsb + 1) - 1)
     ours, theirs = data.draw(values), data.draw(values)
     if field.policy == "-":
@@ -141,8 +158,14 @@ def test_safe_values(field: Field, data: st.DataObject) -> None:
         assert safe_value(field, ours, ours) == ours
 
 
-@given(st.sampled_from(sorted(_n1().clusters[0].vcpus[0].registers)), st.integers(0, (1 << 64) - 1), st.sampled_from(_KERNELS))
-def test_a_kernel_takes_its_own_value_and_old_kernels_little_else(name: str, value: int, kernel: Kernel) -> None:
+@given(
+    st.sampled_from(sorted(_n1().clusters[0].vcpus[0].registers)),
+    st.integers(0, (1 << 64) - 1),
+    st.sampled_from(_KERNELS),
+)
+def test_a_kernel_takes_its_own_value_and_old_kernels_little_else(
+    name: str, value: int, kernel: Kernel
+) -> None:
     assert accepts(name, value, value, kernel)
     limit = _n1().clusters[0].vcpus[0].registers[name]
     if kernel.writable is None and name.startswith("ID_AA64ISAR") and value != limit:
@@ -167,7 +190,7 @@ def test_kernel_versions(release: str, version: tuple[int, int]) -> None:
     assert kernel_version(release) == version
 
 
-# -- the commands --------------------------------------------------------------------------------------------------------------
+# -- the commands --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -185,17 +208,26 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 
 def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same, older = HOSTS["trixie-neoverse-n1"], HOSTS["bookworm-neoverse-n1"]
-    assert _run(capsys, "check", resolved, "--host", same) == (0, "direct-kernel on trixie-neoverse-n1: yes, as recorded\n")
+    assert _run(capsys, "check", resolved, "--host", same) == (
+        0,
+        "direct-kernel on trixie-neoverse-n1: yes, as recorded\n",
+    )
     status, out = _run(capsys, "check", resolved, "--host", same, "--host", older)
     assert status == 3
     assert "direct-kernel on bookworm-neoverse-n1: no\n" in out
     status, out = _run(capsys, "check", resolved, "--host", older, "--json")
     report: dict[str, Any] = json.loads(out)
-    assert (status, report["domain"], report["hosts"]["bookworm-neoverse-n1"]["verdict"]) == (3, "direct-kernel", REFUSES)
+    assert (status, report["domain"], report["hosts"]["bookworm-neoverse-n1"]["verdict"]) == (
+        3,
+        "direct-kernel",
+        REFUSES,
+    )
     assert set(report["hosts"]["bookworm-neoverse-n1"]["findings"][0]) == _MEMBERS
 
 
-def test_refresh_resolves_anew_from_the_intent(resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_refresh_resolves_anew_from_the_intent(
+    resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     newer = str(HOSTS["sid-neoverse-n1"])
     arguments = ["resolve", str(resolved), "--host", newer]
     assert cli.main(arguments) == 0
@@ -214,4 +246,7 @@ def test_an_offer_is_of_the_model_that_was_recorded() -> None:
     offer = ProfileOffer(a57, host("trixie-cortex-a57"), host("trixie-cortex-a57").clusters[0])
     assert offer.registers == a57.registers
     assert judge(a57, offer) == []
-    assert profile_json.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"] == a57.number
+    assert (
+        profile_json.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"]
+        == a57.number
+    )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command `kvmarm`: what each command prints and leaves behind, and that bad input is one line and a hint."""
+"""The command `kvmarm`: what each command prints and leaves behind, and that bad input is one line
+and a hint.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ _DOMAIN = """\
   </devices>
 </domain>
 """
-# The same for libvirt's test driver, which has a default domain type of its own and no ARM machines to check.
+# The same for libvirt's test driver, which has a default domain type of its own and no ARM machines
+# to check.
 _OTHER = _DOMAIN.replace("host-model", "host-passthrough")
 
 
@@ -92,7 +95,12 @@ def _command(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-m", "kvmarm_plugin", *arguments],
         env=environment,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options},
+        **{
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "stdin": subprocess.DEVNULL,
+            **options,
+        },
     )
 
 
@@ -101,15 +109,20 @@ def _finish(process: subprocess.Popen[bytes], source: bytes | None = None) -> Ru
     return Run(process.returncode, (out or b"").decode(), err.decode())
 
 
-# -- the command as such -------------------------------------------------------------------------------------------------------
+# -- the command as such -------------------------------------------------------------------------
 
 
 def test_version() -> None:
     assert _finish(_command("--version")) == Run(0, f"kvmarm {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [(), ("frobnicate",), ("define",), ("resolve", "--frob"), ("hook",), ("hook", "reinstall")])
-def test_wrong_usage_is_status_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("frobnicate",), ("define",), ("resolve", "--frob"), ("hook",), ("hook", "reinstall")],
+)
+def test_wrong_usage_is_status_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     assert caught.value.code == commands.USAGE == 2
@@ -128,7 +141,7 @@ def test_statuses() -> None:
     assert (commands.DONE, commands.ERROR, commands.USAGE, commands.INCOMPATIBLE) == (0, 1, 2, 3)
 
 
-# -- resolve -------------------------------------------------------------------------------------------------------------------
+# -- resolve -------------------------------------------------------------------------------------
 
 
 def test_resolve(run: Callable[..., Run]) -> None:
@@ -166,7 +179,9 @@ def test_output_keeps_the_mode_of_a_file(run: Callable[..., Run], here: Path) ->
     assert (here / "guest.xml").stat().st_mode & 0o7777 == 0o600
 
 
-def test_a_new_output_file_has_the_mode_that_the_user_wants(run: Callable[..., Run], here: Path) -> None:
+def test_a_new_output_file_has_the_mode_that_the_user_wants(
+    run: Callable[..., Run], here: Path
+) -> None:
     mask = os.umask(0o027)
     try:
         assert run("resolve", "guest.xml", "--host", _MAX, "-o", "new.xml").status == 0
@@ -198,7 +213,9 @@ def test_print_diff(run: Callable[..., Run], here: Path) -> None:
     resolved = run("resolve", "guest.xml", "--host", _MAX).out
     status, out, err = run("resolve", "guest.xml", "--host", _MAX, "--print-diff")
     assert (status, err) == (0, "")
-    expected = difflib.unified_diff(_DOMAIN.splitlines(True), resolved.splitlines(True), "guest.xml", "resolved")
+    expected = difflib.unified_diff(
+        _DOMAIN.splitlines(True), resolved.splitlines(True), "guest.xml", "resolved"
+    )
     assert out == "".join(expected)
     assert "-  <cpu mode='host-model'/>\n" in out
     assert (here / "guest.xml").read_text() == _DOMAIN
@@ -209,8 +226,12 @@ def test_a_diff_of_nothing_is_empty(run: Callable[..., Run], here: Path) -> None
     assert run("resolve", "other.xml", "--host", _MAX, "--print-diff") == (0, "", "")
 
 
-def test_what_does_not_ask_needs_no_host_and_stays(run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "probe_here", lambda *_, **__: pytest.fail("probed for a domain that does not ask"))
+def test_what_does_not_ask_needs_no_host_and_stays(
+    run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        inputs, "probe_here", lambda *_, **__: pytest.fail("probed for a domain that does not ask")
+    )
     (here / "other.xml").write_text(_OTHER)
     assert run("resolve", "other.xml") == (0, _OTHER, "")
 
@@ -224,22 +245,31 @@ def test_policy(run: Callable[..., Run], here: Path) -> None:
 
 
 def test_the_hosts_own_policy_is_used(run: Callable[..., Run], here: Path) -> None:
-    (here / "no-policy.yaml").write_text("sve: off\n")  # see `here`: in the place of /etc/kvmarm/policy.yaml
-    assert "<feature policy='disable' name='sve'/>" in run("resolve", "guest.xml", "--host", _MAX).out
+    (here / "no-policy.yaml").write_text(
+        "sve: off\n"
+    )  # see `here`: in the place of /etc/kvmarm/policy.yaml
+    assert (
+        "<feature policy='disable' name='sve'/>" in run("resolve", "guest.xml", "--host", _MAX).out
+    )
 
 
-@pytest.mark.skipif(not Path("/usr/share/libvirt/schemas/domain.rng").exists(), reason="libvirt's schemas are not installed")
+@pytest.mark.skipif(
+    not Path("/usr/share/libvirt/schemas/domain.rng").exists(),
+    reason="libvirt's schemas are not installed",
+)
 def test_validate(run: Callable[..., Run], here: Path) -> None:
     plain = run("resolve", "guest.xml", "--host", _MAX)
     assert run("resolve", "guest.xml", "--host", _MAX, "--validate") == plain
-    (here / "guest.xml").write_text(_DOMAIN.replace("<vcpu>1", "<vcpus>1").replace("1</vcpu>", "1</vcpus>"))
+    (here / "guest.xml").write_text(
+        _DOMAIN.replace("<vcpu>1", "<vcpus>1").replace("1</vcpu>", "1</vcpus>")
+    )
     status, out, err = run("resolve", "guest.xml", "--host", _MAX, "--validate")
     assert (status, out) == (1, "")
     assert err.startswith("kvmarm: the domain is not valid: ")
     assert "(hint: " in err
 
 
-# -- show ----------------------------------------------------------------------------------------------------------------------
+# -- show ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -276,7 +306,9 @@ def test_show_json(run: Callable[..., Run], resolved: Path) -> None:
     assert element
     found = record.read(element)
     assert shown["target"]["number"] == found.target.number
-    assert {name: int(value, 16) for name, value in shown["target"]["registers"].items()} == found.target.registers
+    assert {
+        name: int(value, 16) for name, value in shown["target"]["registers"].items()
+    } == found.target.registers
     assert tuple(shown["target"]["sve_lengths"]) == found.target.sve_lengths
     assert shown["origin"]["host"] == found.origin.host
 
@@ -287,7 +319,9 @@ def test_show_standard_input(resolved: Path) -> None:
     assert result.out.startswith("domain      guest\n")
 
 
-def test_names_that_the_terminal_cannot_show(resolved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_the_terminal_cannot_show(
+    resolved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     source = resolved.read_text().replace("<name>guest</name>", "<name>gäst-机</name>")
     result = _finish(_command("show", "-", stdin=subprocess.PIPE), source.encode())
@@ -295,7 +329,7 @@ def test_names_that_the_terminal_cannot_show(resolved: Path, monkeypatch: pytest
     assert "\\u673a" in result.out
 
 
-# -- probe ---------------------------------------------------------------------------------------------------------------------
+# -- probe ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -309,8 +343,14 @@ def test_probe_where_there_is_no_kvm_on_arm(run: Callable[..., Run], here: Path)
     status, out, err = run("probe", "-o", "profile.json")
     assert (status, out) == (1, "")
     lines = err.splitlines()
-    assert "kvmarm: not measured: KVM: this is a x86_64 host: KVM on ARM needs an aarch64 or armv7l one" in lines
-    assert any(line.startswith("kvmarm: not measured: QEMU: QEMU is not installed (hint: ") for line in lines)
+    assert (
+        "kvmarm: not measured: KVM: this is a x86_64 host: KVM on ARM needs an aarch64 or"
+        " armv7l one" in lines
+    )
+    assert any(
+        line.startswith("kvmarm: not measured: QEMU: QEMU is not installed (hint: ")
+        for line in lines
+    )
     assert all(line.startswith("kvmarm: ") for line in lines)
     written = profile_json.loads((here / "profile.json").read_text())
     assert (written.architecture, written.clusters, written.qemu) == ("x86_64", (), None)
@@ -338,19 +378,23 @@ def test_probe_asks_the_emulator_it_is_told(run: Callable[..., Run], here: Path)
 
 
 def test_probe_as_a_process(tmp_path: Path) -> None:
-    """On this machine, whatever it is: a profile is written, and the status says whether it has a CPU cluster."""
+    """On this machine, whatever it is: a profile is written, and the status says whether it has a
+    CPU cluster.
+    """
     status, _, err = _finish(_command("probe", "-o", str(tmp_path / "profile.json")))
     written = profile_json.loads((tmp_path / "profile.json").read_text())
     assert status == (0 if written.clusters else 1)
     assert "Traceback" not in err
 
 
-# -- define, create, show with libvirt's test driver ---------------------------------------------------------------------------
+# -- define, create, show with libvirt's test driver ---------------------------------------------
 
 
 @pytest.fixture
 def libvirt_test(here: Path) -> Iterator[object]:
-    """libvirt's test driver, whose state lasts as long as a connection to it is open in this process."""
+    """libvirt's test driver, whose state lasts as long as a connection to it is open in this
+    process.
+    """
     libvirt = pytest.importorskip("libvirt")
     connection = libvirt.open("test:///default")
     yield connection
@@ -374,7 +418,9 @@ def _for_test_driver(here: Path, text: str = _DOMAIN) -> str:
 
 
 class Driver:
-    """Turns type='kvm' into type='test' on the way to the test driver and back, and writes down which calls are made."""
+    """Turns type='kvm' into type='test' on the way to the test driver and back, and writes down
+    which calls are made.
+    """
 
     def __init__(self, connection: object) -> None:
         self.connection = connection
@@ -384,7 +430,9 @@ class Driver:
         self.calls.append(name)
         found = getattr(self.connection, name)
         if name in ("defineXMLFlags", "createXML"):
-            return lambda xml, flags: found(xml.replace("<domain type='kvm'>", "<domain type='test'>"), flags)
+            return lambda xml, flags: found(
+                xml.replace("<domain type='kvm'>", "<domain type='test'>"), flags
+            )
         return found
 
 
@@ -401,7 +449,10 @@ def driver(libvirt_test: object, monkeypatch: pytest.MonkeyPatch) -> Driver:
 def test_define(run: Callable[..., Run], driver: Driver, here: Path) -> None:
     status, out, err = run("define", _for_test_driver(here), *_TEST, "--host", _MAX)
     assert (status, err) == (0, "")
-    assert out == "Domain 'guest' defined from guest.xml: host-model is now host on virt-10.0, arm64 target 5 (GENERIC_V8)\n"
+    assert (
+        out == "Domain 'guest' defined from guest.xml: host-model is now host on virt-10.0, arm64"
+        " target 5 (GENERIC_V8)\n"
+    )
     stored = driver.connection.lookupByName("guest").XMLDesc(0)  # type: ignore[attr-defined]
     element = record.find(domain.parse(stored.encode()))
     assert element
@@ -409,19 +460,29 @@ def test_define(run: Callable[..., Run], driver: Driver, here: Path) -> None:
     assert (here / "guest.xml").read_text() == _DOMAIN
 
 
-def test_define_of_a_domain_that_does_not_ask(run: Callable[..., Run], driver: Driver, here: Path) -> None:
-    assert run("define", _for_test_driver(here, _OTHER), *_TEST) == (0, "Domain 'guest' defined from guest.xml\n", "")
+def test_define_of_a_domain_that_does_not_ask(
+    run: Callable[..., Run], driver: Driver, here: Path
+) -> None:
+    assert run("define", _for_test_driver(here, _OTHER), *_TEST) == (
+        0,
+        "Domain 'guest' defined from guest.xml\n",
+        "",
+    )
 
 
 def test_create(run: Callable[..., Run], driver: Driver, here: Path) -> None:
     status, out, err = run("create", _for_test_driver(here), *_TEST, "--host", _MAX)
     assert (status, err) == (0, "")
-    assert out.startswith("Domain 'guest' created from guest.xml: host-model is now host on virt-10.0")
+    assert out.startswith(
+        "Domain 'guest' created from guest.xml: host-model is now host on virt-10.0"
+    )
     found = driver.connection.lookupByName("guest")  # type: ignore[attr-defined]
     assert (found.isActive(), found.isPersistent()) == (1, 0)
 
 
-def test_create_paused(run: Callable[..., Run], driver: Driver, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_paused(
+    run: Callable[..., Run], driver: Driver, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The test driver does not know the flag, so it is looked at here."""
     import libvirt
 
@@ -437,7 +498,9 @@ def test_create_paused(run: Callable[..., Run], driver: Driver, here: Path, monk
     assert seen == [libvirt.VIR_DOMAIN_START_PAUSED, 0]
 
 
-def test_show_a_domain_by_name_and_by_uuid(run: Callable[..., Run], driver: Driver, here: Path) -> None:
+def test_show_a_domain_by_name_and_by_uuid(
+    run: Callable[..., Run], driver: Driver, here: Path
+) -> None:
     run("define", _for_test_driver(here), *_TEST, "--host", _MAX)
     uuid = driver.connection.lookupByName("guest").UUIDString()  # type: ignore[attr-defined]
     by_name, by_uuid = run("show", *_TEST, "guest"), run("show", *_TEST, uuid)
@@ -455,11 +518,20 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
 
 
 @pytest.mark.parametrize("validate", [False, True])
-def test_the_old_definition_stays_when_define_fails(run: Callable[..., Run], driver: Driver, here: Path, validate: bool) -> None:
+def test_the_old_definition_stays_when_define_fails(
+    run: Callable[..., Run], driver: Driver, here: Path, validate: bool
+) -> None:
     run("define", _for_test_driver(here), *_TEST, "--host", _MAX)
     before = driver.connection.lookupByName("guest").XMLDesc(0)  # type: ignore[attr-defined]
     broken = _DOMAIN.replace("<vcpu>1<", "<vcpu>none<")
-    status, out, err = run("define", _for_test_driver(here, broken), *_TEST, "--host", _MAX, *(["--validate"] * validate))
+    status, out, err = run(
+        "define",
+        _for_test_driver(here, broken),
+        *_TEST,
+        "--host",
+        _MAX,
+        *(["--validate"] * validate),
+    )
     assert (status, out) == (1, "")
     assert err.startswith("kvmarm: libvirt: ")
     assert err.count("\n") == 1
@@ -482,13 +554,18 @@ def test_define_as_a_process(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("uri", "remote"),
-    [("qemu:///system", False), ("test:///default", False), ("qemu+ssh://root@far/system", True), ("qemu+unix:///system", False)],
+    [
+        ("qemu:///system", False),
+        ("test:///default", False),
+        ("qemu+ssh://root@far/system", True),
+        ("qemu+unix:///system", False),
+    ],
 )
 def test_which_connections_are_remote(uri: str, remote: bool) -> None:
     assert libvirtd.is_remote(uri) is remote
 
 
-# -- bad input -----------------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------
 
 
 def _laughs() -> str:
@@ -498,7 +575,11 @@ def _laughs() -> str:
 
 def _yaml_laughs() -> str:
     """Six levels: a megabyte if it were written out, and no more, should it be."""
-    return "pmu: [&l0 [ha], " + ", ".join(f"&l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 7)) + "]\n"
+    return (
+        "pmu: [&l0 [ha], "
+        + ", ".join(f"&l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 7))
+        + "]\n"
+    )
 
 
 def _changed(profile: str, **changes: object) -> str:
@@ -523,17 +604,28 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     "truncated": (_DOMAIN[: len(_DOMAIN) // 2], _RESOLVE, "not well-formed"),
     "mismatched": ("<domain type='kvm'><name>x</domain>", _RESOLVE, "not well-formed"),
     "two domains": (_DOMAIN + _DOMAIN.partition("\n")[2], _RESOLVE, "one domain a document"),
-    "another document": ("<network><name>x</name></network>", _RESOLVE, "a <network>, not a <domain>"),
+    "another document": (
+        "<network><name>x</name></network>",
+        _RESOLVE,
+        "a <network>, not a <domain>",
+    ),
     "undeclared entity": ("<domain><name>&foo;</name></domain>", _RESOLVE, "not well-formed"),
     "undeclared prefix": ("<domain><x:y/></domain>", _RESOLVE, "not well-formed"),
     "DOCTYPE": (_DOMAIN.replace("<domain ", "<!DOCTYPE domain>\n<domain "), _RESOLVE, "DOCTYPE"),
     "billion laughs": (_laughs(), _RESOLVE, "DOCTYPE"),
     "external entity": (
-        "<!DOCTYPE domain [<!ENTITY x SYSTEM 'file:///etc/hostname'>]><domain><name>&x;</name></domain>",
+        (
+            "<!DOCTYPE domain [<!ENTITY x SYSTEM"
+            " 'file:///etc/hostname'>]><domain><name>&x;</name></domain>"
+        ),
         _RESOLVE,
         "DOCTYPE",
     ),
-    "external subset": ("<!DOCTYPE domain SYSTEM 'http://192.0.2.1/x.dtd'><domain/>", _RESOLVE, "DOCTYPE"),
+    "external subset": (
+        "<!DOCTYPE domain SYSTEM 'http://192.0.2.1/x.dtd'><domain/>",
+        _RESOLVE,
+        "DOCTYPE",
+    ),
     "UTF-16": (_encoded("UTF-16").encode("utf-16"), _RESOLVE, "UTF-16"),
     "unknown encoding": (_encoded("x-unheard-of"), _RESOLVE, ""),
     "encoding of many bytes": (_encoded("euc-jp"), _RESOLVE, ""),
@@ -551,27 +643,42 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
         _RESOLVE,
         "no ARM CPU feature 'aes'",
     ),
-    "unknown machine": (_DOMAIN.replace("'virt'", "'raspi4'"), _RESOLVE, "no machine type 'raspi4'"),
-    "devices in devices": (_DOMAIN.replace("<console type='pty'/>", "<devices/>"), _RESOLVE, "a <devices> inside <devices>"),
+    "unknown machine": (
+        _DOMAIN.replace("'virt'", "'raspi4'"),
+        _RESOLVE,
+        "no machine type 'raspi4'",
+    ),
+    "devices in devices": (
+        _DOMAIN.replace("<console type='pty'/>", "<devices/>"),
+        _RESOLVE,
+        "a <devices> inside <devices>",
+    ),
     "record of version 2": (
-        _DOMAIN.replace("<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"),
+        _DOMAIN.replace(
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"
+        ),
         _RESOLVE,
         "of version 2; this kvmarm knows version 1",
     ),
     "show a record of version 2": (
-        _DOMAIN.replace("<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"),
+        _DOMAIN.replace(
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"
+        ),
         _SHOW,
         "of version 2",
     ),
     "show an empty record": (
-        _DOMAIN.replace("<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata><name>"),
+        _DOMAIN.replace(
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata><name>"
+        ),
         _SHOW,
         "broken",
     ),
     "two records": (
-        _DOMAIN.replace("<name>", f"<metadata>{'<k:target xmlns:k=$urn:kvmarm-plugin:target:1$/>' * 2}</metadata><name>").replace(
-            "$", "'"
-        ),
+        _DOMAIN.replace(
+            "<name>",
+            f"<metadata>{'<k:target xmlns:k=$urn:kvmarm-plugin:target:1$/>' * 2}</metadata><name>",
+        ).replace("$", "'"),
         _SHOW,
         "more than one kvmarm record",
     ),
@@ -584,17 +691,33 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     "empty profile": ("", _WITH_HOST, "not JSON"),
     "profile that is not JSON": (_DOMAIN, _WITH_HOST, "not JSON"),
     "binary profile": (bytes(range(256)), _WITH_HOST, "not a text in UTF-8"),
-    "truncated profile": (Path(_A57).read_text()[:-200] if Path(_A57).exists() else "{", _WITH_HOST, "not JSON"),
+    "truncated profile": (
+        Path(_A57).read_text()[:-200] if Path(_A57).exists() else "{",
+        _WITH_HOST,
+        "not JSON",
+    ),
     "deep profile": ("[" * 100_000, _WITH_HOST, "not JSON"),
     "profile that is a list": ("[]", _WITH_HOST, "not a host profile"),
     "profile that is null": ("null", _WITH_HOST, "not a host profile"),
     "profile of nothing": ("{}", _WITH_HOST, "not a host profile"),
-    "profile of another schema": ('{"schema": "urn:cobbler:profile:1"}', _WITH_HOST, "not a host profile"),
-    "profile of a newer schema": ('{"schema": "urn:kvmarm-plugin:profile:9"}', _WITH_HOST, "profile:9; this kvmarm knows"),
+    "profile of another schema": (
+        '{"schema": "urn:cobbler:profile:1"}',
+        _WITH_HOST,
+        "not a host profile",
+    ),
+    "profile of a newer schema": (
+        '{"schema": "urn:kvmarm-plugin:profile:9"}',
+        _WITH_HOST,
+        "profile:9; this kvmarm knows",
+    ),
     "incomplete profile": ('{"schema": "urn:kvmarm-plugin:profile:1"}', _WITH_HOST, "incomplete"),
     "profile with a broken cluster": (_changed(_A57, clusters=[7]), _WITH_HOST, "broken"),
     "profile with clusters of text": (_changed(_A57, clusters="none"), _WITH_HOST, ""),
-    "profile without a cluster": (_changed(_A57, clusters=[], problems=["KVM: no /dev/kvm"]), _WITH_HOST, "no /dev/kvm"),
+    "profile without a cluster": (
+        _changed(_A57, clusters=[], problems=["KVM: no /dev/kvm"]),
+        _WITH_HOST,
+        "no /dev/kvm",
+    ),
     "profile without QEMU": (_changed(_A57, qemu=None), _WITH_HOST, "has no usable QEMU"),
     "policy that is not YAML": ("pmu: [off\n", _WITH_POLICY, "not YAML"),
     "policy with a tab": ("pmu:\toff\n\tsve: off\n", _WITH_POLICY, "not YAML"),
@@ -607,30 +730,82 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     "bad length": ("sve-max-length: 100\n", _WITH_POLICY, "sve-max-length cannot be 100"),
     "a date that is none": ("pmu: 2020-99-99\n", _WITH_POLICY, "not YAML"),
     "deep policy": ("[" * 20_000, _WITH_POLICY, "not YAML"),
-    "a policy's billion laughs": (_yaml_laughs(), _WITH_POLICY, "anchors and aliases are not read here"),
+    "a policy's billion laughs": (
+        _yaml_laughs(),
+        _WITH_POLICY,
+        "anchors and aliases are not read here",
+    ),
     "a long setting": ("x" * 1000 + ": off\n", _WITH_POLICY, "unknown setting"),
     "a python object": ("pmu: !!python/object/apply:os.system [true]\n", _WITH_POLICY, "not YAML"),
-    "cluster that is not there": ("cluster: 0x410fd034\n", _WITH_POLICY, "no cluster with MIDR 0x410fd034"),
+    "cluster that is not there": (
+        "cluster: 0x410fd034\n",
+        _WITH_POLICY,
+        "no cluster with MIDR 0x410fd034",
+    ),
     "cluster that is a switch": ("cluster: on\n", _WITH_POLICY, "cluster cannot be True"),
-    "remote host without a profile": (_DOMAIN, ("define", "in", "-c", "qemu+ssh://far/system"), "another host"),
-    "URI that is none": (_DOMAIN, ("define", "in", "--host", _MAX, "-c", "qemu://[far/system"), "qemu://[far/system"),
-    "driver that is none": (_DOMAIN, ("define", "in", "--host", _MAX, "-c", "frob:///x"), "libvirt: "),
+    "remote host without a profile": (
+        _DOMAIN,
+        ("define", "in", "-c", "qemu+ssh://far/system"),
+        "another host",
+    ),
+    "URI that is none": (
+        _DOMAIN,
+        ("define", "in", "--host", _MAX, "-c", "qemu://[far/system"),
+        "qemu://[far/system",
+    ),
+    "driver that is none": (
+        _DOMAIN,
+        ("define", "in", "--host", _MAX, "-c", "frob:///x"),
+        "libvirt: ",
+    ),
     "define of latin-1": (
         _encoded("ISO-8859-1").encode("latin-1"),
         ("define", "in", "--host", _MAX, "-c", "test:///default"),
         "not in UTF-8",
     ),
-    "output into nowhere": (_DOMAIN, (*_RESOLVE, "-o", "missing/out.xml"), "cannot write missing/out.xml"),
-    "output into a file as directory": (_DOMAIN, (*_RESOLVE, "-o", "guest.xml/out.xml"), "cannot write guest.xml/out.xml"),
+    "output into nowhere": (
+        _DOMAIN,
+        (*_RESOLVE, "-o", "missing/out.xml"),
+        "cannot write missing/out.xml",
+    ),
+    "output into a file as directory": (
+        _DOMAIN,
+        (*_RESOLVE, "-o", "guest.xml/out.xml"),
+        "cannot write guest.xml/out.xml",
+    ),
     "output onto a directory": (_DOMAIN, (*_RESOLVE, "-o", "."), "cannot write ."),
     "output with a long name": (_DOMAIN, (*_RESOLVE, "-o", "x" * 300), "cannot write xxx"),
-    "missing file": ("", ("resolve", "missing.xml", "--host", _MAX), "cannot read missing.xml: No such file"),
-    "missing profile": ("", ("resolve", "guest.xml", "--host", "missing.json"), "cannot read missing.json"),
-    "missing policy": ("", ("resolve", "guest.xml", "--host", _MAX, "--policy", "missing.yaml"), "cannot read missing.yaml"),
+    "missing file": (
+        "",
+        ("resolve", "missing.xml", "--host", _MAX),
+        "cannot read missing.xml: No such file",
+    ),
+    "missing profile": (
+        "",
+        ("resolve", "guest.xml", "--host", "missing.json"),
+        "cannot read missing.json",
+    ),
+    "missing policy": (
+        "",
+        ("resolve", "guest.xml", "--host", _MAX, "--policy", "missing.yaml"),
+        "cannot read missing.yaml",
+    ),
     "directory as domain": ("", ("resolve", ".", "--host", _MAX), "cannot read .: Is a directory"),
-    "directory as profile": ("", ("resolve", "guest.xml", "--host", "."), "cannot read .: Is a directory"),
-    "directory as policy": ("", ("resolve", "guest.xml", "--host", _MAX, "--policy", "."), "cannot read .: Is a directory"),
-    "a name of several lines": ("", ("resolve", "no\nsuch\nfile", "--host", _MAX), "cannot read no such file"),
+    "directory as profile": (
+        "",
+        ("resolve", "guest.xml", "--host", "."),
+        "cannot read .: Is a directory",
+    ),
+    "directory as policy": (
+        "",
+        ("resolve", "guest.xml", "--host", _MAX, "--policy", "."),
+        "cannot read .: Is a directory",
+    ),
+    "a name of several lines": (
+        "",
+        ("resolve", "no\nsuch\nfile", "--host", _MAX),
+        "cannot read no such file",
+    ),
     "unknown domain": ("", ("show", "-c", "test:///default", "nobody"), "libvirt: "),
 }
 
@@ -648,7 +823,11 @@ def _check_failure(result: Run, words: str) -> None:
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", sorted(_BAD))
@@ -661,16 +840,27 @@ def test_bad_input_is_one_line_and_a_hint(name: str, run: Callable[..., Run], he
     (here / "in").write_bytes(holds.encode() if isinstance(holds, str) else holds)
     before = _contents(here)
     _check_failure(run(*arguments), words)
-    assert _contents(here) == before, "input files are as they were, and nothing else is left behind"
+    assert _contents(here) == before, (
+        "input files are as they were, and nothing else is left behind"
+    )
 
 
 def test_a_file_name_that_is_not_text(here: Path) -> None:
-    """In a process: its standard error shows such a name with escapes, the one of a test does not."""
-    _check_failure(_finish(_command("resolve", os.fsdecode(b"no-\xff-file"), "--host", _MAX, cwd=here)), "cannot read no-")
+    """In a process: its standard error shows such a name with escapes, the one of a test does
+    not.
+    """
+    _check_failure(
+        _finish(_command("resolve", os.fsdecode(b"no-\xff-file"), "--host", _MAX, cwd=here)),
+        "cannot read no-",
+    )
 
 
-@pytest.mark.parametrize("arguments", [_RESOLVE, _WITH_HOST, _WITH_POLICY, ("resolve", "in", "--restore-intent")])
-def test_a_document_of_100_mb(arguments: tuple[str, ...], run: Callable[..., Run], here: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [_RESOLVE, _WITH_HOST, _WITH_POLICY, ("resolve", "in", "--restore-intent")]
+)
+def test_a_document_of_100_mb(
+    arguments: tuple[str, ...], run: Callable[..., Run], here: Path
+) -> None:
     with open(here / "in", "wb") as file:
         file.truncate(100 * 1024 * 1024)  # sparse
     _check_failure(run(*arguments), "")
@@ -689,10 +879,14 @@ def test_the_size_limit_is_exact(size: int, run: Callable[..., Run], here: Path)
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_files_without_permission(run: Callable[..., Run], here: Path) -> None:
     (here / "guest.xml").chmod(0)
-    _check_failure(run("resolve", "guest.xml", "--host", _MAX), "cannot read guest.xml: Permission denied")
+    _check_failure(
+        run("resolve", "guest.xml", "--host", _MAX), "cannot read guest.xml: Permission denied"
+    )
 
 
-def test_resolve_without_dev_kvm(run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_without_dev_kvm(
+    run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_device(_self: Kernel, path: str) -> int:
         raise FileNotFoundError(2, "No such file or directory", path)
 
@@ -709,23 +903,32 @@ def test_resolve_on_x86(run: Callable[..., Run]) -> None:
 
 def test_without_libvirts_binding(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libvirt", None)
-    _check_failure(run("define", "guest.xml", "--host", _MAX), "the Python binding of libvirt is missing")
+    _check_failure(
+        run("define", "guest.xml", "--host", _MAX), "the Python binding of libvirt is missing"
+    )
 
 
-# -- output that cannot be written ---------------------------------------------------------------------------------------------
+# -- output that cannot be written ---------------------------------------------------------------
 
 
 def test_a_full_disk_leaves_the_old_file(here: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
-    process = _command("resolve", "guest.xml", "--host", _MAX, "-o", "guest.xml", cwd=here, preexec_fn=limit)
+    process = _command(
+        "resolve", "guest.xml", "--host", _MAX, "-o", "guest.xml", cwd=here, preexec_fn=limit
+    )
     _check_failure(_finish(process), "cannot write guest.xml: File too large")
     assert _contents(here) == {"guest.xml": _DOMAIN.encode()}
 
 
 @pytest.mark.parametrize(
-    "arguments", [("resolve", "guest.xml", "--host", _MAX), ("show", "resolved.xml"), ("show", "--json", "resolved.xml")]
+    "arguments",
+    [
+        ("resolve", "guest.xml", "--host", _MAX),
+        ("show", "resolved.xml"),
+        ("show", "--json", "resolved.xml"),
+    ],
 )
 def test_standard_output_is_full(arguments: tuple[str, ...], resolved: Path) -> None:
     with open("/dev/full", "wb") as full:
@@ -749,12 +952,16 @@ def test_a_reader_that_has_seen_enough(arguments: tuple[str, ...], resolved: Pat
     os.close(writing)
     status, _, err = _finish(process)
     assert status == 1
-    assert [line for line in err.splitlines() if not line.startswith("kvmarm: not measured: ")] == []
+    assert [
+        line for line in err.splitlines() if not line.startswith("kvmarm: not measured: ")
+    ] == []
 
 
 def test_no_standard_input(here: Path) -> None:
     """`kvmarm resolve <&-`, as some daemons start what they run."""
-    process = _command("resolve", "--host", _MAX, cwd=here, stdin=None, preexec_fn=lambda: os.close(0))
+    process = _command(
+        "resolve", "--host", _MAX, cwd=here, stdin=None, preexec_fn=lambda: os.close(0)
+    )
     _check_failure(_finish(process), "cannot read ")
 
 
@@ -762,7 +969,9 @@ def test_interrupted(here: Path) -> None:
     """Ctrl-C while the command waits for its input."""
     # A shell starts its background jobs, and so perhaps these tests, with SIGINT ignored.
     listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = _command("resolve", "--host", _MAX, cwd=here, stdin=subprocess.PIPE, preexec_fn=listening)
+    process = _command(
+        "resolve", "--host", _MAX, cwd=here, stdin=subprocess.PIPE, preexec_fn=listening
+    )
     # It is waiting once it has begun to read: that is when its main thread sleeps in pipe_read.
     deadline = time.monotonic() + 30
     while "pipe" not in _waiting_in(process.pid):
@@ -775,7 +984,9 @@ def test_interrupted(here: Path) -> None:
 
 
 def _waiting_in(pid: int) -> str:
-    """The kernel function that a process sleeps in, or the number of its system call where that is hidden."""
+    """The kernel function that a process sleeps in, or the number of its system call where that is
+    hidden.
+    """
     try:
         call = Path(f"/proc/{pid}/syscall").read_text().split()
     except OSError:
@@ -785,7 +996,9 @@ def _waiting_in(pid: int) -> str:
 
 
 @pytest.mark.parametrize("action", ["install", "uninstall"])
-def test_the_hook_is_root_s_to_install(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+def test_the_hook_is_root_s_to_install(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     status, out, err = run("hook", action)
     assert (status, out) == (1, "")

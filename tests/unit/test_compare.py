@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing hosts: laws of the graph and its groups, and what people and programs are shown of it."""
+"""Comparing hosts: laws of the graph and its groups, and what people and programs are shown of
+it.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +54,21 @@ _both = pytest.mark.parametrize("compared", [_corpus, _fleet], ids=["corpus", "f
 def _edges(comparison: Comparison) -> dict[tuple[str, str], bool]:
     """Whether the first kind's guests run on the second, kinds by the name of their first host."""
     names = [kind.names[0] for kind in comparison.kinds]
-    return {(names[pair.source], names[pair.destination]): pair.possible for pair in comparison.pairs}
+    return {
+        (names[pair.source], names[pair.destination]): pair.possible for pair in comparison.pairs
+    }
 
 
 def _with_machines(name: str, *machines: str) -> HostProfile:
     """A host of this name whose QEMU knows these machine types only."""
     here = host("trixie-neoverse-n1")
     assert here.qemu is not None
-    return here.replace(name=name, qemu=here.qemu.replace(machines=machines, aliases={"virt": machines[0]}))
+    return here.replace(
+        name=name, qemu=here.qemu.replace(machines=machines, aliases={"virt": machines[0]})
+    )
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------------------
+# -- laws ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -72,7 +78,13 @@ def test_a_host_takes_its_own_guests(name: str) -> None:
     assert [group.kinds for group in comparison.groups] == [(0,)]
 
 
-_MIXED = [*fleet(30), *map(host, ("trixie-max", "trixie-max-nobti", "sid-max", "hand-made-rk3399", "hand-made-a15-3.10"))]
+_MIXED = [
+    *fleet(30),
+    *map(
+        host,
+        ("trixie-max", "trixie-max-nobti", "sid-max", "hand-made-rk3399", "hand-made-a15-3.10"),
+    ),
+]
 
 
 @settings(deadline=None, max_examples=15)
@@ -89,16 +101,22 @@ def test_hosts_of_one_kind_get_the_same_answers() -> None:
         (rng.choice(numbers), rng.choice(numbers)) for _ in numbers
     ]:
         for _ in range(3):
-            here, there = (rng.choice(comparison.kinds[number].hosts) for number in (source, destination))
+            here, there = (
+                rng.choice(comparison.kinds[number].hosts) for number in (source, destination)
+            )
             alone = _compare(here, there)
-            edge = (here.name, there.name) if len(alone.kinds) > 1 else (alone.kinds[0].names[0],) * 2
+            edge = (
+                (here.name, there.name) if len(alone.kinds) > 1 else (alone.kinds[0].names[0],) * 2
+            )
             assert _edges(alone)[edge] == comparison.pair(source, destination).possible
 
 
 @_both
 def test_every_guest_runs_everywhere_in_its_group(compared: Callable[[], Comparison]) -> None:
     comparison = compared()
-    assert [number for group in comparison.groups for number in group.kinds] == list(range(len(comparison.kinds)))
+    assert [number for group in comparison.groups for number in group.kinds] == list(
+        range(len(comparison.kinds))
+    )
     for group in comparison.groups:
         hosts = [comparison.kinds[number].host for number in group.kinds]
         for here in hosts:
@@ -114,7 +132,9 @@ def test_no_two_groups_could_be_one(compared: Callable[[], Comparison]) -> None:
     for number, one in enumerate(comparison.groups):
         for other in comparison.groups[number + 1 :]:
             pairs = [(a, b) for a in one.kinds for b in other.kinds]
-            assert not all(comparison.pair(a, b).possible and comparison.pair(b, a).possible for a, b in pairs)
+            assert not all(
+                comparison.pair(a, b).possible and comparison.pair(b, a).possible for a, b in pairs
+            )
 
 
 @_both
@@ -138,7 +158,9 @@ def test_links_are_the_edges_between_groups(compared: Callable[[], Comparison]) 
 
 @given(st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9))))
 def test_merging_edges_loses_none(edges: set[tuple[int, int]]) -> None:
-    merged = [(a, b) for sources, destinations in merge(edges) for a in sources for b in destinations]
+    merged = [
+        (a, b) for sources, destinations in merge(edges) for a in sources for b in destinations
+    ]
     assert len(merged) == len(edges)
     assert set(merged) == edges
 
@@ -156,13 +178,15 @@ def test_checks_are_made_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == kinds**2 < len(hosts) ** 2 / 400
 
 
-# -- the graph -----------------------------------------------------------------------------------------------------------------
+# -- the graph -----------------------------------------------------------------------------------
 
 
 def test_newer_takes_older_and_not_back() -> None:
     names = ("bookworm-neoverse-n1", "trixie-neoverse-n1", "sid-neoverse-n1")
     comparison = _compare(*map(host, names))
-    assert _edges(comparison) == {(here, there): names.index(here) <= names.index(there) for here in names for there in names}
+    assert _edges(comparison) == {
+        (here, there): names.index(here) <= names.index(there) for here in names for there in names
+    }
     assert not any(link.mutual for link in comparison.links())
     assert len(comparison.groups) == 3
 
@@ -170,12 +194,20 @@ def test_newer_takes_older_and_not_back() -> None:
 def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
     usable = host("trixie-neoverse-n1")
     no_kvm = usable.replace(
-        name="no-kvm", clusters=(), gic_versions=(), ipa_bits=0, problems=(Problem("KVM", "/dev/kvm is missing"),)
+        name="no-kvm",
+        clusters=(),
+        gic_versions=(),
+        ipa_bits=0,
+        problems=(Problem("KVM", "/dev/kvm is missing"),),
     )
     no_qemu = usable.replace(name="no-qemu", qemu=None)
     comparison = _compare(no_kvm, usable, no_qemu)
-    assert {pair for pair, possible in _edges(comparison).items() if possible} == {(usable.name, usable.name)}
-    problems = {comparison.kinds[group.kinds[0]].names: group.problem for group in comparison.groups}
+    assert {pair for pair, possible in _edges(comparison).items() if possible} == {
+        (usable.name, usable.name)
+    }
+    problems = {
+        comparison.kinds[group.kinds[0]].names: group.problem for group in comparison.groups
+    }
     assert "KVM: /dev/kvm is missing" in problems["no-kvm",]
     assert "no usable QEMU" in problems["no-qemu",]
     assert problems[usable.name,] == ""
@@ -188,10 +220,20 @@ def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
 
 def test_a_group_has_a_machine_type_in_common() -> None:
     """Each two of these know one, and the three of them none."""
-    hosts = [_with_machines(*each) for each in (("a", "virt-3", "virt-2"), ("b", "virt-2", "virt-1"), ("c", "virt-3", "virt-1"))]
+    hosts = [
+        _with_machines(*each)
+        for each in (
+            ("a", "virt-3", "virt-2"),
+            ("b", "virt-2", "virt-1"),
+            ("c", "virt-3", "virt-1"),
+        )
+    ]
     comparison = _compare(*hosts)
     assert comparison.possible
-    assert [(group.kinds, group.machine) for group in comparison.groups] == [((0, 1), "virt-2"), ((2,), "virt-3")]
+    assert [(group.kinds, group.machine) for group in comparison.groups] == [
+        ((0, 1), "virt-2"),
+        ((2,), "virt-3"),
+    ]
     (link,) = comparison.links()
     assert (link.sources, link.destinations, link.mutual) == ((0, 1), (2,), True)
     assert "\n  A <-> B\n" in as_text(comparison)
@@ -199,7 +241,10 @@ def test_a_group_has_a_machine_type_in_common() -> None:
 
 
 def test_what_goes_for_a_part_of_a_group_is_said_of_kinds() -> None:
-    hosts = [_with_machines(*each) for each in (("a", "virt-3", "virt-2"), ("b", "virt-2", "virt-1"), ("c", "virt-1"))]
+    hosts = [
+        _with_machines(*each)
+        for each in (("a", "virt-3", "virt-2"), ("b", "virt-2", "virt-1"), ("c", "virt-1"))
+    ]
     comparison = _compare(*hosts)
     assert [group.kinds for group in comparison.groups] == [(0, 1), (2,)]
     assert "\n  2 <-> B\n" in as_text(comparison)
@@ -212,14 +257,19 @@ def test_a_policy_may_close_the_gap() -> None:
     assert len(compare.compare(hosts, Policy(sve=False, pauth=False)).groups) == 1
 
 
-# -- text ----------------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------
 
 
 def test_the_text_is_as_documented() -> None:
     newer = host("trixie-neoverse-n1")
-    comparison = _compare(host("bookworm-neoverse-n1"), newer, newer.replace(name="trixie-neoverse-n1-b"))
+    comparison = _compare(
+        host("bookworm-neoverse-n1"), newer, newer.replace(name="trixie-neoverse-n1-b")
+    )
     document = (TESTS.parent / "docs" / "compare.md").read_text(encoding="utf-8")
-    documented = "\n".join(line[4:] for line in re.findall(r"^(?:    .*|)$", document.partition("$ kvmarm")[2], re.MULTILINE))
+    documented = "\n".join(
+        line[4:]
+        for line in re.findall(r"^(?:    .*|)$", document.partition("$ kvmarm")[2], re.MULTILINE)
+    )
     assert documented.strip()
     assert as_text(comparison).startswith(documented.strip() + "\n")
 
@@ -235,13 +285,16 @@ def test_few_hosts_get_a_matrix_and_all_reasons() -> None:
     ]
     assert lines[start + 6] == "1 sid-neoverse-n1 -> 2 trixie-neoverse-n1: no"
     assert lines[start + 7].startswith(
-        "  PSCI_VERSION (PSCI version that the guest is offered): recorded 0x10003, here 0x10001; refuses"
+        "  PSCI_VERSION (PSCI version that the guest is offered): recorded 0x10003, here 0x10001;"
+        " refuses"
     )
     assert lines[start + 8].startswith("  register list")
 
 
 def test_pairs_with_the_same_reasons_are_told_together() -> None:
-    text = as_text(_compare(*map(host, ("trixie-max", "trixie-max-nobti", "trixie-max-nosve-nopauth"))))
+    text = as_text(
+        _compare(*map(host, ("trixie-max", "trixie-max-nobti", "trixie-max-nosve-nopauth")))
+    )
     assert "\n1, 3 -> 2: no\n  ID_AA64PFR1_EL1.BT " in text
     assert "\n1-2 -> 3: no\n  vCPU " in text
     assert "B -> A" in text
@@ -250,7 +303,9 @@ def test_pairs_with_the_same_reasons_are_told_together() -> None:
 def test_many_hosts_get_a_text_that_can_be_read() -> None:
     text = as_text(_fleet())
     lines = text.splitlines()
-    assert lines[0] == f"2000 hosts of {len(_fleet().kinds)} kinds, in {len(_fleet().groups)} groups."
+    assert (
+        lines[0] == f"2000 hosts of {len(_fleet().kinds)} kinds, in {len(_fleet().groups)} groups."
+    )
     assert len(lines) < 250
     assert "too many for a matrix" in text
     missing = sum(not pair.possible for pair in _fleet().pairs)
@@ -259,38 +314,56 @@ def test_many_hosts_get_a_text_that_can_be_read() -> None:
 
 
 def test_no_group_names_what_is_not_there() -> None:
-    text = as_text(_compare(host("trixie-neoverse-n1"), host("trixie-neoverse-n1").replace(name="b")))
+    text = as_text(
+        _compare(host("trixie-neoverse-n1"), host("trixie-neoverse-n1").replace(name="b"))
+    )
     assert text.splitlines()[0] == "2 hosts of 1 kind, in 1 group."
     assert "from" not in text
-    assert "No guest can migrate between groups." in as_text(_compare(host("trixie-neoverse-n1"), host("trixie-cortex-a72")))
+    assert "No guest can migrate between groups." in as_text(
+        _compare(host("trixie-neoverse-n1"), host("trixie-cortex-a72"))
+    )
 
 
 @given(st.sets(st.integers(0, 30)))
 def test_numbers_are_written_as_runs(numbers: set[int]) -> None:
     text = numbers_of(sorted(numbers))
     runs = (part.partition("-")[::2] for part in text.split(", ") if part)
-    assert {number - 1 for first, last in runs for number in range(int(first), int(last or first) + 1)} == numbers
+    assert {
+        number - 1 for first, last in runs for number in range(int(first), int(last or first) + 1)
+    } == numbers
 
 
 def test_groups_are_lettered_without_end() -> None:
     names = [compare._letters(index) for index in range(800)]
-    assert [names[index] for index in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
+    assert [names[index] for index in (0, 25, 26, 51, 52, 701, 702)] == [
+        "A",
+        "Z",
+        "AA",
+        "AZ",
+        "BA",
+        "ZZ",
+        "AAA",
+    ]
     assert len(set(names)) == 800
 
 
-# -- JSON ----------------------------------------------------------------------------------------------------------------------
+# -- JSON ----------------------------------------------------------------------------------------
 
 
 def test_the_json_is_by_kind_and_complete() -> None:
     comparison = _fleet()
     document = json.loads(json.dumps(as_json(comparison)))
     kinds, groups, pairs = document["kinds"], document["groups"], document["pairs"]
-    assert sorted(name for kind in kinds for name in kind["hosts"]) == sorted(here.name for here in fleet(2000))
+    assert sorted(name for kind in kinds for name in kind["hosts"]) == sorted(
+        here.name for here in fleet(2000)
+    )
     assert [kind["kind"] for kind in kinds] == list(range(1, len(kinds) + 1))
     assert {(kind["group"], kind["kind"]) for kind in kinds} == {
         (group["group"], kind) for group in groups for kind in group["kinds"]
     }
-    assert [(pair["from"], pair["to"]) for pair in pairs] == [(a["kind"], b["kind"]) for a in kinds for b in kinds]
+    assert [(pair["from"], pair["to"]) for pair in pairs] == [
+        (a["kind"], b["kind"]) for a in kinds for b in kinds
+    ]
     assert [pair["possible"] for pair in pairs] == [pair.possible for pair in comparison.pairs]
     assert all(pair["possible"] or pair["problem"] or pair["findings"] for pair in pairs)
     assert {key for pair in pairs for finding in pair["findings"] for key in finding} == {
@@ -301,21 +374,27 @@ def test_the_json_is_by_kind_and_complete() -> None:
 def test_the_json_is_as_documented() -> None:
     document = as_json(_compare(host("trixie-neoverse-n1"), host("sid-neoverse-n1")))
     rows = dict(
-        re.findall(r"^\| `(\w+)` \| (.*) \|$", (TESTS.parent / "docs" / "compare.md").read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(
+            r"^\| `(\w+)` \| (.*) \|$",
+            (TESTS.parent / "docs" / "compare.md").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
     )
     assert list(rows) == list(document)
     for key, text in rows.items():
         assert set(re.findall(r"`(\w+)`", text)) == set(document[key][0])
 
 
-# -- the picture -----------------------------------------------------------------------------------------------------------------
+# -- the picture ---------------------------------------------------------------------------------
 
 
 def test_the_graph_has_a_node_a_kind_and_a_box_a_group() -> None:
     comparison = _fleet()
     dot = as_dot(comparison)
     assert len(re.findall(r"^    \d+ \[label=", dot, re.MULTILINE)) == len(comparison.kinds)
-    assert len(re.findall(r"^  subgraph cluster_\d+ \{$", dot, re.MULTILINE)) == len(comparison.groups)
+    assert len(re.findall(r"^  subgraph cluster_\d+ \{$", dot, re.MULTILINE)) == len(
+        comparison.groups
+    )
     assert len(re.findall(r"^  \d+ -> \d+", dot, re.MULTILINE)) >= len(comparison.links()) > 10
 
 
@@ -334,7 +413,10 @@ def test_svg_draws_what_dot_prints(tmp_path: Path, capsys: pytest.CaptureFixture
     picture = tmp_path / "picture.svg"
     assert cli.main(["compare", "--svg", str(picture), *files]) == 3
     assert capsys.readouterr() == ("", "")
-    texts = [element.text for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [
+        element.text
+        for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert f"1: {_ODD}" in [text and text.replace("\N{NO-BREAK SPACE}", " ") for text in texts]
     assert "Group B: 1 host, guests on virt-11.1" in texts
     assert cli.main(["compare", "--dot", *files]) == 3
@@ -350,7 +432,11 @@ def test_svg_draws_what_dot_prints(tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_svg_without_a_working_graphviz(
-    program: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    program: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     if program is not None:
@@ -358,14 +444,24 @@ def test_svg_without_a_working_graphviz(
         (tmp_path / "dot").chmod(0o755)
     picture = tmp_path / "picture.svg"
     picture.write_text("old")
-    assert cli.main(["compare", "--svg", str(picture), *(str(HOSTS[name]) for name in ("trixie-max", "sid-max"))]) == 1
+    assert (
+        cli.main(
+            [
+                "compare",
+                "--svg",
+                str(picture),
+                *(str(HOSTS[name]) for name in ("trixie-max", "sid-max")),
+            ]
+        )
+        == 1
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert "hint: " in line
     assert picture.read_text() == "old"
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------
 
 
 def test_the_exit_status_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,10 +471,15 @@ def test_the_exit_status_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["compare", *files]) == 3
     capsys.readouterr()
     assert cli.main(["compare", "--json", *files]) == 3
-    assert [kind["hosts"] for kind in json.loads(capsys.readouterr().out)["kinds"]] == [["other", here.name], ["sid-neoverse-n1"]]
+    assert [kind["hosts"] for kind in json.loads(capsys.readouterr().out)["kinds"]] == [
+        ["other", here.name],
+        ["sid-neoverse-n1"],
+    ]
 
 
-@pytest.mark.parametrize("forms", [["--json", "--dot"], ["--dot", "--svg", "x"], ["--svg", "x", "--json"]])
+@pytest.mark.parametrize(
+    "forms", [["--json", "--dot"], ["--dot", "--svg", "x"], ["--svg", "x", "--json"]]
+)
 def test_one_form_at_a_time(forms: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["compare", *forms, "a", "b"])

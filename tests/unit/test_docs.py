@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The man pages and the completion say what the command and the policy know: neither less nor more."""
+"""The man pages and the completion say what the command and the policy know: neither less nor
+more.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 _NAMES = sorted(_commands())
 
 
-# -- kvmarm(1) -----------------------------------------------------------------------------------------------------------------
+# -- kvmarm(1) -----------------------------------------------------------------------------------
 
 
 def _sections(page: Path) -> dict[str, str]:
@@ -48,7 +50,9 @@ def _sections(page: Path) -> dict[str, str]:
 
 
 def _documented(text: str) -> set[str]:
-    """The options that a section lists, from its .It lines: mdoc writes -o as `Fl o` and --output as `Fl -output`."""
+    """The options that a section lists, from its .It lines: mdoc writes -o as `Fl o` and --output
+    as `Fl -output`.
+    """
     items = [line for line in text.splitlines() if line.startswith(".It ")]
     return {f"-{name}" for line in items for name in re.findall(r"\bFl (\S+)", line)}
 
@@ -61,7 +65,11 @@ def test_there_are_commands() -> None:
 def test_every_option_is_in_the_manual(name: str) -> None:
     sections = _sections(_PAGES[0])
     assert name in sections, f"man kvmarm has no section on {name}"
-    of_several = (text for title, text in sections.items() if title.startswith("Options of ") and name in title[11:].split(", "))
+    of_several = (
+        text
+        for title, text in sections.items()
+        if title.startswith("Options of ") and name in title[11:].split(", ")
+    )
     documented = set().union(*map(_documented, (sections[name], *of_several)))
     assert documented == _options(_commands()[name])
 
@@ -73,12 +81,16 @@ def test_every_option_is_in_the_synopsis(name: str) -> None:
     named = {f"-{option}" for option in re.findall(r"\bFl (\S+)", usage)}
     for action in _commands()[name]._actions:
         if action.option_strings and not _HELP & set(action.option_strings):
-            assert named & set(action.option_strings), f"{action.option_strings} is not in the synopsis"
+            assert named & set(action.option_strings), (
+                f"{action.option_strings} is not in the synopsis"
+            )
     assert named <= _options(_commands()[name])
 
 
 def test_the_manual_has_no_command_that_is_not_there() -> None:
-    described = re.findall(r"^\.Ss (?!Options of )(.*)$", _PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
+    described = re.findall(
+        r"^\.Ss (?!Options of )(.*)$", _PAGES[0].read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert sorted(described) == _NAMES
 
 
@@ -88,7 +100,12 @@ def test_options_without_a_command_are_in_the_manual() -> None:
 
 def test_the_manual_names_the_files_that_are_used() -> None:
     text = _PAGES[0].read_text(encoding="utf-8")
-    for path in (policy.DEFAULT_PATH, pool.DEFAULT_PATH, str(hookfile.DIRECTORY / hookfile.NAME), "/dev/kvm"):
+    for path in (
+        policy.DEFAULT_PATH,
+        pool.DEFAULT_PATH,
+        str(hookfile.DIRECTORY / hookfile.NAME),
+        "/dev/kvm",
+    ):
         assert f".It Pa {path}\n" in text
 
 
@@ -100,7 +117,7 @@ def test_the_manual_names_every_status() -> None:
     assert [int(number) for number in listed] == used
 
 
-# -- kvmarm-policy(5) ----------------------------------------------------------------------------------------------------------
+# -- kvmarm-policy(5) ----------------------------------------------------------------------------
 
 
 def test_every_setting_is_in_the_manual() -> None:
@@ -109,7 +126,9 @@ def test_every_setting_is_in_the_manual() -> None:
 
 
 def _examples() -> list[str]:
-    return re.findall(r"^\.Bd .*?\n(.*?)^\.Ed", _sections(_PAGES[1])["EXAMPLES"], re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^\.Bd .*?\n(.*?)^\.Ed", _sections(_PAGES[1])["EXAMPLES"], re.DOTALL | re.MULTILINE
+    )
 
 
 def test_the_examples_are_policies() -> None:
@@ -128,11 +147,16 @@ def test_no_warnings(page: Path) -> None:
     mandoc = shutil.which("mandoc")
     if not mandoc:
         pytest.skip("mandoc is not installed")
-    lint = subprocess.run([mandoc, "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True, check=False)
+    lint = subprocess.run(
+        [mandoc, "-T", "lint", "-W", "warning", str(page)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (lint.stdout, lint.returncode) == ("", 0)
 
 
-# -- completion ----------------------------------------------------------------------------------------------------------------
+# -- completion ----------------------------------------------------------------------------------
 
 
 def _complete(directory: Path, *words: str) -> set[str]:
@@ -162,7 +186,9 @@ def here(tmp_path: Path) -> Path:
     if not Path("/bin/bash").exists():
         pytest.skip("no bash")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/virsh").write_text("#!/bin/sh\nprintf '%s\\n' guest1 guest2 'a guest' \"args:$*\"\n")
+    (tmp_path / "bin/virsh").write_text(
+        "#!/bin/sh\nprintf '%s\\n' guest1 guest2 'a guest' \"args:$*\"\n"
+    )
     (tmp_path / "bin/virsh").chmod(0o755)
     (tmp_path / "guest.xml").write_text("")
     (tmp_path / "my host.json").write_text("")
@@ -176,7 +202,9 @@ def test_commands_are_completed(here: Path) -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_options_are_completed(here: Path, name: str) -> None:
-    assert {word for word in _complete(here, "kvmarm", name, "-") if word[0] == "-"} == _options(_commands()[name]) | _HELP
+    assert {word for word in _complete(here, "kvmarm", name, "-") if word[0] == "-"} == _options(
+        _commands()[name]
+    ) | _HELP
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -186,7 +214,9 @@ def test_choices_are_completed(here: Path, name: str) -> None:
             assert set(action.choices) <= _complete(here, "kvmarm", name, "")
 
 
-@pytest.mark.parametrize("words", [("resolve", "gu"), ("define", "--validate", "gu"), ("create", "--host", "x", "gu")])
+@pytest.mark.parametrize(
+    "words", [("resolve", "gu"), ("define", "--validate", "gu"), ("create", "--host", "x", "gu")]
+)
 def test_files_are_completed(here: Path, words: tuple[str, ...]) -> None:
     assert _complete(here, "kvmarm", *words) == {"guest.xml"}
 
@@ -199,7 +229,9 @@ def test_files_of_options_are_completed(here: Path, option: str) -> None:
 def test_domains_are_completed(here: Path) -> None:
     assert _complete(here, "kvmarm", "show", "gu") == {"guest1", "guest2", "guest.xml"}
     assert _complete(here, "kvmarm", "show", "a") == {"a guest", "args:-q list --name --all"}
-    assert _complete(here, "kvmarm", "show", "-c", "qemu:///session", "args") == {"args:-q -c qemu:///session list --name --all"}
+    assert _complete(here, "kvmarm", "show", "-c", "qemu:///session", "args") == {
+        "args:-q -c qemu:///session list --name --all"
+    }
 
 
 def test_domains_are_not_offered_where_files_are_meant(here: Path) -> None:
@@ -211,17 +243,24 @@ def test_without_virsh_there_are_files(here: Path) -> None:
     assert _complete(here, "kvmarm", "show", "gu") == {"guest.xml"}
 
 
-# -- SECURITY.md ---------------------------------------------------------------------------------------------------------------
+# -- SECURITY.md ---------------------------------------------------------------------------------
 
 
 def test_every_promise_of_security_has_its_test() -> None:
-    """Its tables name tests as `file.py::test`, and further ones of the same file as `::test` or `test`."""
+    """Its tables name tests as `file.py::test`, and further ones of the same file as `::test` or
+    `test`.
+    """
     tests = Path(__file__).parent
-    promised = re.findall(r"`(?:(test_\w+\.py))?(?:::)?(test_\w+)?`", (_DOCS.parent / "SECURITY.md").read_text(encoding="utf-8"))
+    promised = re.findall(
+        r"`(?:(test_\w+\.py))?(?:::)?(test_\w+)?`",
+        (_DOCS.parent / "SECURITY.md").read_text(encoding="utf-8"),
+    )
     file, named = "", 0
     for name, test in promised:
         file = name or file
         if test:
             named += 1
-            assert f"def {test}(" in (tests / file).read_text(encoding="utf-8"), f"{file} has no {test}"
+            assert f"def {test}(" in (tests / file).read_text(encoding="utf-8"), (
+                f"{file} has no {test}"
+            )
     assert named > 40

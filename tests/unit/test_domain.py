@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The reader of domain XML: it knows where everything stands, refuses what it must, and never fails in another way."""
+"""The reader of domain XML: it knows where everything stands, refuses what it must, and never fails
+in another way.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.domain.edits import Edits
 from kvmarm_plugin.domain.rewrite import restore
-from kvmarm_plugin.domain.xml import RUN_LIMIT, SIZE_LIMIT, TAG_LIMIT, DomainXMLError, Element, asks_for_host_model, parse
+from kvmarm_plugin.domain.xml import (
+    RUN_LIMIT,
+    SIZE_LIMIT,
+    TAG_LIMIT,
+    DomainXMLError,
+    Element,
+    asks_for_host_model,
+    parse,
+)
 from tests.corpus import TEMPLATES, one_line, resolver, template
 
 from .domains import domains
@@ -30,7 +40,7 @@ def found(source: bytes, path: str) -> Element:
     return element
 
 
-# -- places ------------------------------------------------------------------------------------------------------------
+# -- places --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,12 @@ def found(source: bytes, path: str) -> Element:
     ],
 )
 @pytest.mark.parametrize(
-    "around", [b"<domain>%s</domain>", b"<domain><a/>%s<b/></domain>", "\ufeff<domain>ä <a></a>\n%s\r\n<b/></domain>\n".encode()]
+    "around",
+    [
+        b"<domain>%s</domain>",
+        b"<domain><a/>%s<b/></domain>",
+        "\ufeff<domain>ä <a></a>\n%s\r\n<b/></domain>\n".encode(),
+    ],
 )
 def test_an_element_knows_its_places(text: bytes, head: bytes, body: bytes, around: bytes) -> None:
     source = around.replace(b"%s", text)
@@ -79,7 +94,10 @@ def _names(element: Element) -> list[object]:
 
 
 def test_the_tree_has_all_elements_in_order_but_those_of_devices() -> None:
-    source = b"<domain><a><b/><c/></a><devices><a/><b><c/></b></devices><a/><x><devices><y/></devices></x></domain>"
+    source = (
+        b"<domain><a><b/><c/></a><devices><a/><b><c/></b></devices>"
+        b"<a/><x><devices><y/></devices></x></domain>"
+    )
     assert _names(parse(source)) == [
         "domain",
         ["a", ["b"], ["c"]],
@@ -90,7 +108,10 @@ def test_the_tree_has_all_elements_in_order_but_those_of_devices() -> None:
     assert found(source, "devices").text == b"<devices><a/><b><c/></b></devices>"
 
 
-@pytest.mark.parametrize("devices", [b"<devices/>", b"<devices></devices>", b"<devices a='>'><!-- </devices> --></devices>"])
+@pytest.mark.parametrize(
+    "devices",
+    [b"<devices/>", b"<devices></devices>", b"<devices a='>'><!-- </devices> --></devices>"],
+)
 def test_empty_devices(devices: bytes) -> None:
     root = parse(b"<domain>" + devices + b"<cpu/></domain>")
     assert [child.name for child in root.children] == ["devices", "cpu"]
@@ -116,7 +137,10 @@ def test_find() -> None:
     assert found(source, "os/type").body == b"1"
     assert root.find("os/boot") is None
     assert root.find("clock/timer") is None
-    assert [child.start for child in root.find_all("cpu")] == [source.index(b"<cpu/>"), source.rindex(b"<cpu/>")]
+    assert [child.start for child in root.find_all("cpu")] == [
+        source.index(b"<cpu/>"),
+        source.rindex(b"<cpu/>"),
+    ]
     assert root.find_all("os/type") == []
 
 
@@ -155,7 +179,9 @@ def test_the_first_element_of_a_file_has_no_indent() -> None:
     ],
 )
 def test_encodings_of_one_byte_an_ascii_character(declaration: str, encoding: str) -> None:
-    source = (declaration + "<domain><title>äö</title><name>ü</name><x y='é'/></domain>").encode(encoding)
+    source = (declaration + "<domain><title>äö</title><name>ü</name><x y='é'/></domain>").encode(
+        encoding
+    )
     assert found(source, "title").text.decode(encoding) == "<title>äö</title>"
     assert found(source, "name").body.decode(encoding) == "ü"
     assert found(source, "x").text.decode(encoding) == "<x y='é'/>"
@@ -163,7 +189,10 @@ def test_encodings_of_one_byte_an_ascii_character(declaration: str, encoding: st
 
 
 def test_comments_and_instructions_around_the_root() -> None:
-    source = b"<?xml version='1.0'?>\n<!-- <domain> -->\n<?p <domain> ?>\n<domain><x/></domain>\n<!-- end -->\n"
+    source = (
+        b"<?xml version='1.0'?>\n<!-- <domain> -->\n<?p <domain> ?>\n<domain><x/></domain>\n<!--"
+        b" end -->\n"
+    )
     assert parse(source).text == b"<domain><x/></domain>"
 
 
@@ -177,7 +206,10 @@ def test_bodies_and_heads_make_up_the_element(source: bytes) -> None:
             continue
         tail = source[element.body_end : element.end]
         assert element.head + element.body + tail == element.text
-        assert element.text.startswith(b"<" + element.name.partition(" ")[0].encode()[:1]) or " " in element.name
+        assert (
+            element.text.startswith(b"<" + element.name.partition(" ")[0].encode()[:1])
+            or " " in element.name
+        )
         assert tail == b"" or tail.startswith(b"</")
         last = element.body_start
         for child in element.children:
@@ -185,19 +217,28 @@ def test_bodies_and_heads_make_up_the_element(source: bytes) -> None:
             last = child.end
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------
 
 _DOMAIN = b"<domain type='kvm'><name>x</name></domain>"
 
 _REFUSED = {
     "DOCTYPE": (b"<!DOCTYPE domain>" + _DOMAIN, "DOCTYPE is refused, line 1"),
-    "entities": (b"\n<!DOCTYPE domain [<!ENTITY a 'b'>]><domain>&a;</domain>", "DOCTYPE is refused, line 2"),
+    "entities": (
+        b"\n<!DOCTYPE domain [<!ENTITY a 'b'>]><domain>&a;</domain>",
+        "DOCTYPE is refused, line 2",
+    ),
     "an external DTD": (b"<!DOCTYPE domain SYSTEM 'http://192.0.2.1/x.dtd'>" + _DOMAIN, "DOCTYPE"),
-    "parameter entities": (b"<!DOCTYPE d [<!ENTITY % a SYSTEM 'file:///etc/passwd'> %a;]>" + _DOMAIN, "DOCTYPE"),
+    "parameter entities": (
+        b"<!DOCTYPE d [<!ENTITY % a SYSTEM 'file:///etc/passwd'> %a;]>" + _DOMAIN,
+        "DOCTYPE",
+    ),
     "an entity that nobody declared": (b"<domain>&file;</domain>", "undefined entity"),
     "two roots": (_DOMAIN * 2, "split the file"),
     "text behind the root": (_DOMAIN + b"x", "line 1"),
-    "another root": (b"<domainsnapshot>" + _DOMAIN + b"</domainsnapshot>", "a <domainsnapshot>, not a <domain>"),
+    "another root": (
+        b"<domainsnapshot>" + _DOMAIN + b"</domainsnapshot>",
+        "a <domainsnapshot>, not a <domain>",
+    ),
     "another namespace": (b"<domain xmlns='urn:x'/>", "not a <domain>"),
     "UTF-16": (_DOMAIN.decode().encode("utf-16"), "UTF-16"),
     "UTF-16 without a mark, little": (_DOMAIN.decode().encode("utf-16-le"), "UTF-16"),
@@ -215,39 +256,76 @@ _REFUSED = {
     "an attribute twice": (b"<domain a='1' a='2'/>", "duplicate attribute"),
     "an attribute without quotes": (b"<domain a=1/>", "not well-formed"),
     "a prefix that nobody declared": (b"<domain><metadata><q:x/></metadata></domain>", "prefix"),
-    "devices in devices": (b"<domain><devices><devices/></devices></domain>", "a <devices> inside <devices>, line 1"),
+    "devices in devices": (
+        b"<domain><devices><devices/></devices></domain>",
+        "a <devices> inside <devices>, line 1",
+    ),
     "devices in devices, and a CPU": (
         b"<domain><devices>\n<devices></devices>\n<cpu mode='host-model'/></devices></domain>",
         "inside",
     ),
-    "devices in devices, in both": (b"<domain><devices><x><devices/></x></devices></domain>", "inside"),
-    "depth": (b"<domain>" + b"<a>" * 300 + b"</a>" * 300 + b"</domain>", "more than 256 elements inside one another, line 1"),
+    "devices in devices, in both": (
+        b"<domain><devices><x><devices/></x></devices></domain>",
+        "inside",
+    ),
+    "depth": (
+        b"<domain>" + b"<a>" * 300 + b"</a>" * 300 + b"</domain>",
+        "more than 256 elements inside one another, line 1",
+    ),
     "too much": (b"<domain>" + b" " * SIZE_LIMIT + b"</domain>", "larger than 10 MiB"),
     "tags": (b"<domain>" + b"<a/>" * TAG_LIMIT + b"</domain>", "more than 50000 tags"),
-    "tags of devices": (b"<domain><devices>" + b"<a/>" * TAG_LIMIT + b"</devices></domain>", "more than 50000 tags"),
+    "tags of devices": (
+        b"<domain><devices>" + b"<a/>" * TAG_LIMIT + b"</devices></domain>",
+        "more than 50000 tags",
+    ),
     "attributes": (
         b"<domain " + b" ".join(b"a%d=''" % number for number in range(TAG_LIMIT + 1)) + b"/>",
         "more than 50000 attributes",
     ),
-    "a long attribute": (b"<domain a='" + b"a" * RUN_LIMIT + b"'/>", "more than 1 MiB in one piece"),
+    "a long attribute": (
+        b"<domain a='" + b"a" * RUN_LIMIT + b"'/>",
+        "more than 1 MiB in one piece",
+    ),
     "a long name": (b"<" + b"a" * RUN_LIMIT + b"b/>", "more than 1 MiB in one piece"),
     "a long text": (b"<domain>" + b"a" * RUN_LIMIT + b"b</domain>", "more than 1 MiB in one piece"),
-    "a long namespace": (b"<domain><metadata>\n<a xmlns='" + b"a" * 201 + b"'/></metadata></domain>", "200 characters, line 2"),
-    "a long namespace of devices": (b"<domain><devices><a xmlns:b='" + b"a" * 201 + b"'/></devices></domain>", "200 characters"),
+    "a long namespace": (
+        b"<domain><metadata>\n<a xmlns='" + b"a" * 201 + b"'/></metadata></domain>",
+        "200 characters, line 2",
+    ),
+    "a long namespace of devices": (
+        b"<domain><devices><a xmlns:b='" + b"a" * 201 + b"'/></devices></domain>",
+        "200 characters",
+    ),
     "a long tag with a namespace": (
-        b"<domain xmlns:a='%s'%s/>" % (b"A" * 500_000, b"".join(b" a:b%d=''" % number for number in range(40_000))),
+        b"<domain xmlns:a='%s'%s/>"
+        % (b"A" * 500_000, b"".join(b" a:b%d=''" % number for number in range(40_000))),
         "a tag of more than 16 KiB that declares a namespace",
     ),
     "the same of devices, behind a quoted >": (
-        b"<domain><devices><a b='>' xmlns:a=\"%s\"%s/></devices></domain>" % (b"A" * 9_000, b" a:b=''" * 9_000),
+        b"<domain><devices><a b='>' xmlns:a=\"%s\"%s/></devices></domain>"
+        % (b"A" * 9_000, b" a:b=''" * 9_000),
         "a tag of more than 16 KiB that declares a namespace",
     ),
     "noise": (bytes(range(1, 256)), "not well-formed"),
     "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "not well-formed"),
     "JSON": (b'{"domain": {}}', "not well-formed"),
     **{
-        f"encoding {name}": (f"<?xml version='1.0' encoding='{name}'?>".encode() + _DOMAIN, "encoding")
-        for name in ("shift_jis", "UTF-7", "UTF-32", "cp037", "no-such", "rot13", "hex", "idna", "punycode", "undefined")
+        f"encoding {name}": (
+            f"<?xml version='1.0' encoding='{name}'?>".encode() + _DOMAIN,
+            "encoding",
+        )
+        for name in (
+            "shift_jis",
+            "UTF-7",
+            "UTF-32",
+            "cp037",
+            "no-such",
+            "rot13",
+            "hex",
+            "idna",
+            "punycode",
+            "undefined",
+        )
     },
 }
 
@@ -268,7 +346,12 @@ def test_the_size_limit_itself_is_allowed() -> None:
 
 @pytest.mark.parametrize(
     "inside",
-    [b"<!-- xmlns='%s' -->", b"<x xmlns='u'>%s</x>", b"<x><![CDATA[xmlns:a='%s']]></x>", b"<?x xmlns='%s' it's?>"],
+    [
+        b"<!-- xmlns='%s' -->",
+        b"<x xmlns='u'>%s</x>",
+        b"<x><![CDATA[xmlns:a='%s']]></x>",
+        b"<?x xmlns='%s' it's?>",
+    ],
 )
 def test_long_text_and_values_are_allowed(inside: bytes) -> None:
     assert parse(b"<domain>" + inside % (b"a=b xmlns " * 5_000) + b"</domain>").name == "domain"
@@ -281,8 +364,12 @@ def test_entities_of_xml_itself_are_allowed() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        b"<domain><cpu " + b" ".join(b"a%d='\">'" % number for number in range(20000)) + b"/></domain>",
-        b"<domain><cpu " + b" ".join(b"a%d=''" % number for number in range(40000)) + b" b='>'/></domain>",
+        b"<domain><cpu "
+        + b" ".join(b"a%d='\">'" % number for number in range(20000))
+        + b"/></domain>",
+        b"<domain><cpu "
+        + b" ".join(b"a%d=''" % number for number in range(40000))
+        + b" b='>'/></domain>",
         b"<domain>" + (b"<a>" * 200 + b"</a>" * 200) * 120 + b"<cpu/></domain>",
         b"<domain>" + b"<cpu/>" * 49000 + b"</domain>",
         b"<domain><cpu a='" + b">" * 500000 + b"'/></domain>",
@@ -312,13 +399,29 @@ _GREEDY = {
     "elements": lambda: b"<domain>" + b"<a/>" * 49_900 + b"</domain>",
     "elements with attributes": lambda: (
         b"<domain xmlns:p='%s'>%s</domain>"
-        % (b"u" * 200, b"".join(b"<p:a%d p:b%d='%d'/>" % (number, number, number) for number in range(49_900)))
+        % (
+            b"u" * 200,
+            b"".join(b"<p:a%d p:b%d='%d'/>" % (number, number, number) for number in range(49_900)),
+        )
     ),
-    "long names": lambda: b"<domain>" + b"".join(b"<%s%d/>" % (b"a" * 180, number) for number in range(49_900)) + b"</domain>",
-    "attributes": lambda: b"<domain xmlns:p='%s'%s/>" % (b"u" * 200, b"".join(b" p:a%d=''" % number for number in range(49_900))),
-    "namespaces": lambda: b"<domain" + b"".join(b" xmlns:a%d='u'" % number for number in range(1_000)) + b"/>",
-    "wide values": lambda: "<domain>{}</domain>".format(f"<a a='{'a' * 1_000_000}\U0001f600'/>" * 10).encode(),
-    "depth": lambda: b"<domain><devices>" + b"<a b='c'>" * 24_900 + b"</a>" * 24_900 + b"</devices></domain>",
+    "long names": lambda: (
+        b"<domain>"
+        + b"".join(b"<%s%d/>" % (b"a" * 180, number) for number in range(49_900))
+        + b"</domain>"
+    ),
+    "attributes": lambda: (
+        b"<domain xmlns:p='%s'%s/>"
+        % (b"u" * 200, b"".join(b" p:a%d=''" % number for number in range(49_900)))
+    ),
+    "namespaces": lambda: (
+        b"<domain" + b"".join(b" xmlns:a%d='u'" % number for number in range(1_000)) + b"/>"
+    ),
+    "wide values": (
+        lambda: "<domain>{}</domain>".format(f"<a a='{'a' * 1_000_000}\U0001f600'/>" * 10).encode()
+    ),
+    "depth": lambda: (
+        b"<domain><devices>" + b"<a b='c'>" * 24_900 + b"</a>" * 24_900 + b"</devices></domain>"
+    ),
     "white space": lambda: b"<domain>" + b" \n" * 5_000_000 + b"</domain>",
     "one tag that does not end": lambda: b"<domain a='" + b"a" * 1_000_000,
     "values that do not end": lambda: b"<domain>" + b"<a b='" * 49_900,
@@ -329,30 +432,38 @@ _GREEDY = {
 def test_a_document_within_the_limits_takes_a_bounded_memory(name: str) -> None:
     """Expat's, too: measured from outside Python."""
     code = (
-        "import sys; sys.path.append(sys.argv[1]); from kvmarm_plugin.domain.xml import parse, KvmarmError\n"
-        "def peak(): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "source = sys.stdin.buffer.read(); open('/proc/self/clear_refs', 'w').write('5'); before = peak()\n"
-        "try: parse(source)\n"
-        "except KvmarmError: pass\n"
-        "print(peak() - before)"
+        "import sys; sys.path.append(sys.argv[1]); from kvmarm_plugin.domain.xml import parse,"
+        " KvmarmError\ndef peak(): return next(int(line.split()[1]) for line in"
+        " open('/proc/self/status') if line.startswith('VmHWM'))\nsource = sys.stdin.buffer.read();"
+        " open('/proc/self/clear_refs', 'w').write('5'); before = peak()\ntry:"
+        " parse(source)\nexcept KvmarmError: pass\nprint(peak() - before)"
     )
     root = Path(__file__).parent.parent.parent
     run = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(root)], input=_GREEDY[name](), stdout=subprocess.PIPE, check=True
+        [sys.executable, "-I", "-S", "-c", code, str(root)],
+        input=_GREEDY[name](),
+        stdout=subprocess.PIPE,
+        check=True,
     )
     assert int(run.stdout) < 64 * 1024
 
 
 def test_large_guests_are_far_within_the_limits() -> None:
-    """All the vCPUs, I/O threads and devices that QEMU has places for, and an application's 8 KiB of metadata."""
+    """All the vCPUs, I/O threads and devices that QEMU has places for, and an application's 8 KiB
+    of metadata.
+    """
     pins = [f"<vcpupin vcpu='{number}' cpuset='0-3,{number}'/>" for number in range(512)]
     pins += [f"<iothreadpin iothread='{number}' cpuset='0-3'/>" for number in range(1, 513)]
     disk = (
-        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' io='native'/><source file='/a' index='1'/>"
-        "<backingStore type='file'><format type='raw'/><source file='/b'/><backingStore/></backingStore>"
-        "<target dev='vda' bus='virtio'/><alias name='virtio-disk0'/><address type='pci' bus='0x04'/></disk>"
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'"
+        " io='native'/><source file='/a' index='1'/><backingStore type='file'><format"
+        " type='raw'/><source file='/b'/><backingStore/></backingStore><target dev='vda'"
+        " bus='virtio'/><alias name='virtio-disk0'/><address type='pci' bus='0x04'/></disk>"
     )
-    nova = "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'>" + "<nova:package version='30'/>" * 300
+    nova = (
+        "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'>"
+        + "<nova:package version='30'/>" * 300
+    )
     source = (
         f"<domain><metadata>{nova}</nova:instance></metadata><cputune>{''.join(pins)}</cputune>"
         f"<devices>{disk * 255}</devices></domain>"
@@ -373,7 +484,7 @@ def test_a_parser_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         parse(_DOMAIN)
 
 
-# -- fuzzing -----------------------------------------------------------------------------------------------------------
+# -- fuzzing -------------------------------------------------------------------------------------
 
 
 def _use(source: bytes) -> None:
@@ -390,7 +501,9 @@ def _use(source: bytes) -> None:
         assert restore(result, parse(result)) == restore(source, root, cpu=False)
 
 
-_originals = st.sampled_from([template(name) for name in TEMPLATES] + [resolver("trixie-max").resolve(template("sve"))])
+_originals = st.sampled_from(
+    [template(name) for name in TEMPLATES] + [resolver("trixie-max").resolve(template("sve"))]
+)
 _insertions = st.one_of(
     st.binary(max_size=4),
     st.sampled_from(
@@ -411,7 +524,17 @@ _insertions = st.one_of(
             b"<?xml ",
         ]
     ),
-    st.sampled_from([b"\xef\xbb\xbf", b"\0", b"<cpu mode='host-model'/>", b"<metadata/>", b"<os/>", b" machine=''", b"<features>"]),
+    st.sampled_from(
+        [
+            b"\xef\xbb\xbf",
+            b"\0",
+            b"<cpu mode='host-model'/>",
+            b"<metadata/>",
+            b"<os/>",
+            b" machine=''",
+            b"<features>",
+        ]
+    ),
 )
 
 
@@ -430,7 +553,11 @@ def _mutated(draw: st.DrawFn) -> bytes:
 @given(_mutated())
 @example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>")
 @example(b"<domain type='kvm'><os><type machine=''/></os><cpu mode='host-model'/><cpu/></domain>")
-@example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/><memory>9" + b"9" * 5000 + b"</memory></domain>")
+@example(
+    b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/><memory>9"
+    + b"9" * 5000
+    + b"</memory></domain>"
+)
 def test_nothing_but_a_kvmarm_error_comes_out_of_a_mutated_domain(source: bytes) -> None:
     try:
         _use(source)
@@ -444,7 +571,9 @@ def _elements(element: Element) -> list[Element]:
 
 @st.composite
 def _rearranged(draw: st.DrawFn) -> bytes:
-    """A generated or resolved domain whose elements were removed, repeated or put elsewhere: well-formed, and seldom sensible."""
+    """A generated or resolved domain whose elements were removed, repeated or put elsewhere:
+    well-formed, and seldom sensible.
+    """
     source = draw(st.one_of(domains(), domains().map(resolver("trixie-max").resolve)))
     for _ in range(draw(st.integers(1, 4))):
         try:
@@ -453,7 +582,16 @@ def _rearranged(draw: st.DrawFn) -> bytes:
             break  # a prefix without its declaration, <devices> in <devices>
         picked, place = draw(st.sampled_from(elements)), draw(st.sampled_from(elements))
         piece = draw(
-            st.sampled_from([picked.text, picked.body, b"<cpu mode='host-model'/>", b"<gic/>", b"<metadata/>", b"<features/>"])
+            st.sampled_from(
+                [
+                    picked.text,
+                    picked.body,
+                    b"<cpu mode='host-model'/>",
+                    b"<gic/>",
+                    b"<metadata/>",
+                    b"<features/>",
+                ]
+            )
         )
         edit = draw(st.sampled_from(["remove", "before", "after", "inside", "empty"]))
         if edit == "remove" and picked.parent is not None and picked.parent.parent is not None:
@@ -481,7 +619,10 @@ def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: byt
 @settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
-        st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"<domain>{text}</domain>".encode("utf-8", "replace"))
+        st.binary(max_size=200),
+        st.text(max_size=200).map(
+            lambda text: f"<domain>{text}</domain>".encode("utf-8", "replace")
+        ),
     )
 )
 def test_nothing_but_a_kvmarm_error_comes_out_of_noise(source: bytes) -> None:
@@ -500,7 +641,9 @@ def test_every_truncation_of_a_template_is_refused() -> None:
 
 
 def test_every_truncation_of_a_record_is_refused_or_read() -> None:
-    """The lists of a record cut short inside well-formed XML: shorter lists, or an error that says so."""
+    """The lists of a record cut short inside well-formed XML: shorter lists, or an error that says
+    so.
+    """
     source = resolver("trixie-cortex-a72").resolve(template("direct-kernel"))
     for name in ("registers", "reglist", "seen"):
         element = record.find(parse(source))
@@ -520,20 +663,40 @@ def test_every_truncation_of_a_record_is_refused_or_read() -> None:
         assert outcomes == {"read", "refused"}
 
 
-# -- who asks ----------------------------------------------------------------------------------------------------------
+# -- who asks ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("source", "host", "asks"),
     [
-        ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>", "aarch64", True),
-        ("<domain type='kvm'><os><type arch='armv7l'/></os><cpu mode='host-model'/></domain>", "aarch64", True),
+        (
+            "<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>",
+            "aarch64",
+            True,
+        ),
+        (
+            "<domain type='kvm'><os><type arch='armv7l'/></os><cpu mode='host-model'/></domain>",
+            "aarch64",
+            True,
+        ),
         ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "aarch64", True),
         ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "armv7l", True),
         ("<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>", "x86_64", False),
-        ("<domain type='kvm'><os><type arch='x86_64'/></os><cpu mode='host-model'/></domain>", "aarch64", False),
-        ("<domain type='qemu'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>", "aarch64", False),
-        ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='custom'/></domain>", "aarch64", False),
+        (
+            "<domain type='kvm'><os><type arch='x86_64'/></os><cpu mode='host-model'/></domain>",
+            "aarch64",
+            False,
+        ),
+        (
+            "<domain type='qemu'><os><type arch='aarch64'/></os><cpu mode='host-model'/></domain>",
+            "aarch64",
+            False,
+        ),
+        (
+            "<domain type='kvm'><os><type arch='aarch64'/></os><cpu mode='custom'/></domain>",
+            "aarch64",
+            False,
+        ),
         ("<domain type='kvm'><os><type arch='aarch64'/></os><cpu/></domain>", "aarch64", False),
         ("<domain type='kvm'><os><type arch='aarch64'/></os></domain>", "aarch64", False),
         ("<domain type='kvm'><os/><cpu mode='host-model'/></domain>", "aarch64", False),
@@ -545,7 +708,7 @@ def test_who_asks_for_host_model(source: str, host: str, asks: bool) -> None:
     assert asks_for_host_model(parse(source.encode()), host) is asks
 
 
-# -- edits -------------------------------------------------------------------------------------------------------------
+# -- edits ---------------------------------------------------------------------------------------
 
 
 def test_no_edits_change_nothing() -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Files are written where others can write, too, and those who wait there get nothing: no mode, no link, no file of another's."""
+"""Files are written where others can write, too, and those who wait there get nothing: no mode, no
+link, no file of another's.
+"""
 
 from __future__ import annotations
 
@@ -67,14 +69,18 @@ def _mode(path: Path) -> int:
 
 def _is_untouched(victim: Path) -> bool:
     status = victim.lstat()
-    return (victim.read_text(), stat.S_IMODE(status.st_mode), status.st_uid) == ("precious", 0o600, os.geteuid())
+    return (victim.read_text(), stat.S_IMODE(status.st_mode), status.st_uid) == (
+        "precious",
+        0o600,
+        os.geteuid(),
+    )
 
 
 def _names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-# -- modes ---------------------------------------------------------------------------------------------------------------------
+# -- modes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("old", [0o4777, 0o2755, 0o1777, 0o7755, 0o6711, 0o600, 0o444], ids=oct)
@@ -131,7 +137,9 @@ def test_a_file_with_several_names_gives_nobody_else_leave_to_write(here: Path) 
 
 @needs_root
 def test_the_mode_is_for_the_group_that_it_was_for(here: Path) -> None:
-    """In a directory that gives its own group to what is made there, that group does not get to read what it could not."""
+    """In a directory that gives its own group to what is made there, that group does not get to
+    read what it could not.
+    """
     os.chown(here, 0, ALICE)
     here.chmod(0o2755)
     path = here / "out"
@@ -162,9 +170,19 @@ def test_the_mask_of_an_access_control_list_is_no_mode(here: Path) -> None:
     path.write_text("old")
     path.chmod(0o660)
     # user::rw-, user:65534:rw-, group::---, mask::rw-, other::--- (linux/posix_acl_xattr.h)
-    entries = ((1, 6, 0xFFFFFFFF), (2, 6, ALICE), (4, 0, 0xFFFFFFFF), (0x10, 6, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF))
+    entries = (
+        (1, 6, 0xFFFFFFFF),
+        (2, 6, ALICE),
+        (4, 0, 0xFFFFFFFF),
+        (0x10, 6, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    )
     try:
-        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries))
+        os.setxattr(
+            path,
+            "system.posix_acl_access",
+            struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries),
+        )
     except OSError:
         pytest.skip("no access control lists here")
     files.write(str(path), b"new")
@@ -174,7 +192,11 @@ def test_the_mask_of_an_access_control_list_is_no_mode(here: Path) -> None:
 def test_nothing_changes_a_mode_by_name() -> None:
     """Between two calls, a name can become another file's."""
     for path in (_PROJECT / "kvmarm_plugin").rglob("*.py"):
-        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [
+            node.func
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+        ]
         names = {call.attr for call in calls if isinstance(call, ast.Attribute)}
         assert not names & {"chmod", "lchmod", "chown", "lchown"}, path
 
@@ -216,7 +238,7 @@ def test_a_failure_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -
         assert (_names(here), (here / "out").read_text()) == (["out"], "old")
 
 
-# -- what others have put there ------------------------------------------------------------------------------------------------
+# -- what others have put there ------------------------------------------------------------------
 
 
 def _refused(path: Path) -> None:
@@ -226,7 +248,13 @@ def _refused(path: Path) -> None:
 
 @needs_root
 def test_links_of_others_are_refused(shared: Path, victim: Path) -> None:
-    targets = {"absolute": str(victim), "relative": "../victim", "new": "../new", "chain": "relative", "device": "/dev/null"}
+    targets = {
+        "absolute": str(victim),
+        "relative": "../victim",
+        "new": "../new",
+        "chain": "relative",
+        "device": "/dev/null",
+    }
     for name, target in targets.items():
         (shared / name).symlink_to(target)
         give(shared / name)
@@ -275,7 +303,9 @@ def test_files_of_others_are_refused(shared: Path, here: Path) -> None:
 
 @needs_root
 def test_a_hard_link_to_a_link_of_roots_is_refused(shared: Path, here: Path, victim: Path) -> None:
-    """Where the kernel lets users link to everything (fs.protected_hardlinks=0), this has root for its owner."""
+    """Where the kernel lets users link to everything (fs.protected_hardlinks=0), this has root for
+    its owner.
+    """
     (here / "link").symlink_to(victim)
     os.link(here / "link", shared / "out", follow_symlinks=False)
     _refused(shared / "out")
@@ -283,7 +313,9 @@ def test_a_hard_link_to_a_link_of_roots_is_refused(shared: Path, here: Path, vic
 
 
 @needs_root
-def test_a_link_of_roots_to_a_file_of_others_is_judged_where_the_file_is(shared: Path, here: Path) -> None:
+def test_a_link_of_roots_to_a_file_of_others_is_judged_where_the_file_is(
+    shared: Path, here: Path
+) -> None:
     (shared / "file").write_text("hers")
     give(shared / "file")
     (here / "link").symlink_to(shared / "file")
@@ -298,7 +330,11 @@ def test_what_is_roots_is_written_in_a_shared_directory(shared: Path) -> None:
     (shared / "link").symlink_to("old")
     for name in ("new", "old", "link"):
         files.write(str(shared / name), name.encode())
-    assert ((shared / "new").read_text(), (shared / "old").read_text(), _mode(shared / "old")) == ("new", "link", 0o640)
+    assert ((shared / "new").read_text(), (shared / "old").read_text(), _mode(shared / "old")) == (
+        "new",
+        "link",
+        0o640,
+    )
     assert (shared / "link").is_symlink()
 
 
@@ -319,7 +355,14 @@ def test_a_user_writes_what_is_the_users(here: Path) -> None:
         (home / "open").mkdir()
         (home / "open").chmod(0o775)
         (home / "open/old").write_text("old")
-        for path in (home / "new", home / "link", temporary / "new", temporary / "link", temporary / "old", home / "open/old"):
+        for path in (
+            home / "new",
+            home / "link",
+            temporary / "new",
+            temporary / "link",
+            temporary / "old",
+            home / "open/old",
+        ):
             files.write(str(path), b"new")
             assert path.read_text() == "new"
         assert (home / "link").is_symlink()
@@ -345,7 +388,9 @@ def test_a_user_does_not_follow_the_links_of_another(here: Path) -> None:
 
 @needs_root
 def test_a_race_for_the_name_is_lost(here: Path, victim: Path) -> None:
-    """Alice puts links to root's file and files of mode 4777 in the place of the output, as fast as she can, while root writes."""
+    """Alice puts links to root's file and files of mode 4777 in the place of the output, as fast as
+    she can, while root writes.
+    """
     shared = here / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -381,14 +426,16 @@ def test_a_race_for_the_name_is_lost(here: Path, victim: Path) -> None:
                     status = path.lstat()
                 except OSError:
                     continue
-                assert status.st_uid != 0 or stat.S_IMODE(status.st_mode) in (0o600, 0o644), oct(status.st_mode)
+                assert status.st_uid != 0 or stat.S_IMODE(status.st_mode) in (0o600, 0o644), oct(
+                    status.st_mode
+                )
     finally:
         os.kill(attacker, signal.SIGKILL)
         os.waitpid(attacker, 0)
     assert {"written", "refused"} <= outcomes
 
 
-# -- the way -------------------------------------------------------------------------------------------------------------------
+# -- the way -------------------------------------------------------------------------------------
 
 
 def test_the_way_back_is_the_way_that_was_come(here: Path) -> None:
@@ -405,9 +452,22 @@ def test_the_way_back_is_the_way_that_was_come(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["a/file", "./a/./file", "a//file", "a/b/../file", "link/file", "a/up/a/file", "link/up/link/file", "abs/file", "l2"]
+    "path",
+    [
+        "a/file",
+        "./a/./file",
+        "a//file",
+        "a/b/../file",
+        "link/file",
+        "a/up/a/file",
+        "link/up/link/file",
+        "abs/file",
+        "l2",
+    ],
 )
-def test_a_way_ends_where_the_kernels_does(here: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_ends_where_the_kernels_does(
+    here: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "a/b").mkdir(parents=True)
     (here / "a/file").write_text("old")
     (here / "link").symlink_to("a")
@@ -453,7 +513,9 @@ def test_what_cannot_be_written_is_said(here: Path, path: str, says: str) -> Non
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(here / "socket"))
     before = sorted(here.rglob("*"))
-    with pytest.raises(KvmarmError, match=rf"^cannot write {re.escape(f'{here}/{path}')}: {says} \(hint: "):
+    with pytest.raises(
+        KvmarmError, match=rf"^cannot write {re.escape(f'{here}/{path}')}: {says} \(hint: "
+    ):
         files.write(f"{here}/{path}", b"new")
     assert sorted(here.rglob("*")) == before
     assert (here / "file").read_text() == "old"
@@ -474,19 +536,27 @@ def test_a_link_of_roots_at_its_configuration_keeps_working(here: Path) -> None:
     (here / "srv/pool.yaml").write_text("old")
     (here / "etc/pool.yaml").symlink_to(here / "srv/pool.yaml")
     files.write(str(here / "etc/pool.yaml"), b"new")
-    assert ((here / "srv/pool.yaml").read_text(), (here / "etc/pool.yaml").is_symlink()) == ("new", True)
+    assert ((here / "srv/pool.yaml").read_text(), (here / "etc/pool.yaml").is_symlink()) == (
+        "new",
+        True,
+    )
 
 
-# -- what is no file -----------------------------------------------------------------------------------------------------------
+# -- what is no file -----------------------------------------------------------------------------
 
-_WRITE = "import sys; from kvmarm_plugin.host import files; [files.write(name, b'new\\n') for name in sys.argv[1:]]"
+_WRITE = (
+    "import sys; from kvmarm_plugin.host import files; [files.write(name, b'new\\n') for name in"
+    " sys.argv[1:]]"
+)
 
 
 def _shell(line: str, here: Path) -> bytes:
     """Run a line of bash in which $write writes "new" to the files that follow."""
     command = ["bash", "-ec", f'write() {{ "{sys.executable}" -c "$program" "$@"; }}; {line}']
     environment = {**os.environ, "PYTHONPATH": str(_PROJECT), "program": _WRITE}
-    return subprocess.run(command, stdout=subprocess.PIPE, cwd=here, env=environment, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, cwd=here, env=environment, check=True, timeout=60
+    ).stdout
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
@@ -496,7 +566,13 @@ def test_standard_output_by_its_name(here: Path, name: str) -> None:
     assert _shell(f"echo old >log; write {name} {name} >>log; cat log", here) == b"old\nnew\nnew\n"
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        subprocess.run([sys.executable, "-c", _WRITE, name], stdout=ours.fileno(), cwd=_PROJECT, check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-c", _WRITE, name],
+            stdout=ours.fileno(),
+            cwd=_PROJECT,
+            check=True,
+            timeout=60,
+        )
         assert theirs.recv(100) == b"new\n"
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every kind of finding, made by what finds it: judge/findings.tsv has no row too many, none too few, and none that says the wrong
-thing."""
+"""Every kind of finding, made by what finds it: judge/findings.tsv has no row too many, none too
+few, and none that says the wrong thing.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +47,13 @@ from .fakekernel import FakeKernel
 _N1, _MAX = "trixie-neoverse-n1", "trixie-max"
 
 
-def _target(name: str = _N1, machine: str = "", policy: Policy | None = None, **changes: Any) -> Target:
+def _target(
+    name: str = _N1, machine: str = "", policy: Policy | None = None, **changes: Any
+) -> Target:
     """What an open guest gets on a host of the corpus, with some parts replaced."""
-    return Resolver(host(name), policy or Policy()).target(Wish("aarch64", machine)).replace(**changes)
+    return (
+        Resolver(host(name), policy or Policy()).target(Wish("aarch64", machine)).replace(**changes)
+    )
 
 
 def _host(of: str = _N1, cluster: dict[str, Any] | None = None, **changes: Any) -> HostProfile:
@@ -65,7 +70,9 @@ def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
 
 
 def _with_register(name: str, value: int, **cluster: Any) -> HostProfile:
-    vcpus = tuple(v.replace(registers={**v.registers, name: value}) for v in host(_N1).clusters[0].vcpus)
+    vcpus = tuple(
+        v.replace(registers={**v.registers, name: value}) for v in host(_N1).clusters[0].vcpus
+    )
     return _host(cluster={"vcpus": vcpus, **cluster})
 
 
@@ -81,7 +88,11 @@ def _field(register: str, name: str, recorded: int, local: int, writable: bool) 
     (field,) = (field for field in fields_of(register) if field.name == name)
     base = _target()
     cleared = base.registers.get(register, 0) & ~((1 << field.msb + 1) - (1 << field.lsb))
-    here = _with_register(register, cleared | local << field.lsb, writable={register: (1 << 64) - 1} if writable else {})
+    here = _with_register(
+        register,
+        cleared | local << field.lsb,
+        writable={register: (1 << 64) - 1} if writable else {},
+    )
     target = base.replace(registers={**base.registers, register: cleared | recorded << field.lsb})
     return judge(target, _Stubborn(target, here, here.clusters[0]))
 
@@ -96,13 +107,18 @@ def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Findi
         "newer-kernel": ("ID_AA64PFR0_EL1", "DIT", 0, 1),
         "resolve-here": ("ID_AA64PFR0_EL1", "DIT", 1, 0),
     }
-    return {f"{rule}-{remedy}": partial(_field, *values, writable) for remedy, values in fields.items()}
+    return {
+        f"{rule}-{remedy}": partial(_field, *values, writable) for remedy, values in fields.items()
+    }
 
 
 def _rehearsed() -> list[Finding]:
     """Of a guest with SVE on a played kernel that makes no vCPU with it."""
     name = SimpleNamespace(machine="aarch64", nodename="here", release="6.12.0")
-    with patch.object(os, "uname", lambda: name), System(FakeKernel.from_profile(host(_N1))) as system:
+    with (
+        patch.object(os, "uname", lambda: name),
+        System(FakeKernel.from_profile(host(_N1))) as system,
+    ):
         return rehearse(_target(_MAX, seen={}), system)
 
 
@@ -114,7 +130,10 @@ def _pinned(old: bytes, new: bytes) -> list[Finding]:
     domain = parse(source.replace(old, new))
     pinning = record.read(record.find(domain) or pytest.fail("no record")).target.pinning
     assert pinning
-    clusters = [CpuCluster(cpulist.parse(cluster.cpus), cluster.midr, cluster.revidr, None) for cluster in here.clusters]
+    clusters = [
+        CpuCluster(cpulist.parse(cluster.cpus), cluster.midr, cluster.revidr, None)
+        for cluster in here.clusters
+    ]
     return settle(source, domain, pinning, clusters, movable=False)[2]
 
 
@@ -130,7 +149,9 @@ def _of_others(hosts: list[HostProfile]) -> list[Finding]:
 def _missing_machines() -> list[Finding]:
     formed = baseline([host(_N1), host(_N1).replace(name="twin")]).pool
     assert formed is not None
-    return check_member(formed, _with_qemu(formed.baseline.qemu.machines[:1] if formed.baseline.qemu else ()))
+    return check_member(
+        formed, _with_qemu(formed.baseline.qemu.machines[:1] if formed.baseline.qemu else ())
+    )
 
 
 _NO_PMU = {name: answer for name, answer in host(_N1).capabilities.items() if name != "ARM_PMU_V3"}
@@ -154,27 +175,40 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "pmu-off-refused": lambda: check(
         _target(policy=Policy(pmu=False, prefer_named=False)), _host(capabilities=_NO_PMU)
     ),
-    "sve-lengths-refused-limit": lambda: check(_target(_MAX), _host(_MAX, cluster={"sve_lengths": (128, 256)})),
-    "sve-lengths-refused-switch": lambda: check(_target(_MAX), _host(_MAX, cluster={"sve_lengths": ()})),
+    "sve-lengths-refused-limit": lambda: check(
+        _target(_MAX), _host(_MAX, cluster={"sve_lengths": (128, 256)})
+    ),
+    "sve-lengths-refused-switch": lambda: check(
+        _target(_MAX), _host(_MAX, cluster={"sve_lengths": ()})
+    ),
     "field-accepted": lambda: check(
-        _target(), _with_register("ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48)
+        _target(),
+        _with_register("ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48),
     ),
     "field-refused-identity": lambda: check(_target(), _with_register("MIDR_EL1", 0x413FD0C1)),
     **_field_kinds("field-refused", writable=True),
     **_field_kinds("field-fixed", writable=False),
     "register-accepted": lambda: check(
-        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 0}), _with_register("SMCCC_ARCH_WORKAROUND_1", 1)
+        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 0}),
+        _with_register("SMCCC_ARCH_WORKAROUND_1", 1),
     ),
     "register-refused": lambda: check(
-        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 2}), _with_register("SMCCC_ARCH_WORKAROUND_1", 1)
+        _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 2}),
+        _with_register("SMCCC_ARCH_WORKAROUND_1", 1),
     ),
-    "register-refused-newer-kernel": lambda: check(_target(), _with_register("PSCI_VERSION", 0x10000)),
+    "register-refused-newer-kernel": lambda: check(
+        _target(), _with_register("PSCI_VERSION", 0x10000)
+    ),
     "registers-unknown": lambda: check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1)),
-    "timer-frequency": lambda: check(_target(), _host(cluster={"seen": {"CNTFRQ_EL0": 25_000_000}})),
+    "timer-frequency": lambda: check(
+        _target(), _host(cluster={"seen": {"CNTFRQ_EL0": 25_000_000}})
+    ),
     "timer-frequency-zero": lambda: check(_target(seen={"CNTFRQ_EL0": 0}), host(_N1)),
     "zero-block-size": lambda: check(_target(), _host(cluster={"seen": {"DCZID_EL0": 5}})),
     "pmu-counters": lambda: check(_target(), _host(cluster={"seen": {"PMCR_EL0": 4 << 11}})),
-    "cluster-missing": lambda: with_cluster([], Pinning(0x410FD083, 0, "4-5"), host("hand-made-rk3588").clusters),
+    "cluster-missing": lambda: with_cluster(
+        [], Pinning(0x410FD083, 0, "4-5"), host("hand-made-rk3588").clusters
+    ),
     "pin-missing": lambda: _pinned(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>"),
     "pin-elsewhere": lambda: _pinned(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
     "xml-edited": _edited,
@@ -187,7 +221,9 @@ _ADDED = {"meaning", "policy", "override"}
 
 def _one(kind: str) -> Finding:
     found = _FOUND[kind]()
-    return next((finding for finding in found if finding.kind == kind), None) or pytest.fail(f"{list(map(line, found))}")
+    return next((finding for finding in found if finding.kind == kind), None) or pytest.fail(
+        f"{list(map(line, found))}"
+    )
 
 
 def _named(kind: str) -> set[str]:
@@ -206,7 +242,9 @@ def test_what_the_program_finds_is_in_the_table() -> None:
     written = set()
     for path in Path(kvmarm_plugin.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
+            if isinstance(node, ast.Call) and getattr(
+                node.func, "id", getattr(node.func, "attr", "")
+            ) in (
                 "Finding",
                 "cannot_make",
             ):
@@ -231,7 +269,9 @@ def test_a_kind_of_finding(kind: str) -> None:
     assert finding.severity in (REFUSES, WRONG, HARMLESS)
     assert all(said[column] for column in ("subject", "recorded", "local", "rule"))
     assert bool(said["remedy"]) is (
-        finding.severity != HARMLESS and kind not in ("architecture", "no-kvm", "no-qemu", "model-unknown") and "vcpu" not in kind
+        finding.severity != HARMLESS
+        and kind not in ("architecture", "no-kvm", "no-qemu", "model-unknown")
+        and "vcpu" not in kind
     )
     assert "{" not in line(finding)
     assert line(finding).isprintable()
@@ -275,12 +315,27 @@ def test_a_remedy_names_what_to_do(kind: str) -> None:
         ("gic-refused", {"local": (2, 3)}, "local", "2, 3"),
         ("cluster-missing", {"local": (16, 17)}, "local", "0x10, 0x11"),
         ("cluster-missing", {"local": ()}, "local", "not told by sysfs"),
-        ("sve-lengths-refused-switch", {"local": tuple(range(128, 1280, 128))}, "local", "128 256 384 512 640 768 896 1024 1152"),
+        (
+            "sve-lengths-refused-switch",
+            {"local": tuple(range(128, 1280, 128))},
+            "local",
+            "128 256 384 512 640 768 896 1024 1152",
+        ),
         ("sve-lengths-refused-switch", {"local": ()}, "local", "none"),
-        ("registers-unknown", {"registers": tuple("abcdefgh")}, "recorded", "a, b, c, d, e, f and 2 more"),
+        (
+            "registers-unknown",
+            {"registers": tuple("abcdefgh")},
+            "recorded",
+            "a, b, c, d, e, f and 2 more",
+        ),
         ("xml-edited", {"what": "a" * 70}, "subject", "a" * 59 + "…"),
         ("xml-edited", {"local": "a\nb"}, "local", r"a\nb"),
-        ("timer-frequency", {"speed": 0.4}, "rule", "nothing checks it, and the guest's clock would run at 0.4 of its speed"),
+        (
+            "timer-frequency",
+            {"speed": 0.4},
+            "rule",
+            "nothing checks it, and the guest's clock would run at 0.4 of its speed",
+        ),
         ("machine-unknown", {"machine": "{host}"}, "recorded", "{host}"),
     ],
 )
@@ -292,7 +347,10 @@ def test_how_values_are_shown(kind: str, values: dict[str, Any], column: str, te
 def test_a_finding_seen_from_a_pool() -> None:
     finding = _one("gic-refused")
     seen = finding.replace(values={**finding.values, "pool": "alpha\n"})
-    assert texts(seen)["rule"] == f"a guest started here could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+    assert (
+        texts(seen)["rule"]
+        == f"a guest started here could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+    )
 
 
 def test_in_short() -> None:
@@ -314,6 +372,12 @@ def test_a_guest_that_fits_needs_no_words() -> None:
         "import sys; from kvmarm_plugin import rehearse; from kvmarm_plugin.hook import answer; "
         "from kvmarm_plugin.judge import contradictions, pinning; print(*sys.modules)"
     )
-    imported = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    imported = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
     assert "kvmarm_plugin.judge.verdict" in imported.stdout.split()
     assert "kvmarm_plugin.judge.wording" not in imported.stdout.split()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hook as libvirt runs it: which operations it lets pass without a look, which guests it stops, and what it costs."""
+"""The hook as libvirt runs it: which operations it lets pass without a look, which guests it stops,
+and what it costs.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,12 @@ _PYTHON = "/usr/bin/python3"
 _DOMAIN = GUEST.decode()
 _SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/>"
 _RECORD = f"<metadata>{_SECOND}</metadata>"
-_RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace("<memory", _RECORD + "<memory")
+_RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace(
+    "<memory", _RECORD + "<memory"
+)
 
-# Every operation that libvirt calls hooks/qemu with (https://libvirt.org/hooks.html), and the three that are looked at.
+# Every operation that libvirt calls hooks/qemu with (https://libvirt.org/hooks.html), and the three
+# that are looked at.
 _LOOKED_AT = [("prepare", "begin"), ("migrate", "begin"), ("restore", "begin")]
 _PASSED = [
     ("start", "begin"),
@@ -73,23 +78,41 @@ def script(libvirt: Path) -> Path:
     return libvirt / hookfile.NAME
 
 
-def _call(script: Path, *arguments: str, source: str | bytes = _DOMAIN, trace: bool = False) -> tuple[int, str, str]:
+def _call(
+    script: Path, *arguments: str, source: str | bytes = _DOMAIN, trace: bool = False
+) -> tuple[int, str, str]:
     """Call the hook with libvirt's environment."""
-    environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "USER": "root", "LOGNAME": "root"}
+    environment = {
+        "LC_ALL": "C",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/",
+        "USER": "root",
+        "LOGNAME": "root",
+    }
     command = ["/bin/sh", "-x", str(script)] if trace else [str(script)]
     process = subprocess.Popen(
-        [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [*command, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     )
-    out, err = process.communicate(source.encode() if isinstance(source, str) else source, timeout=30)
+    out, err = process.communicate(
+        source.encode() if isinstance(source, str) else source, timeout=30
+    )
     return process.returncode, out.decode(), err.decode()
 
 
-# -- what passes ---------------------------------------------------------------------------------------------------------------
+# -- what passes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("operation", "stage"), _PASSED)
-@pytest.mark.parametrize("source", [_DOMAIN, _RECORDED, ""], ids=["host-model", "recorded", "nothing"])
-def test_operations_that_are_not_looked_at(script: Path, operation: str, stage: str, source: str) -> None:
+@pytest.mark.parametrize(
+    "source", [_DOMAIN, _RECORDED, ""], ids=["host-model", "recorded", "nothing"]
+)
+def test_operations_that_are_not_looked_at(
+    script: Path, operation: str, stage: str, source: str
+) -> None:
     assert _call(script, "guest", operation, stage, "-", source=source) == (0, "", "")
 
 
@@ -108,7 +131,9 @@ def test_an_interpreter_is_started_for_the_others(script: Path, operation: str, 
     assert "+ status=3\n" in trace, "the package says no: this guest asks for host-model"
 
 
-@pytest.mark.parametrize("arguments", [(), ("guest",), ("guest", "prepare"), ("guest", "prepare", "")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("guest",), ("guest", "prepare"), ("guest", "prepare", "")]
+)
 def test_too_few_arguments(script: Path, arguments: tuple[str, ...]) -> None:
     assert _call(script, *arguments) == (0, "", "")
 
@@ -119,7 +144,9 @@ def test_too_few_arguments(script: Path, arguments: tuple[str, ...]) -> None:
         _DOMAIN.replace("aarch64", "x86_64"),
         _DOMAIN.replace("type='kvm'", "type='qemu'"),
         _DOMAIN.replace("host-model", "host-passthrough"),
-        _DOMAIN.replace("<name>guest", "<title>host-model</title><name>guest").replace("mode='host-model'", "mode='custom'"),
+        _DOMAIN.replace("<name>guest", "<title>host-model</title><name>guest").replace(
+            "mode='host-model'", "mode='custom'"
+        ),
         "",
         "\0" * 100,
         "host-model",
@@ -156,12 +183,14 @@ def test_guests_that_are_not_ours(script: Path, source: str | bytes) -> None:
     assert _call(script, "guest", "migrate", "begin", "-", source=source) == (0, "", "")
 
 
-# -- host-model that is still there --------------------------------------------------------------------------------------------
+# -- host-model that is still there --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["aarch64", "armv7l"])
 def test_a_guest_that_libvirt_could_not_start(script: Path, architecture: str) -> None:
-    status, out, err = _call(script, "guest", "prepare", "begin", "-", source=_DOMAIN.replace("aarch64", architecture))
+    status, out, err = _call(
+        script, "guest", "prepare", "begin", "-", source=_DOMAIN.replace("aarch64", architecture)
+    )
     assert (status, out) == (1, "")
     assert err.startswith("kvmarm: guest asks for host-model, which libvirt cannot start on ARM.")
     assert err.endswith("virsh dumpxml --inactive --security-info guest | kvmarm define -\n")
@@ -170,7 +199,19 @@ def test_a_guest_that_libvirt_could_not_start(script: Path, architecture: str) -
 
 @pytest.mark.parametrize(
     "name",
-    ["a b", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "it's", 'quo"te', "*", "-rf", "gäst", "\\", "a'$(touch pwned)'b"],
+    [
+        "a b",
+        "$(touch pwned)",
+        "`touch pwned`",
+        "a;touch pwned",
+        "it's",
+        'quo"te',
+        "*",
+        "-rf",
+        "gäst",
+        "\\",
+        "a'$(touch pwned)'b",
+    ],
 )
 def test_names_that_a_shell_would_read_otherwise(script: Path, tmp_path: Path, name: str) -> None:
     """The name comes from the domain's owner; the advice is pasted by root."""
@@ -183,21 +224,28 @@ def test_names_that_a_shell_would_read_otherwise(script: Path, tmp_path: Path, n
     assert _call(script, name, "reconnect", "begin", "-") == (0, "", "")
 
 
-@pytest.mark.parametrize("secret", ["<graphics type='vnc' passwd='s3cret'/>", "<name>s3cret</name>"])
+@pytest.mark.parametrize(
+    "secret", ["<graphics type='vnc' passwd='s3cret'/>", "<name>s3cret</name>"]
+)
 def test_the_xml_is_not_shown(script: Path, secret: str) -> None:
-    for source in (_DOMAIN.replace("<devices/>", f"<devices>{secret}</devices>"), _RECORDED.replace("<devices/>", secret)):
+    for source in (
+        _DOMAIN.replace("<devices/>", f"<devices>{secret}</devices>"),
+        _RECORDED.replace("<devices/>", secret),
+    ):
         status, out, err = _call(script, "guest", "prepare", "begin", "-", source=source)
         assert (status, out) == (1, "")
         assert "s3cret" not in err
 
 
-# -- guests with a record ------------------------------------------------------------------------------------------------------
+# -- guests with a record ------------------------------------------------------------------------
 
 
 class Door:
     """`hook.verify` in this process, on a host whose kernel is played."""
 
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         self._patch, self._capture = monkeypatch, capfd
         self.policy = tmp_path / "policy.yaml"
         self.log: list[str] = []
@@ -220,19 +268,32 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Door:
+def door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Door:
     return Door(tmp_path, monkeypatch, capfd)
 
 
 def _profile(name: str) -> HostProfile:
-    return profile_json.loads((_ROOT / f"tests/hosts/{name}.json").read_text(encoding="utf-8"), name)
+    return profile_json.loads(
+        (_ROOT / f"tests/hosts/{name}.json").read_text(encoding="utf-8"), name
+    )
 
 
 def _resolved(host: str) -> bytes:
     return Resolver(_profile(host), Policy()).resolve(_DOMAIN.encode())
 
 
-@pytest.mark.parametrize("host", ["trixie-cortex-a57", "trixie-neoverse-n1", "trixie-max", "trixie-a64fx", "bookworm-cortex-a57"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "trixie-cortex-a57",
+        "trixie-neoverse-n1",
+        "trixie-max",
+        "trixie-a64fx",
+        "bookworm-cortex-a57",
+    ],
+)
 @pytest.mark.parametrize("operation", ["prepare", "migrate", "restore"])
 def test_a_guest_on_the_host_it_was_resolved_for(door: Door, host: str, operation: str) -> None:
     assert door(_resolved(host), host, operation) == (0, "")
@@ -261,7 +322,10 @@ def test_a_policy_may_only_warn(door: Door) -> None:
         (_RECORDED, "broken"),
         (_RECORDED.replace("target:1", "target:2"), "version 2"),
         (
-            _RECORDED.replace(_RECORD, _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></m")),
+            _RECORDED.replace(
+                _RECORD,
+                _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></m"),
+            ),
             "more than one",
         ),
         (_RECORDED[:-20], "not well-formed"),
@@ -277,7 +341,9 @@ def test_a_record_that_cannot_be_read_refuses(door: Door, source: str, says: str
 
 
 def test_a_namespace_that_is_only_mentioned(door: Door) -> None:
-    source = _DOMAIN.replace("host-model", "maximum").replace("<name>", "<!-- urn:kvmarm-plugin:target:1 --><name>")
+    source = _DOMAIN.replace("host-model", "maximum").replace(
+        "<name>", "<!-- urn:kvmarm-plugin:target:1 --><name>"
+    )
     assert door(source.encode(), "trixie-cortex-a57") == (0, "")
 
 
@@ -299,10 +365,12 @@ def test_reading_the_policy_is_bounded_too(door: Door, monkeypatch: pytest.Monke
     assert door(_RECORDED.encode(), "trixie-max")[0] == 1
 
 
-# -- messages ------------------------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("character", ["x", "\n", "\x9b", "\u202e", "ä", "€", "\U0001f600", "\udc80"])
+@pytest.mark.parametrize(
+    "character", ["x", "\n", "\x9b", "\u202e", "ä", "€", "\U0001f600", "\udc80"]
+)
 @pytest.mark.parametrize("length", [1, 100, 1900, 1901, 5000, 4_000_000])
 def test_a_message_is_one_line_of_less_than_2_kib(character: str, length: int) -> None:
     text = "kvmarm: " + character * length
@@ -343,7 +411,9 @@ def test_output_that_nobody_reads(tmp_path: Path, call: str, answer: str) -> Non
     os.close(write)
 
 
-def test_a_signal_as_the_timer_is_stopped_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_as_the_timer_is_stopped_leaves_none_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     setitimer, late = signal.setitimer, [signal.pause]
 
     def stop(which: int, seconds: float, interval: float = 0) -> None:
@@ -357,7 +427,7 @@ def test_a_signal_as_the_timer_is_stopped_leaves_none_running(monkeypatch: pytes
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-# -- half an installation ------------------------------------------------------------------------------------------------------
+# -- half an installation ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gone", [str(_HOOK.parents[1]), _PYTHON], ids=["package", "interpreter"])
@@ -375,7 +445,7 @@ def test_an_installation_with_a_hole(script: Path, gone: str) -> None:
         assert "/nowhere/at-all" in err
 
 
-# -- what it costs -------------------------------------------------------------------------------------------------------------
+# -- what it costs -------------------------------------------------------------------------------
 
 _LIST_MODULES = """\
 import posix, sys
@@ -411,11 +481,29 @@ _TOO_SLOW = {
 
 
 def _modules(source: str) -> tuple[str, set[str]]:
-    """The exit status, and what the script's own lines of Python and the package import beyond a bare interpreter."""
+    """The exit status, and what the script's own lines of Python and the package import beyond a
+    bare interpreter.
+    """
     code = _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
-    command = [_PYTHON, "-I", "-S", "-c", _LIST_MODULES, code, "guest", "prepare", str(_HOOK.parents[1])]
+    command = [
+        _PYTHON,
+        "-I",
+        "-S",
+        "-c",
+        _LIST_MODULES,
+        code,
+        "guest",
+        "prepare",
+        str(_HOOK.parents[1]),
+    ]
     command = ["/bin/sh", "-c", 'exec "$@" 3>/dev/null', "sh", *command]
-    run = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    run = subprocess.run(
+        command,
+        input=source.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     status, *modules = run.stdout.decode().split()
     return status, set(modules)
 
@@ -435,7 +523,11 @@ def test_little_is_imported_to_explain() -> None:
 def test_little_is_imported_to_rehearse() -> None:
     recorded = Resolver(_profile("trixie-neoverse-n1"), Policy()).resolve(_DOMAIN.encode())
     modules = _modules(recorded.decode())[1]
-    assert {"kvmarm_plugin.domain.record", "kvmarm_plugin.judge.verdict", "kvmarm_plugin.rehearse"} <= modules
+    assert {
+        "kvmarm_plugin.domain.record",
+        "kvmarm_plugin.judge.verdict",
+        "kvmarm_plugin.rehearse",
+    } <= modules
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
 
 
@@ -445,10 +537,11 @@ def test_every_module_is_python_3_9() -> None:
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 9))
 
 
-# -- installing ----------------------------------------------------------------------------------------------------------------
+# -- installing ----------------------------------------------------------------------------------
 
 _OLDER = (
-    "#!/bin/sh\n# kvmarm: libvirt calls this for every guest and every operation (https://libvirt.org/hooks.html), and waits.\n"
+    "#!/bin/sh\n# kvmarm: libvirt calls this for every guest and every operation"
+    " (https://libvirt.org/hooks.html), and waits.\n"
 )
 
 
@@ -499,7 +592,9 @@ def test_an_older_hook_is_renewed(libvirt: Path, change: str) -> None:
 
 
 def test_it_is_replaced_whole(libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libvirt may run the hook at any moment: the old one is there until the new one is complete, and stays if that fails."""
+    """libvirt may run the hook at any moment: the old one is there until the new one is complete,
+    and stays if that fails.
+    """
     hookfile.install(libvirt)
     path = libvirt / hookfile.NAME
     path.write_text(_OLDER)
@@ -512,11 +607,17 @@ def test_it_is_replaced_whole(libvirt: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KvmarmError, match="No space left on device"):
         hookfile.install(libvirt)
     assert path.read_text() == _OLDER
-    assert [each.name for each in libvirt.iterdir()] == [hookfile.NAME], "a temporary file would be run as a hook, too"
+    assert [each.name for each in libvirt.iterdir()] == [hookfile.NAME], (
+        "a temporary file would be run as a hook, too"
+    )
 
 
-def test_the_temporary_file_is_no_hook_meanwhile(libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libvirt runs what is executable in the directory; a file becomes that only when it is renamed, or is hidden from it."""
+def test_the_temporary_file_is_no_hook_meanwhile(
+    libvirt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt runs what is executable in the directory; a file becomes that only when it is
+    renamed, or is hidden from it.
+    """
     seen: list[str] = []
     replace = os.replace
 
@@ -563,7 +664,9 @@ def test_libvirt_before_6_5(monkeypatch: pytest.MonkeyPatch, answer: str, refuse
     found = subprocess.CompletedProcess([], 0, stdout=answer)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: found)
     if refused:
-        with pytest.raises(KvmarmError, match=r"libvirt 6\.4\.0 does not look into hooks/qemu\.d \(hint: upgrade"):
+        with pytest.raises(
+            KvmarmError, match=r"libvirt 6\.4\.0 does not look into hooks/qemu\.d \(hint: upgrade"
+        ):
             hookfile._check_version()
     else:
         hookfile._check_version()
@@ -588,18 +691,28 @@ def test_a_daemon_that_may_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stale_pid_is_nobodys() -> None:
-    """This process's number is not a libvirt daemon's, whatever a PID file says: the name is compared."""
+    """This process's number is not a libvirt daemon's, whatever a PID file says: the name is
+    compared.
+    """
     source = Path(hookfile.__file__).read_text(encoding="utf-8")
     assert re.search(r"/proc/\{pid\}/comm", source)
     assert hookfile._pid("no-such-daemon") == 0
 
 
-def test_the_command(libvirt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    libvirt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from kvmarm_plugin.cli import main
 
     for function in (hookfile.install, hookfile.uninstall):
         monkeypatch.setattr(function, "__defaults__", (libvirt,))
-    calls: list[Callable[[], int]] = [lambda: main(["hook", "install"]), lambda: main(["hook", "uninstall"])]
+    calls: list[Callable[[], int]] = [
+        lambda: main(["hook", "install"]),
+        lambda: main(["hook", "uninstall"]),
+    ]
     assert [call() for call in calls] == [0, 0]
     path = libvirt / hookfile.NAME
-    assert [line for line in capsys.readouterr().out.splitlines() if str(path) in line] == [f"installed {path}", f"removed {path}"]
+    assert [line for line in capsys.readouterr().out.splitlines() if str(path) in line] == [
+        f"installed {path}",
+        f"removed {path}",
+    ]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hook when something is broken: every fault × every kind of guest, and every fault in every operation.
+"""The hook when something is broken: every fault × every kind of guest, and every fault in every
+operation.
 
-The installed script runs, in a copy of the package in which a fault is arranged, and with a kernel that answers from a table.
-`_FAULTS` says what has to come out; docs/hook-faults.md is made from it, by `pytest tests/unit/test_hook_faults.py
---regenerate-output`, so that operators read what is tested.
+The installed script runs, in a copy of the package in which a fault is arranged, and with a kernel
+that answers from a table. `_FAULTS` says what has to come out; docs/hook-faults.md is made from it,
+by `pytest tests/unit/test_hook_faults.py --regenerate-output`, so that operators read what is
+tested.
 """
 
 from __future__ import annotations
@@ -42,7 +44,13 @@ _PACKAGE = _ROOT / "kvmarm_plugin"
 _SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
 _DOCUMENT = _ROOT / "docs/hook-faults.md"
 _PYTHON = "/usr/bin/python3"
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "USER": "root", "LOGNAME": "root"}
+_ENVIRONMENT = {
+    "LC_ALL": "C",
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/",
+    "USER": "root",
+    "LOGNAME": "root",
+}
 
 _LOOKED_AT = ("prepare", "migrate", "restore")  # in their stage "begin"
 _PASSED = [
@@ -59,7 +67,7 @@ _LONGEST = 10.0  # seconds, for a run that takes some hundredths: the machine ma
 _SIZE = 50 * 1000 * 1000
 _PIPE_BUF = 4096  # bytes that a pipe takes in one piece
 
-# -- the guests ----------------------------------------------------------------------------------------------------------------
+# -- the guests -----------------------------------------------------------------------------------
 
 _HERE, _ELSEWHERE = "trixie-neoverse-n1", "trixie-cortex-a72"
 
@@ -89,7 +97,7 @@ sys.modules["syslog"] = _Log
 """
 
 
-# -- the place where faults are arranged ---------------------------------------------------------------------------------------
+# -- the place where faults are arranged ---------------------------------------------------------
 
 
 class Place:
@@ -115,7 +123,9 @@ class Place:
         self.unread = self.endless = False
         self.change: Callable[[str, bytes], bytes] = lambda _kind, xml: xml
         shutil.copytree(_PACKAGE, self.package)
-        self.hook.write_text(_SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package))))
+        self.hook.write_text(
+            _SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package)))
+        )
         self.hook.chmod(0o755)
         playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
@@ -144,7 +154,13 @@ class Place:
         """Status, standard output and error, and the seconds that it took."""
         command = [str(self.hook), self.name, operation, stage, "-"]
         if self.before or self.redirections:
-            command = ["/bin/sh", "-c", f'{self.before or ":"}\nexec "$@" {self.redirections}', "sh", *command]
+            command = [
+                "/bin/sh",
+                "-c",
+                f'{self.before or ":"}\nexec "$@" {self.redirections}',
+                "sh",
+                *command,
+            ]
         xml = self.change(kind, _guests_once()[kind])
         held: tuple[int, ...] = ()
         stdin = stdout = stderr = subprocess.PIPE
@@ -156,7 +172,9 @@ class Place:
             stdin = held[-2]
             os.write(held[-1], xml)
         start = time.monotonic()
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, env=_ENVIRONMENT)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=_ENVIRONMENT
+        )
         out, err = process.communicate(None if self.endless else xml, timeout=30)
         seconds = time.monotonic() - start
         for fd in held:
@@ -166,7 +184,7 @@ class Place:
 
 _guests_once = cache(_guests)
 
-# -- the table -----------------------------------------------------------------------------------------------------------------
+# -- the table ------------------------------------------------------------------------------------
 
 PASSES = ""
 WARNED = "warned: "  # passes with a message, which libvirt throws away and the log keeps
@@ -174,25 +192,36 @@ NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
 ADVICE = (
-    "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and start it again: virsh dumpxml "
-    "--inactive --security-info GUEST | kvmarm define -"
+    "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and"
+    " start it again: virsh dumpxml --inactive --security-info GUEST | kvmarm define -"
 )
 AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
 UNKNOWN = "kvmarm: GUEST cannot be checked for a recorded CPU: "
 ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Start it again"
-TOO_LARGE = NOT_THERE + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
-NO_MEMORY = NOT_THERE + "checking takes more memory than the hook may have; is the host short of it? See: kvmarm check"
+TOO_LARGE = (
+    NOT_THERE
+    + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
+)
+NO_MEMORY = (
+    NOT_THERE
+    + "checking takes more memory than the hook may have; is the host short of it? See: kvmarm"
+    " check"
+)
 NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
-NO_PACKAGE = f"{UNCHECKED}ModuleNotFoundError: No module named 'kvmarm_plugin' (…/kvmarm_plugin, Python …). {AGAIN}"
+NO_PACKAGE = (
+    f"{UNCHECKED}ModuleNotFoundError: No module named 'kvmarm_plugin' (…/kvmarm_plugin, Python …)."
+    f" {AGAIN}"
+)
 DAMAGED = NOT_THERE + "it cannot be checked: "
 REINSTALL = "(hint: install kvmarm again)"
 
 
 class Fault(NamedTuple):
-    """A row: what is broken, and what the three operations that are looked at then do to each kind of guest.
+    """A row: what is broken, and what the three operations that are looked at then do to each kind
+    of guest.
 
-    An outcome is the message with which the guest is refused ("…" is any text, GUEST the name), PASSES, or WARNED and the message.
-    Where standard error is broken, only the log can have it.
+    An outcome is the message with which the guest is refused ("…" is any text, GUEST the name),
+    PASSES, or WARNED and the message. Where standard error is broken, only the log can have it.
     """
 
     what: str
@@ -204,10 +233,17 @@ class Fault(NamedTuple):
     lost: bool = False
 
     def outcome(self, kind: str) -> str:
-        return {"plain": self.plain, "host-model": self.host_model, "fits": self.fits, "does not fit": self.misfit}[kind]
+        return {
+            "plain": self.plain,
+            "host-model": self.host_model,
+            "fits": self.fits,
+            "does not fit": self.misfit,
+        }[kind]
 
 
-def _both(what: str, message: str, arrange: Callable[[Place], object], host_model: str = ADVICE) -> Fault:
+def _both(
+    what: str, message: str, arrange: Callable[[Place], object], host_model: str = ADVICE
+) -> Fault:
     """A fault that refuses every guest with a record."""
     return Fault(what, arrange, fits=message, misfit=message, host_model=host_model)
 
@@ -370,10 +406,16 @@ _FAULTS: dict[str, list[Fault]] = {
             _damaged("hook/answer.py"),
             PASSES,
         ),
-        _both("hook/answer.py is empty", UNCHECKED + "AttributeError: …answer… (…). " + AGAIN, _empty("hook/answer.py"), PASSES),
+        _both(
+            "hook/answer.py is empty",
+            UNCHECKED + "AttributeError: …answer… (…). " + AGAIN,
+            _empty("hook/answer.py"),
+            PASSES,
+        ),
         _both(
             "another module that it needs is gone",
-            DAMAGED + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain.xml' {REINSTALL}",
+            DAMAGED
+            + f"ModuleNotFoundError: No module named 'kvmarm_plugin.domain.xml' {REINSTALL}",
             _without("domain/xml.py"),
             PASSES,
         ),
@@ -383,21 +425,31 @@ _FAULTS: dict[str, list[Fault]] = {
             _damaged("rehearse.py"),
         ),
         _both(
-            "a data file is gone", DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}", _without("registers/registers.tsv")
+            "a data file is gone",
+            DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}",
+            _without("registers/registers.tsv"),
         ),
         Fault(
-            "model/policy.py is gone", _without("model/policy.py"), misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN
+            "model/policy.py is gone",
+            _without("model/policy.py"),
+            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
         ),
         Fault("no place for compiled modules (disk full, read-only)", _no_bytecode),
     ],
     "The policy": [
         Fault("it cannot be read", _policy(None)),
         Fault("it is no text", _policy(b"\xff\xfe\0" + _WARN)),
-        Fault("it is not YAML", _policy(b"on-prepare: [warn\non-migrate: {warn\non-restore: &warn\n")),
-        Fault("it says warn", _policy(_WARN), misfit=WARNED + MISFIT.replace("cannot", "should not")),
+        Fault(
+            "it is not YAML", _policy(b"on-prepare: [warn\non-migrate: {warn\non-restore: &warn\n")
+        ),
+        Fault(
+            "it says warn", _policy(_WARN), misfit=WARNED + MISFIT.replace("cannot", "should not")
+        ),
         _both(
             "it says warn, and /dev/kvm does not exist",
-            WARNED + NOT_THERE.replace("cannot", "should not") + "/dev/kvm does not exist (hint: …)",
+            WARNED
+            + NOT_THERE.replace("cannot", "should not")
+            + "/dev/kvm does not exist (hint: …)",
             _all(_policy(_WARN), _kernel("open_errno = errno_codes.ENOENT")),
         ),
         Fault(
@@ -409,7 +461,9 @@ _FAULTS: dict[str, list[Fault]] = {
     "The kernel": [
         _both(
             "/dev/kvm does not exist",
-            NOT_THERE + "/dev/kvm does not exist (hint: is this an ARM host booted at EL2, with KVM in its kernel? See: …)",
+            NOT_THERE
+            + "/dev/kvm does not exist (hint: is this an ARM host booted at EL2, with KVM in its"
+            " kernel? See: …)",
             _kernel("open_errno = errno_codes.ENOENT"),
         ),
         _both(
@@ -434,13 +488,15 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "no memory to set a register",
-            NOT_THERE + f"KVM_SET_ONE_REG of register 0x…: ENOMEM (Cannot allocate memory) {_SHORT}",
+            NOT_THERE
+            + f"KVM_SET_ONE_REG of register 0x…: ENOMEM (Cannot allocate memory) {_SHORT}",
             _kernel("failures = dict(KVM_SET_ONE_REG=errno_codes.ENOMEM)"),
         ),
         _both(
             "it refuses the vCPU",
-            NOT_THERE + "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such vCPU: "
-            "KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)",
+            NOT_THERE
+            + "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no"
+            " such vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)",
             _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
         ),
         _both(
@@ -455,9 +511,15 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "sysfs does not tell the CPUs, and the guest is pinned to a cluster",
-            _all(_without_sysfs, _in_records(lambda xml: xml.replace(b"<kvmarm:registers>", _PINNING + b"<kvmarm:registers>"))),
+            _all(
+                _without_sysfs,
+                _in_records(
+                    lambda xml: xml.replace(b"<kvmarm:registers>", _PINNING + b"<kvmarm:registers>")
+                ),
+            ),
             fits=NOT_THERE
-            + "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x…, here not told by sysfs; refuses: …",
+            + "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x…, here not"
+            " told by sysfs; refuses: …",
         ),
     ],
     "Memory and time": [
@@ -509,7 +571,12 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a reason of 4 MB, and the policy says warn",
             WARNED + NOT_THERE.replace("cannot", "should not") + "\\U0001…… (cut: … characters)",
-            _all(_policy(_WARN), _appended("domain/record.py", "def find(_): raise RecordError(chr(0x1ffff) * 4000000)")),
+            _all(
+                _policy(_WARN),
+                _appended(
+                    "domain/record.py", "def find(_): raise RecordError(chr(0x1ffff) * 4000000)"
+                ),
+            ),
         ),
     ],
     "The record": [
@@ -521,19 +588,33 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a part of it is missing",
             NOT_THERE
-            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: resolve the domain again from its intent)",
-            _in_records(lambda xml: re.sub(rb"<kvmarm:registers>[^<]*</kvmarm:registers>", b"", xml)),
+            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: resolve the"
+            " domain again from its intent)",
+            _in_records(
+                lambda xml: re.sub(rb"<kvmarm:registers>[^<]*</kvmarm:registers>", b"", xml)
+            ),
         ),
         _both(
             "it is of an unknown version",
             NOT_THERE
-            + "the domain's kvmarm record is of version 2; this kvmarm knows version 1 (hint: upgrade kvmarm on this host)",
-            _in_records(lambda xml: xml.replace(b"urn:kvmarm-plugin:target:1", b"urn:kvmarm-plugin:target:2")),
+            + "the domain's kvmarm record is of version 2; this kvmarm knows version 1 (hint:"
+            " upgrade kvmarm on this host)",
+            _in_records(
+                lambda xml: xml.replace(
+                    b"urn:kvmarm-plugin:target:1", b"urn:kvmarm-plugin:target:2"
+                )
+            ),
         ),
         _both(
             "there are two",
-            NOT_THERE + "the domain has more than one kvmarm record (hint: remove all but one with: virsh edit)",
-            _in_records(lambda xml: xml.replace(b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata>")),
+            NOT_THERE
+            + "the domain has more than one kvmarm record (hint: remove all but one with: virsh"
+            " edit)",
+            _in_records(
+                lambda xml: xml.replace(
+                    b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata>"
+                )
+            ),
         ),
     ],
     "What libvirt gives": [
@@ -569,7 +650,11 @@ _FAULTS: dict[str, list[Fault]] = {
             _all(_set(endless=True), _impatient, _interpreter("")),
             *_everybody(ENDLESS),
         ),
-        Fault("standard input cannot be read", _set(redirections="0>/dev/null"), *_everybody(UNKNOWN + "OSError: …. " + AGAIN)),
+        Fault(
+            "standard input cannot be read",
+            _set(redirections="0>/dev/null"),
+            *_everybody(UNKNOWN + "OSError: …. " + AGAIN),
+        ),
         Fault(
             "standard input cannot be read, and the interpreter is gone",
             _all(_set(redirections="0>/dev/null"), _interpreter("")),
@@ -587,7 +672,12 @@ _FAULTS: dict[str, list[Fault]] = {
             lost=True,
         ),
         *(
-            _both(f"nobody reads standard error, and {what}", message, _all(_set(unread=True), arrange), PASSES)._replace(lost=True)
+            _both(
+                f"nobody reads standard error, and {what}",
+                message,
+                _all(_set(unread=True), arrange),
+                PASSES,
+            )._replace(lost=True)
             for what, message, arrange in (
                 ("the interpreter is gone", NO_PYTHON, _interpreter("")),
                 ("the package is gone", NO_PACKAGE, _no_package),
@@ -602,7 +692,10 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         *(
             _both(
-                f"standard error is {state}, and {what}", message, _all(_set(redirections=redirection), arrange), PASSES
+                f"standard error is {state}, and {what}",
+                message,
+                _all(_set(redirections=redirection), arrange),
+                PASSES,
             )._replace(lost=True)
             for state, redirection in (("closed", "2>&-"), ("full", "2>/dev/full"))
             for what, message, arrange in (
@@ -625,12 +718,20 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "The system's log": [
-        Fault("there is no syslog", _log("def _fail(*_): raise OSError(2, 'No such file or directory')\n_Log.syslog = _fail")),
+        Fault(
+            "there is no syslog",
+            _log(
+                "def _fail(*_): raise OSError(2, 'No such file or directory')\n_Log.syslog = _fail"
+            ),
+        ),
         Fault("Python has no syslog", _log("sys.modules['syslog'] = None")),
         Fault(
             "syslog hangs",
             # As glibc does: one send that a signal ends, and another try.
-            _log("import ctypes\n_libc = ctypes.CDLL(None)\n_Log.syslog = lambda *_: (_libc.pause(), _libc.pause())"),
+            _log(
+                "import ctypes\n_libc = ctypes.CDLL(None)\n_Log.syslog = lambda *_: (_libc.pause(),"
+                " _libc.pause())"
+            ),
         ),
     ],
 }
@@ -651,10 +752,20 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 
 
 def _matches(outcome: str, text: str, place: Place) -> bool:
-    """Names are shown with escapes by the package, and with question marks by the script, which knows ASCII."""
+    """Names are shown with escapes by the package, and with question marks by the script, which
+    knows ASCII.
+    """
     quoted = place.name if place.name.isalnum() else "'" + place.name.replace("'", "'\\''") + "'"
-    names = shown(place.name), "".join(character if " " <= character <= "~" else "?" for character in place.name)
-    asked = [outcome.replace("--security-info GUEST", "--security-info " + shown(quoted)).replace("GUEST", name) for name in names]
+    names = (
+        shown(place.name),
+        "".join(character if " " <= character <= "~" else "?" for character in place.name),
+    )
+    asked = [
+        outcome.replace("--security-info GUEST", "--security-info " + shown(quoted)).replace(
+            "GUEST", name
+        )
+        for name in names
+    ]
     return any(re.fullmatch(re.escape(line).replace("…", ".*"), text) for line in asked)
 
 
@@ -663,7 +774,9 @@ def _is_logged(outcome: str) -> bool:
     return "as it was promised" in outcome
 
 
-def _check(place: Place, outcome: str, run: tuple[int, str, str, float], lost: bool = False) -> None:
+def _check(
+    place: Place, outcome: str, run: tuple[int, str, str, float], lost: bool = False
+) -> None:
     status, out, err, seconds = run
     warned = outcome.startswith(WARNED)
     message = outcome[len(WARNED) :] if warned else outcome
@@ -675,24 +788,32 @@ def _check(place: Place, outcome: str, run: tuple[int, str, str, float], lost: b
     else:
         assert err.endswith("\n")
         assert len(err.encode()) < _PIPE_BUF
-        assert all(character.isprintable() for character in err[:-1]), "one line, and nothing that a terminal obeys"
+        assert all(character.isprintable() for character in err[:-1]), (
+            "one line, and nothing that a terminal obeys"
+        )
         assert _matches(message, err[:-1], place), err
 
 
 def _cases() -> list[tuple[str, str, str]]:
-    """Fault, operation and kind of guest. The script and the rehearsal do not look at the operation, so each fault meets each
-    operation with some kind; where it decides, in the policy, with every kind."""
+    """Fault, operation and kind of guest. The script and the rehearsal do not look at the
+    operation, so each fault meets each operation with some kind; where it decides, in the policy,
+    with every kind.
+    """
     decides = ["nothing", *(fault.what for fault in _FAULTS["The policy"])]
     return [
         (what, operation, kind)
         for number, what in enumerate(_BY_NAME)
         for turn, kind in enumerate(_guests_once())
-        for operation in (_LOOKED_AT if what in decides else [_LOOKED_AT[(number + turn) % len(_LOOKED_AT)]])
+        for operation in (
+            _LOOKED_AT if what in decides else [_LOOKED_AT[(number + turn) % len(_LOOKED_AT)]]
+        )
     ]
 
 
 @pytest.mark.parametrize(("what", "operation", "kind"), _cases())
-def test_operations_that_are_looked_at(places: Callable[[str], Place], what: str, operation: str, kind: str) -> None:
+def test_operations_that_are_looked_at(
+    places: Callable[[str], Place], what: str, operation: str, kind: str
+) -> None:
     fault, place = _BY_NAME[what], places(what)
     place.log.unlink(missing_ok=True)
     outcome = fault.outcome(kind)
@@ -707,23 +828,30 @@ def test_operations_that_are_looked_at(places: Callable[[str], Place], what: str
 
 
 @pytest.mark.parametrize("what", _BY_NAME)
-def test_operations_that_are_none_of_our_business(places: Callable[[str], Place], what: str) -> None:
+def test_operations_that_are_none_of_our_business(
+    places: Callable[[str], Place], what: str
+) -> None:
     for operation, stage in _PASSED:
         _check(places(what), PASSES, places(what).call(operation, stage, "does not fit"))
 
 
-# -- beyond the table ----------------------------------------------------------------------------------------------------------
+# -- beyond the table ----------------------------------------------------------------------------
 
 
 def _modules_on_the_path() -> list[str]:
     """What a rehearsal that refuses reads of the package."""
     code = (
-        "import sys; sys.path.append(sys.argv[1])\n"
-        "from kvmarm_plugin import rehearse\nfrom kvmarm_plugin.domain import record\n"
-        "from kvmarm_plugin.hook import answer\nfrom kvmarm_plugin.judge import wording\nfrom kvmarm_plugin.model import policy\n"
-        "print(*(m for m in sys.modules if m.startswith('kvmarm_plugin')))"
+        "import sys; sys.path.append(sys.argv[1])\nfrom kvmarm_plugin import rehearse\nfrom"
+        " kvmarm_plugin.domain import record\nfrom kvmarm_plugin.hook import answer\nfrom"
+        " kvmarm_plugin.judge import wording\nfrom kvmarm_plugin.model import policy\nprint(*(m for"
+        " m in sys.modules if m.startswith('kvmarm_plugin')))"
     )
-    run = subprocess.run([_PYTHON, "-I", "-S", "-c", code, str(_ROOT)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    run = subprocess.run(
+        [_PYTHON, "-I", "-S", "-c", code, str(_ROOT)],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
     names = [name.replace(".", "/") for name in run.stdout.split()]
     files = [name + ("/__init__.py" if (_ROOT / name).is_dir() else ".py") for name in names]
     return sorted(["judge/findings.tsv", *(file[len("kvmarm_plugin/") :] for file in files)])
@@ -732,7 +860,9 @@ def _modules_on_the_path() -> list[str]:
 @pytest.mark.parametrize("harm", ["gone", "damaged", "empty"])
 @pytest.mark.parametrize("module", _modules_on_the_path())
 def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
-    """Whichever it is: a guest that does not fit never passes, one without a record is told nothing else: no traceback."""
+    """Whichever it is: a guest that does not fit never passes, one without a record is told nothing
+    else: no traceback.
+    """
     place = Place(tmp_path)
     {"gone": _without, "damaged": _damaged, "empty": _empty}[harm](module)(place)
     status, out, err, _ = place.call("prepare", "begin", "does not fit")
@@ -752,11 +882,23 @@ def test_the_real_time_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
 def test_input_without_an_end(tmp_path: Path, interpreter: str) -> None:
-    """Looked at as long as the time limit, in constant memory: 40 MB of address space are enough."""
+    """Looked at as long as the time limit, in constant memory: 40 MB of address space are
+    enough.
+    """
     place = Place(tmp_path)
     place.interpreter(interpreter)
     start = time.monotonic()
-    command = ["/bin/sh", "-c", 'ulimit -v 40000; exec "$@" </dev/zero', "sh", str(place.hook), "guest", "prepare", "begin", "-"]
+    command = [
+        "/bin/sh",
+        "-c",
+        'ulimit -v 40000; exec "$@" </dev/zero',
+        "sh",
+        str(place.hook),
+        "guest",
+        "prepare",
+        "begin",
+        "-",
+    ]
     run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30)
     assert (run.returncode, run.stdout) == (1, "")
     assert _matches(ENDLESS, run.stderr[:-1], place)
@@ -765,12 +907,16 @@ def test_input_without_an_end(tmp_path: Path, interpreter: str) -> None:
 
 @pytest.mark.parametrize("trap", ["trap '' ALRM XCPU", ": blocked"])
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
-def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(tmp_path: Path, interpreter: str, trap: str) -> None:
+def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(
+    tmp_path: Path, interpreter: str, trap: str
+) -> None:
     place = Place(tmp_path)
     place.endless = True
     place.interpreter(interpreter)
     _impatient(place)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGXCPU} if "blocked" in trap else ())
+    mask = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGXCPU} if "blocked" in trap else ()
+    )
     try:
         place.before = trap
         status, _, err, seconds = place.call("prepare", "begin", "fits")
@@ -782,7 +928,9 @@ def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(tmp_path
 
 
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
-@pytest.mark.parametrize("offset", [0, 1, 24, 25, 26, 65535, 65536, 65537, 131072, 10 * 1024 * 1024, 20 * 1024 * 1024])
+@pytest.mark.parametrize(
+    "offset", [0, 1, 24, 25, 26, 65535, 65536, 65537, 131072, 10 * 1024 * 1024, 20 * 1024 * 1024]
+)
 def test_a_record_is_found_wherever_it_is(tmp_path: Path, interpreter: str, offset: int) -> None:
     """And half a record is none."""
     place = Place(tmp_path)
@@ -795,10 +943,14 @@ def test_a_record_is_found_wherever_it_is(tmp_path: Path, interpreter: str, offs
 
 @pytest.mark.parametrize("fault", ["nothing", "the interpreter is gone", "the package is gone"])
 @pytest.mark.parametrize("character", ["n", "\x1b", "\x9b", "ü", "\u202e", "\U0001f600"])
-def test_long_names_are_cut_and_shown_plainly(places: Callable[[str], Place], fault: str, character: str) -> None:
+def test_long_names_are_cut_and_shown_plainly(
+    places: Callable[[str], Place], fault: str, character: str
+) -> None:
     place = places(fault)
     command = [str(place.hook), character * 30_000, "migrate", "begin", "-"]
-    run = subprocess.run(command, input=_guests_once()["does not fit"], capture_output=True, env=_ENVIRONMENT)
+    run = subprocess.run(
+        command, input=_guests_once()["does not fit"], capture_output=True, env=_ENVIRONMENT
+    )
     assert run.returncode == 1
     text = run.stderr.decode()
     assert text[:-1].isprintable()
@@ -822,7 +974,9 @@ def test_any_python_3_understands_the_script() -> None:
     """Guests that are not ours depend on nothing else."""
     code = _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
     ast.parse(code, feature_version=(3, 4))
-    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr)], "f-strings came with 3.6"
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr)], (
+        "f-strings came with 3.6"
+    )
 
 
 @pytest.mark.parametrize(
@@ -838,7 +992,9 @@ def test_any_python_3_understands_the_script() -> None:
         ("", r"cannot run .*, which the hook needs: .*No such file.* \(hint: "),
     ],
 )
-def test_install_refuses_an_interpreter_that_will_not_do(tmp_path: Path, text: str, says: str) -> None:
+def test_install_refuses_an_interpreter_that_will_not_do(
+    tmp_path: Path, text: str, says: str
+) -> None:
     python = tmp_path / "python3"
     if text:
         python.write_text(f"#!/bin/sh\n{text}\n")
@@ -847,7 +1003,9 @@ def test_install_refuses_an_interpreter_that_will_not_do(tmp_path: Path, text: s
         hookfile._check_interpreter(str(python))
 
 
-def test_install_looks_at_the_hooks_own_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_looks_at_the_hooks_own_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     monkeypatch.setattr(hookfile, "_check_version", lambda: None)
     monkeypatch.setattr(hookfile, "_check_interpreter", asked.append)
@@ -857,7 +1015,7 @@ def test_install_looks_at_the_hooks_own_interpreter(tmp_path: Path, monkeypatch:
     assert asked == [_PYTHON]
 
 
-# -- short of memory, and all at once ------------------------------------------------------------------------------------------
+# -- short of memory, and all at once ------------------------------------------------------------
 
 
 class Replacing(threading.Thread):
@@ -889,16 +1047,30 @@ class Replacing(threading.Thread):
 
 def _at_once(place: Place, guests: dict[str, Path], limit: int, count: int) -> None:
     """So many hooks at the same time, each of which may have so many KiB of address space."""
-    command = ["/bin/sh", "-c", f'ulimit -v {limit}; exec "$@"', "sh", str(place.hook), "guest", "migrate", "begin", "-"]
+    command = [
+        "/bin/sh",
+        "-c",
+        f'ulimit -v {limit}; exec "$@"',
+        "sh",
+        str(place.hook),
+        "guest",
+        "migrate",
+        "begin",
+        "-",
+    ]
     runs = []
     for number in range(count):
         kind = [*guests][number % len(guests)]
         with guests[kind].open("rb") as xml:
-            process = subprocess.Popen(command, stdin=xml, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_ENVIRONMENT)
+            process = subprocess.Popen(
+                command, stdin=xml, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_ENVIRONMENT
+            )
         runs.append((kind, process))
     for kind, process in runs:
         out, err = process.communicate(timeout=60)
-        said = re.findall(r"^kvmarm: guest .*", err.decode(), re.MULTILINE)  # an interpreter may complain, too
+        said = re.findall(
+            r"^kvmarm: guest .*", err.decode(), re.MULTILINE
+        )  # an interpreter may complain, too
         assert out == b"", (limit, kind)
         if kind.startswith("plain"):
             assert (process.returncode, said) == (0, []), (limit, kind, err)
@@ -907,8 +1079,10 @@ def _at_once(place: Place, guests: dict[str, Path], limit: int, count: int) -> N
 
 
 def test_short_of_memory_while_the_package_is_replaced(tmp_path: Path) -> None:
-    """A guest without a record passes, and one that does not fit never does: from limits at which no interpreter starts to those at
-    which all is well, and with 5 MB of XML, which some of them have no room for."""
+    """A guest without a record passes, and one that does not fit never does: from limits at which
+    no interpreter starts to those at which all is well, and with 5 MB of XML, which some of them
+    have no room for.
+    """
     place = Place(tmp_path)
     guests = {}
     for kind in ("plain", "does not fit", "fits"):
@@ -929,32 +1103,36 @@ def test_short_of_memory_while_the_package_is_replaced(tmp_path: Path) -> None:
     assert replacing.rounds > 100
 
 
-# -- the document --------------------------------------------------------------------------------------------------------------
+# -- the document --------------------------------------------------------------------------------
 
 _INTRODUCTION = """\
 <!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
 # When the hook's surroundings are broken
 
-What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Three rules decide:
+What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Three rules
+decide:
 
-- A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for host-model could not start
-  anyway, and is told what to do. And if the XML cannot be read, does not end, or if the interpreter is killed as it reads, nobody
-  knows whether the guest has a record, and it is refused.)
+- A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for
+  host-model could not start anyway, and is told what to do. And if the XML cannot be read, does not
+  end, or if the interpreter is killed as it reads, nobody knows whether the guest has a record, and
+  it is refused.)
 - A guest with a record is refused if it cannot be confirmed. `warn` in the policy lets it pass.
-- Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook
-  ends with status 0 before it starts an interpreter: nothing below concerns a guest that is running.
+- Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook ends with
+  status 0 before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is written to standard output, except in `migrate begin` and `restore begin` the XML of a guest that passes and is
-pinned to a cluster (big.LITTLE) whose CPUs have other numbers here.
-Reading is given up after {limit} s; checking {limit} s later, {guest:g} s later while a scratch guest runs; standard error that
-nobody reads after {say:g} s more (the script's own after 1 s), and the system's log, if it hangs, after {log:g} s more.
-The interpreter gets {data} MiB of memory (RLIMIT_DATA) and {cpu} s of CPU time; of the XML it keeps {size} MiB, and looks through
-the rest for a record. A refusal is one line of less than 2 KiB on standard error, which libvirt shows to whoever started the
-guest. What has "as it was promised" in it is in the system's log, too. If libvirt gives no XML at all, no guest is known to have
-a record.
+Nothing is written to standard output, except in `migrate begin` and `restore begin` the XML of a
+guest that passes and is pinned to a cluster (big.LITTLE) whose CPUs have other numbers here.
+Reading is given up after {limit} s; checking {limit} s later, {guest:g} s later while a scratch
+guest runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and
+the system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
+(RLIMIT_DATA) and {cpu} s of CPU time; of the XML it keeps {size} MiB, and looks through the rest
+for a record. A refusal is one line of less than 2 KiB on standard error, which libvirt shows to
+whoever started the guest. What has "as it was promised" in it is in the system's log, too. If
+libvirt gives no XML at all, no guest is known to have a record.
 
-The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a record that *fits* this host;
-one with a record that does *not fit* it. M1, M2, … are the messages, at the end; "…" in them is any text.
+The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a
+record that *fits* this host; one with a record that does *not fit* it. M1, M2, … are the messages,
+at the end; "…" in them is any text.
 """
 
 
@@ -968,7 +1146,11 @@ def _document() -> str:
         name = letters.setdefault(message, f"M{len(letters) + 1}")
         if outcome.startswith(WARNED):
             return f"passes; {name} in the log"
-        return f"refused; {name} {'in the log' if _is_logged(message) else 'is lost'}" if lost else f"refused: {name}"
+        return (
+            f"refused; {name} {'in the log' if _is_logged(message) else 'is lost'}"
+            if lost
+            else f"refused: {name}"
+        )
 
     lines = []
     for title, faults in _FAULTS.items():
@@ -980,10 +1162,16 @@ def _document() -> str:
             "|---|---|---|---|---|",
         ]
         for fault in faults:
-            cells = [cell(fault.outcome(kind), fault.lost) for kind in ("plain", "host-model", "fits", "does not fit")]
+            cells = [
+                cell(fault.outcome(kind), fault.lost)
+                for kind in ("plain", "host-model", "fits", "does not fit")
+            ]
             lines.append(f"| {fault.what} | {' | '.join(cells)} |")
     lines += ["", "## The messages", "", "| | |", "|---|---|"]
-    lines += [f"| {letter} | `{message.replace('|', chr(92) + '|')}` |" for message, letter in letters.items()]
+    lines += [
+        f"| {letter} | `{message.replace('|', chr(92) + '|')}` |"
+        for message, letter in letters.items()
+    ]
     introduction = _INTRODUCTION.format(
         looked_at=", ".join(f"`{operation} begin`" for operation in _LOOKED_AT),
         passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
@@ -1009,20 +1197,31 @@ def test_the_script_agrees_with_the_package() -> None:
     assert _in_script(r'mark, .* = b"([^"]*)"') == NAMESPACE_STEM
     assert _in_script(r"-e '(urn:[^']*)'") == NAMESPACE_STEM
     assert int(_in_script(r"overlap \+ (\d+) - len")) == SIZE_LIMIT + 1
-    assert [int(_in_script(rf"{name}(\d+)")) for name in (r"_signal.alarm\(", "timeout ", "end in ")] == [hook.TIME_LIMIT] * 3
+    assert [
+        int(_in_script(rf"{name}(\d+)")) for name in (r"_signal.alarm\(", "timeout ", "end in ")
+    ] == [hook.TIME_LIMIT] * 3
 
 
 def test_the_document(regenerate_output: bool) -> None:
     if regenerate_output:
         _DOCUMENT.write_text(_document(), encoding="utf-8")
-    assert _DOCUMENT.read_text(encoding="utf-8") == _document(), "pytest tests/unit/test_hook_faults.py --regenerate-output"
+    assert _DOCUMENT.read_text(encoding="utf-8") == _document(), (
+        "pytest tests/unit/test_hook_faults.py --regenerate-output"
+    )
 
 
-_NOBODY_KNOWS = ("the interpreter is killed at work", "the interpreter is killed as it reads", "standard input cannot be read")
+_NOBODY_KNOWS = (
+    "the interpreter is killed at work",
+    "the interpreter is killed as it reads",
+    "standard input cannot be read",
+)
 
 
 def test_the_rules_of_the_document() -> None:
     for fault in _BY_NAME.values():
         assert fault.plain in (PASSES, ENDLESS) or fault.what in _NOBODY_KNOWS
-        if not fault.what.startswith(("standard input is", "all three")) and "warn" not in fault.what:
+        if (
+            not fault.what.startswith(("standard input is", "all three"))
+            and "warn" not in fault.what
+        ):
             assert fault.misfit != PASSES

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What `kvmarm hook install` lets libvirt run as root: only what root alone can change, and nothing in the place of another's."""
+"""What `kvmarm hook install` lets libvirt run as root: only what root alone can change, and nothing
+in the place of another's.
+"""
 
 from __future__ import annotations
 
@@ -80,12 +82,19 @@ def test_a_tree_of_any_depth_is_looked_at(directory: Path, package: Path) -> Non
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o077], ids=oct)
-def test_what_the_hook_leaves_behind_is_roots_alone(directory: Path, package: Path, mask: int) -> None:
+def test_what_the_hook_leaves_behind_is_roots_alone(
+    directory: Path, package: Path, mask: int
+) -> None:
     """Whatever umask the daemon has: Python compiles what it loads, and runs that the next time."""
     shutil.rmtree(package / "__pycache__")
     hookfile.install(directory)
     os.umask(mask)
-    subprocess.run([directory / hookfile.NAME, "guest", "prepare", "begin", "-"], input=GUEST, stderr=subprocess.PIPE, check=False)
+    subprocess.run(
+        [directory / hookfile.NAME, "guest", "prepare", "begin", "-"],
+        input=GUEST,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
     os.umask(0o022)
     left = [path for path in package.rglob("*") if "__pycache__" in path.parts]
     assert left
@@ -93,11 +102,13 @@ def test_what_the_hook_leaves_behind_is_roots_alone(directory: Path, package: Pa
     assert hookfile.install(directory)[0].endswith(" is up to date")
 
 
-# -- the directories -----------------------------------------------------------------------------------------------------------
+# -- the directories -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o027, 0o077], ids=oct)
-def test_whatever_the_umask_everybody_can_look_and_root_can_write(directory: Path, mask: int) -> None:
+def test_whatever_the_umask_everybody_can_look_and_root_can_write(
+    directory: Path, mask: int
+) -> None:
     before = os.umask(mask)
     try:
         hookfile.install(directory)
@@ -126,7 +137,9 @@ def test_directories_that_others_can_write(directory: Path, level: int, change: 
         if (change, level) == (0o1777, 3):  # the directory above /etc/libvirt: as /tmp is
             assert hookfile.install(directory)[0].startswith("installed ")
             return
-        with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path))) + "chmod go-w "):
+        with pytest.raises(
+            KvmarmError, match=_REFUSED.format(re.escape(str(path))) + "chmod go-w "
+        ):
             hookfile.install(directory)
         path.chmod(0o755)
         hookfile.install(directory)
@@ -139,7 +152,9 @@ def test_directories_that_others_can_write(directory: Path, level: int, change: 
 
 @pytest.mark.parametrize("level", range(3))
 @pytest.mark.parametrize("dangling", [False, True])
-def test_nothing_is_installed_through_a_link(directory: Path, place: Path, level: int, dangling: bool) -> None:
+def test_nothing_is_installed_through_a_link(
+    directory: Path, place: Path, level: int, dangling: bool
+) -> None:
     path = [directory / hookfile.NAME, directory, directory.parent][level]
     path.parent.mkdir(parents=True, exist_ok=True)
     target = place / "elsewhere"
@@ -175,11 +190,13 @@ def test_but_not_a_link_of_anothers(place: Path) -> None:
     _refuses(place / "libvirt/hooks/qemu.d", place / "libvirt")
 
 
-# -- what is there already -----------------------------------------------------------------------------------------------------
+# -- what is there already -----------------------------------------------------------------------
 
 _FOREIGN: dict[str, Callable[[Path], object]] = {
     "another hook": lambda path: path.write_text("#!/bin/sh\n# ours since 2019\nexit 0\n"),
-    "a hook that mentions kvmarm": lambda path: path.write_text('#!/bin/sh\nkvmarm-hook "$@" # kvmarm: libvirt calls this\n'),
+    "a hook that mentions kvmarm": lambda path: path.write_text(
+        '#!/bin/sh\nkvmarm-hook "$@" # kvmarm: libvirt calls this\n'
+    ),
     "an empty file": lambda path: path.write_text(""),
     "a binary": lambda path: path.write_bytes(bytes(range(256)) * 100),
     "a directory": lambda path: path.mkdir(),
@@ -195,10 +212,17 @@ def test_what_is_not_kvmarms_stays(directory: Path, what: str) -> None:
     path.chmod(0o750)
     before = path.lstat(), path.read_bytes() if path.is_file() else None
     for verb, call in (("write", hookfile.install), ("remove", hookfile.uninstall)):
-        with pytest.raises(KvmarmError, match=rf"^cannot {verb} {path}: it is not a hook of kvmarm's, or not root's \(hint: "):
+        with pytest.raises(
+            KvmarmError,
+            match=rf"^cannot {verb} {path}: it is not a hook of kvmarm's, or not root's \(hint: ",
+        ):
             call(directory)
         status = path.lstat()
-        assert (status.st_ino, status.st_mode, status.st_mtime_ns) == (before[0].st_ino, before[0].st_mode, before[0].st_mtime_ns)
+        assert (status.st_ino, status.st_mode, status.st_mtime_ns) == (
+            before[0].st_ino,
+            before[0].st_mode,
+            before[0].st_mtime_ns,
+        )
         assert (path.read_bytes() if path.is_file() else None) == before[1]
         assert os.listdir(directory) == [hookfile.NAME]
 
@@ -231,7 +255,9 @@ def test_every_version_of_the_hook_is_known() -> None:
     assert hookfile._MARK == b"\n# kvmarm: libvirt calls this ", "as in every version so far"
 
 
-def test_a_package_whose_place_is_not_text(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_whose_place_is_not_text(
+    directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = place / os.fsdecode(b"caf\xe9") / "kvmarm_plugin"
     package.parent.mkdir()
     package.symlink_to(_PACKAGE)
@@ -241,7 +267,7 @@ def test_a_package_whose_place_is_not_text(directory: Path, place: Path, monkeyp
     assert hookfile.install(directory)[0].endswith("is up to date")
 
 
-# -- what the hook would load --------------------------------------------------------------------------------------------------
+# -- what the hook would load --------------------------------------------------------------------
 
 _PARTS = [
     "",
@@ -258,7 +284,9 @@ _PARTS = [
 @needs_root
 @pytest.mark.parametrize("part", _PARTS)
 @pytest.mark.parametrize("change", ["hers", 0o666, 0o1777, 0o620])
-def test_a_part_that_others_can_change(directory: Path, package: Path, part: str, change: str | int) -> None:
+def test_a_part_that_others_can_change(
+    directory: Path, package: Path, part: str, change: str | int
+) -> None:
     path = package / part
     before = path.stat().st_mode & 0o7777
     if isinstance(change, int):
@@ -316,7 +344,9 @@ def test_links_to_parts(directory: Path, package: Path, place: Path) -> None:
     ):
         give(path)
         seen = package / "kvm/device.py" if "linked" in name else path
-        with pytest.raises(KvmarmError, match=_REFUSED.format(f"({re.escape(str(path))}|{re.escape(str(seen))})")):
+        with pytest.raises(
+            KvmarmError, match=_REFUSED.format(f"({re.escape(str(path))}|{re.escape(str(seen))})")
+        ):
             hookfile.install(directory)
         os.chown(path, 0, 0, follow_symlinks=False)
     assert hookfile.install(directory)[0].startswith("installed ")
@@ -336,15 +366,21 @@ def test_a_link_into_nothing(directory: Path, package: Path, place: Path) -> Non
 @needs_root
 def test_a_link_that_goes_round(directory: Path, package: Path) -> None:
     (package / "loop").symlink_to("loop")
-    with pytest.raises(KvmarmError, match=r"cannot look at .*/loop: Too many levels of symbolic links \(hint: "):
+    with pytest.raises(
+        KvmarmError, match=r"cannot look at .*/loop: Too many levels of symbolic links \(hint: "
+    ):
         hookfile.install(directory)
 
 
 @needs_root
 @pytest.mark.parametrize("level", range(3))
 @pytest.mark.parametrize("change", ["hers", 0o777, 0o775, 0o1777])
-def test_directories_above_the_package(directory: Path, package: Path, level: int, change: str | int) -> None:
-    """Where the package is in, Python looks for more modules: not a sticky directory. Above that, one protects what is root's."""
+def test_directories_above_the_package(
+    directory: Path, package: Path, level: int, change: str | int
+) -> None:
+    """Where the package is in, Python looks for more modules: not a sticky directory. Above that,
+    one protects what is root's.
+    """
     path = package.parents[level]
     if isinstance(change, int):
         path.chmod(change)
@@ -358,7 +394,9 @@ def test_directories_above_the_package(directory: Path, package: Path, level: in
 
 @needs_root
 @pytest.mark.parametrize("owner", ["root", "alice"])
-def test_links_above_the_package(directory: Path, package: Path, place: Path, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_above_the_package(
+    directory: Path, package: Path, place: Path, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "alias").symlink_to("lib")
     (place / "python3").symlink_to("alias/site-packages")
     if owner == "alice":
@@ -371,7 +409,9 @@ def test_links_above_the_package(directory: Path, package: Path, place: Path, ow
 
 
 @needs_root
-def test_links_in_a_directory_of_anothers(directory: Path, package: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_in_a_directory_of_anothers(
+    directory: Path, package: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The link is root's, but she can put another in its place."""
     (place / "home").mkdir()
     (place / "home/lib").symlink_to(place / "lib/site-packages")
@@ -381,7 +421,9 @@ def test_links_in_a_directory_of_anothers(directory: Path, package: Path, place:
 
 
 @needs_root
-def test_the_script_that_becomes_the_hook(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_that_becomes_the_hook(
+    directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = place / "50-kvmarm"
     shutil.copy(_SCRIPT, copy)
     monkeypatch.setattr(hookfile, "shipped", lambda *_: copy)
@@ -398,7 +440,9 @@ def test_the_interpreter(directory: Path, place: Path, monkeypatch: pytest.Monke
     (place / "python3").symlink_to("bin/python3")
     text = hookfile.script().replace("python=/usr/bin/python3\n", f"python={place}/python3\n")
     monkeypatch.setattr(hookfile, "script", lambda: text)
-    monkeypatch.setattr(hookfile, "_check_interpreter", lambda python: subprocess.run([python], check=True))
+    monkeypatch.setattr(
+        hookfile, "_check_interpreter", lambda python: subprocess.run([python], check=True)
+    )
     for path in (place / "python3", place / "bin", place / "bin/python3"):
         give(path)
         _refuses(directory, path)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kinds of hosts: what makes hosts different to a guest, field by field of the profile, and what does not."""
+"""Kinds of hosts: what makes hosts different to a guest, field by field of the profile, and what
+does not.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,12 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "version": _Values(("10.1.13", "9.0.13"), ("10.0.1",)),
         "machines": _Values((_QEMU.machines[1:], ("virt-10.1", *_QEMU.machines))),
         "aliases": _Values(({"virt": "virt-9.2"},)),
-        "cpu_models": _Values(idle=(("host",),)),  # those that KVM takes are in the clusters' models
-        "host_properties": _Values(({"aarch64": True},), (dict.fromkeys(_QEMU.host_properties, False),)),
+        "cpu_models": _Values(
+            idle=(("host",),)
+        ),  # those that KVM takes are in the clusters' models
+        "host_properties": _Values(
+            ({"aarch64": True},), (dict.fromkeys(_QEMU.host_properties, False),)
+        ),
     },
     Cluster: {
         "cpus": _Values(idle=("0-63",)),
@@ -103,7 +109,12 @@ def test_every_field_is_looked_at(kind: Any) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
-    [(kind, field, value) for kind in _FIELDS for field, values in _FIELDS[kind].items() for value in values.deciding],
+    [
+        (kind, field, value)
+        for kind in _FIELDS
+        for field, values in _FIELDS[kind].items()
+        for value in values.deciding
+    ],
 )
 def test_what_decides_makes_another_kind(kind: type, field: str, value: Any) -> None:
     assert len(kinds_of([_HOST, _with(kind, field, value)])) == 2
@@ -111,9 +122,16 @@ def test_what_decides_makes_another_kind(kind: type, field: str, value: Any) -> 
 
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
-    [(kind, field, value) for kind in _FIELDS for field, values in _FIELDS[kind].items() for value in values.idle],
+    [
+        (kind, field, value)
+        for kind in _FIELDS
+        for field, values in _FIELDS[kind].items()
+        for value in values.idle
+    ],
 )
-def test_what_decides_nothing_is_one_kind_and_gets_the_same_answers(kind: type, field: str, value: Any) -> None:
+def test_what_decides_nothing_is_one_kind_and_gets_the_same_answers(
+    kind: type, field: str, value: Any
+) -> None:
     here = _with(kind, field, value)
     assert here != _HOST
     assert len(kinds_of([_HOST, here])) == 1
@@ -139,6 +157,8 @@ def test_the_order_of_the_hosts_decides_nothing(hosts: list[HostProfile]) -> Non
     kinds = kinds_of(hosts)
     assert kinds == kinds_of(fleet(60))
     assert all(list(kind.names) == sorted(kind.names) for kind in kinds)
-    assert sorted(name for kind in kinds for name in kind.names) == sorted(here.name for here in hosts)
+    assert sorted(name for kind in kinds for name in kind.names) == sorted(
+        here.name for here in hosts
+    )
     assert kinds == sorted(kinds, key=lambda kind: kind.names[0])
     assert all(kind.host is kind.hosts[0] for kind in kinds)

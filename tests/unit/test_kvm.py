@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvm/device.py and kvm/scratch.py against a kernel that is played: what they ask, and what they make of refusals."""
+"""kvm/device.py and kvm/scratch.py against a kernel that is played: what they ask, and what they
+make of refusals.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, VCPU_FEATURES
 from .fakekernel import CORE_REGISTERS, PC, SVE_VLS, X0, CpuKind, FakeKernel, Made, kind
 
 _BASE = ("psci_0_2", "pmu_v3")
-_GUEST = {"CNTFRQ_EL0": 62_500_000, "DCZID_EL0": 4, "CTR_EL0": 0x8444C004, "MIDR_EL1": 0x411FD070, "PMCR_EL0": 0x41023000}
+_GUEST = {
+    "CNTFRQ_EL0": 62_500_000,
+    "DCZID_EL0": 4,
+    "CTR_EL0": 0x8444C004,
+    "MIDR_EL1": 0x411FD070,
+    "PMCR_EL0": 0x41023000,
+}
 _MIDR, _PFR0 = 0x603000000013C000, 0x603000000013C020
 _CCSIDR = 0x6020000000110000
 
@@ -35,17 +43,27 @@ def _short_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kernel() -> Iterator[FakeKernel]:
-    """Neoverse-like: target 5, PMU, SVE with a length that is no power of two; every descriptor must be closed in the end."""
+    """Neoverse-like: target 5, PMU, SVE with a length that is no power of two; every descriptor
+    must be closed in the end.
+    """
     registers = {_MIDR: 0x411FD070, _PFR0: 0x1100000011111112, _CCSIDR: 0x700FE01A}
     sve = ("psci_0_2", "pmu_v3", "sve")
-    made = kind(5, _BASE, ("psci_0_2",), sve, registers=registers, guest=dict(_GUEST), sve_lengths=(128, 256, 512))
+    made = kind(
+        5,
+        _BASE,
+        ("psci_0_2",),
+        sve,
+        registers=registers,
+        guest=dict(_GUEST),
+        sve_lengths=(128, 256, 512),
+    )
     made.writable, made.masks = frozenset({_PFR0}), {_PFR0: 0xFF0FFFFF, 0x603000000013D801: 0x1F}
     kernel = FakeKernel(made, {"ARM_SVE": 1, "ARM_PMU_V3": 1, "ARM_VM_IPA_SIZE": 44}, gics=(2, 3))
     yield kernel
     assert not kernel.handles, "a file descriptor was left open"
 
 
-# -- /dev/kvm ------------------------------------------------------------------------------------------------------------------
+# -- /dev/kvm ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,10 +97,17 @@ def test_a_device_that_is_not_kvm(kernel: FakeKernel) -> None:
 
 
 def test_an_error_names_ioctl_and_errno_and_register(kernel: FakeKernel) -> None:
-    with System(kernel) as system, ScratchVcpu(system, 5, _BASE) as vcpu, pytest.raises(KvmError) as caught:
+    with (
+        System(kernel) as system,
+        ScratchVcpu(system, 5, _BASE) as vcpu,
+        pytest.raises(KvmError) as caught,
+    ):
         vcpu.get(0x6030000000139999)
     assert (caught.value.ioctl, caught.value.errno) == ("KVM_GET_ONE_REG", errno.ENOENT)
-    assert str(caught.value) == "KVM_GET_ONE_REG of register 0x6030000000139999: ENOENT (No such file or directory)"
+    assert (
+        str(caught.value)
+        == "KVM_GET_ONE_REG of register 0x6030000000139999: ENOENT (No such file or directory)"
+    )
 
 
 def test_an_errno_without_a_name() -> None:
@@ -136,7 +161,7 @@ def test_masks_on_a_kernel_before_6_7() -> None:
         assert vm.writable_masks() is None
 
 
-# -- targets -------------------------------------------------------------------------------------------------------------------
+# -- targets -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [0, 2, 4, 5])
@@ -161,7 +186,9 @@ def test_the_kernel_says_which_target(number: int) -> None:
         ("arm64", [1, 2], 1, 2),
     ],
 )
-def test_a_kernel_that_cannot_say_is_tried(code: int, architecture: str, accepted: list[int], expected: int, tried: int) -> None:
+def test_a_kernel_that_cannot_say_is_tried(
+    code: int, architecture: str, accepted: list[int], expected: int, tried: int
+) -> None:
     vcpus = {Made(number, frozenset()): dict.fromkeys(CORE_REGISTERS, 0) for number in accepted}
     kernel = FakeKernel(CpuKind(preferred=OSError(code, ""), vcpus=vcpus))
     with System(kernel) as system, system.create_vm() as vm:
@@ -199,7 +226,7 @@ def test_every_feature_has_its_own_bit() -> None:
         assert not kernel.handles
 
 
-# -- registers -----------------------------------------------------------------------------------------------------------------
+# -- registers -----------------------------------------------------------------------------------
 
 
 def test_the_register_list_takes_one_call(kernel: FakeKernel) -> None:
@@ -225,7 +252,10 @@ def test_a_refused_register_list(kernel: FakeKernel) -> None:
 
 
 def test_a_vcpu_without_registers() -> None:
-    with System(FakeKernel(CpuKind(vcpus={Made(5, frozenset()): {}}))) as system, ScratchVcpu(system, 5, ()) as vcpu:
+    with (
+        System(FakeKernel(CpuKind(vcpus={Made(5, frozenset()): {}}))) as system,
+        ScratchVcpu(system, 5, ()) as vcpu,
+    ):
         assert vcpu.reg_list() == []
 
 
@@ -244,7 +274,9 @@ def test_registers_of_every_size(size: int, data: st.DataObject) -> None:
 def test_a_register_that_user_space_may_not_write(kernel: FakeKernel) -> None:
     with System(kernel) as system, ScratchVcpu(system, 5, _BASE) as vcpu:
         vcpu.set(_MIDR, 0x411FD070)  # the same value is taken
-        with pytest.raises(KvmError, match=r"KVM_SET_ONE_REG of register 0x603000000013c000: EINVAL"):
+        with pytest.raises(
+            KvmError, match=r"KVM_SET_ONE_REG of register 0x603000000013c000: EINVAL"
+        ):
             vcpu.set(_MIDR, 0x411FD071)
 
 
@@ -256,7 +288,7 @@ def test_a_register_after_the_guest_has_run(kernel: FakeKernel) -> None:
             vcpu.set(_PFR0, 0)
 
 
-# -- SVE -----------------------------------------------------------------------------------------------------------------------
+# -- SVE -----------------------------------------------------------------------------------------
 
 
 def test_sve_has_no_register_list_before_it_is_finalised(kernel: FakeKernel) -> None:
@@ -279,9 +311,16 @@ def test_sve_with_fewer_lengths(kernel: FakeKernel, lengths: tuple[int, ...]) ->
         assert sve_lengths(vcpu.get(SVE_VLS)) == lengths
 
 
-@pytest.mark.parametrize("lengths", [(), (256,), (128, 512), (128, 256, 384), (128, 256, 512, 1024)])
-def test_sve_lengths_that_the_host_does_not_give(kernel: FakeKernel, lengths: tuple[int, ...]) -> None:
-    with System(kernel) as system, pytest.raises(KvmError, match=r"KVM_SET_ONE_REG of register 0x606000000015ffff: EINVAL"):
+@pytest.mark.parametrize(
+    "lengths", [(), (256,), (128, 512), (128, 256, 384), (128, 256, 512, 1024)]
+)
+def test_sve_lengths_that_the_host_does_not_give(
+    kernel: FakeKernel, lengths: tuple[int, ...]
+) -> None:
+    with (
+        System(kernel) as system,
+        pytest.raises(KvmError, match=r"KVM_SET_ONE_REG of register 0x606000000015ffff: EINVAL"),
+    ):
         ScratchVcpu(system, 5, (*_BASE, "sve"), lengths)
 
 
@@ -297,7 +336,7 @@ def test_sve_lengths_and_bitmap_are_inverse(quadwords: set[int]) -> None:
     assert sve_bitmap(lengths) == sum(1 << number - 1 for number in quadwords)
 
 
-# -- the scratch guest ---------------------------------------------------------------------------------------------------------
+# -- the scratch guest ---------------------------------------------------------------------------
 
 
 def test_the_guest_reads_what_it_is_asked_for(kernel: FakeKernel) -> None:
@@ -311,8 +350,12 @@ def test_the_guest_reads_one_register(kernel: FakeKernel, name: str) -> None:
         assert run_guest(system, 5, _BASE, (name,)) == {name: _GUEST[name]}
 
 
-def test_eight_registers_leave_the_address_alone(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address of the last store lies in x9: as many values as the docstring allows must not overwrite it."""
+def test_eight_registers_leave_the_address_alone(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of the last store lies in x9: as many values as the docstring allows must not
+    overwrite it.
+    """
     for index in range(8):
         monkeypatch.setitem(GUEST_REGISTERS, f"again{index}", GUEST_REGISTERS["CNTFRQ_EL0"])
     names = tuple(f"again{index}" for index in range(8))
@@ -321,14 +364,18 @@ def test_eight_registers_leave_the_address_alone(kernel: FakeKernel, monkeypatch
 
 
 @pytest.mark.parametrize("skips", [False, True])
-def test_where_the_guest_has_ended_by_old_kernels_and_by_new(kernel: FakeKernel, skips: bool) -> None:
+def test_where_the_guest_has_ended_by_old_kernels_and_by_new(
+    kernel: FakeKernel, skips: bool
+) -> None:
     kernel.skips_mmio = skips
     with System(kernel) as system:
         assert run_guest(system, 5, _BASE, tuple(_GUEST)) == _GUEST
 
 
 def test_the_guest_has_one_page_wherever_its_buffer_lies(kernel: FakeKernel) -> None:
-    """The fake kernel, like a real one, refuses what is not aligned; buffers of many sizes in between move the next one."""
+    """The fake kernel, like a real one, refuses what is not aligned; buffers of many sizes in
+    between move the next one.
+    """
     size = os.sysconf("SC_PAGESIZE")
     with System(kernel) as system:
         between = []
@@ -345,12 +392,19 @@ def test_a_guest_with_a_pmu_needs_it_initialised(kernel: FakeKernel) -> None:
 
 
 def test_a_guest_that_traps_for_ever_is_stopped(kernel: FakeKernel) -> None:
-    with System(kernel) as system, pytest.raises(KvmarmError, match=r"the scratch guest did not end within 0\.05 s"):
+    with (
+        System(kernel) as system,
+        pytest.raises(KvmarmError, match=r"the scratch guest did not end within 0\.05 s"),
+    ):
         run_guest(system, 5, ("psci_0_2",), ("PMCR_EL0",))  # no PMU: an undefined register
 
 
-def test_a_guest_is_stopped_also_if_the_time_was_up_before_it_began(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a host under load a second can pass between the timer's start and KVM_RUN; one signal alone would then be lost."""
+def test_a_guest_is_stopped_also_if_the_time_was_up_before_it_began(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host under load a second can pass between the timer's start and KVM_RUN; one signal
+    alone would then be lost.
+    """
     monkeypatch.setattr(scratch, "GUEST_TIME_LIMIT", 0.01)
     set_memory = kernel._kvm_set_user_memory_region
 
@@ -365,11 +419,15 @@ def test_a_guest_is_stopped_also_if_the_time_was_up_before_it_began(kernel: Fake
 
 @pytest.mark.parametrize("address", [0, 0x200, 0x4000_0000, 0x4000_000C, 0x8000_0000])
 def test_a_guest_that_ends_elsewhere(kernel: FakeKernel, address: int) -> None:
-    """At its first instruction (KVM_EXIT_FAIL_ENTRY), in its vectors, or anywhere: its registers are not what was asked for."""
+    """At its first instruction (KVM_EXIT_FAIL_ENTRY), in its vectors, or anywhere: its registers
+    are not what was asked for.
+    """
     kernel.stops_at = address
     with (
         System(kernel) as system,
-        pytest.raises(KvmarmError, match=f"stopped at {address:#x}, not at its last instruction 0x40000004"),
+        pytest.raises(
+            KvmarmError, match=f"stopped at {address:#x}, not at its last instruction 0x40000004"
+        ),
     ):
         run_guest(system, 5, _BASE, ("CNTFRQ_EL0",))
 
@@ -391,7 +449,9 @@ def test_the_timer_and_its_handler_are_put_back(kernel: FakeKernel) -> None:
 
 
 def test_a_timer_that_was_running_goes_on(kernel: FakeKernel) -> None:
-    """The hook has a time limit of its own for everything, and there is but one timer in a process."""
+    """The hook has a time limit of its own for everything, and there is but one timer in a
+    process.
+    """
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 3600)
     try:
@@ -404,20 +464,36 @@ def test_a_timer_that_was_running_goes_on(kernel: FakeKernel) -> None:
 
 
 def test_the_core_registers_of_the_guest_are_the_ones_meant() -> None:
-    assert (uapi.REG_ARM64_CORE_X0, uapi.REG_ARM64_CORE_PC, uapi.REG_ARM64_SVE_VLS) == (X0, PC, SVE_VLS)
+    assert (uapi.REG_ARM64_CORE_X0, uapi.REG_ARM64_CORE_PC, uapi.REG_ARM64_SVE_VLS) == (
+        X0,
+        PC,
+        SVE_VLS,
+    )
 
 
-# -- whatever fails, nothing stays open ----------------------------------------------------------------------------------------
+# -- whatever fails, nothing stays open ----------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(
     call=st.integers(0, 40),
-    code=st.sampled_from([errno.EINVAL, errno.ENOMEM, errno.EMFILE, errno.EINTR, errno.ENOTTY, errno.E2BIG, errno.EIO]),
+    code=st.sampled_from(
+        [
+            errno.EINVAL,
+            errno.ENOMEM,
+            errno.EMFILE,
+            errno.EINTR,
+            errno.ENOTTY,
+            errno.E2BIG,
+            errno.EIO,
+        ]
+    ),
 )
 def test_no_descriptor_stays_open_when_an_ioctl_fails(call: int, code: int) -> None:
     registers = {_MIDR: 0x411FD070}
-    made = kind(5, _BASE, (*_BASE, "sve"), registers=registers, guest=dict(_GUEST), sve_lengths=(128, 256))
+    made = kind(
+        5, _BASE, (*_BASE, "sve"), registers=registers, guest=dict(_GUEST), sve_lengths=(128, 256)
+    )
     kernel = FakeKernel(made, {"ARM_VM_IPA_SIZE": 44})
     kernel.fail_call = (call, code)
     failed = False

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""big.LITTLE: which cluster a guest gets, what is pinned there, and what becomes of the pins on a host of other CPU numbers."""
+"""big.LITTLE: which cluster a guest gets, what is pinned there, and what becomes of the pins on a
+host of other CPU numbers.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ ALL = Policy(cluster="all")
 
 def domain(inside: str = "<vcpu>2</vcpu>", features: str = "") -> bytes:
     return (
-        f"<domain type='kvm'><name>guest</name>{inside}<os><type arch='aarch64' machine='virt'>hvm</type></os>"
-        f"<features>{features}</features><cpu mode='host-model'/></domain>"
+        f"<domain type='kvm'><name>guest</name>{inside}<os><type arch='aarch64'"
+        f" machine='virt'>hvm</type></os><features>{features}</features><cpu"
+        " mode='host-model'/></domain>"
     ).encode()
 
 
@@ -54,11 +57,14 @@ def pinning_of(root: Element) -> Pinning | None:
 
 def written(root: Element) -> list[str]:
     """The pins of a domain, in short: element, thread and CPUs."""
-    words = [(*(pins.thread_of(pin) if pin.name != "vcpu" else ("vcpu",)), pin.attributes["cpuset"]) for pin in pins.pins_of(root)]
+    words = [
+        (*(pins.thread_of(pin) if pin.name != "vcpu" else ("vcpu",)), pin.attributes["cpuset"])
+        for pin in pins.pins_of(root)
+    ]
     return [" ".join(filter(None, some)) for some in words]
 
 
-# -- lists ---------------------------------------------------------------------------------------------------------------------
+# -- lists ---------------------------------------------------------------------------------------
 
 _sets = st.sets(st.integers(0, 16383), max_size=40).map(lambda cpus: tuple(sorted(cpus)))
 
@@ -90,7 +96,19 @@ def test_lists_of_the_kernel_and_of_libvirt(text: str, cpus: tuple[int, ...]) ->
     "text",
     [
         *("a", "1-", "-1", "3-1", "1,,2", "16384", "0-99999", "1;2", "0x1", "^", "1" * 200_000),
-        *("١", "1-٣", "²", "+1", "1_0", "1 2", "1-2-3", "0000001", "1-" + "9" * 100_000, "0,", "\x1b[2J" * 100),
+        *(
+            "١",
+            "1-٣",
+            "²",
+            "+1",
+            "1_0",
+            "1 2",
+            "1-2-3",
+            "0000001",
+            "1-" + "9" * 100_000,
+            "0,",
+            "\x1b[2J" * 100,
+        ),
     ],
 )
 def test_what_is_no_list(text: str) -> None:
@@ -99,7 +117,7 @@ def test_what_is_no_list(text: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-# -- the cluster ---------------------------------------------------------------------------------------------------------------
+# -- the cluster ---------------------------------------------------------------------------------
 
 
 def test_a_host_of_one_cluster_pins_nothing() -> None:
@@ -107,7 +125,9 @@ def test_a_host_of_one_cluster_pins_nothing() -> None:
     assert pinning_of(root) is None
     assert written(root) == []
     odd = domain("<vcpu cpuset='?'>many</vcpu><cputune/><cputune/>")
-    assert pinning_of(resolved(odd, host("trixie-neoverse-n1"))) is None, "what is pinned is libvirt's to read"
+    assert pinning_of(resolved(odd, host("trixie-neoverse-n1"))) is None, (
+        "what is pinned is libvirt's to read"
+    )
     for policy in (ALL, Policy(cluster="smallest")):
         assert Resolver(host("trixie-neoverse-n1"), policy).resolve(domain()) == Resolver(
             host("trixie-neoverse-n1"), Policy()
@@ -133,10 +153,14 @@ _CPUTUNE = "<vcpu>2</vcpu><cputune>{}</cputune>"
         ("", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
         ("<vcpu>2</vcpu>", "vcpu 4-5|vcpupin 0 4-5|vcpupin 1 4-5|emulatorpin 4-5"),
         ("<vcpu current='1'>2</vcpu>", "vcpu 4-5|vcpupin 0 4-5|vcpupin 1 4-5|emulatorpin 4-5"),
-        # What the user leaves open: libvirt gives a cpuset to every thread that has no pin, and reads none if it asks numad.
+        # What the user leaves open: libvirt gives a cpuset to every thread that has no pin, and
+        # reads none if it asks numad.
         ("<vcpu cpuset='0-3'>2</vcpu>", "vcpu 0-3"),
         ("<vcpu cpuset='0-3,^2'>2</vcpu>", "vcpu 0-3,^2"),
-        ("<vcpu cpuset='1'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='2'/></cputune>", "vcpu 1|vcpupin 0 2"),
+        (
+            "<vcpu cpuset='1'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='2'/></cputune>",
+            "vcpu 1|vcpupin 0 2",
+        ),
         ("<vcpu placement='auto'>1</vcpu>", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
         ("<vcpu placement='auto' cpuset='0-3'>1</vcpu>", "vcpu 4-5|vcpupin 0 4-5|emulatorpin 4-5"),
         (
@@ -148,9 +172,14 @@ _CPUTUNE = "<vcpu>2</vcpu><cputune>{}</cputune>"
             "vcpu 0-3|emulatorpin 3|vcpupin 0 0-3|vcpupin 1 0-3",
         ),
         (
-            "<vcpu>1</vcpu><iothreads>3</iothreads><iothreadids><iothread id='2'/><iothread id='7'/></iothreadids>"
-            "<cputune><iothreadpin iothread='2' cpuset='5'/></cputune>",
-            "vcpu 4-5|iothreadpin 2 5|vcpupin 0 4-5|emulatorpin 4-5|iothreadpin 1 4-5|iothreadpin 7 4-5",
+            (
+                "<vcpu>1</vcpu><iothreads>3</iothreads><iothreadids><iothread id='2'/><iothread"
+                " id='7'/></iothreadids><cputune><iothreadpin iothread='2' cpuset='5'/></cputune>"
+            ),
+            (
+                "vcpu 4-5|iothreadpin 2 5|vcpupin 0 4-5|emulatorpin 4-5|iothreadpin 1"
+                " 4-5|iothreadpin 7 4-5"
+            ),
         ),
         (
             "<vcpu>1</vcpu><iothreadids><iothread id='3'/></iothreadids>",
@@ -158,11 +187,15 @@ _CPUTUNE = "<vcpu>2</vcpu><cputune>{}</cputune>"
         ),
     ],
 )
-def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(inside: str, expected: str) -> None:
+def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(
+    inside: str, expected: str
+) -> None:
     root = resolved(domain(inside))
     assert written(root) == expected.split("|")
     little = cpulist.numbers(pins.cpus_of(pins.pins_of(root)[0]))[0] < 4
-    assert pinning_of(root) == (Pinning(A53.midr, 0, "0-3") if little else Pinning(A72.midr, 0, "4-5"))
+    assert pinning_of(root) == (
+        Pinning(A53.midr, 0, "0-3") if little else Pinning(A72.midr, 0, "4-5")
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,12 +206,28 @@ def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(inside: 
             "<cputune> has 2700 pins (hint: up to 512 vCPUs and as many I/O threads can be pinned)",
         ),
         (
-            _CPUTUNE.format("".join(f"<vcpupin vcpu='{number}' cpuset='{'0,' * 9000}1'/>" for number in range(500))),
-            "the pins of <cputune> have more than 1 MiB (hint: write ranges of CPUs, such as 0-3,6)",
+            _CPUTUNE.format(
+                "".join(
+                    f"<vcpupin vcpu='{number}' cpuset='{'0,' * 9000}1'/>" for number in range(500)
+                )
+            ),
+            (
+                "the pins of <cputune> have more than 1 MiB (hint: write ranges of CPUs, such as"
+                " 0-3,6)"
+            ),
         ),
-        ("<iothreadids>" + "<iothread id='1'/>" * 513 + "</iothreadids>", "<iothreadids> has 513 threads"),
-        ("<iothreadids><iothread id='١'/></iothreadids>", "<iothread id>: not a number up to 4294967295: '١'"),
-        ("<iothreadids><iothread id='4294967296'/></iothreadids>", "<iothread id>: not a number up to"),
+        (
+            "<iothreadids>" + "<iothread id='1'/>" * 513 + "</iothreadids>",
+            "<iothreadids> has 513 threads",
+        ),
+        (
+            "<iothreadids><iothread id='١'/></iothreadids>",
+            "<iothread id>: not a number up to 4294967295: '١'",
+        ),
+        (
+            "<iothreadids><iothread id='4294967296'/></iothreadids>",
+            "<iothread id>: not a number up to",
+        ),
         ("<vcpu>٢</vcpu>", "<vcpu> is not a number of threads: '٢'"),
         (f"<vcpu>{'1' * 100_000}</vcpu>", "<vcpu> is not a number of threads: '111"),
         ("<vcpu cpuset='8'>1</vcpu>", "<vcpu cpuset='8'> names no CPU of this host"),
@@ -206,10 +255,12 @@ def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     resolver.resolve(domain("<vcpu>2</vcpu>"))
     assert said == []
     resolver.resolve(domain("<vcpu>8</vcpu>"))
-    assert said == ["guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"]
+    assert said == [
+        "guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"
+    ]
 
 
-# -- guests that may run anywhere ----------------------------------------------------------------------------------------------
+# -- guests that may run anywhere ----------------------------------------------------------------
 
 STRADDLING = "<vcpu cpuset='3-4'>1</vcpu>"
 
@@ -217,7 +268,9 @@ STRADDLING = "<vcpu cpuset='3-4'>1</vcpu>"
 def _one_target(here: HostProfile, kernel: str) -> HostProfile:
     """The same host with a kernel that makes vCPUs of target 5 on all its CPUs."""
     clusters = [
-        cluster.replace(target=5, models={}, vcpus=tuple(vcpu.replace(number=5) for vcpu in cluster.vcpus))
+        cluster.replace(
+            target=5, models={}, vcpus=tuple(vcpu.replace(number=5) for vcpu in cluster.vcpus)
+        )
         for cluster in here.clusters
     ]
     return here.replace(kernel=kernel, clusters=tuple(clusters))
@@ -237,18 +290,28 @@ _CACHES = "CCSIDR_L1D is 0x"
     ("here", "why"),
     [
         pytest.param(RK3399, "KVM makes no vCPU of target 4 on the others", id="RK3399, 5.10"),
-        pytest.param(RK3399.replace(kernel="6.5.0"), "KVM makes no vCPU of target 4 on the others", id="RK3399, 6.5"),
+        pytest.param(
+            RK3399.replace(kernel="6.5.0"),
+            "KVM makes no vCPU of target 4 on the others",
+            id="RK3399, 6.5",
+        ),
         pytest.param(_one_target(RK3399, "6.6.0"), "", id="RK3399, 6.6"),
-        pytest.param(_one_target(RK3399, "6.2.0"), _CACHES, id="one target, caches that differ, 6.2"),
+        pytest.param(
+            _one_target(RK3399, "6.2.0"), _CACHES, id="one target, caches that differ, 6.2"
+        ),
         pytest.param(RK3588, _CACHES, id="RK3588, 6.1"),
         pytest.param(RK3588.replace(kernel="6.2.16"), _CACHES, id="RK3588, 6.2"),
         pytest.param(RK3588.replace(kernel="6.3.0"), "", id="RK3588, 6.3"),
         pytest.param(RK3588.replace(kernel="6.12.9"), "", id="RK3588, 6.12"),
         pytest.param(
-            _with_register(RK3588.replace(kernel="6.12.9"), "MIDR_EL1", RK3588.clusters[1].midr), "MIDR_EL1.", id="another MIDR_EL1"
+            _with_register(RK3588.replace(kernel="6.12.9"), "MIDR_EL1", RK3588.clusters[1].midr),
+            "MIDR_EL1.",
+            id="another MIDR_EL1",
         ),
         pytest.param(
-            _with_register(RK3588.replace(kernel="6.12.9"), "ID_AA64ISAR0_EL1", 0), "ID_AA64ISAR0_EL1.", id="another ID register"
+            _with_register(RK3588.replace(kernel="6.12.9"), "ID_AA64ISAR0_EL1", 0),
+            "ID_AA64ISAR0_EL1.",
+            id="another ID register",
         ),
     ],
 )
@@ -306,7 +369,7 @@ def test_a_pmu_does_not_roam(inside: str, pmu: str, policy: Policy, has_pmu: boo
     assert state.attributes.get("state", "on") == ("on" if has_pmu else "off")
 
 
-# -- on other hosts ------------------------------------------------------------------------------------------------------------
+# -- on other hosts ------------------------------------------------------------------------------
 
 _LITTLE, _BIG, _PRIME = 0x410FD034, 0x410FD083, 0x411FD480
 
@@ -321,10 +384,14 @@ _ALPHA, _BETA = clusters(little="0-3", big="4-5"), clusters(big="0-1", little="2
 
 def pinned(inside: str = "<vcpu>2</vcpu>") -> bytes:
     """A guest of an RK3399 with a newer A72, whose CPUs 4 and 5 are the big ones."""
-    return Resolver(RK3399.replace(clusters=(A53, A72.replace(midr=_BIG))), Policy()).resolve(domain(inside))
+    return Resolver(RK3399.replace(clusters=(A53, A72.replace(midr=_BIG))), Policy()).resolve(
+        domain(inside)
+    )
 
 
-def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[bytes, tuple[int, ...], list[str]]:
+def settle(
+    xml: bytes, here: list[CpuCluster], movable: bool = True
+) -> tuple[bytes, tuple[int, ...], list[str]]:
     root = parse(xml)
     pinning = pinning_of(root)
     assert pinning is not None
@@ -333,11 +400,19 @@ def settle(xml: bytes, here: list[CpuCluster], movable: bool = True) -> tuple[by
 
 
 def test_pins_move_to_the_same_cluster_and_back() -> None:
-    xml = pinned("<vcpu>3</vcpu><cputune><vcpupin vcpu='0' cpuset='5'/><shares>9</shares></cputune>")
+    xml = pinned(
+        "<vcpu>3</vcpu><cputune><vcpupin vcpu='0' cpuset='5'/><shares>9</shares></cputune>"
+    )
     there, cpus, findings = settle(xml, _BETA)
     assert (cpus, findings) == ((0, 1), [])
     root = parse(there)
-    assert written(root) == ["vcpu 0-1", "vcpupin 0 1", "vcpupin 1 0-1", "vcpupin 2 0-1", "emulatorpin 0-1"]
+    assert written(root) == [
+        "vcpu 0-1",
+        "vcpupin 0 1",
+        "vcpupin 1 0-1",
+        "vcpupin 2 0-1",
+        "emulatorpin 0-1",
+    ]
     assert pinning_of(root) == Pinning(_BIG, 0, "0-1")
     assert settle(there, _BETA, movable=False) == (there, (0, 1), [])
     assert settle(there, _ALPHA) == (xml, (4, 5), [])
@@ -347,7 +422,10 @@ def test_pins_move_to_the_same_cluster_and_back() -> None:
     ("here", "cpuset"),
     [
         (_ALPHA, "4-5"),
-        (clusters(big="4-7", little="0-3"), "4-5"),  # there is more room, and nothing that must change
+        (
+            clusters(big="4-7", little="0-3"),
+            "4-5",
+        ),  # there is more room, and nothing that must change
         (clusters(big="4", little="0-3"), "4-5"),  # CPU 5 is offline
         (clusters(big="0-7"), "4-5"),
         (clusters(big="0-3"), "0-3"),
@@ -369,8 +447,15 @@ def test_only_what_must_change_does(here: list[CpuCluster], cpuset: str) -> None
 def test_as_many_pins_as_there_can_be_take_no_time(movable: bool) -> None:
     """Each of all the CPUs that libvirt knows, and no two written alike; and so says the record."""
     extra = [f"<vcpupin vcpu='{number}' cpuset='0-16383,{number}'/>" for number in range(2, 512)]
-    extra += [f"<iothreadpin iothread='{number}' cpuset='0-{16383 - number}'/>" for number in range(1, 513)]
-    xml = pinned().replace(b"cpus='4-5'", b"cpus='0-16383'").replace(b"</cputune>", "".join(extra).encode() + b"</cputune>")
+    extra += [
+        f"<iothreadpin iothread='{number}' cpuset='0-{16383 - number}'/>"
+        for number in range(1, 513)
+    ]
+    xml = (
+        pinned()
+        .replace(b"cpus='4-5'", b"cpus='0-16383'")
+        .replace(b"</cputune>", "".join(extra).encode() + b"</cputune>")
+    )
     start = time.process_time()
     after, _, findings = settle(xml, _ALPHA, movable)
     assert time.process_time() - start < 10
@@ -384,10 +469,14 @@ def test_pins_that_nobody_can_move(movable: bool) -> None:
     elsewhere = pinned().replace(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>")
     findings = settle(elsewhere, _ALPHA, movable)[2]
     assert len(findings) == 1
-    assert findings[0].startswith("pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: ")
+    assert findings[0].startswith(
+        "pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: "
+    )
     assert findings[0].endswith("remedy: kvmarm define --refresh")
     away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
-    assert settle(away, _ALPHA, movable)[2][0].startswith("pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5")
+    assert settle(away, _ALPHA, movable)[2][0].startswith(
+        "pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5"
+    )
 
 
 def test_a_host_without_such_cpus() -> None:
@@ -399,7 +488,9 @@ def test_a_host_without_such_cpus() -> None:
     ):
         assert settle(pinned(), here) == (pinned(), (), [])
         (finding,) = arrival.with_cluster([], pinning, here)
-        assert tuple(texts(finding)[name] for name in ("subject", "recorded", "local", "severity")) == (
+        assert tuple(
+            texts(finding)[name] for name in ("subject", "recorded", "local", "severity")
+        ) == (
             "cluster",
             "MIDR 0x410fd083",
             local,
@@ -420,13 +511,17 @@ def test_a_host_without_such_cpus() -> None:
         (None, (0, 1), None),
     ],
 )
-def test_revidr_tells_clusters_of_one_midr_apart(revidr: int | None, here: tuple[int | None, ...], found: int | None) -> None:
+def test_revidr_tells_clusters_of_one_midr_apart(
+    revidr: int | None, here: tuple[int | None, ...], found: int | None
+) -> None:
     candidates = [CpuCluster((cpu,), _BIG, other, None) for cpu, other in enumerate(here)]
     cluster = pins.find_cluster(Pinning(_BIG, revidr, "0"), candidates)
     assert (cluster.cpus[0] if cluster else None) == found
 
 
-_numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(lambda cpus: tuple(sorted(cpus)))
+_numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(
+    lambda cpus: tuple(sorted(cpus))
+)
 
 
 @given(st.data())
@@ -444,13 +539,17 @@ def test_laws_of_moving(data: st.DataObject) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.sampled_from(["4", "5", "4-5"]))
+@given(
+    st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.sampled_from(["4", "5", "4-5"])
+)
 def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: str) -> None:
     """Through hosts whose two big CPUs have any numbers."""
     xml = pinned(f"<vcpu>2</vcpu><cputune><vcpupin vcpu='1' cpuset='{cpuset}'/></cputune>")
     for order in hosts:
         big, little = tuple(sorted(order[:2])), tuple(sorted(order[2:]))
-        xml, cpus, findings = settle(xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)])
+        xml, cpus, findings = settle(
+            xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)]
+        )
         assert (cpus, findings) == (big, [])
         for pin in pins.pins_of(parse(xml)):
             assert pins.cpus_of(pin) & cpulist.bits(big)
@@ -459,27 +558,40 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
 
 @pytest.mark.parametrize(
     ("here", "expected"),
-    [(RK3399, []), (RK3399.replace(clusters=(A72,)), []), (RK3399.replace(clusters=(A53,)), ["cluster"])],
+    [
+        (RK3399, []),
+        (RK3399.replace(clusters=(A72,)), []),
+        (RK3399.replace(clusters=(A53,)), ["cluster"]),
+    ],
     ids=["same", "only the big ones", "only the little ones"],
 )
-def test_check_asks_the_cluster_that_the_guest_is_pinned_to(here: HostProfile, expected: list[str]) -> None:
+def test_check_asks_the_cluster_that_the_guest_is_pinned_to(
+    here: HostProfile, expected: list[str]
+) -> None:
     target = record.read(record.find(resolved(domain())) or pytest.fail("no record")).target
-    subjects = [texts(finding)["subject"] for finding in check(target, here) if finding.severity == REFUSES]
+    subjects = [
+        texts(finding)["subject"] for finding in check(target, here) if finding.severity == REFUSES
+    ]
     assert [subject for subject in subjects if not subject.startswith("CCSIDR")] == expected
     # Not the one that suits it best: the little one has as many counters here, and other caches.
-    a53 = record.read(record.find(resolved(domain(), RK3399, Policy(cluster="smallest"))) or pytest.fail("no record")).target
+    a53 = record.read(
+        record.find(resolved(domain(), RK3399, Policy(cluster="smallest")))
+        or pytest.fail("no record")
+    ).target
     moved_to_a72 = a53.replace(pinning=Pinning(A72.midr, 0, "4-5"))
     assert check(a53, RK3399) == []
     assert [finding.severity for finding in check(moved_to_a72, RK3399)][:1] == [REFUSES]
 
 
-# -- the hook ------------------------------------------------------------------------------------------------------------------
+# -- the hook ------------------------------------------------------------------------------------
 
 
 class Board:
     """`hook.verify` in this process, on a played RK3399."""
 
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         self._patch, self._capture, self._root = monkeypatch, capfd, tmp_path
         monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path,))
         monkeypatch.setattr("syslog.syslog", lambda *_: None)
@@ -499,13 +611,17 @@ class Board:
     def __call__(self, xml: bytes, operation: str) -> tuple[bool, str, str]:
         refused = hook.verify("guest", operation, xml)
         assert not self.kernel.handles, "a file descriptor was left open"
-        assert self.scheduler.allowed == self.scheduler.initial, "the thread was left on one cluster"
+        assert self.scheduler.allowed == self.scheduler.initial, (
+            "the thread was left on one cluster"
+        )
         out, err = self._capture.readouterr()
         return refused, out, err
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Board:
+def board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Board:
     return Board(tmp_path, monkeypatch, capfd)
 
 
@@ -521,7 +637,9 @@ _OPERATIONS = ["prepare", "migrate", "restore"]
 
 @pytest.mark.parametrize("operation", _OPERATIONS)
 @pytest.mark.parametrize("cluster", ["biggest", "smallest"])
-def test_at_home_nothing_is_printed_and_the_guests_own_cpus_are_asked(board: Board, operation: str, cluster: str) -> None:
+def test_at_home_nothing_is_printed_and_the_guests_own_cpus_are_asked(
+    board: Board, operation: str, cluster: str
+) -> None:
     """This kernel makes its vCPU on no others."""
     xml = Resolver(RK3399, Policy(cluster=cluster)).resolve(domain())
     assert board(xml, operation) == (False, "", "")
@@ -533,7 +651,9 @@ def test_elsewhere_the_pins_are_moved(board: Board, operation: str) -> None:
     board.start(_renumbered(RK3399))
     refused, out, err = board(_GUEST, operation)
     assert (refused, err) == (False, "")
-    assert out.encode() == _GUEST.replace(b"cpuset='4-5'", b"cpuset='0-1'").replace(b"cpus='4-5'", b"cpus='0-1'")
+    assert out.encode() == _GUEST.replace(b"cpuset='4-5'", b"cpuset='0-1'").replace(
+        b"cpus='4-5'", b"cpus='0-1'"
+    )
     # libvirt then asks of the XML that it was given.
     assert board(out.encode(), "prepare") == (False, "", "")
     assert board.scheduler.moves[0] == {0, 1}
@@ -566,7 +686,10 @@ def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
     board.start(RK3399.replace(clusters=(A53, A72.replace(midr=_PRIME))))
     refused, out, err = board(_GUEST, operation)
     assert (refused, out) == (True, "")
-    assert "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x410fd082, here 0x410fd034, 0x411fd480" in err
+    assert (
+        "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x410fd082, here"
+        " 0x410fd034, 0x411fd480" in err
+    )
 
 
 def test_the_kernels_own_word_on_midr_is_enough(board: Board) -> None:
@@ -584,28 +707,43 @@ def test_pins_that_libvirt_cannot_be_told(board: Board, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "write", full)
     refused, out, err = board(_GUEST, "migrate")
     assert (refused, out) == (True, "")
-    assert "its pins are another host's, and libvirt cannot be given others: standard output: No space left on device" in err
+    assert (
+        "its pins are another host's, and libvirt cannot be given others: standard output: No space"
+        " left on device" in err
+    )
 
 
-def test_a_policy_that_only_warns_lets_the_pins_be_moved(board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_policy_that_only_warns_lets_the_pins_be_moved(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "policy.yaml").write_text("on-migrate: warn\n")
-    monkeypatch.setattr("kvmarm_plugin.model.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),))
+    monkeypatch.setattr(
+        "kvmarm_plugin.model.policy.refuses.__defaults__", (str(tmp_path / "policy.yaml"),)
+    )
     there = _renumbered(RK3399)
-    board.start(there.replace(clusters=tuple(c.replace(seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)))
+    board.start(
+        there.replace(
+            clusters=tuple(c.replace(seen={**c.seen, "CNTFRQ_EL0": 1}) for c in there.clusters)
+        )
+    )
     refused, out, err = board(_GUEST, "migrate")
     assert (refused, "CNTFRQ_EL0" in err) == (False, True)
     assert "<emulatorpin cpuset='0-1'/>" in out
 
 
 def test_cpus_that_this_process_may_not_use(board: Board) -> None:
-    """libvirt's services may be kept from the CPUs of guests. An old kernel then answers for the others: no."""
+    """libvirt's services may be kept from the CPUs of guests. An old kernel then answers for the
+    others: no.
+    """
     board.scheduler.initial = board.scheduler.allowed = set(numbers(A53.cpus))
     refused, _, err = board(_GUEST, "prepare")
     assert refused
     assert "CCSIDR_L1D" in err
 
 
-def test_sysfs_that_tells_nothing(board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sysfs_that_tells_nothing(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path / "nothing",))
     refused, out, err = board(_GUEST, "prepare")
     assert (refused, out) == (True, "")

@@ -23,7 +23,7 @@ from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import read_wish
 from tests.corpus import host, one_line, template
 
-# -- YAML --------------------------------------------------------------------------------------------------------------
+# -- YAML -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,10 @@ def test_yaml(text: str, expected: Policy) -> None:
         ("- " * 3000, "is not YAML, line 1: it is more than 16"),
         ("? " * 3000, "is not YAML, line 1: "),
         ("{a: " * 3000, "is not YAML, line 1: it is more than 16"),
-        ("".join(" " * depth + "a:\n" for depth in range(300)), "is not YAML, line 17: it is more than 16"),
+        (
+            "".join(" " * depth + "a:\n" for depth in range(300)),
+            "is not YAML, line 17: it is more than 16",
+        ),
         ("pmu: off\r\nsve: off\r\r\n", r"is not YAML, line 2: '\r' is not read here"),
         ("pmu: off # x\x85sve: off", r"is not YAML, line 1: '\x85' is not read here"),
         ("pmu: off\n# x\u2028sve: off", r"is not YAML, line 2: '\u2028' is not read here"),
@@ -143,7 +146,9 @@ def test_yaml(text: str, expected: Policy) -> None:
     ],
 )
 @pytest.mark.parametrize("parser", ["libyaml", "Python"])
-def test_refusals_name_the_file_and_the_setting(text: str, why: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_name_the_file_and_the_setting(
+    text: str, why: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if parser == "Python":
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     with pytest.raises(PolicyError) as caught:
@@ -154,7 +159,7 @@ def test_refusals_name_the_file_and_the_setting(text: str, why: str, parser: str
     assert caught.value.hint
 
 
-# -- what the hook reads -----------------------------------------------------------------------------------------------
+# -- what the hook reads -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,17 +173,21 @@ def test_refusals_name_the_file_and_the_setting(text: str, why: str, parser: str
         ("\xff", {"prepare", "migrate", "restore"}),
     ],
 )
-def test_the_hook_refuses_unless_it_is_told_to_warn(tmp_path: Path, text: str, refusing: set[str]) -> None:
+def test_the_hook_refuses_unless_it_is_told_to_warn(
+    tmp_path: Path, text: str, refusing: set[str]
+) -> None:
     path = tmp_path / "policy.yaml"
     path.write_bytes(text.encode("latin-1"))
-    assert {name for name in ("prepare", "migrate", "restore") if policy.refuses(name, str(path))} == refusing
+    assert {
+        name for name in ("prepare", "migrate", "restore") if policy.refuses(name, str(path))
+    } == refusing
 
 
 def test_the_hook_refuses_without_a_policy(tmp_path: Path) -> None:
     assert policy.refuses("migrate", str(tmp_path / "none.yaml"))
 
 
-# -- the hook's reader and YAML's -----------------------------------------------------------------------------------------
+# -- the hook's reader and YAML's ----------------------------------------------------------------
 
 _OPERATIONS = ("prepare", "migrate", "restore")
 
@@ -186,7 +195,10 @@ _OPERATIONS = ("prepare", "migrate", "restore")
 def _hook_reads(directory: Path, text: str) -> dict[str, str]:
     path = directory / "policy.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return {f"on-{name}": "refuse" if policy.refuses(name, str(path)) else "warn" for name in _OPERATIONS}
+    return {
+        f"on-{name}": "refuse" if policy.refuses(name, str(path)) else "warn"
+        for name in _OPERATIONS
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,10 +223,16 @@ def _hook_reads(directory: Path, text: str) -> dict[str, str]:
         ("#\n---\n  on-migrate: warn", 3),
     ],
 )
-def test_what_the_hook_would_not_read_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
-    assert yaml.load(text, Loader=yaml.CSafeLoader)["on-migrate"] == "warn"  # the parser in Python refuses tabs
+def test_what_the_hook_would_not_read_is_refused_with_its_line(
+    tmp_path: Path, text: str, line: int
+) -> None:
+    assert (
+        yaml.load(text, Loader=yaml.CSafeLoader)["on-migrate"] == "warn"
+    )  # the parser in Python refuses tabs
     assert _hook_reads(tmp_path, text)["on-migrate"] == "refuse"
-    with pytest.raises(PolicyError, match=f"^some.yaml, line {line}: .*the hook does not read on-migrate") as caught:
+    with pytest.raises(
+        PolicyError, match=f"^some.yaml, line {line}: .*the hook does not read on-migrate"
+    ) as caught:
         policy.loads(text, "some.yaml")
     one_line(caught.value)
 
@@ -266,10 +284,16 @@ def test_what_could_be_read_in_two_ways_means_refuse(tmp_path: Path, text: str) 
     ],
 )
 @pytest.mark.parametrize("parser", ["libyaml", "Python"])
-def test_what_operators_write_is_read_by_both(tmp_path: Path, text: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_operators_write_is_read_by_both(
+    tmp_path: Path, text: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if parser == "Python":
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
-    assert _hook_reads(tmp_path, text) == {"on-prepare": "refuse", "on-migrate": "warn", "on-restore": "refuse"}
+    assert _hook_reads(tmp_path, text) == {
+        "on-prepare": "refuse",
+        "on-migrate": "warn",
+        "on-restore": "refuse",
+    }
     assert policy.loads(text).pmu is (False if "off" in text else None)
 
 
@@ -277,7 +301,9 @@ def test_what_operators_write_is_read_by_both(tmp_path: Path, text: str, parser:
 @pytest.mark.parametrize(("text", "means"), [("on", True), ("off", False), ("auto", None)])
 def test_switches_may_have_quotes(text: str, means: bool | None, quote: str) -> None:
     """So tools write them that know which words YAML takes for others."""
-    read = policy.loads("".join(f"{name}: {quote}{text}{quote}\n" for name in ("pmu", "sve", "pauth")))
+    read = policy.loads(
+        "".join(f"{name}: {quote}{text}{quote}\n" for name in ("pmu", "sve", "pauth"))
+    )
     assert (read.pmu, read.sve, read.pauth) == (means, means, means)
 
 
@@ -378,7 +404,9 @@ _fragments = st.sampled_from(
 
 @settings(deadline=None, max_examples=500)
 @given(st.lists(_fragments, max_size=14).map("".join))
-def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     """Of every text, by either parser."""
     directory = tmp_path_factory.getbasetemp()
     hook = _hook_reads(directory, text)
@@ -404,14 +432,26 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
     directory.mkdir()
     (tmp_path / "loop").symlink_to("loop")
     start = time.monotonic()
-    for path in (fifo, directory, tmp_path / "loop", "/dev/zero", "/dev/null", tmp_path / ("x" * 300), "\0"):
+    for path in (
+        fifo,
+        directory,
+        tmp_path / "loop",
+        "/dev/zero",
+        "/dev/null",
+        tmp_path / ("x" * 300),
+        "\0",
+    ):
         assert policy.refuses("migrate", str(path))
     assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize(("mode", "owner"), [(0o664, 0), (0o646, 0), (0o777, 0), (0o644, 65534)])
 def test_a_policy_of_others_is_not_obeyed(
-    mode: int, owner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mode: int,
+    owner: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("on-migrate: warn\n")
@@ -431,7 +471,10 @@ def test_a_policy_of_others_is_not_obeyed(
 
 @pytest.mark.parametrize("arguments", [["check", "guest.xml"], ["hook", "install"]])
 def test_what_the_hook_would_not_read_is_told_by_check_and_install(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "guest.xml").write_text("<domain/>")
@@ -441,7 +484,7 @@ def test_what_the_hook_would_not_read_is_told_by_check_and_install(
     assert "policy.yaml, line 2: " in capsys.readouterr().err
 
 
-# -- YAML of any size ----------------------------------------------------------------------------------------------------------
+# -- YAML of any size ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parser", ["libyaml", "Python"])
@@ -470,8 +513,12 @@ def test_what_the_hook_would_not_read_is_told_by_check_and_install(
         "[a,",
     ],
 )
-def test_the_time_to_read_yaml_grows_as_it_does(unit: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing recurses, and nothing is quadratic: sixteen times the text takes some sixteen times the time."""
+def test_the_time_to_read_yaml_grows_as_it_does(
+    unit: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing recurses, and nothing is quadratic: sixteen times the text takes some sixteen times
+    the time.
+    """
     if parser == "Python":
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     times = []
@@ -486,19 +533,24 @@ def test_the_time_to_read_yaml_grows_as_it_does(unit: str, parser: str, monkeypa
     assert times[1] < 60 * times[0] + 1
 
 
-# -- what a setting does -----------------------------------------------------------------------------------------------
+# -- what a setting does -------------------------------------------------------------------------
 
 _CPU = "<cpu mode='host-model'/>"
 
 
 def wish(cpu: str = _CPU, features: str = "", arch: str = "aarch64") -> bytes:
-    return f"<domain type='kvm'><os><type arch='{arch}'>hvm</type></os><features>{features}</features>{cpu}</domain>".encode()
+    return (
+        "<domain type='kvm'><os><type"
+        f" arch='{arch}'>hvm</type></os><features>{features}</features>{cpu}</domain>".encode()
+    )
 
 
 def chosen(where: str, settings: str = "", **what: str) -> Target:
     """The target that a domain gets on a host under a policy."""
     here = host(where)
-    return Resolver(here, policy.loads(settings)).target(read_wish(parse(wish(**what)), here.architecture))
+    return Resolver(here, policy.loads(settings)).target(
+        read_wish(parse(wish(**what)), here.architecture)
+    )
 
 
 def resolved(where: str, settings: str = "", **what: str) -> str:
@@ -512,8 +564,10 @@ def feature(name: str, required: str = "require") -> str:
 def test_prefer_named_takes_the_model_that_kvm_takes() -> None:
     target = chosen("trixie-cortex-a57", "prefer: named")
     assert target.model == "cortex-a57"
-    assert "<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>cortex-a57</model></cpu>" in resolved(
-        "trixie-cortex-a57", "prefer: named"
+    assert (
+        "<cpu mode='custom' match='exact' check='none'><model"
+        " fallback='forbid'>cortex-a57</model></cpu>"
+        in resolved("trixie-cortex-a57", "prefer: named")
     )
     assert chosen("trixie-cortex-a57") == target
 
@@ -522,14 +576,23 @@ def test_prefer_host_writes_every_knob() -> None:
     target = chosen("trixie-cortex-a57", "prefer: host")
     assert target.model == "host"
     knobs = "".join(f"<feature policy='disable' name='{name}'/>" for name in ("sve", "pauth"))
-    assert f"<cpu mode='host-passthrough' check='none'>{knobs}</cpu>" in resolved("trixie-cortex-a57", "prefer: host")
+    assert f"<cpu mode='host-passthrough' check='none'>{knobs}</cpu>" in resolved(
+        "trixie-cortex-a57", "prefer: host"
+    )
 
 
 def test_named_models_have_the_target_that_qemu_gives_them() -> None:
-    named, generic = chosen("trixie-cortex-a57", "prefer: named"), chosen("trixie-cortex-a57", "prefer: host")
+    named, generic = (
+        chosen("trixie-cortex-a57", "prefer: named"),
+        chosen("trixie-cortex-a57", "prefer: host"),
+    )
     assert (named.number, generic.number) == (2, 5)
     # Before Linux 6.6 the preferred target is the CPU's own.
-    assert chosen("bookworm-cortex-a57", "prefer: named").number == chosen("bookworm-cortex-a57", "prefer: host").number == 2
+    assert (
+        chosen("bookworm-cortex-a57", "prefer: named").number
+        == chosen("bookworm-cortex-a57", "prefer: host").number
+        == 2
+    )
 
 
 def test_no_named_model_where_kvm_takes_none() -> None:
@@ -538,7 +601,10 @@ def test_no_named_model_where_kvm_takes_none() -> None:
 
 @pytest.mark.parametrize("setting", ["auto", "on", "off"])
 def test_pmu(setting: str) -> None:
-    target, text = chosen("trixie-max", f"pmu: {setting}"), resolved("trixie-max", f"pmu: {setting}")
+    target, text = (
+        chosen("trixie-max", f"pmu: {setting}"),
+        resolved("trixie-max", f"pmu: {setting}"),
+    )
     expected = setting != "off"
     assert ("pmu_v3" in target.features) is expected
     assert ("PMCR_EL0" in target.seen) is expected
@@ -548,7 +614,10 @@ def test_pmu(setting: str) -> None:
 
 @pytest.mark.parametrize("setting", ["auto", "on", "off"])
 def test_sve(setting: str) -> None:
-    target, text = chosen("trixie-max", f"sve: {setting}"), resolved("trixie-max", f"sve: {setting}")
+    target, text = (
+        chosen("trixie-max", f"sve: {setting}"),
+        resolved("trixie-max", f"sve: {setting}"),
+    )
     expected = setting != "off"
     assert ("sve" in target.features) is expected
     assert bool(target.sve_lengths) is expected
@@ -559,9 +628,14 @@ def test_sve(setting: str) -> None:
 
 @pytest.mark.parametrize("setting", ["auto", "on", "off"])
 def test_pauth(setting: str) -> None:
-    target, text = chosen("trixie-max", f"pauth: {setting}"), resolved("trixie-max", f"pauth: {setting}")
+    target, text = (
+        chosen("trixie-max", f"pauth: {setting}"),
+        resolved("trixie-max", f"pauth: {setting}"),
+    )
     expected = setting != "off"
-    assert ("ptrauth_address" in target.features) is ("ptrauth_generic" in target.features) is expected
+    assert (
+        ("ptrauth_address" in target.features) is ("ptrauth_generic" in target.features) is expected
+    )
     assert (target.registers["ID_AA64ISAR1_EL1"] & 0xFF000FF0 != 0) is expected
     assert f"<feature policy='{'require' if expected else 'disable'}' name='pauth'/>" in text
 
@@ -582,7 +656,10 @@ def test_sve_max_length(where: str, longest: int, lengths: tuple[int, ...]) -> N
     assert target.sve_lengths == lengths
     assert target.registers["SVE_VLS"] == sum(1 << length // 128 - 1 for length in lengths)
     text = resolved(where, f"sve-max-length: {longest}")
-    named = {length: text.count(f"policy='require' name='sve{length}'") for length in range(128, 2049, 128)}
+    named = {
+        length: text.count(f"policy='require' name='sve{length}'")
+        for length in range(128, 2049, 128)
+    }
     assert [length for length, count in named.items() if count] == list(lengths)
     assert f"policy='disable' name='sve{longest + 128}'" not in text
 
@@ -623,7 +700,7 @@ def test_the_named_model_is_that_of_the_cluster() -> None:
     assert chosen("hand-made-rk3399", "cluster: biggest").model == "host"
 
 
-# -- the domain comes first --------------------------------------------------------------------------------------------
+# -- the domain comes first ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -643,17 +720,28 @@ def test_the_named_model_is_that_of_the_cluster() -> None:
         ("pauth: on", {"cpu": feature("pauth", "disable")}, "ptrauth_address", False),
     ],
 )
-def test_the_domain_overrides_the_policy(settings: str, what: dict[str, str], feature_name: str, expected: bool) -> None:
+def test_the_domain_overrides_the_policy(
+    settings: str, what: dict[str, str], feature_name: str, expected: bool
+) -> None:
     assert (feature_name in chosen("trixie-max", settings, **what).features) is expected
 
 
 def test_the_domain_overrides_the_longest_length() -> None:
-    assert chosen("trixie-max", "sve-max-length: 128", cpu=feature("sve384")).sve_lengths == (128, 256, 384)
-    assert chosen("trixie-max", "sve-max-length: 512", cpu=feature("sve384", "disable")).sve_lengths == (128, 256)
+    assert chosen("trixie-max", "sve-max-length: 128", cpu=feature("sve384")).sve_lengths == (
+        128,
+        256,
+        384,
+    )
+    assert chosen(
+        "trixie-max", "sve-max-length: 512", cpu=feature("sve384", "disable")
+    ).sve_lengths == (128, 256)
 
 
 def test_the_last_word_on_a_feature_counts() -> None:
-    both = "<cpu mode='host-model'><feature name='pauth' policy='disable'/><feature name='pauth' policy='require'/></cpu>"
+    both = (
+        "<cpu mode='host-model'><feature name='pauth' policy='disable'/><feature name='pauth'"
+        " policy='require'/></cpu>"
+    )
     assert "ptrauth_address" in chosen("trixie-max", cpu=both).features
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""host/: CPU clusters from made-up sysfs trees, QEMU from a program that plays it, and whole probes of played hosts.
+"""host/: CPU clusters from made-up sysfs trees, QEMU from a program that plays it, and whole probes
+of played hosts.
 
-The probe of a host that is made from a recorded profile gives that profile back; what is missing becomes a line, not a crash.
+The probe of a host that is made from a recorded profile gives that profile back; what is missing
+becomes a line, not a crash.
 """
 
 from __future__ import annotations
@@ -41,17 +43,23 @@ _RECORDED = sorted((Path(__file__).parent.parent / "hosts").glob("*.json"))
 
 @pytest.fixture(autouse=True)
 def _no_probe_lasts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short limits; and no emulator's watchdog may outlive its question, since it would keep the command from ending."""
+    """Short limits; and no emulator's watchdog may outlive its question, since it would keep the
+    command from ending.
+    """
     monkeypatch.setattr(qemu, "TIME_LIMIT", 5)
     monkeypatch.setattr(scratch, "GUEST_TIME_LIMIT", 0.05)
     before = set(threading.enumerate())
     yield
-    watchdogs = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
+    watchdogs = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if isinstance(thread, threading.Timer)
+    ]
     for watchdog in watchdogs:
         assert watchdog.finished.is_set(), "an emulator's watchdog is still running"
 
 
-# -- clusters ------------------------------------------------------------------------------------------------------------------
+# -- clusters ------------------------------------------------------------------------------------
 
 
 def test_a_host_of_one_kind(tmp_path: Path) -> None:
@@ -67,21 +75,30 @@ def test_big_little(tmp_path: Path) -> None:
     for cpu in (4, 5):
         write_cpu(tmp_path, cpu, _A72, 0, 1024)
     write_online(tmp_path, "0-5")
-    assert find_clusters(tmp_path) == [CpuCluster((0, 1, 2, 3), _A53, 0, 485), CpuCluster((4, 5), _A72, 0, 1024)]
+    assert find_clusters(tmp_path) == [
+        CpuCluster((0, 1, 2, 3), _A53, 0, 485),
+        CpuCluster((4, 5), _A72, 0, 1024),
+    ]
 
 
 def test_clusters_may_interleave_and_capacities_differ(tmp_path: Path) -> None:
     for cpu in range(6):
         write_cpu(tmp_path, cpu, _A72 if cpu % 2 else _A53, 0, 500 + cpu)
     write_online(tmp_path, "0-5")
-    assert find_clusters(tmp_path) == [CpuCluster((0, 2, 4), _A53, 0, 504), CpuCluster((1, 3, 5), _A72, 0, 505)]
+    assert find_clusters(tmp_path) == [
+        CpuCluster((0, 2, 4), _A53, 0, 504),
+        CpuCluster((1, 3, 5), _A72, 0, 505),
+    ]
 
 
 def test_revidr_makes_a_cluster(tmp_path: Path) -> None:
     write_cpu(tmp_path, 0, _A57, 0)
     write_cpu(tmp_path, 1, _A57, 0x180)
     write_online(tmp_path, "0-1")
-    assert [(cluster.cpus, cluster.revidr) for cluster in find_clusters(tmp_path)] == [((0,), 0), ((1,), 0x180)]
+    assert [(cluster.cpus, cluster.revidr) for cluster in find_clusters(tmp_path)] == [
+        ((0,), 0),
+        ((1,), 0x180),
+    ]
 
 
 def test_a_cpu_that_is_offline_is_not_there(tmp_path: Path) -> None:
@@ -136,8 +153,8 @@ Revision\t: 0000
 Serial\t\t: 0000000000000000
 """
 
-# arm64 until 3.18 and arm until 3.7: the CPU is described once, behind the list of processors. These are the kernels that
-# preferred_target's fallback is for.
+# arm64 until 3.18 and arm until 3.7: the CPU is described once, behind the list of processors.
+# These are the kernels that preferred_target's fallback is for.
 _CPUINFO_OLD = """\
 Processor\t: AArch64 Processor rev 0 (aarch64)
 processor\t: 0
@@ -161,11 +178,19 @@ Hardware\t: FVP Base
         (_CPUINFO_OLD, [((0, 1), _A57)]),
         ("", []),
         ("processor : x\nCPU part : 0xd03\n", []),
-        ("processor : 0\nCPU implementer : ?\nCPU variant : 0\nCPU part : 0xd03\nCPU revision : 4\n", []),
+        (
+            (
+                "processor : 0\nCPU implementer : ?\nCPU variant : 0\nCPU part : 0xd03\nCPU"
+                " revision : 4\n"
+            ),
+            [],
+        ),
     ],
     ids=["arm64", "arm", "before 3.19", "empty", "no number", "unknown"],
 )
-def test_without_sysfs_proc_cpuinfo_tells(tmp_path: Path, cpuinfo: str, expected: list[tuple[tuple[int, ...], int]]) -> None:
+def test_without_sysfs_proc_cpuinfo_tells(
+    tmp_path: Path, cpuinfo: str, expected: list[tuple[tuple[int, ...], int]]
+) -> None:
     write(tmp_path / "proc/cpuinfo", cpuinfo)
     write_online(tmp_path, "0-1")
     found = find_clusters(tmp_path)
@@ -177,7 +202,10 @@ def test_sysfs_comes_before_proc_cpuinfo(tmp_path: Path) -> None:
     write(tmp_path / "proc/cpuinfo", _CPUINFO_64)
     write_cpu(tmp_path, 0, _A57)
     write_online(tmp_path, "0-1")
-    assert [(cluster.cpus, cluster.midr) for cluster in find_clusters(tmp_path)] == [((0,), _A57), ((1,), _A72)]
+    assert [(cluster.cpus, cluster.midr) for cluster in find_clusters(tmp_path)] == [
+        ((0,), _A57),
+        ((1,), _A72),
+    ]
 
 
 def test_a_number_that_is_none_is_left_out(tmp_path: Path) -> None:
@@ -213,12 +241,16 @@ def test_allowed_cpus_are_this_process_own() -> None:
     assert set(cpus.allowed_cpus()) == os.sched_getaffinity(0)
 
 
-# -- QEMU ----------------------------------------------------------------------------------------------------------------------
+# -- QEMU ----------------------------------------------------------------------------------------
 
 
 def test_qemu_is_asked(tmp_path: Path) -> None:
     answer = qemu.ask(write_emulator(tmp_path / "qemu"))
-    assert (answer.version, answer.machines, answer.aliases) == ("10.0.2", ("virt-10.0",), {"virt": "virt-10.0"})
+    assert (answer.version, answer.machines, answer.aliases) == (
+        "10.0.2",
+        ("virt-10.0",),
+        {"virt": "virt-10.0"},
+    )
     assert answer.cpu_models == ("cortex-a57", "host")
     assert answer.host_properties == {"pauth": True}
 
@@ -232,11 +264,21 @@ def test_machines_are_ordered_by_age_not_by_letter(tmp_path: Path) -> None:
         cpu_models=(),
         host_properties={},
     )
-    assert qemu.ask(write_emulator(tmp_path / "qemu", made)).machines == ("virt-10.0", "virt-rhel9.4.0", "virt-9.2", "virt-2.6")
+    assert qemu.ask(write_emulator(tmp_path / "qemu", made)).machines == (
+        "virt-10.0",
+        "virt-rhel9.4.0",
+        "virt-9.2",
+        "virt-2.6",
+    )
 
 
 def test_without_kvm_there_is_no_host_model_to_expand(tmp_path: Path) -> None:
-    assert qemu.ask(write_emulator(tmp_path / "qemu", without="query-cpu-model-expansion")).host_properties == {}
+    assert (
+        qemu.ask(
+            write_emulator(tmp_path / "qemu", without="query-cpu-model-expansion")
+        ).host_properties
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,8 +299,12 @@ def test_an_emulator_that_fails(tmp_path: Path, behaviour: str, says: str) -> No
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["qmp_capabilities", "query-machines", "query-cpu-model-expansion"])
-def test_an_emulator_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["qmp_capabilities", "query-machines", "query-cpu-model-expansion"]
+)
+def test_an_emulator_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     monkeypatch.setattr(qemu, "TIME_LIMIT", 0.3)
     with pytest.raises(QemuError, match=f"ended during {command}: no answer in time"):
         qemu.ask(write_emulator(tmp_path / "qemu", behaviour=f"hangs in {command}"))
@@ -279,13 +325,15 @@ def test_an_emulator_that_is_no_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["aarch64", "armv7l", "riscv64"])
-def test_an_emulator_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+def test_an_emulator_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(QemuError, match=r"QEMU is not installed \(hint: install qemu-system-arm"):
         qemu.find_binary(architecture)
 
 
-# -- whole probes --------------------------------------------------------------------------------------------------------------
+# -- whole probes --------------------------------------------------------------------------------
 
 
 class Lab:
@@ -300,9 +348,20 @@ class Lab:
         self.root = root
         self.scheduler = Scheduler(monkeypatch, range(2))
         registers = {id_of("MIDR_EL1"): _A57, id_of("PSCI_VERSION"): 0x10001}
-        guest = {"CNTFRQ_EL0": 25_000_000, "DCZID_EL0": 4, "CTR_EL0": 0x8444C004, "MIDR_EL1": _A57, "PMCR_EL0": 0x3000}
+        guest = {
+            "CNTFRQ_EL0": 25_000_000,
+            "DCZID_EL0": 4,
+            "CTR_EL0": 0x8444C004,
+            "MIDR_EL1": _A57,
+            "PMCR_EL0": 0x3000,
+        }
         self.made = made = kind(
-            5, ("psci_0_2", "pmu_v3"), ("psci_0_2",), registers=registers, guest=guest, masks={id_of("CTR_EL0"): 31}
+            5,
+            ("psci_0_2", "pmu_v3"),
+            ("psci_0_2",),
+            registers=registers,
+            guest=guest,
+            masks={id_of("CTR_EL0"): 31},
         )
         capabilities = {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_VM_IPA_SIZE": 44}
         self.kernel = FakeKernel({0: made, 1: made}, capabilities)
@@ -312,7 +371,9 @@ class Lab:
         host = Host(self.root, self.kernel, architecture, "6.12.0", "lab")
         result = probe(host, self.emulator)
         assert not self.kernel.handles, "a file descriptor was left open"
-        assert self.scheduler.allowed == self.scheduler.initial, "the thread was left on one cluster"
+        assert self.scheduler.allowed == self.scheduler.initial, (
+            "the thread was left on one cluster"
+        )
         # Whatever happened, the result can be written and read again.
         assert profile_json.loads(profile_json.dumps(result)) == result
         return result
@@ -330,8 +391,16 @@ def _problems(profile: HostProfile) -> str:
 def test_a_whole_probe(lab: Lab) -> None:
     profile = lab.probe()
     assert _problems(profile) == ""
-    assert (profile.name, profile.origin, profile.kernel, profile.ipa_bits) == ("lab", "measured", "6.12.0", 44)
-    assert (profile.overrides, profile.platform) == (("arm64.nosve", "kvm-arm.mode=nvhe"), "Made-up Server")
+    assert (profile.name, profile.origin, profile.kernel, profile.ipa_bits) == (
+        "lab",
+        "measured",
+        "6.12.0",
+        44,
+    )
+    assert (profile.overrides, profile.platform) == (
+        ("arm64.nosve", "kvm-arm.mode=nvhe"),
+        "Made-up Server",
+    )
     (cluster,) = profile.clusters
     assert (cluster.cpus, cluster.part, cluster.target) == ("0-1", "Cortex-A57", 5)
     assert [vcpu.features for vcpu in cluster.vcpus] == [("psci_0_2", "pmu_v3"), ("psci_0_2",)]
@@ -347,15 +416,23 @@ def test_the_steps_are_told(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("path", _RECORDED, ids=[path.stem for path in _RECORDED])
-def test_a_recorded_host_gives_its_profile_back(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_host_gives_its_profile_back(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorded = profile_json.loads(path.read_text(encoding="utf-8"), path.name)
     if not recorded.clusters:
         pytest.skip("recorded without KVM")
     write_host(tmp_path, recorded)
     Scheduler(monkeypatch, [cpu for cluster in recorded.clusters for cpu in numbers(cluster.cpus)])
     kernel = FakeKernel.from_profile(recorded)
-    emulator = write_emulator(tmp_path / "qemu", recorded.qemu) if recorded.qemu else str(tmp_path / "missing")
-    measured = probe(Host(tmp_path, kernel, recorded.architecture, recorded.kernel, recorded.name), emulator)
+    emulator = (
+        write_emulator(tmp_path / "qemu", recorded.qemu)
+        if recorded.qemu
+        else str(tmp_path / "missing")
+    )
+    measured = probe(
+        Host(tmp_path, kernel, recorded.architecture, recorded.kernel, recorded.name), emulator
+    )
     assert measured.clusters == recorded.clusters
     for name in (
         "name",
@@ -380,18 +457,31 @@ def test_there_are_recorded_hosts() -> None:
     assert len(_RECORDED) >= 5, "tests/hosts/ has lost its profiles, and the test above its subject"
 
 
-def test_each_cluster_is_measured_on_its_own_cpus(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RK3399-like: before Linux 6.6 the kernel answers for the CPU that the thread is on, and takes no other target there."""
-    little = kind(4, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A53}, guest={"CNTFRQ_EL0": 24_000_000})
-    big = kind(5, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A72}, guest={"CNTFRQ_EL0": 24_000_000})
+def test_each_cluster_is_measured_on_its_own_cpus(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RK3399-like: before Linux 6.6 the kernel answers for the CPU that the thread is on, and takes
+    no other target there.
+    """
+    little = kind(
+        4, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A53}, guest={"CNTFRQ_EL0": 24_000_000}
+    )
+    big = kind(
+        5, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A72}, guest={"CNTFRQ_EL0": 24_000_000}
+    )
     for cpu in range(6):
         write_cpu(lab.root, cpu, _A53 if cpu < 4 else _A72, 0, 485 if cpu < 4 else 1024)
     write_online(lab.root, "0-5")
     lab.scheduler = Scheduler(monkeypatch, range(6))
-    lab.kernel = FakeKernel({cpu: little if cpu < 4 else big for cpu in range(6)}, {"ARM_PSCI_0_2": 1})
+    lab.kernel = FakeKernel(
+        {cpu: little if cpu < 4 else big for cpu in range(6)}, {"ARM_PSCI_0_2": 1}
+    )
     profile = lab.probe()
     assert lab.scheduler.moves[:2] == [{0, 1, 2, 3}, {4, 5}]
-    assert [(c.cpus, c.target, c.vcpus[0].registers["MIDR_EL1"]) for c in profile.clusters] == [("0-3", 4, _A53), ("4-5", 5, _A72)]
+    assert [(c.cpus, c.target, c.vcpus[0].registers["MIDR_EL1"]) for c in profile.clusters] == [
+        ("0-3", 4, _A53),
+        ("4-5", 5, _A72),
+    ]
 
 
 def test_a_cpuset_that_forbids_a_cluster(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +507,10 @@ def test_a_cpu_that_goes_away_meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("code", "says"),
-    [(errno.ENOENT, "KVM: /dev/kvm does not exist"), (errno.EACCES, "KVM: no permission to open /dev/kvm")],
+    [
+        (errno.ENOENT, "KVM: /dev/kvm does not exist"),
+        (errno.EACCES, "KVM: no permission to open /dev/kvm"),
+    ],
 )
 def test_no_kvm(lab: Lab, code: int, says: str) -> None:
     lab.kernel.open_errno = code
@@ -487,14 +580,16 @@ def test_a_32_bit_host(lab: Lab) -> None:
     vcpu = {Made(0, frozenset({"psci_0_2"})): {0x40200000000F0000: 0x412FC0F4}}
     old = kind()
     old.vcpus, old.preferred = vcpu, 0
-    lab.kernel = FakeKernel({0: old, 1: old}, {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_SVE": 1}, (2,), ARM_FEATURE_BITS)
+    lab.kernel = FakeKernel(
+        {0: old, 1: old}, {"ARM_PSCI_0_2": 1, "ARM_PMU_V3": 1, "ARM_SVE": 1}, (2,), ARM_FEATURE_BITS
+    )
     profile = lab.probe("armv7l")
     (cluster,) = profile.clusters
     assert (cluster.target, cluster.seen) == (0, {})
     assert [vcpu.features for vcpu in cluster.vcpus] == [("psci_0_2",)]
 
 
-# -- whatever fails, there is a profile ----------------------------------------------------------------------------------------
+# -- whatever fails, there is a profile ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(uapi.IOCTLS))
@@ -519,10 +614,18 @@ def test_an_ioctl_that_fails_once(lab: Lab, call: int) -> None:
     assert len(lab.kernel.calls) > call, "so many calls are not made: the failure was none"
 
 
-# -- whatever the host says of itself, the profile can be read ------------------------------------------------------------------
+# -- whatever the host says of itself, the profile can be read -----------------------------------
 
 _STRANGE = (
-    *(b"", b"\x1b[2J\x1b]0;owned\x07", b"a\nb\r\nc", b"\xff\xfe\xc3", b"\x00" * 5000, b"x" * 100_000, "\u202e\u2028\x85é".encode()),
+    *(
+        b"",
+        b"\x1b[2J\x1b]0;owned\x07",
+        b"a\nb\r\nc",
+        b"\xff\xfe\xc3",
+        b"\x00" * 5000,
+        b"x" * 100_000,
+        "\u202e\u2028\x85é".encode(),
+    ),
     *(
         b"9" * 100_000,
         b"-1",
@@ -540,7 +643,8 @@ _STRANGE = (
         b" 1 ",
     ),
 )
-# Files that are read without regard to each other, and what is in front of and behind what is strange in them.
+# Files that are read without regard to each other, and what is in front of and behind what is
+# strange in them.
 _FILES = (
     {
         "sys/firmware/devicetree/base/model": (b"", b""),
@@ -561,7 +665,9 @@ _FILES = (
 
 @pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))
 @pytest.mark.parametrize("paths", _FILES, ids=["kind", "identity", "online"])
-def test_files_may_hold_anything(lab: Lab, paths: dict[str, tuple[bytes, bytes]], strange: bytes) -> None:
+def test_files_may_hold_anything(
+    lab: Lab, paths: dict[str, tuple[bytes, bytes]], strange: bytes
+) -> None:
     for path, (before, behind) in paths.items():
         (lab.root / path).parent.mkdir(parents=True, exist_ok=True)
         (lab.root / path).write_bytes(before + strange + behind)
@@ -573,21 +679,36 @@ def test_cpuinfo_may_hold_anything(tmp_path: Path, strange: bytes) -> None:
     write_online(tmp_path, "0-1")
     text = strange.decode(errors="replace")
     for key in ("processor", "CPU implementer", "CPU variant", "CPU part", "CPU revision"):
-        lines = [f"{key} : {text}" if line.startswith(key) else line for line in _CPUINFO_64.splitlines()]
+        lines = [
+            f"{key} : {text}" if line.startswith(key) else line for line in _CPUINFO_64.splitlines()
+        ]
         write(tmp_path / "proc/cpuinfo", "\n".join(lines))
         assert all(cluster.midr < 1 << 32 for cluster in find_clusters(tmp_path))
 
 
 def test_numbers_of_cpuinfo_have_a_width(tmp_path: Path) -> None:
     write_online(tmp_path, "0")
-    write(tmp_path / "proc/cpuinfo", _CPUINFO_64.replace("0xd03", "0x1d03").replace("0xd08", "0xfffff"))
+    write(
+        tmp_path / "proc/cpuinfo",
+        _CPUINFO_64.replace("0xd03", "0x1d03").replace("0xd08", "0xfffff"),
+    )
     assert find_clusters(tmp_path) == []
     write(tmp_path / "proc/cpuinfo", _CPUINFO_64.replace("CPU revision\t: 4", "CPU revision\t: 08"))
     assert [cluster.midr & 15 for cluster in find_clusters(tmp_path)] == [8]
 
 
 @pytest.mark.parametrize(
-    "strange", ["\x1b[2J\nx", "x" * 1000, "\udcff", "\u2028", "", "6.12.0\x07", "6.12.0 " + "y" * 500, "9" * 5000 + ".1"]
+    "strange",
+    [
+        "\x1b[2J\nx",
+        "x" * 1000,
+        "\udcff",
+        "\u2028",
+        "",
+        "6.12.0\x07",
+        "6.12.0 " + "y" * 500,
+        "9" * 5000 + ".1",
+    ],
 )
 def test_names_may_be_anything(lab: Lab, strange: str) -> None:
     for here in (
@@ -628,18 +749,44 @@ def test_clusters_without_end_are_told(lab: Lab, monkeypatch: pytest.MonkeyPatch
     assert "of 40 the first 16 are here" in _problems(profile)
 
 
-@pytest.mark.parametrize("version", ["libvirtd (libvirt) \x1b[2J9.0.0", "\udcff", "", "x" * 100_000, "a\u2028b"])
+@pytest.mark.parametrize(
+    "version", ["libvirtd (libvirt) \x1b[2J9.0.0", "\udcff", "", "x" * 100_000, "a\u2028b"]
+)
 def test_libvirt_may_say_anything(lab: Lab, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     answer = subprocess.CompletedProcess([], 0, version.encode("utf-8", "surrogateescape"), b"")
-    monkeypatch.setattr("kvmarm_plugin.host.probe.subprocess.run", lambda *_args, **_options: answer)
+    monkeypatch.setattr(
+        "kvmarm_plugin.host.probe.subprocess.run", lambda *_args, **_options: answer
+    )
     assert lab.probe().libvirt is not None
 
 
-# -- whatever the emulator answers ---------------------------------------------------------------------------------------------
+# -- whatever the emulator answers ---------------------------------------------------------------
 
 _ANSWERS: tuple[Any, ...] = (
-    *(None, 5, -1, 1.5, True, "", "x", "\x1b[2J", "\ud800", "x" * 5000, [], [None], [[]], [{}], {}, {"qemu": {}}, {"qemu": None}),
-    *({"qemu": {"major": "10", "minor": 0, "micro": 0}}, {"qemu": {"major": 10**6, "minor": 0, "micro": 0}}, [{"name": None}]),
+    *(
+        None,
+        5,
+        -1,
+        1.5,
+        True,
+        "",
+        "x",
+        "\x1b[2J",
+        "\ud800",
+        "x" * 5000,
+        [],
+        [None],
+        [[]],
+        [{}],
+        {},
+        {"qemu": {}},
+        {"qemu": None},
+    ),
+    *(
+        {"qemu": {"major": "10", "minor": 0, "micro": 0}},
+        {"qemu": {"major": 10**6, "minor": 0, "micro": 0}},
+        [{"name": None}],
+    ),
     *(
         {"qemu": {"major": 10, "minor": True, "micro": 0}},
         {"qemu": {"major": -1, "minor": 0, "micro": 0}},
@@ -671,7 +818,10 @@ _ANSWERS: tuple[Any, ...] = (
 )
 
 
-@pytest.mark.parametrize("command", ["query-version", "query-machines", "query-cpu-definitions", "query-cpu-model-expansion"])
+@pytest.mark.parametrize(
+    "command",
+    ["query-version", "query-machines", "query-cpu-definitions", "query-cpu-model-expansion"],
+)
 def test_answers_of_any_shape(command: str, lab: Lab) -> None:
     """Each is a QemuError, or a part of a profile that can be read."""
     member = {"query-version": "qemu", "query-cpu-model-expansion": "model"}.get(command, "")
@@ -727,7 +877,9 @@ def test_lines_of_any_kind(tmp_path: Path, line: str) -> None:
     _is_a_line(caught.value)
 
 
-def test_an_emulator_that_leaves_others_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_emulator_that_leaves_others_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A script around it, of which the shell dies and the emulator keeps the pipes."""
     monkeypatch.setattr(qemu, "TIME_LIMIT", 0.3)
     script = tmp_path / "qemu"
@@ -739,7 +891,9 @@ def test_an_emulator_that_leaves_others_behind(tmp_path: Path, monkeypatch: pyte
     assert time.monotonic() - start < 10
 
 
-def test_an_emulator_without_a_directory_is_the_one_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_emulator_without_a_directory_is_the_one_in_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_emulator(tmp_path / "my-qemu")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)

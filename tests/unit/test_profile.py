@@ -58,7 +58,7 @@ def _validator() -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-# -- JSON and back -----------------------------------------------------------------------------------------------------
+# -- JSON and back -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(HOSTS))
@@ -74,14 +74,20 @@ def test_every_profile_says_where_it_is_from(name: str) -> None:
 
 
 _NARROW, _WIDE = st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 512) - 1)
-_narrow = st.dictionaries(st.sampled_from(["MIDR_EL1", "CTR_EL0", "ID_AA64PFR0_EL1", "S3_0_C0_C4_3"]), _NARROW)
-_values = st.builds(lambda narrow, wide: {**narrow, **wide}, _narrow, st.dictionaries(st.just("SVE_VLS"), _WIDE))
+_narrow = st.dictionaries(
+    st.sampled_from(["MIDR_EL1", "CTR_EL0", "ID_AA64PFR0_EL1", "S3_0_C0_C4_3"]), _NARROW
+)
+_values = st.builds(
+    lambda narrow, wide: {**narrow, **wide}, _narrow, st.dictionaries(st.just("SVE_VLS"), _WIDE)
+)
 _printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=5)
 _words = st.text("abcXYZ019.-_", min_size=1, max_size=5)
 _vcpus = st.builds(
     Vcpu,
     number=st.integers(0, 1),
-    features=st.sampled_from([(), ("psci_0_2",), ("psci_0_2", "pmu_v3"), ("psci_0_2", "sve", "ptrauth_address")]),
+    features=st.sampled_from(
+        [(), ("psci_0_2",), ("psci_0_2", "pmu_v3"), ("psci_0_2", "sve", "ptrauth_address")]
+    ),
     registers=_values,
     reglist=st.sets(st.integers(0, 200) | st.integers(0, (1 << 64) - 1)).map(pack_ids),
 )
@@ -94,8 +100,12 @@ _clusters = st.builds(
     part=_printable,
     capacity=st.none() | st.integers(1, 1024),
     target=st.integers(0, 1),
-    vcpus=st.lists(_vcpus, min_size=1, max_size=4, unique_by=lambda vcpu: (vcpu.number, vcpu.features)).map(tuple),
-    sve_lengths=st.sets(st.integers(1, 16)).map(lambda lengths: tuple(128 * length for length in sorted(lengths))),
+    vcpus=st.lists(
+        _vcpus, min_size=1, max_size=4, unique_by=lambda vcpu: (vcpu.number, vcpu.features)
+    ).map(tuple),
+    sve_lengths=st.sets(st.integers(1, 16)).map(
+        lambda lengths: tuple(128 * length for length in sorted(lengths))
+    ),
     models=st.dictionaries(_words, st.integers(0, 1), max_size=2),
     seen=st.dictionaries(st.sampled_from(["CNTFRQ_EL0", "DCZID_EL0"]), _NARROW),
     writable=st.none() | _narrow,
@@ -103,11 +113,17 @@ _clusters = st.builds(
 _qemus = st.builds(
     Qemu,
     binary=_printable.map("/{}".format),
-    version=st.from_regex(r"[0-9]{1,4}\.[0-9]\.[0-9]{1,2}", fullmatch=True, alphabet=st.characters(codec="ascii")),
-    machines=st.lists(_words.map("virt-{}".format), unique=True).map(lambda names: ("virt-10.0", *names)),
+    version=st.from_regex(
+        r"[0-9]{1,4}\.[0-9]\.[0-9]{1,2}", fullmatch=True, alphabet=st.characters(codec="ascii")
+    ),
+    machines=st.lists(_words.map("virt-{}".format), unique=True).map(
+        lambda names: ("virt-10.0", *names)
+    ),
     aliases=st.dictionaries(_words, st.just("virt-10.0")),
     cpu_models=st.lists(_words, unique=True).map(tuple),
-    host_properties=st.dictionaries(_words, st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | _printable, max_size=3),
+    host_properties=st.dictionaries(
+        _words, st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | _printable, max_size=3
+    ),
 )
 _profiles = st.builds(
     HostProfile,
@@ -125,7 +141,9 @@ _profiles = st.builds(
     qemu=st.none() | _qemus,
     libvirt=st.none() | _printable,
     cpu_features=st.lists(st.sampled_from(["sve", "sve128", "pauth"]), unique=True).map(tuple),
-    problems=st.lists(st.builds(Problem, _printable, _printable, _printable), max_size=3).map(tuple),
+    problems=st.lists(st.builds(Problem, _printable, _printable, _printable), max_size=3).map(
+        tuple
+    ),
 )
 
 
@@ -140,8 +158,14 @@ def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("QEMU: QEMU is not installed (hint: install it)", Problem("QEMU", "QEMU is not installed", "install it")),
-        ("cluster 0-3, scratch guest: KVM_RUN: EIO", Problem("cluster 0-3, scratch guest", "KVM_RUN: EIO")),
+        (
+            "QEMU: QEMU is not installed (hint: install it)",
+            Problem("QEMU", "QEMU is not installed", "install it"),
+        ),
+        (
+            "cluster 0-3, scratch guest: KVM_RUN: EIO",
+            Problem("cluster 0-3, scratch guest", "KVM_RUN: EIO"),
+        ),
         ("this is a x86_64 host", Problem("", "this is a x86_64 host")),
         ("KVM: one (or two)", Problem("KVM", "one (or two)")),
         ("KVM: ", Problem("", "KVM: ")),
@@ -155,7 +179,10 @@ def test_a_problem_was_a_line_at_first(line: str, problem: Problem) -> None:
     found = profile_json.loads(json.dumps({**_document(), "problems": [line]})).problems
     assert found == (problem,)
     assert str(problem) == line
-    assert profile_json.loads(profile_json.dumps(host("trixie-max").replace(problems=found))).problems == found
+    assert (
+        profile_json.loads(profile_json.dumps(host("trixie-max").replace(problems=found))).problems
+        == found
+    )
 
 
 @given(_printable)
@@ -167,17 +194,25 @@ def test_every_line_is_a_problem_that_says_it(line: str) -> None:
 def test_variants_are_written_as_differences() -> None:
     cluster = _document()["clusters"][0]
     assert len(cluster["variants"]) > 10
-    assert all(len(variant["registers"]) < len(cluster["base"]["registers"]) / 4 for variant in cluster["variants"])
+    assert all(
+        len(variant["registers"]) < len(cluster["base"]["registers"]) / 4
+        for variant in cluster["variants"]
+    )
 
 
-# -- digest ------------------------------------------------------------------------------------------------------------
+# -- digest --------------------------------------------------------------------------------------
 
 
 def test_the_digest_does_not_depend_on_whose_host_it_is() -> None:
     here = host("trixie-max")
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", digest(here))
     assert digest(
-        here.replace(name="other", origin="hand-made: from it", made_by="hand", problems=(Problem("KVM", "none"),))
+        here.replace(
+            name="other",
+            origin="hand-made: from it",
+            made_by="hand",
+            problems=(Problem("KVM", "none"),),
+        )
     ) == digest(here)
 
 
@@ -216,7 +251,7 @@ def test_profiles_of_the_corpus_are_of_different_hosts() -> None:
     assert len({digest(host(name)) for name in HOSTS}) == len(HOSTS)
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------
 
 
 def _refused(text: str, why: str) -> None:
@@ -228,13 +263,25 @@ def _refused(text: str, why: str) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "{", "<domain/>", "nonsense\nof two lines", "[" * 100_000, '{"a": 1} {"b": 2}', "\0"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "<domain/>", "nonsense\nof two lines", "[" * 100_000, '{"a": 1} {"b": 2}', "\0"],
+)
 def test_what_is_not_json(text: str) -> None:
     _refused(text, "is not JSON")
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "[]", "5", '"urn:kvmarm-plugin:profile:1"', "{}", '{"schema": "urn:other:1"}', '{"schema": null}']
+    "text",
+    [
+        "null",
+        "[]",
+        "5",
+        '"urn:kvmarm-plugin:profile:1"',
+        "{}",
+        '{"schema": "urn:other:1"}',
+        '{"schema": null}',
+    ],
 )
 def test_what_is_not_a_profile(text: str) -> None:
     _refused(text, "is not a host profile")
@@ -249,7 +296,9 @@ def test_other_versions_are_refused(version: str) -> None:
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document: in dictionaries of fixed keys all of them, in long ones and in lists the first."""
+    """Every place in a document: in dictionaries of fixed keys all of them, in long ones and in
+    lists the first.
+    """
     if isinstance(value, dict):
         inner = [place for key in list(value)[:40] for place in _paths(value[key], (*path, key))]
     elif isinstance(value, list) and value:
@@ -270,7 +319,9 @@ _FREE = {"registers", "seen", "writable", "capabilities", "models", "aliases", "
 _KEYS = [
     path
     for path in _paths(_document())
-    if isinstance(path[-1], str) and (len(path) < 2 or path[-2] not in _FREE) and path != ("schema",)
+    if isinstance(path[-1], str)
+    and (len(path) < 2 or path[-2] not in _FREE)
+    and path != ("schema",)
 ]
 
 
@@ -282,11 +333,15 @@ def test_a_missing_key_is_named(path: tuple[Any, ...]) -> None:
 
 
 def test_the_keys_tried_are_those_of_the_schema() -> None:
-    required = set(_validator().schema["required"]) | set(_validator().schema["$defs"]["cluster"]["required"])
+    required = set(_validator().schema["required"]) | set(
+        _validator().schema["$defs"]["cluster"]["required"]
+    )
     assert required - {"schema"} <= {path[-1] for path in _KEYS}
 
 
-_WRONG: st.SearchStrategy[Any] = st.sampled_from([None, 5, "text", "0xg", [], ["x"], [[]], {}, {"x": "y"}, {"x": None}, True, 1.5])
+_WRONG: st.SearchStrategy[Any] = st.sampled_from(
+    [None, 5, "text", "0xg", [], ["x"], [[]], {}, {"x": "y"}, {"x": None}, True, 1.5]
+)
 
 
 @settings(deadline=None, max_examples=400)
@@ -352,12 +407,15 @@ def test_a_wrong_type_is_refused(path: tuple[Any, ...], wrong: object) -> None:
     _refused(json.dumps(document), "some.json is ")
 
 
-# -- the published schema ----------------------------------------------------------------------------------------------
+# -- the published schema ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(HOSTS))
 def test_every_profile_is_valid(name: str) -> None:
-    errors = [f"{list(error.absolute_path)}: {error.message}" for error in _validator().iter_errors(_document(name))]
+    errors = [
+        f"{list(error.absolute_path)}: {error.message}"
+        for error in _validator().iter_errors(_document(name))
+    ]
     assert not errors
 
 
@@ -367,7 +425,11 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
     if not isinstance(schema, dict):
         return []
     inner = [found for item in schema.values() for found in _objects(item)]
-    return [schema, *inner] if "properties" in schema and isinstance(schema["properties"], dict) else inner
+    return (
+        [schema, *inner]
+        if "properties" in schema and isinstance(schema["properties"], dict)
+        else inner
+    )
 
 
 def test_the_schema_is_strict_and_describes_every_key() -> None:
@@ -377,7 +439,10 @@ def test_the_schema_is_strict_and_describes_every_key() -> None:
         assert found["additionalProperties"] is False
         assert sorted(found["required"]) == sorted(found["properties"])
         for name, entry in found["properties"].items():
-            assert "description" in entry or "description" in _validator().schema["$defs"][entry["$ref"].rpartition("/")[2]], name
+            assert (
+                "description" in entry
+                or "description" in _validator().schema["$defs"][entry["$ref"].rpartition("/")[2]]
+            ), name
 
 
 @pytest.mark.parametrize("path", [*_KEYS, ("schema",)], ids=lambda path: ".".join(map(str, path)))
@@ -387,7 +452,11 @@ def test_the_schema_wants_every_key(path: tuple[Any, ...]) -> None:
     assert not _validator().is_valid(document)
 
 
-@pytest.mark.parametrize("path", [(), ("qemu",), ("clusters", 0), ("clusters", 0, "base"), ("clusters", 0, "variants", 0)], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [(), ("qemu",), ("clusters", 0), ("clusters", 0, "base"), ("clusters", 0, "variants", 0)],
+    ids=str,
+)
 def test_the_schema_allows_nothing_else(path: tuple[Any, ...]) -> None:
     document = _document()
     _at(document, path)["more"] = 1
@@ -403,11 +472,15 @@ def test_what_the_schema_allows_can_be_loaded(path: tuple[Any, ...], wrong: Any)
         assert profile_json.loads(json.dumps(document))
 
 
-# -- the reader and the schema say the same --------------------------------------------------------------------------------
+# -- the reader and the schema say the same ------------------------------------------------------
 
 
-def _as_ecma_has_it(_validator: Any, pattern: str, instance: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
-    """JSON Schema's patterns are ECMA 262's, where $ is the very end; Python's is also in front of a last line break."""
+def _as_ecma_has_it(
+    _validator: Any, pattern: str, instance: object, _schema: object
+) -> Iterator[jsonschema.ValidationError]:
+    """JSON Schema's patterns are ECMA 262's, where $ is the very end; Python's is also in front of
+    a last line break.
+    """
     if isinstance(instance, str) and not re.search(pattern.replace("$", r"\Z"), instance):
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
@@ -421,16 +494,41 @@ def _strict_validator() -> Any:
 
 # What the reader refuses and the schema cannot: docs/profile.md lists the rules.
 _BEYOND = re.compile(
-    "cannot be .*one line of text|"  # characters that do not print, of which the schema has the most frequent only
+    # characters that do not print, of which the schema has the most frequent only
+    "cannot be .*one line of text|"
     "is not whole|"  # 5.0 is an integer to JSON Schema
     "is no register that identifies a vCPU|cannot be .*a hexadecimal number of (32|64) bits|"
     "a packed list of register ids|reglist adds what the base has|"
-    "are not vCPU features in the order of their bits|two vCPUs of the same target|has a target that|"
+    "are not vCPU features in the order of their bits|two vCPUs of the same target|has a target"
+    " that|"
     "are not vector lengths in bits|numbers of CPUs, such as|has a CPU of another cluster's"
 )
 
 _HOSTILE: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, 2, 3, 5, 48, 64, 65, 128, 200, 1024, 1025, -1, 1 << 31, 1 << 63, (1 << 64) - 1, 1 << 64, 5.0, 1.5),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        2,
+        3,
+        5,
+        48,
+        64,
+        65,
+        128,
+        200,
+        1024,
+        1025,
+        -1,
+        1 << 31,
+        1 << 63,
+        (1 << 64) - 1,
+        1 << 64,
+        5.0,
+        1.5,
+    ),
     *(
         "",
         " ",
@@ -447,7 +545,21 @@ _HOSTILE: tuple[Any, ...] = (
         "0x1" + "0" * 16,
         "0x" + "f" * 128,
     ),
-    *("0x" + "0" * 10_000, "-0x1", "+5", "1_0", "\u0661", "0x\uff11", "0-3", "3-0", "0-99999", "^2", "0-3,", "0-3\n", "0-16384"),
+    *(
+        "0x" + "0" * 10_000,
+        "-0x1",
+        "+5",
+        "1_0",
+        "\u0661",
+        "0x\uff11",
+        "0-3",
+        "3-0",
+        "0-99999",
+        "^2",
+        "0-3,",
+        "0-3\n",
+        "0-16384",
+    ),
     *(
         "measured\n",
         "hand-made: ",
@@ -489,8 +601,20 @@ _HOSTILE: tuple[Any, ...] = (
         "a" * 5000,
         "\ud800",
     ),
-    *("6030000000130000:c000", "6030000000130000:c000 ", "1:1", "6030000000130000:0-ffff", "6030000000130000:c000,c000", "c000"),
-    *("10000000000000000:1", "6030000000130000:c000-c004/2", "6030000000130000:-1", " ".join(["6030000000130000:c000"] * 900)),
+    *(
+        "6030000000130000:c000",
+        "6030000000130000:c000 ",
+        "1:1",
+        "6030000000130000:0-ffff",
+        "6030000000130000:c000,c000",
+        "c000",
+    ),
+    *(
+        "10000000000000000:1",
+        "6030000000130000:c000-c004/2",
+        "6030000000130000:-1",
+        " ".join(["6030000000130000:c000"] * 900),
+    ),
     *(
         [],
         [None],
@@ -519,7 +643,13 @@ _HOSTILE: tuple[Any, ...] = (
         {"x": 1},
         {"x": "0x1"},
     ),
-    *({"MIDR_EL1": "0x1"}, {"MIDR_EL1": None}, {"MPIDR_EL1": "0x1"}, {"S3_0_C0_C0_0": "0x1"}, {"S3_0_C0_C4_3": "0x" + "f" * 17}),
+    *(
+        {"MIDR_EL1": "0x1"},
+        {"MIDR_EL1": None},
+        {"MPIDR_EL1": "0x1"},
+        {"S3_0_C0_C0_0": "0x1"},
+        {"S3_0_C0_C4_3": "0x" + "f" * 17},
+    ),
     *(
         {"SVE_VLS": "0x" + "f" * 128},
         {"CTR": "0x100000000"},
@@ -545,7 +675,11 @@ _HOSTILE: tuple[Any, ...] = (
         {"cortex'a57": 2},
         {"cortex-a57": 256},
     ),
-    *({f"A{number}": 1 for number in range(5000)}, {"added": "", "removed": ""}, {"added": "6030000000130000:c000", "removed": ""}),
+    *(
+        {f"A{number}": 1 for number in range(5000)},
+        {"added": "", "removed": ""},
+        {"added": "6030000000130000:c000", "removed": ""},
+    ),
 )
 
 
@@ -559,13 +693,25 @@ def _small() -> dict[str, Any]:
         for name in list(registers)[2:]:
             del registers[name]
     for variant in cluster["variants"]:
-        variant["registers"] = {name: value for name, value in variant["registers"].items() if name in cluster["base"]["registers"]}
-    cluster["variants"][0]["registers"] = {"MIDR_EL1": "0x1", "S3_0_C0_C4_3": "0x1", "SVE_VLS": "0x1", "CTR_EL0": None}
+        variant["registers"] = {
+            name: value
+            for name, value in variant["registers"].items()
+            if name in cluster["base"]["registers"]
+        }
+    cluster["variants"][0]["registers"] = {
+        "MIDR_EL1": "0x1",
+        "S3_0_C0_C4_3": "0x1",
+        "SVE_VLS": "0x1",
+        "CTR_EL0": None,
+    }
     cluster["models"] = {"cortex-a57": 2}
     qemu = document["qemu"]
     qemu["machines"], qemu["cpu_models"] = qemu["machines"][:2], qemu["cpu_models"][:2]
     qemu["host_properties"] = {"sve": True, "pauth": False}
-    cluster["sve_lengths"], cluster["seen"] = cluster["sve_lengths"][:2], {"CNTFRQ_EL0": "0x1", "PMCR_EL0": "0x0"}
+    cluster["sve_lengths"], cluster["seen"] = (
+        cluster["sve_lengths"][:2],
+        {"CNTFRQ_EL0": "0x1", "PMCR_EL0": "0x0"},
+    )
     few = {name: document["capabilities"][name] for name in ("ARM_SVE", "ARM_PMU_V3")}
     return {
         **document,
@@ -578,8 +724,17 @@ def _small() -> dict[str, Any]:
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place, also those inside of long lists and maps."""
-    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [*([path] if path else []), *(place for key, item in members for place in _places(item, (*path, key)))]
+    members = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        *([path] if path else []),
+        *(place for key, item in members for place in _places(item, (*path, key))),
+    ]
 
 
 def _mutated(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
@@ -601,12 +756,18 @@ def _refusal(document: dict[str, Any]) -> str:
 
 
 def _schema_takes(document: dict[str, Any], path: tuple[Any, ...]) -> bool:
-    """Whether the schema takes a document that differs at one place from a valid one: only what is around it is asked about."""
+    """Whether the schema takes a document that differs at one place from a valid one: only what is
+    around it is asked about.
+    """
     part, schema = document, _strict_validator().schema
-    for name in path if path not in (("architecture",), ("clusters",)) else ():  # of which the schema says something together
+    for name in (
+        path if path not in (("architecture",), ("clusters",)) else ()
+    ):  # of which the schema says something together
         while "$ref" in schema:
             schema = _strict_validator().schema["$defs"][schema["$ref"].rpartition("/")[2]]
-        further = schema.get("properties", {}).get(name) or (schema.get("items") if not schema.get("uniqueItems") else None)
+        further = schema.get("properties", {}).get(name) or (
+            schema.get("items") if not schema.get("uniqueItems") else None
+        )
         if further is None:
             break
         part, schema = part[name], further
@@ -633,7 +794,9 @@ def test_schema_and_reader_agree_on_every_value(path: tuple[Any, ...]) -> None:
         _used(profile_json.loads(json.dumps(mutated)), host("trixie-max"))
 
 
-@pytest.mark.parametrize("path", [path for path in _places(_small()) if isinstance(_at(_small(), path), dict)], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in _places(_small()) if isinstance(_at(_small(), path), dict)], ids=str
+)
 def test_schema_and_reader_agree_on_every_name(path: tuple[Any, ...]) -> None:
     here = _at(_small(), path)
     known = next(iter(here.values()), None)
@@ -650,13 +813,16 @@ def test_schema_and_reader_agree_on_recorded_profiles(name: str, data: st.DataOb
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in _places(_small()) if isinstance(_at(_small(), path), (int, str, type(None)))], ids=str
+    "path",
+    [path for path in _places(_small()) if isinstance(_at(_small(), path), (int, str, type(None)))],
+    ids=str,
 )
 def test_the_place_of_what_is_wrong_is_named(path: tuple[Any, ...]) -> None:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
     if path not in {("schema",), ("problems", 1)}:
-        assert f"some.json is broken: {place.partition('.features[')[0].partition('.reglist')[0]}" in _refusal(
-            _mutated(_small(), path, {"no": "such"})
+        assert (
+            f"some.json is broken: {place.partition('.features[')[0].partition('.reglist')[0]}"
+            in _refusal(_mutated(_small(), path, {"no": "such"}))
         )
 
 
@@ -673,7 +839,11 @@ def test_the_place_of_what_is_wrong_is_named(path: tuple[Any, ...]) -> None:
         ('"ipa_bits": 52', '"ipa_bits": -' + "1" * 1_000_000, "has more than 64 bits: -111"),
         ('"ipa_bits": 52', '"ipa_bits": ' + "[" * 1_000_000, "is not JSON"),
         ('"ipa_bits": 52', '"ipa_bits": 52, "x\\u001b[2J": 1', "x\\x1b[2J is none of its members"),
-        ('"schema": "', '"schema": "urn:kvmarm-plugin:profile:\\u001b', "has schema urn:kvmarm-plugin:profile:\\x1b"),
+        (
+            '"schema": "',
+            '"schema": "urn:kvmarm-plugin:profile:\\u001b',
+            "has schema urn:kvmarm-plugin:profile:\\x1b",
+        ),
     ],
 )
 def test_what_json_takes_and_a_profile_does_not(old: str, new: str, why: str) -> None:
@@ -686,13 +856,18 @@ def test_a_profile_has_an_end() -> None:
     _refused(_text("trixie-max") + " " * profile_json.SIZE_LIMIT, "is larger than 10 MiB")
 
 
-# -- what loads does not crash ---------------------------------------------------------------------------------------------
+# -- what loads does not crash -------------------------------------------------------------------
 
 
 def _used(one: HostProfile, other: HostProfile) -> None:
     """All that commands do with profiles; whatever goes wrong is a KvmarmError."""
     made = []
-    settings_ = ("", "prefer: host\nsve: off\npmu: off\n", "cluster: all", "cluster: smallest\nsve-max-length: 256")
+    settings_ = (
+        "",
+        "prefer: host\nsve: off\npmu: off\n",
+        "cluster: all",
+        "cluster: smallest\nsve-max-length: 256",
+    )
     for name, text in zip(sorted(TEMPLATES), itertools.cycle(settings_)):
         with contextlib.suppress(KvmarmError):
             made.append(Resolver(one, policy.loads(text)).resolve(template(name)))

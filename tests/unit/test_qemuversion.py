@@ -17,11 +17,19 @@ _SAYS = "#!/bin/sh\necho asked >> {log}\necho '{line}'\n"
 
 @pytest.fixture
 def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that says it is QEMU 11.1, where the distribution's would be; each call leaves a line in the file "log"."""
+    """A program that says it is QEMU 11.1, where the distribution's would be; each call leaves a
+    line in the file "log".
+    """
     path = tmp_path / "qemu"
-    path.write_text(_SAYS.format(log=tmp_path / "log", line="QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)"))
+    path.write_text(
+        _SAYS.format(
+            log=tmp_path / "log", line="QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)"
+        )
+    )
     path.chmod(0o755)
-    monkeypatch.setattr(qemuversion, "BINARIES", {os.uname().machine: (str(tmp_path / "missing"), str(path))})
+    monkeypatch.setattr(
+        qemuversion, "BINARIES", {os.uname().machine: (str(tmp_path / "missing"), str(path))}
+    )
     return path
 
 
@@ -49,15 +57,26 @@ def test_without_a_place_for_the_answer_it_is_asked_each_time(emulator: Path) ->
     assert _calls(emulator) == 2
 
 
-@pytest.mark.parametrize("kept", ["", "\0\n", "another 1 2\nQEMU emulator version 1.0\n", "QEMU emulator version 1.0"])
-def test_an_answer_that_is_not_its_own_is_not_believed(emulator: Path, tmp_path: Path, kept: str) -> None:
+@pytest.mark.parametrize(
+    "kept", ["", "\0\n", "another 1 2\nQEMU emulator version 1.0\n", "QEMU emulator version 1.0"]
+)
+def test_an_answer_that_is_not_its_own_is_not_believed(
+    emulator: Path, tmp_path: Path, kept: str
+) -> None:
     cache = tmp_path / "version"
     cache.write_text(kept)
     assert qemuversion.installed_version(str(cache)) == (11, 1)
 
 
 @pytest.mark.parametrize(
-    "text", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho something else\n", "#!/bin/sh\necho QEMU ².²\n", "no program", ""]
+    "text",
+    [
+        "#!/bin/sh\nexit 1\n",
+        "#!/bin/sh\necho something else\n",
+        "#!/bin/sh\necho QEMU ².²\n",
+        "no program",
+        "",
+    ],
 )
 def test_an_emulator_that_does_not_say(emulator: Path, tmp_path: Path, text: str) -> None:
     emulator.write_text(text)
@@ -74,9 +93,13 @@ def test_an_emulator_that_does_not_say(emulator: Path, tmp_path: Path, text: str
         (f"QEMU {'9' * 5000}.1", (0, 0)),
     ],
 )
-def test_only_plain_numbers_are_a_version(emulator: Path, tmp_path: Path, line: str, version: tuple[int, int]) -> None:
+def test_only_plain_numbers_are_a_version(
+    emulator: Path, tmp_path: Path, line: str, version: tuple[int, int]
+) -> None:
     emulator.write_text(_SAYS.format(log=tmp_path / "log", line=line))
-    assert [qemuversion.installed_version(str(tmp_path / "version")) for _ in range(2)] == [version] * 2
+    assert [qemuversion.installed_version(str(tmp_path / "version")) for _ in range(2)] == [
+        version
+    ] * 2
 
 
 def _key(emulator: Path) -> str:
@@ -99,7 +122,9 @@ def test_a_fifo_is_not_waited_for(emulator: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [0o666, 0o664, pytest.param("hers", marks=needs_root)])
-def test_an_answer_that_others_can_write_is_not_believed(emulator: Path, tmp_path: Path, change: str | int) -> None:
+def test_an_answer_that_others_can_write_is_not_believed(
+    emulator: Path, tmp_path: Path, change: str | int
+) -> None:
     cache = tmp_path / "version"
     cache.write_text(f"{_key(emulator)}\nQEMU emulator version 1.0\n")
     assert qemuversion.installed_version(str(cache)) == (1, 0)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The record: writing and reading are inverse, its schema agrees with both, and nothing broken or foreign is half-read."""
+"""The record: writing and reading are inverse, its schema agrees with both, and nothing broken or
+foreign is half-read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from kvmarm_plugin.domain.record import Intent, Origin, Record, RecordError
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile_json import digest
-from kvmarm_plugin.model.target import IPA_BITS, SVE_LENGTHS, VCPU_FEATURES, Pinning, Target, is_name, sve_bitmap
+from kvmarm_plugin.model.target import (
+    IPA_BITS,
+    SVE_LENGTHS,
+    VCPU_FEATURES,
+    Pinning,
+    Target,
+    is_name,
+    sve_bitmap,
+)
 from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
 from kvmarm_plugin.registers.table import bits_of, id_of
 from kvmarm_plugin.registers.text import pack_ids
@@ -31,7 +41,16 @@ _SIZE_LIMIT = 6144  # bytes: a domain should stay readable
 
 _NAMES = {
     "arm64": (
-        *("MIDR_EL1", "REVIDR_EL1", "ID_AA64PFR0_EL1", "ID_AA64ISAR1_EL1", "CTR_EL0", "CLIDR_EL1", "S3_0_C0_C4_3", "S3_0_C0_C7_7"),
+        *(
+            "MIDR_EL1",
+            "REVIDR_EL1",
+            "ID_AA64PFR0_EL1",
+            "ID_AA64ISAR1_EL1",
+            "CTR_EL0",
+            "CLIDR_EL1",
+            "S3_0_C0_C4_3",
+            "S3_0_C0_C7_7",
+        ),
         *("CCSIDR_L1D", "CCSIDR_L2I", "PSCI_VERSION", "SMCCC_ARCH_WORKAROUND_3", "STD_BMAP"),
     ),
     "arm": ("MIDR", "ID_PFR0", "CCSIDR32_L1D"),
@@ -40,14 +59,20 @@ _NAMES = {
 _names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", fullmatch=True)
 # Anything that one line of text may hold. XML has no control characters.
 _words = st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "), max_size=30)
-_ids = st.sets(st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), max_size=60)
-_features = st.sets(st.sampled_from(VCPU_FEATURES)).map(lambda some: tuple(name for name in VCPU_FEATURES if name in some))
+_ids = st.sets(
+    st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), max_size=60
+)
+_features = st.sets(st.sampled_from(VCPU_FEATURES)).map(
+    lambda some: tuple(name for name in VCPU_FEATURES if name in some)
+)
 _register = st.integers(0, (1 << 64) - 1)
 
 
 def _some(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
     """Any of these, in their order."""
-    return st.sets(st.sampled_from(names)).map(lambda some: tuple(name for name in names if name in some))
+    return st.sets(st.sampled_from(names)).map(
+        lambda some: tuple(name for name in names if name in some)
+    )
 
 
 def _cpu_list(cpus: set[int]) -> str:
@@ -55,7 +80,10 @@ def _cpu_list(cpus: set[int]) -> str:
 
 
 _pinnings = st.builds(
-    Pinning, midr=_register, revidr=st.none() | _register, cpus=st.sets(st.integers(0, 300), min_size=1).map(_cpu_list)
+    Pinning,
+    midr=_register,
+    revidr=st.none() | _register,
+    cpus=st.sets(st.integers(0, 300), min_size=1).map(_cpu_list),
 )
 
 
@@ -65,12 +93,16 @@ def targets(draw: st.DrawFn) -> Target:
     architecture = draw(st.sampled_from(sorted(TARGETS)))
     features = draw(_features)
     lengths = (
-        draw(st.sets(st.sampled_from(SVE_LENGTHS), min_size=1).map(sorted)) if "sve" in features and architecture == "arm64" else []
+        draw(st.sets(st.sampled_from(SVE_LENGTHS), min_size=1).map(sorted))
+        if "sve" in features and architecture == "arm64"
+        else []
     )
     if not lengths:
         features = tuple(name for name in features if name != "sve")
     names = draw(st.sets(st.sampled_from(_NAMES[architecture]), min_size=1))
-    registers = {name: draw(st.integers(0, (1 << bits_of(id_of(name))) - 1)) for name in sorted(names)}
+    registers = {
+        name: draw(st.integers(0, (1 << bits_of(id_of(name))) - 1)) for name in sorted(names)
+    }
     if lengths:
         registers["SVE_VLS"] = sve_bitmap(tuple(lengths))
     model = draw(_names | st.just("host"))
@@ -84,7 +116,11 @@ def targets(draw: st.DrawFn) -> Target:
         gic=draw(st.sampled_from([2, 3])),
         ipa_bits=draw(st.sampled_from(IPA_BITS)),
         sve_lengths=tuple(lengths),
-        seen={name: draw(_register) for name in draw(_some(*GUEST_REGISTERS)) if name != "PMCR_EL0" or "pmu_v3" in features},
+        seen={
+            name: draw(_register)
+            for name in draw(_some(*GUEST_REGISTERS))
+            if name != "PMCR_EL0" or "pmu_v3" in features
+        },
         registers=registers,
         reglist=pack_ids({*map(id_of, registers), *draw(_ids)}),
         pinning=draw(st.none() | _pinnings),
@@ -93,7 +129,10 @@ def targets(draw: st.DrawFn) -> Target:
 
 _CPUS = (
     b"<cpu mode='host-model'/>",
-    b'<cpu mode="host-model" check=\'partial\'>\n  <!-- a > b -->\n  <topology sockets="1"/>\n</cpu>',
+    (
+        b"<cpu mode=\"host-model\" check='partial'>\n  <!-- a > b -->\n  <topology"
+        b' sockets="1"/>\n</cpu>'
+    ),
     b"<cpu mode='host-model'><x:y xmlns:x='urn:x'><gic version='3'/></x:y></cpu>",
 )
 _KEPT = {
@@ -112,11 +151,14 @@ def intents(draw: st.DrawFn) -> Intent:
     kept = draw(_some(*_KEPT))
     added = draw(_some("vcpu", "cputune", "gic", "pmu", "features", "metadata"))
     return Intent(
-        tuple(name for name in added if name not in kept), (draw(st.sampled_from(_CPUS)), *(_KEPT[name] for name in kept))
+        tuple(name for name in added if name not in kept),
+        (draw(st.sampled_from(_CPUS)), *(_KEPT[name] for name in kept)),
     )
 
 
-origins = st.builds(Origin, host=_words, profile=st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True), by=_words)
+origins = st.builds(
+    Origin, host=_words, profile=st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True), by=_words
+)
 records = st.builds(Record, target=targets(), intent=intents(), origin=origins)
 _indents = st.sampled_from([b"", b"\n", b"\n    ", b"\n\t"])
 
@@ -143,7 +185,11 @@ def schema() -> etree.RelaxNG:
 
 def is_valid(source: bytes) -> bool:
     """Whether the schema allows the record in a domain."""
-    elements = [element for element in etree.fromstring(source).iterfind("metadata/*") if record.NAMESPACE_STEM in element.tag]
+    elements = [
+        element
+        for element in etree.fromstring(source).iterfind("metadata/*")
+        if record.NAMESPACE_STEM in element.tag
+    ]
     return len(elements) == 1 and bool(schema().validate(etree.ElementTree(elements[0])))
 
 
@@ -159,12 +205,14 @@ def resolved_records() -> list[tuple[str, str, bytes]]:
     return pairs
 
 
-# -- inverse -----------------------------------------------------------------------------------------------------------
+# -- inverse -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
 @given(records, _indents)
-def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(value: Record, indent: bytes) -> None:
+def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(
+    value: Record, indent: bytes
+) -> None:
     """One test, because drawing a record takes longer than all of this."""
     text = formatted(value, indent)
     again = record.read(found(in_domain(text)))
@@ -179,7 +227,12 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
     arm = record.read(found(resolver("hand-made-a15-3.10").resolve(template("armv7l")))).target
     sve = record.read(found(resolver("trixie-max").resolve(template("sve")))).target
     others: dict[str, dict[str, object]] = {
-        "architecture": {"architecture": "arm", "number": 0, "registers": arm.registers, "reglist": arm.reglist},
+        "architecture": {
+            "architecture": "arm",
+            "number": 0,
+            "registers": arm.registers,
+            "reglist": arm.reglist,
+        },
         "number": {"number": 4},
         "features": {"features": ("psci_0_2", "pmu_v3", "ptrauth_address")},
         "model": {"model": "other"},
@@ -187,7 +240,9 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
         "machine": {"machine": "virt-1.0"},
         "gic": {"gic": 2},
         "ipa_bits": {"ipa_bits": 33},
-        "sve_lengths": {name: getattr(sve, name) for name in ("sve_lengths", "features", "registers", "reglist")},
+        "sve_lengths": {
+            name: getattr(sve, name) for name in ("sve_lengths", "features", "registers", "reglist")
+        },
         "seen": {"seen": {"CNTFRQ_EL0": 1}},
         "registers": {"registers": {"MIDR_EL1": 1}},
         "reglist": {"reglist": target.reglist + " f000000000000000:1"},
@@ -205,7 +260,8 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "source"), [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in resolved_records()]
+    ("where", "name", "source"),
+    [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in resolved_records()],
 )
 def test_records_of_real_hosts(where: str, name: str, source: bytes) -> None:
     element = found(source)
@@ -221,7 +277,13 @@ def test_records_of_real_hosts(where: str, name: str, source: bytes) -> None:
 def test_the_largest_record_of_each_host_is_small(where: str) -> None:
     """With everything on: every vCPU variant that a policy can choose."""
     sizes = []
-    for wishes in (Policy(), Policy(prefer_named=False), Policy(pmu=False), Policy(sve=False), Policy(pauth=False)):
+    for wishes in (
+        Policy(),
+        Policy(prefer_named=False),
+        Policy(pmu=False),
+        Policy(sve=False),
+        Policy(pauth=False),
+    ):
         for name in ("direct-kernel", "armv7l"):
             try:
                 sizes.append(len(found(Resolver(host(where), wishes).resolve(template(name))).text))
@@ -231,7 +293,7 @@ def test_the_largest_record_of_each_host_is_small(where: str) -> None:
     assert max(sizes) < _SIZE_LIMIT
 
 
-# -- foreign and double ------------------------------------------------------------------------------------------------
+# -- foreign and double --------------------------------------------------------------------------
 
 
 def _one() -> bytes:
@@ -250,7 +312,11 @@ def test_no_record() -> None:
 
 @pytest.mark.parametrize(
     ("namespace", "version"),
-    [("urn:kvmarm-plugin:target:2", "2"), ("urn:kvmarm-plugin:target:10", "10"), ("urn:kvmarm-plugin:target:", "none")],
+    [
+        ("urn:kvmarm-plugin:target:2", "2"),
+        ("urn:kvmarm-plugin:target:10", "10"),
+        ("urn:kvmarm-plugin:target:", "none"),
+    ],
 )
 def test_other_versions_are_refused(namespace: str, version: str) -> None:
     source = in_domain(_one().replace(record.NAMESPACE.encode(), namespace.encode()))
@@ -274,12 +340,12 @@ def test_two_records_are_refused(second: bytes) -> None:
 
 def test_the_prefix_does_not_matter() -> None:
     text = _one()
-    assert record.read(found(in_domain(text.replace(b"kvmarm:", b"k:").replace(b"xmlns:kvmarm", b"xmlns:k")))) == record.read(
-        found(in_domain(text))
-    )
+    assert record.read(
+        found(in_domain(text.replace(b"kvmarm:", b"k:").replace(b"xmlns:kvmarm", b"xmlns:k")))
+    ) == record.read(found(in_domain(text)))
 
 
-# -- broken ------------------------------------------------------------------------------------------------------------
+# -- broken --------------------------------------------------------------------------------------
 
 _OPTIONAL = {"sve", "seen"}
 
@@ -322,7 +388,17 @@ def _check_refused(source: bytes) -> None:
 
 
 def test_the_example_has_every_child() -> None:
-    assert _children() == ["intent", "vcpu", "qemu", "guest", "sve", "seen", "registers", "reglist", "origin"]
+    assert _children() == [
+        "intent",
+        "vcpu",
+        "qemu",
+        "guest",
+        "sve",
+        "seen",
+        "registers",
+        "reglist",
+        "origin",
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(set(_children()) - _OPTIONAL))
@@ -344,8 +420,21 @@ def test_without_its_lengths_sve_is_a_contradiction() -> None:
 @pytest.mark.parametrize(
     ("name", "attribute"),
     [
-        *(("vcpu", "architecture"), ("vcpu", "target"), ("vcpu", "features"), ("qemu", "model"), ("qemu", "machine")),
-        *(("guest", "gic"), ("guest", "ipa"), ("sve", "lengths"), ("origin", "host"), ("origin", "profile"), ("origin", "by")),
+        *(
+            ("vcpu", "architecture"),
+            ("vcpu", "target"),
+            ("vcpu", "features"),
+            ("qemu", "model"),
+            ("qemu", "machine"),
+        ),
+        *(
+            ("guest", "gic"),
+            ("guest", "ipa"),
+            ("sve", "lengths"),
+            ("origin", "host"),
+            ("origin", "profile"),
+            ("origin", "by"),
+        ),
     ],
 )
 def test_a_missing_attribute_is_refused(name: str, attribute: str) -> None:
@@ -374,7 +463,15 @@ def test_a_broken_attribute_is_refused(name: str, attribute: str, value: str) ->
 
 @pytest.mark.parametrize("name", ["registers", "seen"])
 @pytest.mark.parametrize(
-    "body", [b"MIDR_EL1", b"MIDR_EL1=", b"MIDR_EL1=xyz", b"MIDR_EL1 = 0x1", b"MIDR_EL1=0x1,CTR_EL0=0x2", b"MIDR_EL1=0x1CTR_EL0=0x2"]
+    "body",
+    [
+        b"MIDR_EL1",
+        b"MIDR_EL1=",
+        b"MIDR_EL1=xyz",
+        b"MIDR_EL1 = 0x1",
+        b"MIDR_EL1=0x1,CTR_EL0=0x2",
+        b"MIDR_EL1=0x1CTR_EL0=0x2",
+    ],
 )
 def test_broken_register_values_are_refused(name: str, body: bytes) -> None:
     _check_refused(_with_body(name, body))
@@ -385,12 +482,24 @@ def test_a_register_named_twice_is_refused() -> None:
         record.read(found(_with_body("registers", b"MIDR_EL1=0x1 MIDR_EL1=0x1")))
 
 
-@pytest.mark.parametrize("body", [b"", b" \n", b"6030000000130000", b"6030000000130000:", b":c000", b"x:1", b"1:x", b"1:1/x"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" \n", b"6030000000130000", b"6030000000130000:", b":c000", b"x:1", b"1:x", b"1:1/x"],
+)
 def test_a_broken_register_list_is_refused(body: bytes) -> None:
     _check_refused(_with_body("reglist", body))
 
 
-@pytest.mark.parametrize("body", [b"1:5-3", b"1:1-20000", b"1:1-5/0", b"1:0-ffff 2:0-ffff", b"1:" + b",".join([b"0-fff"] * 1000)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1:5-3",
+        b"1:1-20000",
+        b"1:1-5/0",
+        b"1:0-ffff 2:0-ffff",
+        b"1:" + b",".join([b"0-fff"] * 1000),
+    ],
+)
 def test_an_impossible_register_list_is_refused(body: bytes) -> None:
     with pytest.raises(RecordError) as caught:
         record.read(found(_with_body("reglist", body)))
@@ -404,11 +513,20 @@ def test_no_registers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "attribute", "value"),
     [
-        *(("vcpu", "target", text) for text in ("6", "05", "+5", " 5", "5 ", "-0", "5_0", "٥", "５", "9" * 5000)),
+        *(
+            ("vcpu", "target", text)
+            for text in ("6", "05", "+5", " 5", "5 ", "-0", "5_0", "٥", "５", "9" * 5000)
+        ),
         *(("vcpu", "architecture", text) for text in (" arm64", "arm64\n", "ARM64", "arm64 arm")),
         *(
             ("vcpu", "features", text)
-            for text in ("psci_0_2 psci_0_2", "pmu_v3 psci_0_2", "psci_0_2\u00a0pmu_v3", "has_el2", "sve,sve")
+            for text in (
+                "psci_0_2 psci_0_2",
+                "pmu_v3 psci_0_2",
+                "psci_0_2\u00a0pmu_v3",
+                "has_el2",
+                "sve,sve",
+            )
         ),
         *(
             ("qemu", name, text)
@@ -416,11 +534,41 @@ def test_no_registers_are_refused() -> None:
             for text in ("", "-x", "a b", "a'/>", "x" * 65, "é", "a:b", " host", "host\n")
         ),
         *(("guest", "gic", text) for text in ("1", "4", "03", "+3", "³")),
-        *(("guest", "ipa", text) for text in ("31", "53", "255", "040", "+40", "4_0", "٤٠", "1" + "0" * 11)),
-        *(("guest", "psci", text) for text in ("", "1", "1.1.1", "1.-1", "١.١", " 1.1", "1" * 10**6 + ".1")),
-        *(("sve", "lengths", text) for text in ("", "0128 256", "128\u00a0256", "100", "2176", "128 256 " + "1" * 5000, "0x80")),
-        *(("origin", name, text) for name in ("host", "by") for text in ("a\nb", "\x85", "a\u2028b", "\u202e", "x" * 256)),
-        *(("origin", "profile", text) for text in ("", "sha256:", "sha256:" + "F" * 64, "md5:" + "0" * 64, "sha256:" + "0" * 65)),
+        *(
+            ("guest", "ipa", text)
+            for text in ("31", "53", "255", "040", "+40", "4_0", "٤٠", "1" + "0" * 11)
+        ),
+        *(
+            ("guest", "psci", text)
+            for text in ("", "1", "1.1.1", "1.-1", "١.١", " 1.1", "1" * 10**6 + ".1")
+        ),
+        *(
+            ("sve", "lengths", text)
+            for text in (
+                "",
+                "0128 256",
+                "128\u00a0256",
+                "100",
+                "2176",
+                "128 256 " + "1" * 5000,
+                "0x80",
+            )
+        ),
+        *(
+            ("origin", name, text)
+            for name in ("host", "by")
+            for text in ("a\nb", "\x85", "a\u2028b", "\u202e", "x" * 256)
+        ),
+        *(
+            ("origin", "profile", text)
+            for text in (
+                "",
+                "sha256:",
+                "sha256:" + "F" * 64,
+                "md5:" + "0" * 64,
+                "sha256:" + "0" * 65,
+            )
+        ),
     ],
 )
 def test_what_kvmarm_never_writes_is_refused(name: str, attribute: str, value: str) -> None:
@@ -428,7 +576,8 @@ def test_what_kvmarm_never_writes_is_refused(name: str, attribute: str, value: s
     with pytest.raises(RecordError) as caught:
         record.read(found(source))
     assert len(one_line(caught.value)) < 300
-    # The schema says nothing of what prints but by its categories, which are those of an older Unicode.
+    # The schema says nothing of what prints but by its categories, which are those of an older
+    # Unicode.
     assert not is_valid(source) or value in ("128 256 " + "1" * 5000,)
 
 
@@ -437,10 +586,35 @@ def test_what_kvmarm_never_writes_is_refused(name: str, attribute: str, value: s
     [
         *(
             ("midr", text)
-            for text in ("", "1", "0x", "0x0g", "0xAB", "0x01", "-0x1", "0x1_0", "0x1" + "0" * 16, "0x" + "1" * 10**6)
+            for text in (
+                "",
+                "1",
+                "0x",
+                "0x0g",
+                "0xAB",
+                "0x01",
+                "-0x1",
+                "0x1_0",
+                "0x1" + "0" * 16,
+                "0x" + "1" * 10**6,
+            )
         ),
         *(("revidr", text) for text in ("", "0", "0x1" + "0" * 16)),
-        *(("cpus", text) for text in ("", "^1", "1,,2", "4 - 5", "04-5", "+4-5", "4-5,", "٤", "1" * 6, "1," * 10**5)),
+        *(
+            ("cpus", text)
+            for text in (
+                "",
+                "^1",
+                "1,,2",
+                "4 - 5",
+                "04-5",
+                "+4-5",
+                "4-5,",
+                "٤",
+                "1" * 6,
+                "1," * 10**5,
+            )
+        ),
     ],
 )
 def test_a_broken_pinning_is_refused(attribute: str, value: str) -> None:
@@ -453,7 +627,9 @@ def test_a_broken_pinning_is_refused(attribute: str, value: str) -> None:
 
 @pytest.mark.parametrize("cpus", ["5-4", "4,4", "4-5,5", "5,4", "4,5", "0-16384", "0-99999", "4-4"])
 def test_cpus_are_read_as_they_are_written(cpus: str) -> None:
-    source = found(resolver("hand-made-rk3399").resolve(template("uefi"))).text.replace(b"cpus='4-5'", f"cpus='{cpus}'".encode())
+    source = found(resolver("hand-made-rk3399").resolve(template("uefi"))).text.replace(
+        b"cpus='4-5'", f"cpus='{cpus}'".encode()
+    )
     with pytest.raises(RecordError):
         record.read(found(in_domain(source)))
 
@@ -470,7 +646,11 @@ def _swapped(old: bytes, new: bytes) -> bytes:
         (b"target='5'", b"target='2'", None),  # another number, and "host": nothing contradicts
         (b"model='host'", b"model='cortex-a57'", "cortex-a57 is not target 5"),
         (b"model='host'", b"model='cortex-a15'", "cortex-a15 is not target 5"),
-        (b"architecture='arm64' target='5'", b"architecture='arm' target='1'", "does not identify a vCPU of arm"),
+        (
+            b"architecture='arm64' target='5'",
+            b"architecture='arm' target='1'",
+            "does not identify a vCPU of arm",
+        ),
         (b"architecture='arm64' target='5'", b"architecture='arm' target='5'", "target number"),
         (b"psci='1.1'", b"psci='1.0'", "PSCI"),
         (b"lengths='128 256'", b"lengths='256 128'", "ascending"),
@@ -482,13 +662,25 @@ def _swapped(old: bytes, new: bytes) -> bytes:
         (b"SVE_VLS=0x3", b"SVE_VLS=0x1" + b"0" * 128, "hexadecimal number of 512 bits"),
         (b" sve ", b" ", "do not agree"),
         (b" pmu_v3 ", b" ", "without a PMU"),
-        (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"0x6030000000100040=0x1 REVIDR_EL1", "does not identify"),  # the program counter
+        (
+            b"MIDR_EL1=0xf0510 REVIDR_EL1",
+            b"0x6030000000100040=0x1 REVIDR_EL1",
+            "does not identify",
+        ),  # the program counter
         (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"MPIDR_EL1=0x1 REVIDR_EL1", "does not identify"),
         (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"PMCR_EL0=0x1 REVIDR_EL1", "does not identify"),
         (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"MIDR=0x1 REVIDR_EL1", "does not identify"),
-        (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"0x602000000011ffff=0x1 REVIDR_EL1", "not in the register list"),
+        (
+            b"MIDR_EL1=0xf0510 REVIDR_EL1",
+            b"0x602000000011ffff=0x1 REVIDR_EL1",
+            "not in the register list",
+        ),
         (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"MIDR_EL1=0xf0510 S3_0_C0_C0_6=0x0 REVIDR_EL1", "twice"),
-        (b"MIDR_EL1=0xf0510 REVIDR_EL1", b"MIDR_EL1=0x1" + b"0" * 16 + b" REVIDR_EL1", "hexadecimal number of 64 bits"),
+        (
+            b"MIDR_EL1=0xf0510 REVIDR_EL1",
+            b"MIDR_EL1=0x1" + b"0" * 16 + b" REVIDR_EL1",
+            "hexadecimal number of 64 bits",
+        ),
         (b"CNTFRQ_EL0=", b"S3_0_C1_C0_0=", "nothing that a guest reads"),
         (b"CNTFRQ_EL0=", b"ID_AA64PFR0_EL1=", "nothing that a guest reads"),
         (b"CNTFRQ_EL0=", b"CNTFRQ_EL0=0x1" + b"0" * 16 + b" ", "hexadecimal number of 64 bits"),
@@ -510,15 +702,27 @@ def test_each_child_is_there_once_in_any_place(name: str) -> None:
     child = found(in_domain(text)).find(f"{record.NAMESPACE} {name}")
     assert child is not None
     _check_refused(in_domain(text.replace(child.text, child.text * 2)))
-    moved = in_domain(text.replace(child.text, b"").replace(b"</kvmarm:target>", child.text + b"</kvmarm:target>"))
+    moved = in_domain(
+        text.replace(child.text, b"").replace(b"</kvmarm:target>", child.text + b"</kvmarm:target>")
+    )
     assert is_valid(moved)
     assert record.read(found(moved)) == record.read(found(in_domain(text)))
 
 
 @pytest.mark.parametrize(
-    "extra", [b"<kvmarm:other/>", b"<other/>", b"<x:vcpu xmlns:x='urn:x'/>", b" text ", b" &#120; ", b" <![CDATA[x]]> "]
+    "extra",
+    [
+        b"<kvmarm:other/>",
+        b"<other/>",
+        b"<x:vcpu xmlns:x='urn:x'/>",
+        b" text ",
+        b" &#120; ",
+        b" <![CDATA[x]]> ",
+    ],
 )
-@pytest.mark.parametrize("where", ["target", "intent", "vcpu", "guest", "registers", "reglist", "origin"])
+@pytest.mark.parametrize(
+    "where", ["target", "intent", "vcpu", "guest", "registers", "reglist", "origin"]
+)
 def test_nothing_else_is_in_a_record(where: str, extra: bytes) -> None:
     text = _one()
     if where == "target":
@@ -540,7 +744,11 @@ def test_nothing_else_is_in_a_record(where: str, extra: bytes) -> None:
 def test_no_attribute_is_unknown(name: str) -> None:
     text = _one()
     for attribute in (b"foreign='1'", b"xmlns:x='urn:x' x:target='1'", b"xml:space='preserve'"):
-        _check_refused(in_domain(text.replace(f"<kvmarm:{name}".encode(), f"<kvmarm:{name} ".encode() + attribute, 1)))
+        _check_refused(
+            in_domain(
+                text.replace(f"<kvmarm:{name}".encode(), f"<kvmarm:{name} ".encode() + attribute, 1)
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -559,7 +767,9 @@ def test_no_attribute_is_unknown(name: str) -> None:
 )
 @pytest.mark.parametrize("name", ["registers", "seen", "reglist"])
 def test_no_list_is_a_bomb(name: str, body: bytes) -> None:
-    """Each takes no longer than the document takes to be parsed, and no more memory than a few times its text."""
+    """Each takes no longer than the document takes to be parsed, and no more memory than a few
+    times its text.
+    """
     element = found(_with_body(name, body))
     start = time.process_time()
     with pytest.raises(RecordError) as caught:
@@ -589,7 +799,7 @@ def test_messages_about_foreign_elements_are_short(name: str) -> None:
         assert len(one_line(caught.value)) < 300
 
 
-# -- the reader and the schema -----------------------------------------------------------------------------------------
+# -- the reader and the schema -------------------------------------------------------------------
 
 _HOSTILE = st.sampled_from(
     [
@@ -627,7 +837,10 @@ _HOSTILE = st.sampled_from(
         ),
     ]
 )
-_SOURCES = [in_domain(found(resolver(where).resolve(template("uefi"))).text) for where in ("trixie-max", "hand-made-rk3588")]
+_SOURCES = [
+    in_domain(found(resolver(where).resolve(template("uefi"))).text)
+    for where in ("trixie-max", "hand-made-rk3588")
+]
 
 
 def _targets(root: Any) -> list[Any]:
@@ -638,14 +851,24 @@ def _targets(root: Any) -> list[Any]:
 
 @st.composite
 def _mutants(draw: st.DrawFn) -> bytes:
-    """A record of a real host with a few things changed in it: attributes, texts, elements and bytes."""
+    """A record of a real host with a few things changed in it: attributes, texts, elements and
+    bytes.
+    """
     root: Any = etree.fromstring(draw(st.sampled_from(_SOURCES)))
     for _ in range(draw(st.integers(1, 2))):
         element = draw(st.sampled_from(_targets(root)))
         text = draw(
-            _HOSTILE | st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff"), max_size=6)
+            _HOSTILE
+            | st.text(
+                st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff"),
+                max_size=6,
+            )
         )
-        what = draw(st.sampled_from(["set", "edit", "delete", "new", "text", "twice", "remove", "last", "child"]))
+        what = draw(
+            st.sampled_from(
+                ["set", "edit", "delete", "new", "text", "twice", "remove", "last", "child"]
+            )
+        )
         names = sorted(element.attrib)
         if what in ("set", "edit", "delete") and names:
             name = draw(st.sampled_from(names))
@@ -654,7 +877,14 @@ def _mutants(draw: st.DrawFn) -> bytes:
             if what == "delete":
                 del element.attrib[name]
             else:
-                element.set(name, text if what == "set" else old[:place] + text + old[place + draw(st.integers(0, 1)) :])
+                element.set(
+                    name,
+                    (
+                        text
+                        if what == "set"
+                        else old[:place] + text + old[place + draw(st.integers(0, 1)) :]
+                    ),
+                )
         elif what == "new":
             element.set(draw(st.sampled_from(["added", "unsaid", "revidr", "cpus", "x"])), text)
         elif what == "text":
@@ -671,7 +901,11 @@ def _mutants(draw: st.DrawFn) -> bytes:
             element.append(copy.deepcopy(draw(st.sampled_from(_targets(root)))))
     source = etree.tostring(root)
     place = draw(st.integers(0, len(source)))
-    return source[:place] + draw(st.sampled_from([b"", b"", b"", b"<!-- -->", b"&#49;", b" "])) + source[place:]
+    return (
+        source[:place]
+        + draw(st.sampled_from([b"", b"", b"", b"<!-- -->", b"&#49;", b" "]))
+        + source[place:]
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -694,13 +928,23 @@ _latin = st.text(st.characters(max_codepoint=0x17F, exclude_categories=("Cc", "C
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from([("qemu", "machine"), ("origin", "host"), ("origin", "by"), ("pinning", "midr"), ("pinning", "revidr")]),
+    st.sampled_from(
+        [
+            ("qemu", "machine"),
+            ("origin", "host"),
+            ("origin", "by"),
+            ("pinning", "midr"),
+            ("pinning", "revidr"),
+        ]
+    ),
     _HOSTILE | _latin | _names | st.integers(0, 1 << 66).map(hex),
 )
 def test_the_reader_and_the_schema_agree(place: tuple[str, str], value: str) -> None:
     """About everything in a record that nothing else in it can contradict."""
     root: Any = etree.fromstring(_SOURCES[1])
-    element = next(child for child in _targets(root) if child.tag == f"{{{record.NAMESPACE}}}{place[0]}")
+    element = next(
+        child for child in _targets(root) if child.tag == f"{{{record.NAMESPACE}}}{place[0]}"
+    )
     element.set(place[1], value)
     source = etree.tostring(root)
     try:
@@ -711,16 +955,30 @@ def test_the_reader_and_the_schema_agree(place: tuple[str, str], value: str) -> 
         assert is_valid(source), schema().error_log
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------
 
 _PLANTED = (
-    "x'/></kvmarm:target></metadata><qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'/><metadata><!--"
+    "x'/></kvmarm:target></metadata><qemu:commandline"
+    " xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'/><metadata><!--"
 )
 
 
-@pytest.mark.parametrize("hostile", [_PLANTED, "a\nb", "\x00", "\x1b[31m", "\ud800", "", "x" * 10**6])
 @pytest.mark.parametrize(
-    "field", ["architecture", "features", "model", "unsaid", "machine", "seen", "registers", "reglist", "pinning"]
+    "hostile", [_PLANTED, "a\nb", "\x00", "\x1b[31m", "\ud800", "", "x" * 10**6]
+)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "architecture",
+        "features",
+        "model",
+        "unsaid",
+        "machine",
+        "seen",
+        "registers",
+        "reglist",
+        "pinning",
+    ],
 )
 def test_a_record_that_could_not_be_read_is_not_written(field: str, hostile: str) -> None:
     target = record.read(found(resolver("hand-made-rk3399").resolve(template("uefi")))).target
@@ -733,7 +991,9 @@ def test_a_record_that_could_not_be_read_is_not_written(field: str, hostile: str
         Pinning: target.pinning.replace(cpus=hostile),
     }[type(value)]
     with pytest.raises(RecordError) as caught:
-        record.format_facts(target.replace(**{field: changed}), Origin("host", "sha256:" + "0" * 64, "kvmarm"))
+        record.format_facts(
+            target.replace(**{field: changed}), Origin("host", "sha256:" + "0" * 64, "kvmarm")
+        )
     assert len(one_line(caught.value)) < 300
 
 
@@ -742,7 +1002,9 @@ def test_a_record_that_could_not_be_read_is_not_written(field: str, hostile: str
 def test_an_origin_that_could_not_be_read_is_not_written(field: str, hostile: str) -> None:
     target = record.read(found(_swapped(b"psci='1.1'", b"psci='1.1'"))).target
     with pytest.raises(RecordError):
-        record.format_facts(target, Origin("host", "sha256:" + "0" * 64, "kvmarm").replace(**{field: hostile}))
+        record.format_facts(
+            target, Origin("host", "sha256:" + "0" * 64, "kvmarm").replace(**{field: hostile})
+        )
 
 
 def test_a_large_cpu_is_not_kept() -> None:
@@ -757,7 +1019,10 @@ def test_qemus_names_are_names(where: str) -> None:
     assert qemu is not None
     assert all(map(is_name, (*qemu.machines, *qemu.aliases, *qemu.cpu_models, *NAMED_MODELS)))
     for cluster in host(where).clusters:
-        assert cluster.models.items() <= {model: number for model, (_, number) in NAMED_MODELS.items()}.items()
+        assert (
+            cluster.models.items()
+            <= {model: number for model, (_, number) in NAMED_MODELS.items()}.items()
+        )
 
 
 def test_names_are_those_of_the_table() -> None:

@@ -23,7 +23,7 @@ _ids = st.sets(
 _names = st.sampled_from(_SYSREGS).map(name_of) | st.integers(0, (1 << 64) - 1).map(name_of)
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------
 
 
 def test_every_system_register_has_a_name_of_its_own() -> None:
@@ -66,8 +66,27 @@ def test_names(reg: int, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "MIDR_EL3", "midr_el1", "S3_0_C0_C4", "S3_0_0_4_3", "Sx_0_C0_C4_3", "0xg", "S3_0_C0_C4_3_1", "1234", "MIDR_EL1 "),
-        *("S7_0_C0_C0_0", "S3_8_C0_C0_0", "S3_0_C16_C0_0", "S3_0_C0_C16_0", "S3_0_C0_C0_8", "S3_00_C0_C0_0", "S3_-1_C0_C0_0"),
+        *(
+            "",
+            "MIDR_EL3",
+            "midr_el1",
+            "S3_0_C0_C4",
+            "S3_0_0_4_3",
+            "Sx_0_C0_C4_3",
+            "0xg",
+            "S3_0_C0_C4_3_1",
+            "1234",
+            "MIDR_EL1 ",
+        ),
+        *(
+            "S7_0_C0_C0_0",
+            "S3_8_C0_C0_0",
+            "S3_0_C16_C0_0",
+            "S3_0_C0_C16_0",
+            "S3_0_C0_C0_8",
+            "S3_00_C0_C0_0",
+            "S3_-1_C0_C0_0",
+        ),
         *(
             "S3_0_CC0_C0_0",
             "SS3_0_C0_C0_0",
@@ -76,7 +95,13 @@ def test_names(reg: int, name: str) -> None:
             "S3_1_0_C0_C0_0",
             "S3_0_C0_C0_" + "1" * 10**6,
         ),
-        *("0x603000000013c000", "0x603000000013C023", "0X6030000000140000", "0x06030000000140000", "0x16030000000140000"),
+        *(
+            "0x603000000013c000",
+            "0x603000000013C023",
+            "0X6030000000140000",
+            "0x06030000000140000",
+            "0x16030000000140000",
+        ),
         *("0x-1", "0x", "0x1_0", "0x" + "1" * 10**6),
     ],
 )
@@ -104,13 +129,41 @@ def test_fields_take_a_register_apart() -> None:
     [
         *[
             (name, True)
-            for name in ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1", "ID_AA64PFR0_EL1", "S3_0_C0_C7_7", "CLIDR_EL1", "CTR_EL0")
+            for name in (
+                "MIDR_EL1",
+                "REVIDR_EL1",
+                "AIDR_EL1",
+                "ID_AA64PFR0_EL1",
+                "S3_0_C0_C7_7",
+                "CLIDR_EL1",
+                "CTR_EL0",
+            )
         ],
         *[
             (name, True)
-            for name in ("CCSIDR_L1D", "PSCI_VERSION", "STD_BMAP", "SVE_VLS", "OSLSR_EL1", "MIDR", "ID_ISAR5", "CCSIDR32_L1D")
+            for name in (
+                "CCSIDR_L1D",
+                "PSCI_VERSION",
+                "STD_BMAP",
+                "SVE_VLS",
+                "OSLSR_EL1",
+                "MIDR",
+                "ID_ISAR5",
+                "CCSIDR32_L1D",
+            )
         ],
-        *[(name, False) for name in ("MPIDR_EL1", "PMCR_EL0", "S3_2_C0_C0_0", "S3_0_C1_C0_0", "S2_0_C0_C1_0", "MPIDR", "FPSID")],
+        *[
+            (name, False)
+            for name in (
+                "MPIDR_EL1",
+                "PMCR_EL0",
+                "S3_2_C0_C0_0",
+                "S3_0_C1_C0_0",
+                "S2_0_C0_C1_0",
+                "MPIDR",
+                "FPSID",
+            )
+        ],
         ("0x40200000000f0010", False),  # CSSELR of 32-bit hosts: c0, c0, opc1 2, opc2 0
         ("0x6030000000100040", False),
     ],
@@ -127,13 +180,16 @@ def test_profiles_hold_the_registers_that_identify(where: str) -> None:
             assert set(vcpu.registers) == expected
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------
 
 
 @st.composite
 def _register_values(draw: st.DrawFn) -> dict[str, int]:
     """Values as wide as their registers."""
-    return {name: draw(st.integers(0, (1 << bits_of(id_of(name))) - 1)) for name in draw(st.sets(_names, max_size=8))}
+    return {
+        name: draw(st.integers(0, (1 << bits_of(id_of(name))) - 1))
+        for name in draw(st.sets(_names, max_size=8))
+    }
 
 
 @given(_register_values())
@@ -143,7 +199,14 @@ def test_parsing_values_is_the_inverse_of_formatting(values: dict[str, int]) -> 
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("MIDR_EL1", 64), ("CCSIDR_L1D", 32), ("MIDR", 32), ("PSCI_VERSION", 64), ("SVE_VLS", 512), ("0x6030000000100040", 64)],
+    [
+        ("MIDR_EL1", 64),
+        ("CCSIDR_L1D", 32),
+        ("MIDR", 32),
+        ("PSCI_VERSION", 64),
+        ("SVE_VLS", 512),
+        ("0x6030000000100040", 64),
+    ],
 )
 def test_a_value_is_as_wide_as_its_register(name: str, bits: int) -> None:
     assert bits_of(id_of(name)) == bits
@@ -154,8 +217,14 @@ def test_a_value_is_as_wide_as_its_register(name: str, bits: int) -> None:
 
 
 def test_a_register_is_there_once_whatever_it_is_called() -> None:
-    assert parse_values("S3_0_C0_C0_0=0x1") == {"MIDR_EL1": 1}  # as a table without that name wrote it
-    for text in ("MIDR_EL1=0x1 MIDR_EL1=0x1", "MIDR_EL1=0x1 S3_0_C0_C0_0=0x1", "0x6030000000140000=0x1 PSCI_VERSION=0x1"):
+    assert parse_values("S3_0_C0_C0_0=0x1") == {
+        "MIDR_EL1": 1
+    }  # as a table without that name wrote it
+    for text in (
+        "MIDR_EL1=0x1 MIDR_EL1=0x1",
+        "MIDR_EL1=0x1 S3_0_C0_C0_0=0x1",
+        "0x6030000000140000=0x1 PSCI_VERSION=0x1",
+    ):
         with pytest.raises(ValueError, match="twice"):
             parse_values(text)
 
@@ -175,10 +244,37 @@ def test_values_may_stand_on_several_lines() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("MIDR_EL1", "MIDR_EL1=", "MIDR_EL1=x", "MIDR_EL1=0x1,CTR_EL0=0x2", "MIDR_EL1 =0x1", "MIDR_EL1=0x1 0x2", "A=0x1"),
-        *("MIDR_EL1=1", "MIDR_EL1=0x01", "MIDR_EL1=0xA", "MIDR_EL1=0X1", "MIDR_EL1=0x", "MIDR_EL1==0x1", "=0x1"),
-        *("MIDR_EL1=-0x1", "MIDR_EL1=+0x1", "MIDR_EL1=0x1_0", "MIDR_EL1=0x\u0661", "MIDR_EL1=0x\uff11"),
-        *("MIDR_EL1=0x1\u00a0CTR_EL0=0x1", "MIDR_EL1=0x1\u3000", "0x603000000013c000=0x1", "0X6030000000140000=0x1"),
+        *(
+            "MIDR_EL1",
+            "MIDR_EL1=",
+            "MIDR_EL1=x",
+            "MIDR_EL1=0x1,CTR_EL0=0x2",
+            "MIDR_EL1 =0x1",
+            "MIDR_EL1=0x1 0x2",
+            "A=0x1",
+        ),
+        *(
+            "MIDR_EL1=1",
+            "MIDR_EL1=0x01",
+            "MIDR_EL1=0xA",
+            "MIDR_EL1=0X1",
+            "MIDR_EL1=0x",
+            "MIDR_EL1==0x1",
+            "=0x1",
+        ),
+        *(
+            "MIDR_EL1=-0x1",
+            "MIDR_EL1=+0x1",
+            "MIDR_EL1=0x1_0",
+            "MIDR_EL1=0x\u0661",
+            "MIDR_EL1=0x\uff11",
+        ),
+        *(
+            "MIDR_EL1=0x1\u00a0CTR_EL0=0x1",
+            "MIDR_EL1=0x1\u3000",
+            "0x603000000013c000=0x1",
+            "0X6030000000140000=0x1",
+        ),
         "MIDR_EL1=0x1" + " " * (1 << 20),
     ],
 )
@@ -188,7 +284,7 @@ def test_what_is_no_list_of_values(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-# -- lists -------------------------------------------------------------------------------------------------------------
+# -- lists ---------------------------------------------------------------------------------------
 
 
 @given(_ids)
@@ -227,10 +323,58 @@ def test_packed(ids: list[int], text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("0", "0:", ":1", "x:1", "0:x", "0:5-3", "0:10000", "0:1/x", "0:1-5/0", "0:1,", "0:1 2", "0:1/2", "0:3-3", "0:1-2/5"),
-        *("1:1", "10001:1", "10000000000000000:1", "00:1", "0x0:1", "0X10000:1", "-10000:1", "+10000:1", "1_0000:1", "\u0660:1"),
-        *("0:01", "0:0x1", "0:A", "0:-1", "0:+1", "0:1_0", "0:\u0661", "0:1-0x5", "0:1--5", "0:1-5/+1", "0:1-5/-1", "0:1-5/01"),
-        *("0:1,1", "0:2,1", "0:1-5,3", "0:1-4/2", "0:1 0:1", "10000:1 0:1", "0:1\u00a010000:1", "0:1\u2028"),
+        *(
+            "0",
+            "0:",
+            ":1",
+            "x:1",
+            "0:x",
+            "0:5-3",
+            "0:10000",
+            "0:1/x",
+            "0:1-5/0",
+            "0:1,",
+            "0:1 2",
+            "0:1/2",
+            "0:3-3",
+            "0:1-2/5",
+        ),
+        *(
+            "1:1",
+            "10001:1",
+            "10000000000000000:1",
+            "00:1",
+            "0x0:1",
+            "0X10000:1",
+            "-10000:1",
+            "+10000:1",
+            "1_0000:1",
+            "\u0660:1",
+        ),
+        *(
+            "0:01",
+            "0:0x1",
+            "0:A",
+            "0:-1",
+            "0:+1",
+            "0:1_0",
+            "0:\u0661",
+            "0:1-0x5",
+            "0:1--5",
+            "0:1-5/+1",
+            "0:1-5/-1",
+            "0:1-5/01",
+        ),
+        *(
+            "0:1,1",
+            "0:2,1",
+            "0:1-5,3",
+            "0:1-4/2",
+            "0:1 0:1",
+            "10000:1 0:1",
+            "0:1\u00a010000:1",
+            "0:1\u2028",
+        ),
         *(
             "f" * 1_000_000 + ":1",
             "0:" + "1" * 1_000_000,
@@ -247,7 +391,9 @@ def test_what_is_no_packed_list(text: str) -> None:
 
 
 def test_a_packed_list_cannot_be_a_bomb() -> None:
-    """The hook unpacks what stands in the domain: a few bytes must not stand for millions of ids."""
+    """The hook unpacks what stands in the domain: a few bytes must not stand for millions of
+    ids.
+    """
     with pytest.raises(ValueError, match="more than"):
         unpack_ids("0:0-ffff")
     with pytest.raises(ValueError, match="more than"):

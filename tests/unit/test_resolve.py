@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Resolving: what a domain gets is what was measured, and what cannot be had is refused with the reason."""
+"""Resolving: what a domain gets is what was measured, and what cannot be had is refused with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,16 @@ from .domains import domains
 _HOST_WITH_EVERYTHING = "trixie-max"
 
 
-def domain(inside: str = "<cpu mode='host-model'/>", arch: str = "aarch64", machine: str = "virt", type_: str = "kvm") -> bytes:
-    return f"<domain type='{type_}'><os><type arch='{arch}' machine='{machine}'>hvm</type></os>{inside}</domain>".encode()
+def domain(
+    inside: str = "<cpu mode='host-model'/>",
+    arch: str = "aarch64",
+    machine: str = "virt",
+    type_: str = "kvm",
+) -> bytes:
+    return (
+        f"<domain type='{type_}'><os><type arch='{arch}'"
+        f" machine='{machine}'>hvm</type></os>{inside}</domain>".encode()
+    )
 
 
 def cpu(*features: tuple[str, str]) -> str:
@@ -44,7 +54,7 @@ def sized(size: str, name: str = "memory") -> bytes:
     return domain(f"<{name} unit='GiB'>{size}</{name}><cpu mode='host-model'/>")
 
 
-# -- what is recorded --------------------------------------------------------------------------------------------------
+# -- what is recorded ----------------------------------------------------------------------------
 
 _POLICIES = [
     Policy(prefer_named=named, pmu=pmu, sve=sve, pauth=pauth)
@@ -66,11 +76,17 @@ def test_the_registers_are_those_of_the_vcpu_that_was_measured(where: str) -> No
             except ResolveError:
                 continue
             cluster = max(here.clusters, key=lambda cluster: cluster.capacity or 0)
-            measured = [vcpu for vcpu in cluster.vcpus if (vcpu.number, vcpu.features) == (target.number, target.features)]
+            measured = [
+                vcpu
+                for vcpu in cluster.vcpus
+                if (vcpu.number, vcpu.features) == (target.number, target.features)
+            ]
             assert len(measured) == 1
             assert target.registers == measured[0].registers
             assert target.reglist == measured[0].reglist
-            assert ("el1_32bit" in target.features) is (arch == "armv7l" and here.kvm_architecture == "arm64")
+            assert ("el1_32bit" in target.features) is (
+                arch == "armv7l" and here.kvm_architecture == "arm64"
+            )
             seen_variants.add((target.number, target.features))
     assert seen_variants
 
@@ -78,26 +94,45 @@ def test_the_registers_are_those_of_the_vcpu_that_was_measured(where: str) -> No
 def test_every_variant_of_a_rich_host_can_be_reached() -> None:
     here = host(_HOST_WITH_EVERYTHING)
     reached = {(t.number, t.features) for p in _POLICIES for t in [chosen(here, domain(), p)]}
-    assert reached == {(v.number, v.features) for v in here.clusters[0].vcpus if "el1_32bit" not in v.features}
+    assert reached == {
+        (v.number, v.features) for v in here.clusters[0].vcpus if "el1_32bit" not in v.features
+    }
 
 
 def test_fewer_lengths_change_the_bitmap_and_nothing_else() -> None:
     here = host(_HOST_WITH_EVERYTHING)
     few, all_ = chosen(here, domain(), Policy(sve_max_length=256)), chosen(here, domain())
-    assert {name for name in all_.registers if few.registers[name] != all_.registers[name]} == {"SVE_VLS"}
+    assert {name for name in all_.registers if few.registers[name] != all_.registers[name]} == {
+        "SVE_VLS"
+    }
     assert few.registers["SVE_VLS"] == 0b11
     assert few.reglist == all_.reglist
 
 
 def test_a_32_bit_host() -> None:
     target = chosen(host("hand-made-a15-3.10"), template("armv7l"))
-    assert (target.architecture, target.number, target.features, target.model) == ("arm", 0, (), "cortex-a15")
-    assert (target.machine, target.gic, target.psci, target.seen, target.sve_lengths) == ("virt-2.6", 2, "0.1", {}, ())
+    assert (target.architecture, target.number, target.features, target.model) == (
+        "arm",
+        0,
+        (),
+        "cortex-a15",
+    )
+    assert (target.machine, target.gic, target.psci, target.seen, target.sve_lengths) == (
+        "virt-2.6",
+        2,
+        "0.1",
+        {},
+        (),
+    )
     assert target.registers["MIDR"] == 0x412FC0F1
     text = Resolver(host("hand-made-a15-3.10"), Policy()).resolve(template("armv7l")).decode()
     assert "<pmu" not in text
     assert "<gic version='2'/>" in text
-    plain = Resolver(host("hand-made-a15-3.10"), Policy(prefer_named=False)).resolve(template("armv7l")).decode()
+    plain = (
+        Resolver(host("hand-made-a15-3.10"), Policy(prefer_named=False))
+        .resolve(template("armv7l"))
+        .decode()
+    )
     assert "<cpu mode='host-passthrough' check='none'/>" in plain
 
 
@@ -116,7 +151,10 @@ def test_machines_by_alias_and_by_name() -> None:
         assert chosen(here, domain(machine=machine)).machine == machine
 
 
-@pytest.mark.parametrize(("written", "expected"), [("", 3), ("<gic/>", 3), ("<gic version='host'/>", 3), ("<gic version='2'/>", 2)])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("", 3), ("<gic/>", 3), ("<gic version='host'/>", 3), ("<gic version='2'/>", 2)],
+)
 def test_gic(written: str, expected: int) -> None:
     source = domain(f"<features>{written}</features><cpu mode='host-model'/>")
     assert chosen(host("hand-made-rk3399"), source).gic == expected
@@ -165,7 +203,9 @@ def test_the_origin_is_the_profile() -> None:
 
 @pytest.mark.parametrize("name", ["böard", "a & b", "<host>", "it's"])
 def test_any_name_of_a_host_can_be_recorded(name: str) -> None:
-    element = record.find(parse(Resolver(host(_HOST_WITH_EVERYTHING).replace(name=name), Policy()).resolve(domain())))
+    element = record.find(
+        parse(Resolver(host(_HOST_WITH_EVERYTHING).replace(name=name), Policy()).resolve(domain()))
+    )
     assert element is not None
     assert record.read(element).origin.host == name
 
@@ -177,7 +217,11 @@ _wishes = st.builds(
     gic=st.sampled_from(["", "3", "host"]),
     pmu=st.sampled_from([None, True, False]),
     features=st.lists(
-        st.tuples(st.sampled_from(["sve", "sve128", "sve256", "pauth"]), st.sampled_from([None, True, False])), max_size=3
+        st.tuples(
+            st.sampled_from(["sve", "sve128", "sve256", "pauth"]),
+            st.sampled_from([None, True, False]),
+        ),
+        max_size=3,
     ).map(tuple),
     memory=st.just(0),
     cpus=st.just(()),
@@ -207,12 +251,14 @@ def test_a_wish_is_fulfilled_or_refused(wish: Wish) -> None:
             if asked.get(name) is not None:
                 assert (feature in target.features) is asked[name]
         for length in (128, 256):
-            if asked.get(f"sve{length}") is False or (asked.get(f"sve{length}") and asked.get("sve", True)):
+            if asked.get(f"sve{length}") is False or (
+                asked.get(f"sve{length}") and asked.get("sve", True)
+            ):
                 assert (length in target.sve_lengths) is asked[f"sve{length}"]
     assert bool(target.sve_lengths) is ("sve" in target.features)
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------
 
 
 def _host(name: str = _HOST_WITH_EVERYTHING, **changes: object) -> HostProfile:
@@ -221,12 +267,20 @@ def _host(name: str = _HOST_WITH_EVERYTHING, **changes: object) -> HostProfile:
 
 _REFUSALS = {
     "no KVM": (
-        _host(clusters=(), problems=(Problem("libvirt", "missing"), Problem("KVM", "cannot open /dev/kvm"))),
+        _host(
+            clusters=(),
+            problems=(Problem("libvirt", "missing"), Problem("KVM", "cannot open /dev/kvm")),
+        ),
         domain(),
         Policy(),
         "cannot run KVM guests: KVM: cannot open /dev/kvm",
     ),
-    "no KVM, and no reason": (_host(clusters=(), problems=()), domain(), Policy(), "its profile has no CPU cluster"),
+    "no KVM, and no reason": (
+        _host(clusters=(), problems=()),
+        domain(),
+        Policy(),
+        "its profile has no CPU cluster",
+    ),
     "no QEMU": (
         _host(qemu=None, problems=(Problem("QEMU", "not installed"),)),
         domain(),
@@ -234,8 +288,18 @@ _REFUSALS = {
         "no usable QEMU: not installed",
     ),
     "no QEMU, and no reason": (_host(qemu=None), domain(), Policy(), "no usable QEMU: not probed"),
-    "unknown machine": (_host(), domain(machine="virt-99.9"), Policy(), "no machine type 'virt-99.9' that can migrate"),
-    "machine of another board": (_host(), domain(machine="raspi3b"), Policy(), "no machine type 'raspi3b'"),
+    "unknown machine": (
+        _host(),
+        domain(machine="virt-99.9"),
+        Policy(),
+        "no machine type 'virt-99.9' that can migrate",
+    ),
+    "machine of another board": (
+        _host(),
+        domain(machine="raspi3b"),
+        Policy(),
+        "no machine type 'raspi3b'",
+    ),
     "no machines": (
         _host(qemu=host(_HOST_WITH_EVERYTHING).qemu.replace(machines=(), aliases={})),  # type: ignore[union-attr]
         domain(),
@@ -249,17 +313,42 @@ _REFUSALS = {
         "wants GIC version 2, KVM on host trixie-max offers 3",
     ),
     "no GIC": (_host(gic_versions=()), domain(), Policy(), "offers no virtual GIC"),
-    "unknown feature": (_host(), domain(cpu(("avx", "require"))), Policy(), "knows no ARM CPU feature 'avx'"),
-    "unknown feature, optional": (_host(), domain(cpu(("sve100", "optional"))), Policy(), "knows no ARM CPU feature 'sve100'"),
-    "feature without a name": (_host(), domain("<cpu mode='host-model'><feature/></cpu>"), Policy(), "knows no ARM CPU feature ''"),
+    "unknown feature": (
+        _host(),
+        domain(cpu(("avx", "require"))),
+        Policy(),
+        "knows no ARM CPU feature 'avx'",
+    ),
+    "unknown feature, optional": (
+        _host(),
+        domain(cpu(("sve100", "optional"))),
+        Policy(),
+        "knows no ARM CPU feature 'sve100'",
+    ),
+    "feature without a name": (
+        _host(),
+        domain("<cpu mode='host-model'><feature/></cpu>"),
+        Policy(),
+        "knows no ARM CPU feature ''",
+    ),
     "a length missing": (
         _host("trixie-a64fx"),
         domain(cpu(("sve1024", "require"))),
         Policy(),
         "wants sve1024, host trixie-a64fx has lengths 128, 256, 512",
     ),
-    "a length in between missing": (_host("trixie-a64fx"), domain(cpu(("sve384", "require"))), Policy(), "wants sve384"),
-    "no length left": (_host(), domain(cpu(("sve128", "disable"))), Policy(), "no SVE vector length is left"),
+    "a length in between missing": (
+        _host("trixie-a64fx"),
+        domain(cpu(("sve384", "require"))),
+        Policy(),
+        "wants sve384",
+    ),
+    "no length left": (
+        _host(),
+        domain(cpu(("sve128", "disable"))),
+        Policy(),
+        "no SVE vector length is left",
+    ),
     "a length wanted above one refused": (
         _host(),
         domain(cpu(("sve256", "require"), ("sve128", "disable"))),
@@ -272,34 +361,107 @@ _REFUSALS = {
         Policy(),
         "the domain wants SVE, which KVM",
     ),
-    "SVE, by the policy": (_host("trixie-neoverse-n1"), domain(), Policy(sve=True), "the policy wants SVE, which KVM"),
-    "a length without SVE": (_host("trixie-neoverse-n1"), domain(cpu(("sve256", "require"))), Policy(), "the domain wants SVE"),
-    "PAuth, by the domain": (_host("trixie-neoverse-n1"), domain(cpu(("pauth", "require"))), Policy(), "the domain wants PAuth"),
-    "PAuth, by the policy": (_host("trixie-neoverse-n1"), domain(), Policy(pauth=True), "the policy wants PAuth"),
+    "SVE, by the policy": (
+        _host("trixie-neoverse-n1"),
+        domain(),
+        Policy(sve=True),
+        "the policy wants SVE, which KVM",
+    ),
+    "a length without SVE": (
+        _host("trixie-neoverse-n1"),
+        domain(cpu(("sve256", "require"))),
+        Policy(),
+        "the domain wants SVE",
+    ),
+    "PAuth, by the domain": (
+        _host("trixie-neoverse-n1"),
+        domain(cpu(("pauth", "require"))),
+        Policy(),
+        "the domain wants PAuth",
+    ),
+    "PAuth, by the policy": (
+        _host("trixie-neoverse-n1"),
+        domain(),
+        Policy(pauth=True),
+        "the policy wants PAuth",
+    ),
     "a PMU, by the domain": (
         _host("hand-made-a15-3.10"),
         domain("<features><pmu state='on'/></features>" + cpu(), "armv7l"),
         Policy(),
         "the domain wants a PMU",
     ),
-    "a PMU, by the policy": (_host("hand-made-a15-3.10"), domain(arch="armv7l"), Policy(pmu=True), "the policy wants a PMU"),
+    "a PMU, by the policy": (
+        _host("hand-made-a15-3.10"),
+        domain(arch="armv7l"),
+        Policy(pmu=True),
+        "the policy wants a PMU",
+    ),
     "32-bit guest": (
         _host("trixie-neoverse-n1"),
         domain(arch="armv7l"),
         Policy(),
         "cannot run 32-bit guests: Neoverse-N1 has no AArch32 at EL1",
     ),
-    "64-bit guest": (_host("hand-made-a15-3.10"), domain(), Policy(), "is 32-bit and the guest is aarch64"),
-    "memory": (_host("bookworm-cortex-a53"), sized("1024"), Policy(), "ends at 1025 GiB, KVM on host bookworm-cortex-a53 has"),
-    "memory to come": (_host("bookworm-cortex-a53"), sized("4096", "maxMemory"), Policy(), "ends at 4097 GiB"),
-    "no size": (_host(), sized("much"), Policy(), "<memory> is not a size: <memory unit='GiB'>much</memory>"),
-    "no unit": (_host(), domain("<memory unit='bit'>1</memory>" + cpu()), Policy(), "<memory> is not a size"),
+    "64-bit guest": (
+        _host("hand-made-a15-3.10"),
+        domain(),
+        Policy(),
+        "is 32-bit and the guest is aarch64",
+    ),
+    "memory": (
+        _host("bookworm-cortex-a53"),
+        sized("1024"),
+        Policy(),
+        "ends at 1025 GiB, KVM on host bookworm-cortex-a53 has",
+    ),
+    "memory to come": (
+        _host("bookworm-cortex-a53"),
+        sized("4096", "maxMemory"),
+        Policy(),
+        "ends at 4097 GiB",
+    ),
+    "no size": (
+        _host(),
+        sized("much"),
+        Policy(),
+        "<memory> is not a size: <memory unit='GiB'>much</memory>",
+    ),
+    "no unit": (
+        _host(),
+        domain("<memory unit='bit'>1</memory>" + cpu()),
+        Policy(),
+        "<memory> is not a size",
+    ),
     **{
-        f"a size that is none, {size[:8]!r}": (_host(), sized(size), Policy(), "<memory> is not a size: <memory unit='GiB'>")
-        for size in ("", "-1", "+1", "1_0", "\u0661", "1 0", "1<!-- -->0", "&#49;", "0x10", "1.5", str(1 << 34), "9" * 1_000_000)
+        f"a size that is none, {size[:8]!r}": (
+            _host(),
+            sized(size),
+            Policy(),
+            "<memory> is not a size: <memory unit='GiB'>",
+        )
+        for size in (
+            "",
+            "-1",
+            "+1",
+            "1_0",
+            "\u0661",
+            "1 0",
+            "1<!-- -->0",
+            "&#49;",
+            "0x10",
+            "1.5",
+            str(1 << 34),
+            "9" * 1_000_000,
+        )
     },
     **{
-        f"a unit that is none, {unit!r}": (_host(), domain(f"<memory unit='{unit}'>1</memory>{cpu()}"), Policy(), "not a size")
+        f"a unit that is none, {unit!r}": (
+            _host(),
+            domain(f"<memory unit='{unit}'>1</memory>{cpu()}"),
+            Policy(),
+            "not a size",
+        )
         for unit in (" KiB", "\u212aiB", "Kb i", "ZiB", "x" * 1000)
     },
     **{
@@ -317,19 +479,41 @@ _REFUSALS = {
         Policy(),
         "the guest's memory ends at 4294967296 GiB",
     ),
-    "a machine of a long name": (_host(), domain(machine="virt-" + "9" * 10**6), Policy(), "…' that can migrate"),
-    "a feature that does not print": (_host(), domain(cpu(("\u202e" * 10**5, "require"))), Policy(), r"'\\u202e"),
-    "a GIC that does not print": (_host(), domain(f"<features><gic version='\u202e'/></features>{cpu()}"), Policy(), r"'\u202e'"),
+    "a machine of a long name": (
+        _host(),
+        domain(machine="virt-" + "9" * 10**6),
+        Policy(),
+        "…' that can migrate",
+    ),
+    "a feature that does not print": (
+        _host(),
+        domain(cpu(("\u202e" * 10**5, "require"))),
+        Policy(),
+        r"'\\u202e",
+    ),
+    "a GIC that does not print": (
+        _host(),
+        domain(f"<features><gic version='\u202e'/></features>{cpu()}"),
+        Policy(),
+        r"'\u202e'",
+    ),
     "unknown cluster": (
         _host("hand-made-rk3399"),
         domain(),
         Policy(cluster=0x410FD080),
-        "no cluster with MIDR 0x410fd080 (hint: it has 0x410fd034 (Cortex-A53), 0x410fd082 (Cortex-A72))",
+        (
+            "no cluster with MIDR 0x410fd080 (hint: it has 0x410fd034 (Cortex-A53), 0x410fd082"
+            " (Cortex-A72))"
+        ),
     ),
     "two CPUs": (_host(), domain(cpu() + "<cpu/>"), Policy(), "more than one <cpu>"),
     "a vCPU that was never made": (
         _host(
-            clusters=(host(_HOST_WITH_EVERYTHING).clusters[0].replace(vcpus=host(_HOST_WITH_EVERYTHING).clusters[0].vcpus[-1:]),)
+            clusters=(
+                host(_HOST_WITH_EVERYTHING)
+                .clusters[0]
+                .replace(vcpus=host(_HOST_WITH_EVERYTHING).clusters[0].vcpus[-1:]),
+            )
         ),
         domain(cpu(("sve", "disable"))),
         Policy(pmu=False),
@@ -353,7 +537,11 @@ def test_refusals(name: str) -> None:
 def test_domains_of_others_are_not_judged() -> None:
     """Nothing is refused for a domain that does not ask, however little the host can do."""
     nothing = host(_HOST_WITH_EVERYTHING).replace(clusters=(), qemu=None)
-    for source in (domain("<cpu mode='host-passthrough'/>"), domain(type_="qemu"), domain(arch="x86_64", machine="nonsense")):
+    for source in (
+        domain("<cpu mode='host-passthrough'/>"),
+        domain(type_="qemu"),
+        domain(arch="x86_64", machine="nonsense"),
+    ):
         assert Resolver(nothing, Policy()).resolve(source) == source
 
 
@@ -365,11 +553,13 @@ def test_a_domain_without_an_architecture_has_the_hosts() -> None:
     assert Resolver(on_x86, Policy()).resolve(source) == source
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- what is shown -------------------------------------------------------------------------------
 
 
 def _shown(where: str = _HOST_WITH_EVERYTHING) -> record.Record:
-    element = record.find(parse(Resolver(host(where), Policy(sve_max_length=256)).resolve(template("uefi"))))
+    element = record.find(
+        parse(Resolver(host(where), Policy(sve_max_length=256)).resolve(template("uefi")))
+    )
     assert element is not None
     return record.read(element)
 
@@ -400,13 +590,21 @@ def test_every_field_of_a_target_is_shown() -> None:
     for name, words in _IN_TEXT.items():
         assert words in (on_a_board if name == "pinning" else text), name
         assert name in tree["target"]
-    assert f"{len(found.target.registers)} that identify the vCPU, {len(unpack_ids(found.target.reglist))} in all" in text
+    assert (
+        f"{len(found.target.registers)} that identify the vCPU,"
+        f" {len(unpack_ids(found.target.reglist))} in all" in text
+    )
     for name in found.target.registers:
         assert f"  {name} " in text
     for name in found.target.seen:
         assert name in text
     assert found.target.psci in text
-    for word in (found.origin.host, found.origin.by, found.origin.profile, "<cpu mode='host-model'/>"):
+    for word in (
+        found.origin.host,
+        found.origin.by,
+        found.origin.profile,
+        "<cpu mode='host-model'/>",
+    ):
         assert word in text
 
 
@@ -420,7 +618,9 @@ def test_the_json_holds_the_whole_record(where: str) -> None:
     for name in ("features", "sve_lengths", "unsaid"):
         target[name] = tuple(target[name])
     if (pinning := target["pinning"]) is not None:
-        target["pinning"] = Pinning(int(pinning["midr"], 16), int(pinning["revidr"], 16), pinning["cpus"])
+        target["pinning"] = Pinning(
+            int(pinning["midr"], 16), int(pinning["revidr"], 16), pinning["cpus"]
+        )
     assert Target(**target) == found.target
     assert tree["target"]["psci"] == found.target.psci
     assert tuple(tree["intent"]["added"]) == found.intent.added
@@ -431,7 +631,10 @@ def test_the_json_holds_the_whole_record(where: str) -> None:
 def test_the_short_form_leaves_the_registers_out() -> None:
     found = _shown()
     short = show.as_text("uefi", found, False)
-    assert short.splitlines() == show.as_text("uefi", found, True).splitlines()[: len(short.splitlines())]
+    assert (
+        short.splitlines()
+        == show.as_text("uefi", found, True).splitlines()[: len(short.splitlines())]
+    )
     assert "ID_AA64PFR0_EL1" not in short
     assert "uefi" in short.splitlines()[0]
 
@@ -442,7 +645,10 @@ def test_records_are_written_with_every_field() -> None:
     text = b"\n".join(record.format_facts(found.target, found.origin)).decode()
     target = found.target
     for piece in (
-        f"architecture='{target.architecture}' target='{target.number}' features='{' '.join(target.features)}'",
+        (
+            f"architecture='{target.architecture}' target='{target.number}'"
+            f" features='{' '.join(target.features)}'"
+        ),
         f"model='{target.model}' machine='{target.machine}'",
         f"gic='{target.gic}' psci='{target.psci}' ipa='{target.ipa_bits}'",
         "lengths='128 256'",

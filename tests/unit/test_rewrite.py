@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The laws of rewriting: what resolving and restoring change in a domain's XML, and that they change nothing else.
+"""The laws of rewriting: what resolving and restoring change in a domain's XML, and that they
+change nothing else.
 
-Domains are generated (`domains`), hosts are those of tests/hosts, and libvirt's own test driver has a hand in the last part.
+Domains are generated (`domains`), hosts are those of tests/hosts, and libvirt's own test driver has
+a hand in the last part.
 """
 
 from __future__ import annotations
@@ -28,14 +30,23 @@ from .domains import domains, written_cpus
 
 libvirt: Any = pytest.importorskip("libvirt")
 
-# One with a named model, one without, one with SVE and PAuth, one whose GIC is its only one, one of two clusters.
-_HOSTS = ("trixie-cortex-a57", "trixie-neoverse-n1", "trixie-max", "bookworm-cortex-a72", "hand-made-rk3588")
+# One with a named model, one without, one with SVE and PAuth, one whose GIC is its only one, one of
+# two clusters.
+_HOSTS = (
+    "trixie-cortex-a57",
+    "trixie-neoverse-n1",
+    "trixie-max",
+    "bookworm-cortex-a72",
+    "hand-made-rk3588",
+)
 _POLICIES = (Policy(), Policy(prefer_named=False), Policy(pmu=False))
 _CLUSTER = "4-7"  # the big one of the last
 _OURS = {"model", "vendor", "feature"}
 
 _PINNING = Resolver(host("hand-made-rk3588"), Policy())
-_resolvers = st.sampled_from([Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES])
+_resolvers = st.sampled_from(
+    [Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES]
+)
 _laws = settings(deadline=None, max_examples=40)
 
 
@@ -55,7 +66,7 @@ def with_cpu(source: bytes, cpu: bytes) -> bytes:
     return source[: old.start] + cpu + source[old.end :]
 
 
-# -- resolve and restore -----------------------------------------------------------------------------------------------
+# -- resolve and restore -------------------------------------------------------------------------
 
 
 @_laws
@@ -122,7 +133,12 @@ def test_templates_obey_the_laws_on_every_host(name: str) -> None:
 
 @pytest.mark.parametrize(
     "os_type",
-    [b"<type arch='aarch64'/>", b"<type />", b'<type\tmachine = ""\n>hvm</type>', b"<type machine='' arch='aarch64' />"],
+    [
+        b"<type arch='aarch64'/>",
+        b"<type />",
+        b'<type\tmachine = ""\n>hvm</type>',
+        b"<type machine='' arch='aarch64' />",
+    ],
 )
 def test_any_way_to_leave_the_machine_open(os_type: bytes) -> None:
     source = b"<domain type='kvm'><os>" + os_type + b"</os><cpu mode='host-model'/></domain>"
@@ -137,7 +153,10 @@ def test_any_way_to_leave_the_machine_open(os_type: bytes) -> None:
 @given(domains())
 def test_every_thread_is_pinned_and_pins_of_the_users_stay(source: bytes) -> None:
     before, after = parse(source), parse(_PINNING.resolve(source))
-    own, all_pins = ({thread_of(pin): pin.text for pin in pins_in(root.find("cputune") or root)} for root in (before, after))
+    own, all_pins = (
+        {thread_of(pin): pin.text for pin in pins_in(root.find("cputune") or root)}
+        for root in (before, after)
+    )
     assert own.items() <= all_pins.items()
     vcpu, was = after.find("vcpu"), before.find("vcpu")
     assert vcpu is not None
@@ -154,13 +173,17 @@ def test_every_thread_is_pinned_and_pins_of_the_users_stay(source: bytes) -> Non
             *(("iothreadpin", str(number)) for number in range(1, 1 + iothreads)),
         ]
         assert set(threads) <= all_pins.keys()
-        assert len(all_pins.keys() - own.keys()) == len([thread for thread in threads if thread not in own])
+        assert len(all_pins.keys() - own.keys()) == len(
+            [thread for thread in threads if thread not in own]
+        )
 
 
 @_laws
 @given(domains())
 def test_restoring_keeps_pins_and_vcpus_changed_since(source: bytes) -> None:
-    edited = _PINNING.resolve(source).replace(b"<emulatorpin cpuset='4-7'/>", b"<emulatorpin cpuset='5'/>")
+    edited = _PINNING.resolve(source).replace(
+        b"<emulatorpin cpuset='4-7'/>", b"<emulatorpin cpuset='5'/>"
+    )
     place = parse(edited).find("vcpu")
     assert place is not None
     edited = edited[: place.body_start] + b"3" + edited[place.body_end :]
@@ -176,7 +199,7 @@ def test_restoring_keeps_pins_and_vcpus_changed_since(source: bytes) -> None:
         assert emulator.attributes["cpuset"] == "5"
 
 
-# -- domains that do not ask -------------------------------------------------------------------------------------------
+# -- domains that do not ask ---------------------------------------------------------------------
 
 
 def _not_asking(source: bytes) -> Iterator[bytes]:
@@ -205,7 +228,7 @@ def test_domains_that_do_not_ask_stay_as_they_are(source: bytes, resolver: Resol
         assert resolver.resolve(other) == other
 
 
-# -- bystanders --------------------------------------------------------------------------------------------------------
+# -- bystanders ----------------------------------------------------------------------------------
 
 
 def _bystanders(source: bytes) -> list[bytes]:
@@ -274,12 +297,14 @@ def test_concrete_answers_of_the_user_stay(source: bytes, resolver: Resolver) ->
             assert sorted(same.attrib.items()) == sorted(element.attrib.items())
 
 
-# -- users that go on editing ------------------------------------------------------------------------------------------
+# -- users that go on editing --------------------------------------------------------------------
 
 
 @_laws
 @given(domains(), written_cpus(), _resolvers)
-def test_host_model_written_anew_resolves_as_in_the_original(source: bytes, cpu: bytes, resolver: Resolver) -> None:
+def test_host_model_written_anew_resolves_as_in_the_original(
+    source: bytes, cpu: bytes, resolver: Resolver
+) -> None:
     edited = with_cpu(resolver.resolve(source), cpu)
     assert resolver.resolve(edited) == resolver.resolve(with_cpu(source, cpu))
 
@@ -308,7 +333,9 @@ def test_restoring_keeps_a_topology_edited_since(source: bytes, resolver: Resolv
     assert topology.text == _NEW_TOPOLOGY
     assert cpu.attributes == original.attributes
     for name in ("model", "feature", "numa"):
-        assert [child.text for child in cpu.find_all(name)] == [child.text for child in original.find_all(name)]
+        assert [child.text for child in cpu.find_all(name)] == [
+            child.text for child in original.find_all(name)
+        ]
     assert with_cpu(back, b"") == with_cpu(source, b"")
 
 
@@ -316,7 +343,10 @@ def test_restoring_keeps_a_topology_edited_since(source: bytes, resolver: Resolv
 @given(domains(), _resolvers)
 def test_restoring_keeps_what_was_added_since(source: bytes, resolver: Resolver) -> None:
     edited = resolver.resolve(source)
-    for container, new in (("features", b"<async-teardown enabled='yes'/>"), ("metadata", b"<n:ew xmlns:n='urn:example:new'/>")):
+    for container, new in (
+        ("features", b"<async-teardown enabled='yes'/>"),
+        ("metadata", b"<n:ew xmlns:n='urn:example:new'/>"),
+    ):
         place = parse(edited).find(container)
         assert place is not None
         edited = edited[: place.body_end] + new + edited[place.body_end :]
@@ -336,14 +366,21 @@ def test_restoring_keeps_what_was_added_since(source: bytes, resolver: Resolver)
 @pytest.mark.parametrize("container", ["features", "metadata", "cputune"])
 @pytest.mark.parametrize("was", ["", "<{}/>", "<{}><!-- before --></{}>"])
 @pytest.mark.parametrize("edit", ["comment", "instruction", "attribute"])
-def test_restoring_keeps_what_was_written_since_around_what_is_ours(container: str, was: str, edit: str) -> None:
+def test_restoring_keeps_what_was_written_since_around_what_is_ours(
+    container: str, was: str, edit: str
+) -> None:
     source = (
-        f"<domain type='kvm'>{was.format(container, container)}<os><type>hvm</type></os><cpu mode='host-model'/></domain>".encode()
+        f"<domain type='kvm'>{was.format(container, container)}<os><type>hvm</type></os><cpu"
+        " mode='host-model'/></domain>".encode()
     )
     once = _PINNING.resolve(source)
     place = parse(once).find(container)
     assert place is not None
-    new = {"comment": b"<!-- since -->", "instruction": b"<?since then?>", "attribute": place.tag_with(since="1")}[edit]
+    new = {
+        "comment": b"<!-- since -->",
+        "instruction": b"<?since then?>",
+        "attribute": place.tag_with(since="1"),
+    }[edit]
     start = place.start if edit == "attribute" else place.body_start
     edited = once[:start] + new + once[place.body_start :]
     back = restored(edited)
@@ -363,12 +400,19 @@ def test_a_record_in_a_second_metadata_is_found_and_undone() -> None:
     assert restored(hidden).replace(b"<metadata/>", b"").split() == template("uefi").split()
     with pytest.raises(record.RecordError, match="more than one"):
         record.find(
-            parse(once.replace(b"</metadata>", b"</metadata>" + (parse(once).find("metadata") or pytest.fail("none")).text))
+            parse(
+                once.replace(
+                    b"</metadata>",
+                    b"</metadata>" + (parse(once).find("metadata") or pytest.fail("none")).text,
+                )
+            )
         )
 
 
 def test_restoring_keeps_what_was_written_since_of_a_vcpu_of_ours() -> None:
-    once = _PINNING.resolve(b"<domain type='kvm'><os><type>hvm</type></os><cpu mode='host-model'/></domain>")
+    once = _PINNING.resolve(
+        b"<domain type='kvm'><os><type>hvm</type></os><cpu mode='host-model'/></domain>"
+    )
     back = restored(once.replace(b"<vcpu ", b"<vcpu current='1' "))
     assert b"<vcpu current='1'>1</vcpu>" in back
 
@@ -387,7 +431,7 @@ def test_a_record_whose_facts_are_broken_can_be_undone(source: bytes, resolver: 
     assert restored(broken) == source
 
 
-# -- forged intents ----------------------------------------------------------------------------------------------------
+# -- forged intents ------------------------------------------------------------------------------
 
 
 def _with_intent(source: bytes, *kept: bytes, attributes: bytes = b"") -> bytes:
@@ -401,7 +445,10 @@ def _with_intent(source: bytes, *kept: bytes, attributes: bytes = b"") -> bytes:
 
 
 _CPU = b"<cpu mode='host-model'/>"
-_EVIL = b"<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-S'/></qemu:commandline>"
+_EVIL = (
+    b"<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg"
+    b" value='-S'/></qemu:commandline>"
+)
 
 
 @pytest.mark.parametrize(
@@ -457,10 +504,14 @@ _EVIL = b"<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1
     ],
 )
 def test_a_forged_intent_is_not_restored(attributes: bytes, kept: tuple[bytes, ...]) -> None:
-    source = _with_intent(resolver("trixie-max").resolve(template("uefi")), *kept, attributes=attributes)
+    source = _with_intent(
+        resolver("trixie-max").resolve(template("uefi")), *kept, attributes=attributes
+    )
     anew = with_cpu(source, _CPU)
     for forged in (source, anew):
-        with pytest.raises(record.RecordError, match=r"the intent in .* is not one that kvmarm wrote") as caught:
+        with pytest.raises(
+            record.RecordError, match=r"the intent in .* is not one that kvmarm wrote"
+        ) as caught:
             restored(forged)
         assert len(str(caught.value)) < 300
     with pytest.raises(record.RecordError):
@@ -477,10 +528,14 @@ def test_two_intents_are_not_restored() -> None:
 
 
 @pytest.mark.parametrize("place", [b"<metadata", b"<kvmarm:target", b"<kvmarm:intent"])
-@pytest.mark.parametrize("cpu", [b"<cpu mode='host-model' x:y='1'/>", b"<cpu mode='host-model'><model x:y='1'/></cpu>"])
+@pytest.mark.parametrize(
+    "cpu", [b"<cpu mode='host-model' x:y='1'/>", b"<cpu mode='host-model'><model x:y='1'/></cpu>"]
+)
 def test_a_prefix_that_means_nothing_outside_of_the_intent(place: bytes, cpu: bytes) -> None:
     source = _with_intent(resolver("trixie-max").resolve(template("uefi")), cpu)
-    with pytest.raises(record.RecordError, match="cannot be restored: not well-formed XML: unbound prefix"):
+    with pytest.raises(
+        record.RecordError, match="cannot be restored: not well-formed XML: unbound prefix"
+    ):
         restored(source.replace(place, place + b" xmlns:x='urn:x'", 1))
 
 
@@ -503,12 +558,17 @@ _FORGED = st.lists(
 
 @_laws
 @given(
-    domains(), _resolvers, _FORGED, st.sampled_from([b"", b" added='gic pmu'", b" added='vcpu cputune gic pmu features metadata'"])
+    domains(),
+    _resolvers,
+    _FORGED,
+    st.sampled_from([b"", b" added='gic pmu'", b" added='vcpu cputune gic pmu features metadata'"]),
 )
 def test_a_forged_intent_changes_only_what_resolving_changes(
     source: bytes, resolver: Resolver, forged: list[bytes], attributes: bytes
 ) -> None:
-    """Whatever a peer has written there: nothing but CPU, GIC, PMU, pins, machine type and the record."""
+    """Whatever a peer has written there: nothing but CPU, GIC, PMU, pins, machine type and the
+    record.
+    """
     once = _with_intent(resolver.resolve(source), _CPU, *forged, attributes=attributes)
     try:
         back = restored(once)
@@ -526,7 +586,7 @@ def test_a_forged_intent_changes_only_what_resolving_changes(
         assert len(now.findall(path)) == len(then.findall(path))
 
 
-# -- attributes --------------------------------------------------------------------------------------------------------
+# -- attributes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -556,7 +616,7 @@ def test_the_machine_is_an_attribute_and_nothing_else(os_type: bytes) -> None:
         assert restored(once) == source
 
 
-# -- other programs ----------------------------------------------------------------------------------------------------
+# -- other programs ------------------------------------------------------------------------------
 
 
 def _pretty(source: bytes) -> bytes:
@@ -584,8 +644,9 @@ def _through(connection: Any, source: bytes) -> bytes:
 
 
 def _cpu(source: bytes) -> tuple[dict[str, str], list[bytes]]:
-    """The <cpu>, whatever white space and comments are in it. Children of different names may stand in any order: libvirt
-    has its own."""
+    """The <cpu>, whatever white space and comments are in it. Children of different names may stand
+    in any order: libvirt has its own.
+    """
     cpu = _bare(etree.fromstring(source).find("cpu"))
     children = sorted(cpu, key=lambda child: str(child.tag))
     return dict(cpu.attrib), [etree.tostring(child, method="c14n") for child in children]
@@ -615,7 +676,9 @@ def test_a_pretty_printed_domain_can_be_restored(source: bytes, resolver: Resolv
 
 @_laws
 @given(source=domains(), resolver=_resolvers)
-def test_libvirt_gives_back_what_can_be_restored(test_driver: Any, source: bytes, resolver: Resolver) -> None:
+def test_libvirt_gives_back_what_can_be_restored(
+    test_driver: Any, source: bytes, resolver: Resolver
+) -> None:
     assume(parse(source).find("vcpu"))  # every <topology> is for two, and libvirt minds
     assume(b"arch=" in source)  # the test driver's own is i686
     once = resolver.resolve(source)

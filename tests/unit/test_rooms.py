@@ -10,7 +10,8 @@ import kvmarm_plugin
 
 _PACKAGE = Path(kvmarm_plugin.__file__).parent
 
-# From the top down; those of one floor know nothing of each other. README.md's map says what each is.
+# From the top down; those of one floor know nothing of each other. README.md's map says what each
+# is.
 _FLOORS = (
     ("__main__",),
     ("cli",),
@@ -30,10 +31,15 @@ _FLOOR = {room: number for number, rooms in enumerate(_FLOORS) for room in rooms
 
 def _modules() -> dict[tuple[str, ...], Path]:
     """The parts of a module's name below the package → its file."""
-    return {path.relative_to(_PACKAGE).with_suffix("").parts: path for path in sorted(_PACKAGE.rglob("*.py"))}
+    return {
+        path.relative_to(_PACKAGE).with_suffix("").parts: path
+        for path in sorted(_PACKAGE.rglob("*.py"))
+    }
 
 
-def _imports(name: tuple[str, ...], path: Path, modules: dict[tuple[str, ...], Path]) -> list[tuple[str, ...]]:
+def _imports(
+    name: tuple[str, ...], path: Path, modules: dict[tuple[str, ...], Path]
+) -> list[tuple[str, ...]]:
     """The modules of the package that a module imports, wherever the import stands in it."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -47,9 +53,17 @@ def _imports(name: tuple[str, ...], path: Path, modules: dict[tuple[str, ...], P
                 continue
             for alias in node.names:
                 target = (*base, alias.name)
-                found.append(next(t for t in (target, (*target, "__init__"), base, (*base, "__init__")) if t in modules))
+                found.append(
+                    next(
+                        t
+                        for t in (target, (*target, "__init__"), base, (*base, "__init__"))
+                        if t in modules
+                    )
+                )
         elif isinstance(node, ast.Import):
-            assert not any(alias.name.startswith(_PACKAGE.name) for alias in node.names), f"{path}: write from … import"
+            assert not any(alias.name.startswith(_PACKAGE.name) for alias in node.names), (
+                f"{path}: write from … import"
+            )
     return found
 
 

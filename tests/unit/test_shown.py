@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Foreign text cannot command a terminal nor forge a line, wherever it comes from and wherever it is shown.
+"""Foreign text cannot command a terminal nor forge a line, wherever it comes from and wherever it
+is shown.
 
-Every text of every document is replaced in turn: in the documents that commands read, and, since readers refuse most of that, in
-what the views are given. Then each line that comes out is looked at. That this finds a view that forgets is tested, too.
+Every text of every document is replaced in turn: in the documents that commands read, and, since
+readers refuse most of that, in what the views are given. Then each line that comes out is looked
+at. That this finds a view that forgets is tested, too.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FORGED = "alpha: yes, as recorded"
-_CONTROLS = f"\x1b[31m\x9b2J\x00\x7f\t\u202e\u2066\u200f\u2028\u2029\x85\x0b\x0c\r\n{_FORGED}\n  {_FORGED}\n\ud800\ufffe\U000e0001"
+_CONTROLS = (
+    f"\x1b[31m\x9b2J\x00\x7f\t\u202e\u2066\u200f\u2028\u2029\x85\x0b\x0c\r\n{_FORGED}\n "
+    f" {_FORGED}\n\ud800\ufffe\U000e0001"
+)
 _LONG = "x" * 100_000
 _LONG_CONTROLS = "\x1b" * 100_000
 _HOSTILE = {"controls": _CONTROLS, "long": _LONG, "long-controls": _LONG_CONTROLS}
@@ -73,12 +78,13 @@ def _look(text: str, line: int = _LINE) -> None:
         assert len(each) <= line
 
 
-# -- replacing texts -----------------------------------------------------------------------------------------------------------
+# -- replacing texts -----------------------------------------------------------------------------
 
 
 def _taints(value: Any, evil: str, place: str = "") -> Iterator[tuple[str, Any]]:
-    """A value with one of the texts in it replaced, and where. Of a list's items, which are alike, the first is taken; of a dict's,
-    the first of each kind."""
+    """A value with one of the texts in it replaced, and where. Of a list's items, which are alike,
+    the first is taken; of a dict's, the first of each kind.
+    """
     if isinstance(value, str):
         yield place, evil
     elif isinstance(value, bytes):
@@ -106,17 +112,27 @@ def _taints_of_dict(value: dict[str, Any], evil: str, place: str) -> Iterator[tu
 
 
 def _taints_of_xml(document: str, evil: str) -> Iterator[tuple[str, str]]:
-    """The same of a document in XML, which holds most of it; every attribute and every text is replaced."""
-    quoted = quoteattr("".join(c for c in evil if c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe"))
+    """The same of a document in XML, which holds most of it; every attribute and every text is
+    replaced.
+    """
+    quoted = quoteattr(
+        "".join(c for c in evil if c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe")
+    )
     # As character references, or a parser makes spaces of them.
     quoted = "'" + quoted[1:-1].replace("'", "&apos;") + "'"
     for found in re.finditer(r"(?<==)'[^']*'", document):
-        yield f"{found.start()}: {found[0][:30]}", document[: found.start()] + quoted + document[found.end() :]
+        yield (
+            f"{found.start()}: {found[0][:30]}",
+            document[: found.start()] + quoted + document[found.end() :],
+        )
     for found in re.finditer(r"(?<=>)[^<>]*[^<>\s][^<>]*(?=<)", document):
-        yield f"{found.start()}: {found[0][:30]}", document[: found.start()] + quoted[1:-1] + document[found.end() :]
+        yield (
+            f"{found.start()}: {found[0][:30]}",
+            document[: found.start()] + quoted[1:-1] + document[found.end() :],
+        )
 
 
-# -- views of objects ----------------------------------------------------------------------------------------------------------
+# -- views of objects ----------------------------------------------------------------------------
 
 
 class _View(NamedTuple):
@@ -125,7 +141,8 @@ class _View(NamedTuple):
     Attributes:
         of: what it is shown of, as it should be.
         text: what is printed.
-        says: what has to be in it, whatever texts are replaced: what stands behind foreign text is not lost.
+        says: what has to be in it, whatever texts are replaced: what stands behind foreign text is
+            not lost.
     """
 
     of: Callable[[], Any]
@@ -152,7 +169,9 @@ def _finding() -> Finding:
 
 
 def _host() -> HostProfile:
-    return host("trixie-neoverse-n1").replace(problems=(Problem("KVM", "no /dev/kvm", "load it"),), overrides=("arm64.nosve",))
+    return host("trixie-neoverse-n1").replace(
+        problems=(Problem("KVM", "no /dev/kvm", "load it"),), overrides=("arm64.nosve",)
+    )
 
 
 def _three(here: HostProfile) -> list[HostProfile]:
@@ -171,40 +190,76 @@ def _error(error: tuple[str, str]) -> str:
 
 _VIEWS = {
     "finding": _View(_finding, lambda finding: f"  {line(finding)}\n", "; remedy: "),
-    "a part of a finding": _View(_finding, lambda finding: "".join(f"{text}\n" for text in texts(finding).values())),
+    "a part of a finding": _View(
+        _finding, lambda finding: "".join(f"{text}\n" for text in texts(finding).values())
+    ),
     "obstacle": _View(
-        lambda: Obstacle("a", "b", _finding()), lambda obstacle: f"  {obstacle}\n  {obstacle.in_short()}\n", "; remedy: "
+        lambda: Obstacle("a", "b", _finding()),
+        lambda obstacle: f"  {obstacle}\n  {obstacle.in_short()}\n",
+        "; remedy: ",
     ),
     "error": _View(lambda: ("message", "hint"), _error, " (hint: "),
     "lines": _View(lambda: ["one", "two"], lines),
-    "compare": _View(_host, lambda here: compareview.as_text(compare(_three(here), Policy())), "3 hosts of "),
-    "compare --dot": _View(_host, lambda here: compareview.as_dot(compare(_three(here), Policy())), "digraph kvmarm {\n"),
-    "baseline of one": _View(_host, lambda here: baseline.as_text(baseline.baseline([here]), explain=True)),
-    "baseline": _View(_host, lambda here: baseline.as_text(baseline.baseline(_three(here)), explain=False), "pool: no baseline"),
-    "baseline --explain": _View(_host, lambda here: baseline.as_text(baseline.baseline(_three(here)), explain=True), "no baseline"),
+    "compare": _View(
+        _host, lambda here: compareview.as_text(compare(_three(here), Policy())), "3 hosts of "
+    ),
+    "compare --dot": _View(
+        _host,
+        lambda here: compareview.as_dot(compare(_three(here), Policy())),
+        "digraph kvmarm {\n",
+    ),
+    "baseline of one": _View(
+        _host, lambda here: baseline.as_text(baseline.baseline([here]), explain=True)
+    ),
+    "baseline": _View(
+        _host,
+        lambda here: baseline.as_text(baseline.baseline(_three(here)), explain=False),
+        "pool: no baseline",
+    ),
+    "baseline --explain": _View(
+        _host,
+        lambda here: baseline.as_text(baseline.baseline(_three(here)), explain=True),
+        "no baseline",
+    ),
     "baseline --name": _View(
-        lambda: "pool", lambda name: baseline.as_text(baseline.baseline([_host()], name), explain=True), ": 1 host, "
+        lambda: "pool",
+        lambda name: baseline.as_text(baseline.baseline([_host()], name), explain=True),
+        ": 1 host, ",
     ),
     "check": _View(
         _record,
-        lambda found: _printed("guest", ["a", "b"], [*check(found.target, host("trixie-max")), _finding()]),
+        lambda found: _printed(
+            "guest", ["a", "b"], [*check(found.target, host("trixie-max")), _finding()]
+        ),
         "guest on b: no\n",
     ),
     "check --host": _View(
-        _host, lambda here: _printed("guest", [here.name], [*check(_record().target, here), _finding()]), ": no\n"
+        _host,
+        lambda here: _printed("guest", [here.name], [*check(_record().target, here), _finding()]),
+        ": no\n",
     ),
-    "check's title": _View(lambda: "guest", lambda title: _printed(title, ["a"], [_finding()]), " on a: no\n"),
+    "check's title": _View(
+        lambda: "guest", lambda title: _printed(title, ["a"], [_finding()]), " on a: no\n"
+    ),
     "check of a pool": _View(
-        _host, lambda here: _printed("pool x", [here.name], [*pool.check_member(_pool(), here), _finding()]), ": no\n"
+        _host,
+        lambda here: _printed(
+            "pool x", [here.name], [*pool.check_member(_pool(), here), _finding()]
+        ),
+        ": no\n",
     ),
     "check of a hostile pool": _View(
         _pool,
-        lambda made: _printed(f"pool {made.name}", ["a"], [*pool.check_member(made, host("sid-max")), _finding()]),
+        lambda made: _printed(
+            f"pool {made.name}", ["a"], [*pool.check_member(made, host("sid-max")), _finding()]
+        ),
         " on a: no\n",
     ),
     "show": _View(_record, lambda found: show.as_text("guest", found, every_register=False)),
     "show -v": _View(_record, lambda found: show.as_text("guest", found, every_register=True)),
-    "show's title": _View(lambda: "guest", lambda title: show.as_text(title, _record(), every_register=False)),
+    "show's title": _View(
+        lambda: "guest", lambda title: show.as_text(title, _record(), every_register=False)
+    ),
 }
 
 
@@ -250,7 +305,13 @@ def test_no_view_shows_foreign_text_raw(name: str, evil: str) -> None:
             ".qemu.machines[]",
         }
     if _VIEWS[name].of is _record:
-        assert places >= {".origin.host", ".intent.kept[]", ".target.machine", ".target.model", ".target.pinning.cpus"}
+        assert places >= {
+            ".origin.host",
+            ".intent.kept[]",
+            ".target.machine",
+            ".target.model",
+            ".target.pinning.cpus",
+        }
 
 
 @pytest.mark.parametrize("name", _VIEWS)
@@ -278,14 +339,18 @@ def test_a_view_that_forgets_is_found(name: str, monkeypatch: pytest.MonkeyPatch
         ("fleet.baseline", "baseline --name"),
     ],
 )
-def test_one_module_that_forgets_is_found(module: str, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Controls and line breaks, or, where the line is looked at once more, a name so long that the answer behind it is lost."""
+def test_one_module_that_forgets_is_found(
+    module: str, view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controls and line breaks, or, where the line is looked at once more, a name so long that the
+    answer behind it is lost.
+    """
     monkeypatch.setattr(_modules()[module], "shown", lambda text, _limit=0: text)
     with pytest.raises(AssertionError):
         _look_at_all(view)
 
 
-# -- errors and findings -------------------------------------------------------------------------------------------------------
+# -- errors and findings -------------------------------------------------------------------------
 
 
 def _modules() -> dict[str, Any]:
@@ -303,7 +368,9 @@ def _subclasses(of: type) -> list[type]:
 
 def test_every_error_is_made_like_the_one() -> None:
     _modules()
-    errors = [cls for cls in _subclasses(KvmarmError) if cls.__module__.startswith("kvmarm_plugin.")]
+    errors = [
+        cls for cls in _subclasses(KvmarmError) if cls.__module__.startswith("kvmarm_plugin.")
+    ]
     assert len(errors) > 8
     for cls in errors:
         assert "__str__" not in vars(cls), cls
@@ -320,10 +387,13 @@ def test_an_error_within_an_error_is_still_one_line(evil: str) -> None:
 
 
 def test_an_error_keeps_its_words() -> None:
-    assert str(KvmarmError(" no such\n  domain ", "see:\tvirsh list")) == "no such domain (hint: see: virsh list)"
+    assert (
+        str(KvmarmError(" no such\n  domain ", "see:\tvirsh list"))
+        == "no such domain (hint: see: virsh list)"
+    )
 
 
-# -- the graph and its picture -------------------------------------------------------------------------------------------------
+# -- the graph and its picture -------------------------------------------------------------------
 
 
 _TRICKS = [
@@ -352,7 +422,11 @@ _TRICKS = [
 def test_nothing_in_a_name_is_graphviz_language(tmp_path: Path) -> None:
     for number, trick in enumerate([*_TRICKS, "".join(_TRICKS), f"{_CONTROLS}\\"]):
         here = host("trixie-neoverse-n1")
-        tricky = here.replace(name=trick, clusters=tuple(c.replace(part=trick) for c in here.clusters), overrides=(trick,))
+        tricky = here.replace(
+            name=trick,
+            clusters=tuple(c.replace(part=trick) for c in here.clusters),
+            overrides=(trick,),
+        )
         dot = compareview.as_dot(compare([tricky, host("trixie-cortex-a72")], Policy()))
         assert all(line.isprintable() for line in dot.splitlines())
         plain = compareview.as_dot(compare([here, host("trixie-cortex-a72")], Policy()))
@@ -362,14 +436,24 @@ def test_nothing_in_a_name_is_graphviz_language(tmp_path: Path) -> None:
         picture = tmp_path / f"{number}.svg"
         picture.write_bytes(graphviz.svg(dot))
         root = ElementTree.parse(picture)
-        texts = [(text.text or "").replace("\N{NO-BREAK SPACE}", " ") for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        texts = [
+            (text.text or "").replace("\N{NO-BREAK SPACE}", " ")
+            for text in root.iter("{http://www.w3.org/2000/svg}text")
+        ]
         assert all(text.isprintable() for text in texts)
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in trick)
         assert any(text.endswith(f": {shown}") for text in texts), texts
-        assert {element.tag.partition("}")[2] for element in root.iter()} <= {"svg", "g", "title", "text", "path", "polygon"}
+        assert {element.tag.partition("}")[2] for element in root.iter()} <= {
+            "svg",
+            "g",
+            "title",
+            "text",
+            "path",
+            "polygon",
+        }
 
 
-# -- documents through the commands --------------------------------------------------------------------------------------------
+# -- documents through the commands --------------------------------------------------------------
 
 
 class _Run(NamedTuple):
@@ -379,8 +463,12 @@ class _Run(NamedTuple):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., _Run]:
-    """`kvmarm` in this process and in a directory of its own, its output looked at; what is data is not."""
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Callable[..., _Run]:
+    """`kvmarm` in this process and in a directory of its own, its output looked at; what is data is
+    not.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(tmp_path / "no-policy.yaml"))
     monkeypatch.setattr(pool, "DEFAULT_PATH", str(tmp_path / "no-pool.yaml"))
@@ -419,7 +507,10 @@ def _resolved(name: str) -> str:
 
 def test_profiles(run: Callable[..., _Run]) -> None:
     document = json.loads(profile_json.dumps(_host()))
-    other, guest = str(HOSTS["sid-neoverse-n1"]), _write("guest.xml", _resolved("trixie-neoverse-n1"))
+    other, guest = (
+        str(HOSTS["sid-neoverse-n1"]),
+        _write("guest.xml", _resolved("trixie-neoverse-n1")),
+    )
     plain, members = _write("plain", GUEST.decode()), _write("pool", pool.dumps(_pool()))
     for evil in _EVIL:
         for place, tainted in _taints(document, evil):
@@ -429,7 +520,9 @@ def test_profiles(run: Callable[..., _Run]) -> None:
             assert run("baseline", "--explain", name, other).status in (1, 3), place
             run("check", guest, "--host", name)
             run("check", members, "--host", name)
-            if not place.endswith(("{}", "{}+")):  # of registers, whose names are the record's matter
+            if not place.endswith(
+                ("{}", "{}+")
+            ):  # of registers, whose names are the record's matter
                 run("resolve", plain, "--host", name, data=True)
 
 
@@ -440,9 +533,20 @@ def test_records(run: Callable[..., _Run]) -> None:
             name = _write("guest.xml", tainted)
             for form in (["-v"], ["--json"]):
                 assert run("show", name, *form).status in (0, 1)
-            assert run("check", name, "--host", str(HOSTS["sid-cortex-a72"])).status in (1, 3), "on another CPU"
+            assert run("check", name, "--host", str(HOSTS["sid-cortex-a72"])).status in (
+                1,
+                3,
+            ), "on another CPU"
             run("resolve", name, "--restore-intent", data=True)
-            run("resolve", name, "--host", str(HOSTS["trixie-max"]), "--refresh", "--print-diff", line=1 << 30)
+            run(
+                "resolve",
+                name,
+                "--host",
+                str(HOSTS["trixie-max"]),
+                "--refresh",
+                "--print-diff",
+                line=1 << 30,
+            )
 
 
 def test_pools(run: Callable[..., _Run]) -> None:
@@ -454,7 +558,11 @@ def test_pools(run: Callable[..., _Run]) -> None:
         for _, tainted in _taints(document, evil):
             # JSON is YAML; the first line tells commands what it is.
             name = _write(
-                "pool", "".join(f"{json.dumps(key) if key == evil else key}: {json.dumps(item)}\n" for key, item in tainted.items())
+                "pool",
+                "".join(
+                    f"{json.dumps(key) if key == evil else key}: {json.dumps(item)}\n"
+                    for key, item in tainted.items()
+                ),
             )
             run("check", name, "--host", str(HOSTS["trixie-max"]), data=False)
             run("resolve", plain, "--pool", name, "--host", str(HOSTS["trixie-max"]), data=True)
@@ -464,9 +572,22 @@ def test_policies(run: Callable[..., _Run]) -> None:
     hosts = (str(HOSTS["trixie-max"]), str(HOSTS["sid-max"]))
     document = {"prefer": "named", "pmu": "auto", "on-migrate": "warn", "cluster": "biggest"}
     for evil in _EVIL:
-        for _, tainted in [*_taints(document, evil), ("", evil), ("", [evil]), ("", {evil: {evil: evil}}), ("", {"pmu": [evil]})]:
+        for _, tainted in [
+            *_taints(document, evil),
+            ("", evil),
+            ("", [evil]),
+            ("", {evil: {evil: evil}}),
+            ("", {"pmu": [evil]}),
+        ]:
             assert run("compare", *hosts, "--policy", _write("policy", tainted)).status == 1
-    for text in (f"pmu: {_LONG}", f"? {_LONG}\n: 1", "pmu: \x1b[31m", "\x9b: x", f"pmu: !<{_LONG}> x", f"pmu: *{_LONG}"):
+    for text in (
+        f"pmu: {_LONG}",
+        f"? {_LONG}\n: 1",
+        "pmu: \x1b[31m",
+        "\x9b: x",
+        f"pmu: !<{_LONG}> x",
+        f"pmu: *{_LONG}",
+    ):
         assert run("compare", *hosts, "--policy", _write("policy", text)).status == 1
 
 
@@ -515,7 +636,9 @@ def test_arguments(run: Callable[..., _Run]) -> None:
 
 
 @pytest.mark.parametrize("uri", ["test+ssh:///default?keyfile=%2Ftmp", "%(default)s", "100%"])
-def test_a_percent_sign_in_the_default_uri(uri: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_percent_sign_in_the_default_uri(
+    uri: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", uri)
     monkeypatch.setenv("COLUMNS", "200")
     assert uri in run("show", "--help").out
@@ -530,11 +653,18 @@ def test_names_decide_nothing(evil: str, run: Callable[..., _Run]) -> None:
     taken = [here.replace(name=name) for here, name in zip(hosts, names)]
     verdicts = {here.name: check(_record("sid-max").target, here) for here in taken}
     assert [bool(findings) for findings in verdicts.values()] == [True, False]
-    honest, forged = [_write(f"honest-{n}", profile_json.dumps(here)) for n, here in enumerate(hosts)], []
+    honest, forged = (
+        [_write(f"honest-{n}", profile_json.dumps(here)) for n, here in enumerate(hosts)],
+        [],
+    )
     for number, here in enumerate(taken):
         forged.append(_write(f"forged-{number}", profile_json.dumps(here)))
     for command in (("check", guest, "--host"), ("compare",), ("baseline",)):
-        options = [option for name in forged for option in ("--host", name)] if command[0] == "check" else forged
+        options = (
+            [option for name in forged for option in ("--host", name)]
+            if command[0] == "check"
+            else forged
+        )
         arguments = [*command[:2], *options] if command[0] == "check" else [*command, *options]
         status = run(*arguments).status
         assert status in (1, 3)
@@ -544,7 +674,7 @@ def test_names_decide_nothing(evil: str, run: Callable[..., _Run]) -> None:
     assert run("compare", *honest).status == 3
 
 
-# -- what other programs say ---------------------------------------------------------------------------------------------------
+# -- what other programs say ---------------------------------------------------------------------
 
 
 @_hostile
@@ -592,7 +722,11 @@ def test_libvirt(evil: str, run: Callable[..., _Run], monkeypatch: pytest.Monkey
 
 def test_the_emulator(tmp_path: Path) -> None:
     path = tmp_path / "qemu"
-    for says in (b"printf '\\033[31m\\302\\233\\342\\200\\256 x\\n'", b"head -c 10000 /dev/zero", b"echo {"):
+    for says in (
+        b"printf '\\033[31m\\302\\233\\342\\200\\256 x\\n'",
+        b"head -c 10000 /dev/zero",
+        b"echo {",
+    ):
         for where in (b">&2", b""):
             path.write_bytes(b"#!/bin/sh\n" + says + b" " + where + b"\nexit 1\n")
             path.chmod(0o755)
@@ -602,7 +736,9 @@ def test_the_emulator(tmp_path: Path) -> None:
     assert qemu.ask(write_emulator(path)).version == "10.0.2"
 
 
-def test_graphviz(run: Callable[..., _Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphviz(
+    run: Callable[..., _Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "dot").write_bytes(b"#!/bin/sh\nprintf '\\033[31m\\233\\377 x\\r\\n' >&2\nexit 1\n")
     (tmp_path / "dot").chmod(0o755)
@@ -610,7 +746,9 @@ def test_graphviz(run: Callable[..., _Run], tmp_path: Path, monkeypatch: pytest.
 
 
 @_hostile
-def test_what_probing_says(evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_probing_says(
+    evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure(qemu: str, step: Callable[[str], None]) -> HostProfile:
         step(f"{qemu}: {evil}")
         return _host().replace(problems=(Problem(evil, evil, evil), Problem("KVM", evil)))
@@ -618,21 +756,29 @@ def test_what_probing_says(evil: str, run: Callable[..., _Run], monkeypatch: pyt
     monkeypatch.setattr("kvmarm_plugin.host.probe.probe", measure)
     status, _, err = run("probe", "-v", "--qemu", evil, data=True)
     assert status == 0
-    assert [line[:14] for line in err.splitlines()] == ["kvmarm: probed", "kvmarm: not me", "kvmarm: not me"]
+    assert [line[:14] for line in err.splitlines()] == [
+        "kvmarm: probed",
+        "kvmarm: not me",
+        "kvmarm: not me",
+    ]
 
 
 @_hostile
-def test_what_the_hook_s_installer_says(evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hook_s_installer_says(
+    evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kvmarm_plugin.hook.install.install", lambda: [evil, evil])
     assert run("hook", "install").out.count("\n") == 2
 
 
-# -- the writers -----------------------------------------------------------------------------------------------------------------
+# -- the writers ---------------------------------------------------------------------------------
 
 
 def test_a_diff_shows_the_document_s_text(run: Callable[..., _Run]) -> None:
     odd = GUEST.replace(
-        b"  <name>guest", "  <!-- \u202e\x9b\u2028+forged\r -->\n\t<name>g\N{LATIN SMALL LETTER A WITH DIAERESIS}st".encode()
+        b"  <name>guest",
+        "  <!-- \u202e\x9b\u2028+forged\r -->\n"
+        "\t<name>g\N{LATIN SMALL LETTER A WITH DIAERESIS}st".encode(),
     )
     (Path("guest.xml")).write_bytes(odd)
     status, out, _ = run("resolve", "guest.xml", "--host", str(HOSTS["trixie-max"]), "--print-diff")
@@ -642,7 +788,10 @@ def test_a_diff_shows_the_document_s_text(run: Callable[..., _Run]) -> None:
     assert "\n         <name>g\N{LATIN SMALL LETTER A WITH DIAERESIS}st</name>\n" in out
     assert "\n-  <cpu mode='host-model'/>\n" in out
     # As data it stays as it is.
-    assert odd[: odd.index(b"  <memory")] in run("resolve", "guest.xml", "--host", str(HOSTS["trixie-max"]), data=True).out.encode()
+    assert (
+        odd[: odd.index(b"  <memory")]
+        in run("resolve", "guest.xml", "--host", str(HOSTS["trixie-max"]), data=True).out.encode()
+    )
 
 
 def test_what_is_printed_is_looked_at_once_more(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -684,6 +833,9 @@ def test_only_few_write() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             stream = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-            if name in ("print", "pprint", "os.write", "posix.write") or stream in ("sys.stdout", "sys.stderr"):
+            if name in ("print", "pprint", "os.write", "posix.write") or stream in (
+                "sys.stdout",
+                "sys.stderr",
+            ):
                 found.setdefault(path.stem, set()).add(name or stream)
     assert set(found) == _WRITERS, found

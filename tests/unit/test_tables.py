@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The data tables are well-formed and agree with each other, and with what is quoted from Arm's manuals here."""
+"""The data tables are well-formed and agree with each other, and with what is quoted from Arm's
+manuals here.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class _Field(NamedTuple):
 
 
 def _rows(name: str, header: str) -> list[list[str]]:
-    """The rows of a table; its first line must be the SPDX line and its first line that is no comment the header."""
+    """The rows of a table; its first line must be the SPDX line and its first line that is no
+    comment the header.
+    """
     lines = (_PACKAGE / "registers" / name).read_text(encoding="ascii").splitlines()
     assert lines[0] == _SPDX
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
@@ -92,13 +96,19 @@ def _rows(name: str, header: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def registers() -> list[_Register]:
-    return [_Register(int(row[0], 16), row[1], row[2]) for row in _rows("registers.tsv", "kvm_id name description")]
+    return [
+        _Register(int(row[0], 16), row[1], row[2])
+        for row in _rows("registers.tsv", "kvm_id name description")
+    ]
 
 
 @pytest.fixture(scope="module")
 def fields() -> list[_Field]:
     header = "reg kvm_reg_id field msb lsb sign policy safe_val strict visible meaning"
-    return [_Field(row[0], int(row[1], 16), row[2], int(row[3]), int(row[4]), *row[5:]) for row in _rows("fields.tsv", header)]
+    return [
+        _Field(row[0], int(row[1], 16), row[2], int(row[3]), int(row[4]), *row[5:])
+        for row in _rows("fields.tsv", header)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +133,11 @@ def test_registers_are_sorted_and_described(registers: list[_Register]) -> None:
 @pytest.mark.parametrize("name", _ENCODINGS)
 def test_sysreg_encoding(registers: list[_Register], name: str) -> None:
     op0, op1, crn, crm, op2 = _ENCODINGS[name]
-    # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG, then the encoding as in an MRS instruction.
-    expected = 0x6 << 60 | 3 << 52 | 0x13 << 16 | int(f"{op0:02b}{op1:03b}{crn:04b}{crm:04b}{op2:03b}", 2)
+    # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG, then the encoding as in an MRS
+    # instruction.
+    expected = (
+        0x6 << 60 | 3 << 52 | 0x13 << 16 | int(f"{op0:02b}{op1:03b}{crn:04b}{crm:04b}{op2:03b}", 2)
+    )
     assert {register.name: register.kvm_id for register in registers}[name] == expected
 
 
@@ -156,7 +169,9 @@ def test_other_ids(registers: list[_Register], name: str, kvm_id: int) -> None:
     assert {register.name: register.kvm_id for register in registers}[name] == kvm_id
 
 
-def test_field_registers_are_in_the_register_table(registers: list[_Register], fields: list[_Field]) -> None:
+def test_field_registers_are_in_the_register_table(
+    registers: list[_Register], fields: list[_Field]
+) -> None:
     known = {register.name: register.kvm_id for register in registers}
     assert [field for field in fields if known.get(field.register) != field.kvm_id] == []
 
@@ -201,7 +216,14 @@ def test_field_columns(fields: list[_Field]) -> None:
     ],
 )
 def test_known_fields(
-    fields: list[_Field], register: str, name: str, msb: int, lsb: int, sign: str, policy: str, safe_value: str
+    fields: list[_Field],
+    register: str,
+    name: str,
+    msb: int,
+    lsb: int,
+    sign: str,
+    policy: str,
+    safe_value: str,
 ) -> None:
     (field,) = (field for field in fields if (field.register, field.name) == (register, name))
     assert field[3:8] == (msb, lsb, sign, policy, safe_value)
@@ -255,7 +277,9 @@ def test_no_part_is_given_twice() -> None:
         (0xC0, 0xAC3, "Ampere", "Ampere-1"),
     ],
 )
-def test_known_parts(implementers: dict[int, dict[str, object]], implementer: int, part: int, vendor: str, name: str) -> None:
+def test_known_parts(
+    implementers: dict[int, dict[str, object]], implementer: int, part: int, vendor: str, name: str
+) -> None:
     entry = implementers[implementer]
     parts = entry["parts"]
     assert isinstance(parts, dict)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How the truth table counts, with played guests and migrations: who answers first does not change what really happens."""
+"""How the truth table counts, with played guests and migrations: who answers first does not change
+what really happens.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +53,21 @@ class _Played:
     ],
 )
 def test_what_really_happens_is_counted_once(
-    hook: str, check: str, answers: list[Result], really: str, agrees: bool, monkeypatch: pytest.MonkeyPatch
+    hook: str,
+    check: str,
+    answers: list[Result],
+    really: str,
+    agrees: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     played: Any = _Played(*answers)
     monkeypatch.setattr(truth_table, "migrate", played.migrate)
     monkeypatch.setattr(truth_table, "_check", lambda *_: (check, ""))
     monkeypatch.setattr(truth_table, "_ask_hook", lambda *_: (hook, "said"))
     monkeypatch.setattr(truth_table, "_still_running", lambda *_: "yes")
-    monkeypatch.setattr(truth_table, "_really", lambda result, *_: (REFUSES if result.rc else WORKS, ""))
+    monkeypatch.setattr(
+        truth_table, "_really", lambda result, *_: (REFUSES if result.rc else WORKS, "")
+    )
     row = Row("case", "alpha", "beta", "guest")
     truth_table._move(row, played, played, played)
     assert (row.really, row.agrees) == (really, agrees)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvm/uapi.py against the kernel's own headers: <linux/kvm.h> and arm64's <asm/kvm.h>, read and evaluated here without a compiler.
+"""kvm/uapi.py against the kernel's own headers: <linux/kvm.h> and arm64's <asm/kvm.h>, read and
+evaluated here without a compiler.
 
-Debian ships both in linux-libc-dev-arm64-cross; on an arm64 host linux-libc-dev has them. What an installed header is
-too old to know is skipped by name.
+Debian ships both in linux-libc-dev-arm64-cross; on an arm64 host linux-libc-dev has them. What an
+installed header is too old to know is skipped by name.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import re
 import struct
 from functools import cache
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
 from kvmarm_plugin.kvm import uapi
 from kvmarm_plugin.model.vcpu import FALLBACK_TARGETS, TARGETS, VCPU_FEATURES
 
-# Where the headers for arm64 may be: Debian's cross package, linux-libc-dev for all architectures (from trixie on), an arm64 host.
+# Where the headers for arm64 may be: Debian's cross package, linux-libc-dev for all architectures
+# (from trixie on), an arm64 host.
 _PLACES = (
     Path("/usr/aarch64-linux-gnu/include"),
     Path("/usr/lib/linux/uapi/arm64"),
@@ -41,16 +42,21 @@ _STRUCTS = {
 }
 
 
-# -- the headers ---------------------------------------------------------------------------------------------------------------
+# -- the headers ---------------------------------------------------------------------------------
 
 
 @cache
 def _headers() -> str:
-    """<asm/kvm.h> of arm64, <linux/kvm.h> and what they include of <linux/psci.h>, without comments."""
+    """<asm/kvm.h> of arm64, <linux/kvm.h> and what they include of <linux/psci.h>, without
+    comments.
+    """
     for place in _PLACES:
         if (place / "asm/kvm.h").is_file():
             generic = place if (place / "linux/kvm.h").is_file() else _GENERIC
-            texts = [(root / name).read_text() for root, name in ((place, "asm/kvm.h"), (generic, "linux/kvm.h"))]
+            texts = [
+                (root / name).read_text()
+                for root, name in ((place, "asm/kvm.h"), (generic, "linux/kvm.h"))
+            ]
             joined = re.sub(r"/\*.*?\*/", "", "\n".join(texts), flags=re.DOTALL)
             return re.sub(r"\\\n", " ", joined)
     pytest.skip("no <asm/kvm.h> of arm64: install linux-libc-dev-arm64-cross (Debian)")
@@ -59,12 +65,20 @@ def _headers() -> str:
 @cache
 def _macros() -> dict[str, tuple[list[str], str]]:
     """Macro → parameters and body."""
-    found = re.findall(r"^[ \t]*#[ \t]*define[ \t]+(\w+)(\([^)]*\))?[ \t]+(.+?)[ \t]*$", _headers(), re.MULTILINE)
-    macros = {name: ([word.strip() for word in parameters.strip("()").split(",")], body) for name, parameters, body in found}
-    # An enum of which each member has a macro of its own name: kvm_device_type. The value is counted.
+    found = re.findall(
+        r"^[ \t]*#[ \t]*define[ \t]+(\w+)(\([^)]*\))?[ \t]+(.+?)[ \t]*$", _headers(), re.MULTILINE
+    )
+    macros = {
+        name: ([word.strip() for word in parameters.strip("()").split(",")], body)
+        for name, parameters, body in found
+    }
+    # An enum of which each member has a macro of its own name: kvm_device_type. The value is
+    # counted.
     enum = re.search(r"enum kvm_device_type \{(.*?)\}", _headers(), re.DOTALL)
     value = 0
-    for member, number in re.findall(r"^\s*(\w+)(?:\s*=\s*(\d+))?,", enum.group(1), re.MULTILINE) if enum else ():
+    for member, number in (
+        re.findall(r"^\s*(\w+)(?:\s*=\s*(\d+))?,", enum.group(1), re.MULTILINE) if enum else ()
+    ):
         value = int(number or value)
         macros[member] = ([""], str(value))
         value += 1
@@ -79,14 +93,19 @@ def _value(name: str) -> int:
 
 
 def _evaluate(text: str) -> int:
-    ioctl = re.fullmatch(r"(_IO[RW]*)\(\s*KVMIO\s*,\s*(\w+)\s*(?:,\s*(?:struct\s+)?(\w+)\s*)?\)", text)
+    ioctl = re.fullmatch(
+        r"(_IO[RW]*)\(\s*KVMIO\s*,\s*(\w+)\s*(?:,\s*(?:struct\s+)?(\w+)\s*)?\)", text
+    )
     if ioctl:
-        # <asm-generic/ioctl.h>: bits 31:30 direction (write 1, read 2), 29:16 size, 15:8 type, 7:0 number.
+        # <asm-generic/ioctl.h>: bits 31:30 direction (write 1, read 2), 29:16 size, 15:8 type, 7:0
+        # number.
         direction = {"_IO": 0, "_IOW": 1, "_IOR": 2, "_IOWR": 3}[ioctl[1]]
         size = _size_of(ioctl[3]) if ioctl[3] else 0
         return direction << 30 | size << 16 | _value("KVMIO") << 8 | int(ioctl[2], 0)
     expression = re.sub(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]*\b", r"\1", text)
-    return int(eval(expression, {"__builtins__": {}}, _Names()))  # the text is the system's own header
+    return int(
+        eval(expression, {"__builtins__": {}}, _Names())
+    )  # the text is the system's own header
 
 
 class _Names(dict[str, object]):
@@ -96,7 +115,10 @@ class _Names(dict[str, object]):
         parameters, body = _macros()[name]
         if not parameters[0]:
             return _evaluate(body)
-        function: Callable[..., int] = lambda *values: _evaluate(_substitute(parameters, body, values))  # noqa: E731
+
+        def function(*values: int) -> int:
+            return _evaluate(_substitute(parameters, body, values))
+
         return function
 
 
@@ -123,7 +145,9 @@ def _body_of(name: str) -> str:
 
 
 def _layout(body: str) -> tuple[dict[str, tuple[int, int]], int]:
-    """Member → offset and size, and the size of the whole: each member at a multiple of its own alignment, as the ABI says."""
+    """Member → offset and size, and the size of the whole: each member at a multiple of its own
+    alignment, as the ABI says.
+    """
     members: dict[str, tuple[int, int]] = {}
     offset, widest = 0, 1
     for kind, name, count in re.findall(r"^\s*(\w+)\s+(\w+)(?:\[(\d+)\])?;", body, re.MULTILINE):
@@ -139,12 +163,16 @@ def _members(form: str, names: str) -> dict[str, tuple[int, int]]:
     """Member → offset and size, of a format of the module struct; its padding has no name."""
     items = re.findall(r"\d*[A-Za-z]", form)
     ends = [struct.calcsize("".join(items[: index + 1])) for index in range(len(items))]
-    places = [(end - struct.calcsize(item), struct.calcsize(item)) for item, end in zip(items, ends) if item[-1] != "x"]
+    places = [
+        (end - struct.calcsize(item), struct.calcsize(item))
+        for item, end in zip(items, ends)
+        if item[-1] != "x"
+    ]
     assert len(places) == len(names.split())
     return dict(zip(names.split(), places))
 
 
-# -- the tests -----------------------------------------------------------------------------------------------------------------
+# -- the tests -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(uapi.IOCTLS))
@@ -186,7 +214,11 @@ def test_struct_layout(name: str) -> None:
 
 
 def test_register_list_layout() -> None:
-    body = re.sub(r"__DECLARE_FLEX_ARRAY\(__u64, reg\)|__u64 reg\[0?\]", "__u64 reg[3]", _body_of("kvm_reg_list"))
+    body = re.sub(
+        r"__DECLARE_FLEX_ARRAY\(__u64, reg\)|__u64 reg\[0?\]",
+        "__u64 reg[3]",
+        _body_of("kvm_reg_list"),
+    )
     members, size = _layout(body)
     form = f"{uapi.REG_LIST}3Q"
     assert (_members(form, "n reg"), struct.calcsize(form)) == (members, size)
@@ -219,10 +251,20 @@ def test_the_largest_register() -> None:
 
 
 def test_system_register_ids() -> None:
-    shifts = {name: _value(f"KVM_REG_ARM64_SYSREG_{name}_SHIFT") for name in ("OP0", "OP1", "CRN", "CRM", "OP2")}
+    shifts = {
+        name: _value(f"KVM_REG_ARM64_SYSREG_{name}_SHIFT")
+        for name in ("OP0", "OP1", "CRN", "CRM", "OP2")
+    }
     group = _value("KVM_REG_ARM64") | _value("KVM_REG_ARM64_SYSREG") | _value("KVM_REG_SIZE_U64")
     # One bit at a time, the highest of each field: a field too narrow or misplaced shows.
-    for values in ((2, 0, 0, 0, 0), (0, 4, 0, 0, 0), (0, 0, 8, 0, 0), (0, 0, 0, 8, 0), (0, 0, 0, 0, 4), (3, 7, 15, 15, 7)):
+    for values in (
+        (2, 0, 0, 0, 0),
+        (0, 4, 0, 0, 0),
+        (0, 0, 8, 0, 0),
+        (0, 0, 0, 8, 0),
+        (0, 0, 0, 0, 4),
+        (3, 7, 15, 15, 7),
+    ):
         expected = group
         for value, shift in zip(values, shifts.values()):
             expected |= value << shift
@@ -230,14 +272,18 @@ def test_system_register_ids() -> None:
 
 
 def test_core_register_ids() -> None:
-    """KVM_REG_ARM_CORE_REG counts 32-bit words; user_pt_regs is regs[31], sp, pc, pstate (<asm/ptrace.h>)."""
+    """KVM_REG_ARM_CORE_REG counts 32-bit words; user_pt_regs is regs[31], sp, pc, pstate
+    (<asm/ptrace.h>).
+    """
     group = _value("KVM_REG_ARM64") | _value("KVM_REG_SIZE_U64") | _value("KVM_REG_ARM_CORE")
     assert group == uapi.REG_ARM64_CORE_X0
     assert group | (31 + 1) * 8 // 4 == uapi.REG_ARM64_CORE_PC
 
 
 def test_masks_cover_the_id_space_in_the_kernels_order() -> None:
-    """KVM_ARM_FEATURE_ID_RANGE_IDX of <asm/kvm.h> (6.7), where that is installed, else as the kernel's documents have it."""
+    """KVM_ARM_FEATURE_ID_RANGE_IDX of <asm/kvm.h> (6.7), where that is installed, else as the
+    kernel's documents have it.
+    """
     registers = uapi.feature_id_registers()
     assert len(registers) == len(set(registers)) == uapi.FEATURE_ID_MASKS
     for index, reg in enumerate(registers):
@@ -249,7 +295,9 @@ def test_masks_cover_the_id_space_in_the_kernels_order() -> None:
 
 
 def test_targets_of_32_bit_hosts() -> None:
-    """No header has them since Linux 5.7 took KVM on 32-bit ARM away; as arch/arm/include/uapi/asm/kvm.h of 5.6 had them."""
+    """No header has them since Linux 5.7 took KVM on 32-bit ARM away; as
+    arch/arm/include/uapi/asm/kvm.h of 5.6 had them.
+    """
     assert TARGETS["arm"] == {"CORTEX_A15": 0, "CORTEX_A7": 1}
     assert VCPU_FEATURES["arm"] == {"psci_0_2": 1}
 

@@ -29,7 +29,9 @@ def test_hexadecimal_reads_what_is_not_too_wide(number: int, bits: int) -> None:
             assert hexadecimal(text, bits) == number
 
 
-@pytest.mark.parametrize("text", ["", "-1", "+1", " 1", "1 ", "1\n", "1_0", "١", "²", "0b1", "1.0", "1e3", "0" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "+1", " 1", "1 ", "1\n", "1_0", "١", "²", "0b1", "1.0", "1e3", "0" * 5000]
+)
 def test_what_only_python_calls_a_number(text: str) -> None:
     with pytest.raises(ValueError, match="not a number"):
         decimal(text, 10**9)
@@ -38,7 +40,9 @@ def test_what_only_python_calls_a_number(text: str) -> None:
             hexadecimal(text.replace("0b1", "0xg"))
 
 
-@pytest.mark.parametrize("text", ["0x", "0X1", "x1", "0x-1", "0x 1", "0x1_0", "0x" + "0" * 17, "f" * 1_000_000])
+@pytest.mark.parametrize(
+    "text", ["0x", "0X1", "x1", "0x-1", "0x 1", "0x1_0", "0x" + "0" * 17, "f" * 1_000_000]
+)
 def test_what_is_no_hexadecimal_number(text: str) -> None:
     with pytest.raises(ValueError, match="not a hexadecimal number"):
         hexadecimal(text)

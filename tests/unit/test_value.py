@@ -31,7 +31,11 @@ def _point(**changes: Any) -> _Point:
 
 
 def test_fields_are_given_by_position_or_by_name() -> None:
-    for point in (_Point(1, 2, {"a": 1}), _Point(1, y=2, names={"a": 1}), _Point(names={"a": 1}, y=2, x=1, label=None)):
+    for point in (
+        _Point(1, 2, {"a": 1}),
+        _Point(1, y=2, names={"a": 1}),
+        _Point(names={"a": 1}, y=2, x=1, label=None),
+    ):
         assert (point.x, point.y, point.names, point.label) == (1, 2, {"a": 1}, None)
         assert point == _point()
 
@@ -76,9 +80,18 @@ def test_a_value_does_not_change() -> None:
 
 def test_a_value_shows_its_fields_in_order() -> None:
     assert repr(_Point(names={}, y=2, x=1)) == "_Point(x=1, y=2, names={}, label=None)"
-    assert list(_Point(names={}, y=2, x=1).as_dict().items()) == [("x", 1), ("y", 2), ("names", {}), ("label", None)]
+    assert list(_Point(names={}, y=2, x=1).as_dict().items()) == [
+        ("x", 1),
+        ("y", 2),
+        ("names", {}),
+        ("label", None),
+    ]
 
 
 def test_a_value_can_be_copied_and_sent() -> None:
-    for copied in (copy.copy(_point()), copy.deepcopy(_point()), pickle.loads(pickle.dumps(_point()))):
+    for copied in (
+        copy.copy(_point()),
+        copy.deepcopy(_point()),
+        pickle.loads(pickle.dumps(_point())),
+    ):
         assert copied == _point()

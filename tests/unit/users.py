@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Several users in a test: root plays them by giving its files away, and by processes that become one."""
+"""Several users in a test: root plays them by giving its files away, and by processes that become
+one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def give(path: str | Path) -> None:
 
 
 def start_as_alice(function: Callable[[], object]) -> int:
-    """Call it in a process of Alice's, which ends with status 0 if the function returns. Returns the process's number."""
+    """Call it in a process of Alice's, which ends with status 0 if the function returns. Returns
+    the process's number.
+    """
     process = os.fork()
     if process:
         return process
