@@ -23,7 +23,7 @@ from .registers.text import pack_ids, unpack_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .registers.rules import Kernel
+    from .registers.rules import KernelFacts
 
 
 class KernelOffer(Offer):
@@ -54,7 +54,7 @@ class KernelOffer(Offer):
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
         self._scratch: ScratchVcpu | None = None
-        self._kernel: Kernel | None = None
+        self._kernel: KernelFacts | None = None
         self._allowed = _keep_to(cpus) if cpus else None
         try:
             with system.create_vm() as vm:
@@ -106,16 +106,16 @@ class KernelOffer(Offer):
 
         return installed_version()
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> KernelFacts:
         if self._kernel is None:
-            from .registers.rules import Kernel, kernel_version
+            from .registers.rules import KernelFacts, kernel_version
 
             with self._system.create_vm() as vm:
                 masks = vm.writable_masks()
             writable = (
                 None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
             )
-            self._kernel = Kernel(kernel_version(os.uname().release), writable)
+            self._kernel = KernelFacts(kernel_version(os.uname().release), writable)
         return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:

@@ -42,7 +42,7 @@ def _register(arg):
     return reg, _MEMORY[register_size(reg)].from_address(place)
 
 
-class Kernel(Kernel):
+class SystemCalls(SystemCalls):
     open_errno, failures, slow = 0, {{}}, ""
 
     def open(self, path):

@@ -56,14 +56,14 @@ def _of_domain(
     kernel if there are none.
     """
     from ..judge.by_profile import check
-    from ..judge.contradictions import edited
+    from ..judge.contradictions import find_contradictions
 
     record, title, domain = read_record(document, name)
     if hosts:
         verdicts = {host.name: check(record.target, host) for host in read_profiles(hosts)}
     else:
         verdicts = {platform.node(): _rehearsed(domain, record.target)}
-    changes = edited(domain, record.target)
+    changes = find_contradictions(domain, record.target)
     return title, {host: changes + findings for host, findings in verdicts.items()}
 
 
@@ -87,7 +87,7 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[st
 
 def _rehearsed(domain: Element, target: Target) -> list[Finding]:
     from ..host.cpus import find_clusters
-    from ..judge.pinning import settle, with_cluster
+    from ..judge.pinning import reconcile_pins, with_cluster
     from ..kvm.device import System
     from ..rehearse import rehearse
 
@@ -96,7 +96,7 @@ def _rehearsed(domain: Element, target: Target) -> list[Finding]:
         if target.pinning is None:
             return rehearse(target, system, machines)
         clusters = find_clusters()
-        _, cpus, pins = settle(b"", domain, target.pinning, clusters, movable=False)
+        _, cpus, pins = reconcile_pins(b"", domain, target.pinning, clusters, movable=False)
         return with_cluster(
             pins + rehearse(target, system, machines, cpus), target.pinning, clusters
         )

@@ -171,21 +171,21 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
     if element is None:
         return "", xml
     target = record.read(element).target
-    from kvmarm_plugin.judge.contradictions import edited
+    from kvmarm_plugin.judge.contradictions import find_contradictions
     from kvmarm_plugin.judge.finding import HARMLESS
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import rehearse
 
-    findings = edited(domain, target)
+    findings = find_contradictions(domain, target)
     if target.pinning is None:
         with System() as system:
             findings += rehearse(target, system)
     else:
         from kvmarm_plugin.host.cpus import find_clusters
-        from kvmarm_plugin.judge.pinning import settle, with_cluster
+        from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
 
         clusters = find_clusters()
-        xml, cpus, misplaced = settle(
+        xml, cpus, misplaced = reconcile_pins(
             xml, domain, target.pinning, clusters, movable=operation != "prepare"
         )
         with System() as system:

@@ -23,8 +23,8 @@ from ..basics import cpulist
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..kvm import uapi
-from ..kvm.device import Kernel, KvmError, System
-from ..kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
+from ..kvm.device import KvmError, System, SystemCalls
+from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
 from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
 from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
@@ -70,7 +70,7 @@ class Host:
     def __init__(
         self,
         root: Path = Path("/"),
-        kvm: Kernel | None = None,
+        kvm: SystemCalls | None = None,
         architecture: str = "",
         kernel: str = "",
         name: str = "",
@@ -339,7 +339,7 @@ def _models_taken(
         for model, number in numbers.items()
         if qemu is not None
         and model in qemu.cpu_models
-        and (number == target or accepts(system, number, base))
+        and (number == target or makes_vcpu(system, number, base))
     }
 
 

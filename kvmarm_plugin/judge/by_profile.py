@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..domain.pins import find_cluster
 from ..model.profile import Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
-from ..registers.rules import Kernel, accepts, ignores, kernel_version
+from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
 from .finding import REFUSES, WRONG, Finding
 from .offer import Offer
 from .pinning import with_cluster
@@ -21,7 +21,9 @@ class ProfileOffer(Offer):
     def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
         super().__init__(profile.name, profile.kvm_architecture)
         self._profile = profile
-        self._kernel = Kernel(kernel_version(profile.kernel), cluster.writable if cluster else None)
+        self._kernel = KernelFacts(
+            kernel_version(profile.kernel), cluster.writable if cluster else None
+        )
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -52,7 +54,7 @@ class ProfileOffer(Offer):
     def qemu_version(self) -> tuple[int, int]:
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> KernelFacts:
         return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:

@@ -13,7 +13,7 @@ from ..model.target import Target
 from .finding import Finding
 
 
-def edited(domain: Element, target: Target) -> list[Finding]:
+def find_contradictions(domain: Element, target: Target) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
     recorded vCPU of it.
     """

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing_extensions import Self  # mypy knows it; nothing imports it
 
-    from ..registers.rules import Kernel
+    from ..registers.rules import KernelFacts
 
 
 class Offer:
@@ -73,7 +73,7 @@ class Offer:
         """
         raise NotImplementedError
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> KernelFacts:
         """For telling which field of a refused register is to blame. Only asked if it matters."""
         raise NotImplementedError
 

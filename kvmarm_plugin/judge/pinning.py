@@ -4,8 +4,8 @@
 `resolve` writes pins for a cluster, and the record says which it is and what numbers its CPUs have
 there. On another host the same cluster may have others. In migrate and restore libvirt takes a
 changed `<vcpu cpuset>` and `<cputune>` from the hook (qemuMigrationDstPrepareAny,
-qemuSaveImageOpen), and there `settle` moves the pins; elsewhere it can only say that they are
-wrong.
+qemuSaveImageOpen), and there `reconcile_pins` moves the pins; elsewhere it can only say that they
+are wrong.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def with_cluster(
     return [missing, *findings]
 
 
-def settle(
+def reconcile_pins(
     source: bytes, domain: Element, pinning: Pinning, clusters: Sequence[Counted], movable: bool
 ) -> tuple[bytes, tuple[int, ...], list[Finding]]:
     """Hold the pins of a domain against the clusters of this host.

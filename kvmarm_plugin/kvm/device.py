@@ -2,7 +2,7 @@
 """System → VM → VCPU: /dev/kvm with one short method an ioctl.
 
 Each object owns a file descriptor and is a context manager. What the kernel refuses is raised as
-`KvmError`, which names the ioctl and the errno. All of them talk to a `Kernel`; a test passes
+`KvmError`, which names the ioctl and the errno. All of them talk to a `SystemCalls`; a test passes
 another one and so plays any kernel there ever was.
 """
 
@@ -20,7 +20,9 @@ from . import uapi
 
 DEVICE = "/dev/kvm"
 
-_USUAL_REGISTERS = 1023  # room for their ids in 8 KiB, see Kernel; a vCPU of today has 230 to 410
+_USUAL_REGISTERS = (
+    1023  # room for their ids in 8 KiB, see SystemCalls; a vCPU of today has 230 to 410
+)
 
 _PASSING = (errno_codes.ENOMEM, errno_codes.EMFILE, errno_codes.ENFILE, errno_codes.EAGAIN)
 
@@ -61,7 +63,7 @@ def address(buffer: bytearray | memoryview) -> int:
     return addressof(_Byte.from_buffer(buffer))
 
 
-class Kernel:
+class SystemCalls:
     """The system calls that the classes below make, and all that a test has to replace.
 
     fcntl.ioctl hands a struct of up to 1024 bytes to the kernel as a copy, which from Python 3.14
@@ -92,7 +94,7 @@ class Kernel:
 class _Handle:
     """A file descriptor of the kernel's, closed with the object."""
 
-    def __init__(self, kernel: Kernel, fd: int) -> None:
+    def __init__(self, kernel: SystemCalls, fd: int) -> None:
         self.kernel = kernel
         self.fd = fd
 
@@ -124,9 +126,9 @@ class System(_Handle):
     """
 
     def __init__(
-        self, kernel: Kernel | None = None, path: str = DEVICE, architecture: str = ""
+        self, kernel: SystemCalls | None = None, path: str = DEVICE, architecture: str = ""
     ) -> None:
-        kernel = kernel or Kernel()
+        kernel = kernel or SystemCalls()
         self.architecture = architecture or (
             "arm" if os.uname().machine.startswith("armv") else "arm64"
         )

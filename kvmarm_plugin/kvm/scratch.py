@@ -69,7 +69,7 @@ class ScratchVcpu:
         self.close()
 
 
-def accepts(system: System, target: int, features: tuple[str, ...]) -> bool:
+def makes_vcpu(system: System, target: int, features: tuple[str, ...]) -> bool:
     """Whether the kernel makes a vCPU with this target and these features, on the CPU that this
     thread runs on.
     """
@@ -100,7 +100,7 @@ def preferred_target(vm: VM, architecture: str) -> int:
     except KvmError as refusal:
         names = FALLBACK_TARGETS[architecture]
         for name in names:
-            if accepts(vm.system, TARGETS[architecture][name], ()):
+            if makes_vcpu(vm.system, TARGETS[architecture][name], ()):
                 return TARGETS[architecture][name]
         raise KvmarmError(
             f"{refusal.message}, and none of the targets {', '.join(names)} is accepted",

@@ -66,7 +66,7 @@ _AARCH32 = frozenset(
 )
 
 
-class Kernel(Value):
+class KernelFacts(Value):
     """What the rules need to know of a kernel.
 
     Attributes:
@@ -98,7 +98,7 @@ def kernel_version(release: str) -> tuple[int, int]:
         return (0, 0)
 
 
-def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:
+def accepts(register: str, value: int, limit: int, kernel: KernelFacts) -> bool:
     """Whether KVM_SET_ONE_REG of `value` succeeds where a fresh vCPU has `limit`."""
     if value == limit:
         return True
@@ -115,7 +115,7 @@ def accepts(register: str, value: int, limit: int, kernel: Kernel) -> bool:
     )
 
 
-def refused_fields(register: str, value: int, limit: int, kernel: Kernel) -> list[Field]:
+def refused_fields(register: str, value: int, limit: int, kernel: KernelFacts) -> list[Field]:
     """The fields for which arm64_check_features refuses `value`; a field that is not writable has
     to be equal.
     """
@@ -127,7 +127,7 @@ def refused_fields(register: str, value: int, limit: int, kernel: Kernel) -> lis
     ]
 
 
-def ignores(register: str, value: int, registers: Mapping[str, int], kernel: Kernel) -> bool:
+def ignores(register: str, value: int, registers: Mapping[str, int], kernel: KernelFacts) -> bool:
     """Whether KVM takes any value for a register and keeps none, in a vCPU that has these
     registers.
     """
@@ -140,7 +140,7 @@ def differing_fields(register: str, value: int, limit: int) -> list[Field]:
     return [field for field in fields_of(register) if field.of(value) != field.of(limit)]
 
 
-def _accepts_field(field: Field, value: int, limit: int, mask: int, kernel: Kernel) -> bool:
+def _accepts_field(field: Field, value: int, limit: int, mask: int, kernel: KernelFacts) -> bool:
     if value == limit:
         return True
     bits = (1 << field.msb + 1) - (1 << field.lsb)
@@ -182,7 +182,7 @@ def safe_value(field: Field, ours: int, theirs: int) -> int:
     return int(field.safe_value, 0)
 
 
-def _unnamed_bits(register: str, value: int, limit: int, kernel: Kernel) -> int:
+def _unnamed_bits(register: str, value: int, limit: int, kernel: KernelFacts) -> int:
     """The differing bits of a register that no field covers: never writable."""
     covered = sum((1 << field.msb + 1) - (1 << field.lsb) for field in fields_of(register))
     return (value ^ limit) & ~covered

@@ -117,9 +117,11 @@ class Resolver:
             why = next(of_qemu, Problem("QEMU", "not probed"))
             hint = why.hint or "install QEMU there and probe again"
             raise ResolveError(f"host {profile.name} has no usable {why.reason}", hint)
-        places = self._places(wish)
-        clusters = [self._measured(place) for place in places] or [_preferred(profile, self.policy)]
-        roams = self._kinds(places) if len(places) > 1 else ""
+        pinnings = self._pinnings(wish)
+        clusters = [self._measured(pinning) for pinning in pinnings] or [
+            _preferred(profile, self.policy)
+        ]
+        roams = self._kinds(pinnings) if len(pinnings) > 1 else ""
         target, form = self._on(clusters[0], wish, profile.qemu, roams)
         for other in clusters[1:]:
             _check_roaming(
@@ -134,26 +136,26 @@ class Resolver:
             target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
-    def _places(self, wish: Wish) -> list[Pinning]:
+    def _pinnings(self, wish: Wish) -> list[Pinning]:
         """The clusters that the domain's own pins name, or all if the policy says so; none if the
         policy is to choose one.
         """
         pinned = [
-            place
-            for place in self._clusters
-            if not set(wish.cpus).isdisjoint(cpulist.parse(place.cpus))
+            pinning
+            for pinning in self._clusters
+            if not set(wish.cpus).isdisjoint(cpulist.parse(pinning.cpus))
         ]
         return pinned or ([*self._clusters] if self.policy.cluster == "all" else [])
 
-    def _measured(self, place: Pinning) -> Cluster:
+    def _measured(self, pinning: Pinning) -> Cluster:
         """What was measured of a cluster. A pool's baseline has only those that all its members
         have.
         """
-        cluster = find_cluster(place, self.profile.clusters)
+        cluster = find_cluster(pinning, self.profile.clusters)
         if cluster is None:
             have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
             raise ResolveError(
-                f"the guest may run on CPUs {place.cpus}, of MIDR {place.midr:#x}, which"
+                f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
                 f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
             )
@@ -161,21 +163,21 @@ class Resolver:
 
     def _pinning(self, cluster: Cluster) -> Pinning:
         """A cluster's CPUs on the host at hand."""
-        place = find_cluster(cluster, self._clusters)
-        if place is None:
+        pinning = find_cluster(cluster, self._clusters)
+        if pinning is None:
             name = cluster.part or hex(cluster.midr)
             raise ResolveError(
                 f"this host has no {name} to pin the guest to",
                 f"{self.profile.name} gives guests that CPU",
             )
-        return place
+        return pinning
 
-    def _kinds(self, places: Sequence[Pinning]) -> str:
+    def _kinds(self, pinnings: Sequence[Pinning]) -> str:
         """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
-        parts = [(place, find_cluster(place, self.profile.clusters)) for place in places]
+        parts = [(pinning, find_cluster(pinning, self.profile.clusters)) for pinning in pinnings]
         return ", ".join(
-            f"{place.cpus} {(cluster and cluster.part) or hex(place.midr)}"
-            for place, cluster in parts
+            f"{pinning.cpus} {(cluster and cluster.part) or hex(pinning.midr)}"
+            for pinning, cluster in parts
         )
 
     def _on(self, cluster: Cluster, wish: Wish, qemu: Qemu, roams: str) -> tuple[Target, Form]:

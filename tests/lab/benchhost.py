@@ -4,7 +4,7 @@ JSON.
 
 Arguments: the domain's file, how many runs. The hook and the interpreter alone are timed from
 outside. What the kernel takes of the hook's time is told by the third of a turn: the hook's Python,
-once more in a fresh interpreter, with a clock around each system call of `kvm.device.Kernel`.
+once more in a fresh interpreter, with a clock around each system call of `kvm.device.SystemCalls`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class fcntl:
     ioctl = staticmethod(clocked("ioctl", device.fcntl.ioctl))
 
 device.fcntl = fcntl
-device.Kernel.open = clocked("open", device.Kernel.open)
-device.Kernel.close = clocked("close", device.Kernel.close)
+device.SystemCalls.open = clocked("open", device.SystemCalls.open)
+device.SystemCalls.close = clocked("close", device.SystemCalls.close)
 assert not answer.verify("bench", "migrate", xml)
 print(*spent.values())
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel with KVM on ARM that is not there: replaces kvmarm_plugin.kvm.device.Kernel and plays
-any kernel, old or odd.
+"""A kernel with KVM on ARM that is not there: replaces kvmarm_plugin.kvm.device.SystemCalls and
+plays any kernel, old or odd.
 
 `CpuKind` describes what KVM gives on one kind of CPU, `FakeKernel` what the kernel as a whole
 answers. It follows the kernel's own rules (Documentation/virt/kvm/api.rst, arch/arm64/kvm/): which
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
 from kvmarm_plugin.kvm import uapi
-from kvmarm_plugin.kvm.device import Kernel, KvmError
+from kvmarm_plugin.kvm.device import KvmError, SystemCalls
 from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
@@ -189,7 +189,7 @@ class _Vcpu:
     has_run: bool = False
 
 
-class FakeKernel(Kernel):
+class FakeKernel(SystemCalls):
     """A kernel with KVM on ARM.
 
     Args:
@@ -248,7 +248,8 @@ class FakeKernel(Kernel):
         bits = FEATURE_BITS if profile.kvm_architecture == "arm64" else ARM_FEATURE_BITS
         return cls(kinds, dict(profile.capabilities), profile.gic_versions, bits)
 
-    # -- what Kernel has --------------------------------------------------------------------------
+    # -- what SystemCalls has
+    # --------------------------------------------------------------------------
 
     def open(self, path: str) -> int:
         if self.open_errno:

@@ -11,7 +11,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.plan import apply_override
 from kvmarm_plugin.judge.by_profile import check
-from kvmarm_plugin.judge.contradictions import edited
+from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.model.policy import Policy
@@ -25,7 +25,10 @@ def _subjects(xml: bytes) -> set[str]:
     domain = parse(xml)
     element = record.find(domain)
     assert element is not None
-    return {texts(finding)["subject"] for finding in edited(domain, record.read(element).target)}
+    return {
+        texts(finding)["subject"]
+        for finding in find_contradictions(domain, record.read(element).target)
+    }
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -66,7 +69,9 @@ def test_a_feature_of_any_name_is_compared_and_shown(feature: str) -> None:
     xml = resolver("trixie-max").resolve(template("sve"))
     xml = xml.replace(b"</cpu>", f"<feature policy='require' name='{feature}'/></cpu>".encode())
     domain = parse(xml)
-    findings = edited(domain, record.read(record.find(domain) or pytest.fail("no record")).target)
+    findings = find_contradictions(
+        domain, record.read(record.find(domain) or pytest.fail("no record")).target
+    )
     assert len(findings) == (feature != "sve")
     assert all(line(finding).isprintable() and len(line(finding)) < 600 for finding in findings)
 
@@ -79,7 +84,9 @@ def test_what_an_edit_says_is_shown_on_one_short_line(old: bytes) -> None:
     xml = resolver("trixie-max").resolve(template("sve"))
     head, _, rest = old.partition(b"'")
     domain = parse(xml.replace(old, head + b"'&#x85;" + b"x" * 10**6 + rest[rest.index(b"'") :]))
-    [finding] = edited(domain, record.read(record.find(domain) or pytest.fail("no record")).target)
+    [finding] = find_contradictions(
+        domain, record.read(record.find(domain) or pytest.fail("no record")).target
+    )
     assert line(finding).isprintable()
     assert len(line(finding)) < 400
 

@@ -26,7 +26,7 @@ from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
-from kvmarm_plugin.registers.rules import Kernel, accepts, kernel_version, safe_value
+from kvmarm_plugin.registers.rules import KernelFacts, accepts, kernel_version, safe_value
 from kvmarm_plugin.registers.table import Field, fields_of
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
@@ -135,7 +135,10 @@ def test_a_guest_may_live_on_one_cluster_of_several() -> None:
 
 # -- rules ---------------------------------------------------------------------------------------
 
-_KERNELS = [Kernel((6, 1), None), Kernel((6, 12), host("trixie-neoverse-n1").clusters[0].writable)]
+_KERNELS = [
+    KernelFacts((6, 1), None),
+    KernelFacts((6, 12), host("trixie-neoverse-n1").clusters[0].writable),
+]
 _FIELDS = [
     field
     for name in ("ID_AA64PFR0_EL1", "ID_AA64MMFR0_EL1", "CTR_EL0", "ID_AA64DFR0_EL1")
@@ -164,7 +167,7 @@ def test_safe_values(field: Field, data: st.DataObject) -> None:
     st.sampled_from(_KERNELS),
 )
 def test_a_kernel_takes_its_own_value_and_old_kernels_little_else(
-    name: str, value: int, kernel: Kernel
+    name: str, value: int, kernel: KernelFacts
 ) -> None:
     assert accepts(name, value, value, kernel)
     limit = _n1().clusters[0].vcpus[0].registers[name]

@@ -25,7 +25,7 @@ from kvmarm_plugin.commands import inputs
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.host import libvirtd, qemu
-from kvmarm_plugin.kvm.device import Kernel
+from kvmarm_plugin.kvm.device import SystemCalls
 from kvmarm_plugin.model import policy, profile_json
 
 from .fakehost import write_emulator
@@ -887,11 +887,11 @@ def test_files_without_permission(run: Callable[..., Run], here: Path) -> None:
 def test_resolve_without_dev_kvm(
     run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_device(_self: Kernel, path: str) -> int:
+    def no_device(_self: SystemCalls, path: str) -> int:
         raise FileNotFoundError(2, "No such file or directory", path)
 
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    monkeypatch.setattr(Kernel, "open", no_device)
+    monkeypatch.setattr(SystemCalls, "open", no_device)
     monkeypatch.setattr(qemu, "find_binary", lambda _architecture: write_emulator(here / "qemu"))
     _check_failure(run("resolve", "guest.xml"), "/dev/kvm does not exist")
 

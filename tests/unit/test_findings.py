@@ -27,9 +27,9 @@ from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
-from kvmarm_plugin.judge.contradictions import edited
+from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, kinds
-from kvmarm_plugin.judge.pinning import settle, with_cluster
+from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
 from kvmarm_plugin.judge.verdict import judge
 from kvmarm_plugin.judge.wording import in_short, line, named_in, texts
 from kvmarm_plugin.kvm.device import System
@@ -134,12 +134,12 @@ def _pinned(old: bytes, new: bytes) -> list[Finding]:
         CpuCluster(cpulist.parse(cluster.cpus), cluster.midr, cluster.revidr, None)
         for cluster in here.clusters
     ]
-    return settle(source, domain, pinning, clusters, movable=False)[2]
+    return reconcile_pins(source, domain, pinning, clusters, movable=False)[2]
 
 
 def _edited() -> list[Finding]:
     domain = parse(Resolver(host(_N1), Policy()).resolve(GUEST))
-    return edited(domain, _target(machine="virt-9.0"))
+    return find_contradictions(domain, _target(machine="virt-9.0"))
 
 
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:

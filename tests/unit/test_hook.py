@@ -259,7 +259,7 @@ class Door:
         name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
         self._patch.setattr("os.uname", lambda: name)
         kernel.current_cpu = lambda: 0
-        self._patch.setattr(device, "Kernel", lambda: kernel)
+        self._patch.setattr(device, "SystemCalls", lambda: kernel)
         status = hook.verify("guest", operation, source)
         assert not kernel.handles, "a file descriptor was left open"
         out, err = self._capture.readouterr()

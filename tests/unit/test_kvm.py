@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.kvm.device import KvmError, KvmUnavailable, System, error_name, register_size
-from kvmarm_plugin.kvm.scratch import ScratchVcpu, accepts, preferred_target, run_guest
+from kvmarm_plugin.kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
 from kvmarm_plugin.model.target import sve_bitmap, sve_lengths
 from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, VCPU_FEATURES
 
@@ -211,11 +211,11 @@ def test_a_kernel_that_takes_no_target(architecture: str, names: str) -> None:
     assert not kernel.handles
 
 
-def test_accepts(kernel: FakeKernel) -> None:
+def test_makes_vcpu(kernel: FakeKernel) -> None:
     with System(kernel) as system:
-        assert accepts(system, 5, _BASE)
-        assert not accepts(system, 2, _BASE)
-        assert not accepts(system, 5, ("psci_0_2", "el1_32bit"))
+        assert makes_vcpu(system, 5, _BASE)
+        assert not makes_vcpu(system, 2, _BASE)
+        assert not makes_vcpu(system, 5, ("psci_0_2", "el1_32bit"))
 
 
 def test_every_feature_has_its_own_bit() -> None:

@@ -389,13 +389,13 @@ def pinned(inside: str = "<vcpu>2</vcpu>") -> bytes:
     )
 
 
-def settle(
+def reconcile_pins(
     xml: bytes, here: list[CpuCluster], movable: bool = True
 ) -> tuple[bytes, tuple[int, ...], list[str]]:
     root = parse(xml)
     pinning = pinning_of(root)
     assert pinning is not None
-    after, cpus, findings = arrival.settle(xml, root, pinning, here, movable)
+    after, cpus, findings = arrival.reconcile_pins(xml, root, pinning, here, movable)
     return after, cpus, [line(finding) for finding in findings]
 
 
@@ -403,7 +403,7 @@ def test_pins_move_to_the_same_cluster_and_back() -> None:
     xml = pinned(
         "<vcpu>3</vcpu><cputune><vcpupin vcpu='0' cpuset='5'/><shares>9</shares></cputune>"
     )
-    there, cpus, findings = settle(xml, _BETA)
+    there, cpus, findings = reconcile_pins(xml, _BETA)
     assert (cpus, findings) == ((0, 1), [])
     root = parse(there)
     assert written(root) == [
@@ -414,8 +414,8 @@ def test_pins_move_to_the_same_cluster_and_back() -> None:
         "emulatorpin 0-1",
     ]
     assert pinning_of(root) == Pinning(_BIG, 0, "0-1")
-    assert settle(there, _BETA, movable=False) == (there, (0, 1), [])
-    assert settle(there, _ALPHA) == (xml, (4, 5), [])
+    assert reconcile_pins(there, _BETA, movable=False) == (there, (0, 1), [])
+    assert reconcile_pins(there, _ALPHA) == (xml, (4, 5), [])
 
 
 @pytest.mark.parametrize(
@@ -436,11 +436,11 @@ def test_pins_move_to_the_same_cluster_and_back() -> None:
 )
 def test_only_what_must_change_does(here: list[CpuCluster], cpuset: str) -> None:
     xml = pinned()
-    there, _, findings = settle(xml, here)
+    there, _, findings = reconcile_pins(xml, here)
     assert findings == []
     assert {pin.attributes["cpuset"] for pin in pins.pins_of(parse(there))} == {cpuset}
     assert (there == xml) is (cpuset == "4-5")
-    assert bool(settle(xml, here, movable=False)[2]) is (there != xml)
+    assert bool(reconcile_pins(xml, here, movable=False)[2]) is (there != xml)
 
 
 @pytest.mark.parametrize("movable", [True, False])
@@ -457,7 +457,7 @@ def test_as_many_pins_as_there_can_be_take_no_time(movable: bool) -> None:
         .replace(b"</cputune>", "".join(extra).encode() + b"</cputune>")
     )
     start = time.process_time()
-    after, _, findings = settle(xml, _ALPHA, movable)
+    after, _, findings = reconcile_pins(xml, _ALPHA, movable)
     assert time.process_time() - start < 10
     assert bool(findings) is not movable
     assert (after == xml) is not movable
@@ -467,14 +467,14 @@ def test_as_many_pins_as_there_can_be_take_no_time(movable: bool) -> None:
 def test_pins_that_nobody_can_move(movable: bool) -> None:
     """Those that were edited since: to other CPUs, or away."""
     elsewhere = pinned().replace(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>")
-    findings = settle(elsewhere, _ALPHA, movable)[2]
+    findings = reconcile_pins(elsewhere, _ALPHA, movable)[2]
     assert len(findings) == 1
     assert findings[0].startswith(
         "pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: "
     )
     assert findings[0].endswith("remedy: kvmarm define --refresh")
     away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
-    assert settle(away, _ALPHA, movable)[2][0].startswith(
+    assert reconcile_pins(away, _ALPHA, movable)[2][0].startswith(
         "pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5"
     )
 
@@ -486,7 +486,7 @@ def test_a_host_without_such_cpus() -> None:
         (clusters(little="0-3", prime="4"), "0x410fd034, 0x411fd480"),
         ([], "not told by sysfs"),
     ):
-        assert settle(pinned(), here) == (pinned(), (), [])
+        assert reconcile_pins(pinned(), here) == (pinned(), (), [])
         (finding,) = arrival.with_cluster([], pinning, here)
         assert tuple(
             texts(finding)[name] for name in ("subject", "recorded", "local", "severity")
@@ -547,7 +547,7 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
     xml = pinned(f"<vcpu>2</vcpu><cputune><vcpupin vcpu='1' cpuset='{cpuset}'/></cputune>")
     for order in hosts:
         big, little = tuple(sorted(order[:2])), tuple(sorted(order[2:]))
-        xml, cpus, findings = settle(
+        xml, cpus, findings = reconcile_pins(
             xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)]
         )
         assert (cpus, findings) == (big, [])
@@ -606,7 +606,7 @@ class Board:
         kernel = self.kernel = FakeKernel.from_profile(profile)
         name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
         self._patch.setattr(os, "uname", lambda: name)
-        self._patch.setattr(device, "Kernel", lambda: kernel)
+        self._patch.setattr(device, "SystemCalls", lambda: kernel)
 
     def __call__(self, xml: bytes, operation: str) -> tuple[bool, str, str]:
         refused = hook.verify("guest", operation, xml)
