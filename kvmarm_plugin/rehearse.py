@@ -18,7 +18,8 @@ from .kvm import uapi
 from .kvm.device import VCPU, VM, KvmError, System
 from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
 from .model.target import Target, sve_lengths
-from .registers.table import id_of, name_of
+from .model.vcpu import GUEST_REGISTERS, VCPU_FEATURES
+from .registers.table import id_of, is_identity, name_of
 from .registers.text import pack_ids, unpack_ids
 
 TYPE_CHECKING = False
@@ -53,6 +54,7 @@ class KernelOffer(Offer):
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
+        self._number = 0
         self._scratch: ScratchVcpu | None = None
         self._kernel: KernelFacts | None = None
         self._allowed = _keep_to(cpus) if cpus else None
@@ -77,6 +79,7 @@ class KernelOffer(Offer):
             if "sve" in target.features:
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
+            self._number = number
             self._scratch = ScratchVcpu(self._system, number, self.features_for(target))
         except KvmarmError as error:
             if isinstance(error, KvmError) and error.passing:
@@ -136,6 +139,39 @@ class KernelOffer(Offer):
             return False
         return True
 
+    def renewed(self, target: Target, arrived: bool) -> Target:
+        """See the function of this name."""
+        if self.problem is not None:
+            raise KvmarmError(f"{self.host} does not make the recorded vCPU", "see: kvmarm check")
+        # A PMU may stay unseen in an arrived guest, and QEMU makes it all the same.
+        features, lengths = self.features_for(target), target.sve_lengths
+        if not arrived:
+            features = tuple(
+                feature
+                for feature in VCPU_FEATURES[target.architecture]
+                if feature in features or (feature in target.unsaid and self.has(feature))
+            )
+        with ScratchVcpu(self._system, self._number, features, lengths or None) as vcpu:
+            ids = vcpu.reg_list()
+            if arrived:
+                for name, value in target.registers.items():
+                    _push(vcpu, name, value)
+            registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
+        seen = target.seen
+        if seen and not arrived:
+            names = tuple(name for name in GUEST_REGISTERS if name != "PMCR_EL0")
+            if "pmu_v3" in features:
+                names += ("PMCR_EL0",)
+            seen = run_guest(self._system, self._number, _without_sve(features), names)
+        return target.replace(
+            number=self._number,
+            features=features,
+            sve_lengths=lengths or sve_lengths(registers.get("SVE_VLS", 0)),
+            seen=seen,
+            registers=registers,
+            reglist=pack_ids(ids),
+        )
+
     def close(self) -> None:
         if self._scratch is not None:
             self._scratch.close()
@@ -168,6 +204,34 @@ def rehearse(
     """
     with KernelOffer(target, system, machines, cpus) as offer:
         return judge(target, offer)
+
+
+def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...] = ()) -> Target:
+    """What a guest has on this host, once it runs here: the target that a true record holds.
+
+    Args:
+        target: as recorded.
+        arrived: it has come with its state, which QEMU loads into a vCPU of this kernel: the
+            recorded registers have the values that this kernel shows once they are loaded, those
+            that only this kernel lists have its own, and QEMU will save all of them
+            (kvm_arm_init_cpreg_list, write_list_to_kvmstate). What the guest read when it booted
+            stays as it is. False: it has booted here, and everything is this host's.
+        cpus: as for `rehearse`.
+
+    Raises:
+        KvmarmError: no such vCPU is made here, or /dev/kvm fails.
+    """
+    with KernelOffer(target, system, cpus=cpus) as offer:
+        return offer.renewed(target, arrived)
+
+
+def _push(vcpu: VCPU, name: str, value: int) -> None:
+    """Load a register as QEMU does. One that is not there, or not taken, has been judged before."""
+    try:
+        vcpu.set(id_of(name), value)
+    except (KvmError, OverflowError) as error:
+        if isinstance(error, KvmError) and error.passing:
+            raise
 
 
 def _keep_to(cpus: tuple[int, ...]) -> set[int]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 
-_COLUMNS = ("kind", "severity", "subject", "meaning", "recorded", "local", "rule", "remedy")
+_COLUMNS = ("kind", "severity", "cold", "subject", "meaning", "recorded", "local", "rule", "remedy")
 _kinds: dict[str, dict[str, str]] = {}  # read on first use: a guest that fits needs none
 
 
@@ -46,6 +46,13 @@ class Finding(Value):
     def severity(self) -> str:
         """REFUSES, WRONG or HARMLESS."""
         return kinds()[self.kind]["severity"]
+
+    @property
+    def stops_start(self) -> bool:
+        """Whether the guest would not even boot, as this host makes it by itself. What does not
+        stop it is drift.
+        """
+        return kinds()[self.kind]["cold"] == "stops"
 
 
 def kinds() -> dict[str, dict[str, str]]:

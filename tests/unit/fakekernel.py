@@ -45,6 +45,7 @@ ARM_FEATURE_BITS = {
 }  # arch/arm/include/uapi/asm/kvm.h, until Linux 5.6
 X0 = 0x6030000000100000
 PC = 0x6030000000100040
+PSCI_VERSION = 0x6030000000140000
 SVE_VLS = 0x606000000015FFFF
 CORE_REGISTERS = [X0 + 2 * index for index in range(31)] + [PC]
 SYSREG_GROUP = 0x603000000013
@@ -248,8 +249,7 @@ class FakeKernel(SystemCalls):
         bits = FEATURE_BITS if profile.kvm_architecture == "arm64" else ARM_FEATURE_BITS
         return cls(kinds, dict(profile.capabilities), profile.gic_versions, bits)
 
-    # -- what SystemCalls has
-    # --------------------------------------------------------------------------
+    # -- what SystemCalls has ----------------------------------------------------------------------
 
     def open(self, path: str) -> int:
         if self.open_errno:
@@ -416,6 +416,9 @@ class FakeKernel(SystemCalls):
         value = int.from_bytes(ctypes.string_at(arg.addr, _size(arg.id)), "little")
         if arg.id == SVE_VLS:
             return self._set_vls(vcpu, value)
+        if arg.id == PSCI_VERSION and 0x10000 <= value <= vcpu.registers[arg.id]:
+            vcpu.registers[arg.id] = value  # kvm_arm_set_fw_reg, psci.c
+            return 0
         if arg.id not in CORE_REGISTERS and value != vcpu.registers[arg.id]:
             if arg.id not in vcpu.kind.writable:
                 return -errno.EINVAL

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the hook leaves under /run/kvmarm for itself and for others, until the next boot:
+
+- marks/UUID: a guest whose record may not be true, and why, in a line for people. marks/name-NAME
+  is the same of a guest that could not be read as far as its UUID.
+- arrival/UUID: a ticket: this guest is on its way here, and has been judged. It tells an arrival
+  from a cold start, which libvirt's `prepare` alone cannot.
+- allow/NAME-or-UUID: an operator lets this guest pass once.
+- renew.socket: a doorbell for whoever renews records. The marks are the queue.
+
+Only root writes there: /run/kvmarm belongs to root, and nobody else can make or change anything in
+it. All times are CLOCK_BOOTTIME, since a wall clock may be set meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..basics.errors import KvmarmError
+from ..basics.value import Value
+
+DIRECTORY = "/run/kvmarm"
+SOCKET = "renew.socket"
+STORED = "/etc/libvirt/qemu"  # where libvirt's system daemon keeps the definitions of guests
+
+TICKET_SECONDS = 600  # a migration that copies disks has them between migrate begin and prepare
+ALLOWANCE_SECONDS = 60
+
+_LARGEST = 4096  # bytes of a file; longer reasons are cut
+_UUID = frozenset("0123456789abcdef-")
+_BY_NAME = "name-"
+
+
+class Ticket(Value):
+    """A guest that is on its way here.
+
+    Attributes:
+        operation: libvirt's: "migrate" or "restore".
+        digest: of the target as it was put out (record.digest).
+        warned: kinds of the findings that the policy, or an operator, has let pass.
+    """
+
+    operation: str
+    digest: str
+    warned: tuple[str, ...]
+
+
+# -- marks ---------------------------------------------------------------------------------------
+
+
+def mark(uuid: str, reason: str) -> None:
+    """Note that a guest's record may not be true. The first reason stays.
+
+    Raises OSError: /run/kvmarm cannot be written; the host then does not know.
+    """
+    if mark_of(uuid) is None:
+        _write("marks", _file_name(uuid), reason.replace("\n", " ") + "\n", 0o755, 0o644)
+
+
+def mark_of(uuid: str, name: str = "") -> str | None:
+    """Why a guest's record may not be true; None if it has no mark.
+
+    Args:
+        uuid, name: of the guest; a mark of either counts.
+    """
+    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
+        reason = _read("marks", key)
+        if reason is not None:
+            return reason.strip() or "its start was not checked"
+    return None
+
+
+def unmark(uuid: str, name: str = "") -> None:
+    """The record is true again. Raises OSError."""
+    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
+        _remove("marks", key)
+
+
+def marked() -> tuple[list[str], list[str]]:
+    """The UUIDs and the names of all guests with a mark. Raises OSError."""
+    try:
+        found = sorted(os.listdir(f"{DIRECTORY}/marks"))
+    except FileNotFoundError:
+        found = []
+    found = [name for name in found if not name.startswith(".")]
+    names = [name[len(_BY_NAME) :] for name in found if name.startswith(_BY_NAME)]
+    return [name for name in found if not name.startswith(_BY_NAME)], names
+
+
+def ring(uuid: str) -> bool:
+    """Tell whoever renews records that there is a mark. Whether somebody was told: nobody is waited
+    for.
+    """
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+        bell.setblocking(False)
+        try:
+            bell.sendto(f"{uuid}\n".encode(), f"{DIRECTORY}/{SOCKET}")
+        except OSError:  # nobody is there, or it has much to do and will find the mark
+            return False
+    return True
+
+
+# -- tickets -------------------------------------------------------------------------------------
+
+
+def leave_ticket(uuid: str, ticket: Ticket) -> None:
+    """Note that a guest is on its way here. Raises OSError."""
+    text = " ".join([ticket.operation, ticket.digest, repr(_now()), *ticket.warned])
+    _write("arrival", _file_name(uuid), text + "\n", 0o700, 0o600)
+
+
+def take_ticket(uuid: str, name: str) -> Ticket | None:
+    """Take a guest's ticket away, and return it if it is one to believe: not too old, and left
+    after the guest's definition was stored.
+
+    A definition that is stored after `migrate begin` and before `prepare` is what `--offline`
+    leaves: no guest has arrived, and its next start is a cold one.
+
+    Args:
+        name: of the guest, whose stored definition is looked for.
+    """
+    key = _file_name(uuid)
+    path = f"{DIRECTORY}/arrival/{key}"
+    try:
+        left = os.stat(path, follow_symlinks=False).st_mtime_ns
+        text = _read("arrival", key) or ""
+        os.unlink(path)
+    except OSError:
+        return None
+    try:
+        stored = os.stat(f"{STORED}/{name}.xml").st_mtime_ns
+    except (OSError, ValueError):
+        stored = 0
+    words = text.split()
+    if stored > left or len(words) < 3 or not _is_since(words[2], TICKET_SECONDS):
+        return None
+    return Ticket(words[0], words[1], tuple(words[3:]))
+
+
+# -- allowances ----------------------------------------------------------------------------------
+
+
+def allow(guest: str) -> None:
+    """Let a guest pass once within ALLOWANCE_SECONDS, whatever speaks against it.
+
+    Args:
+        guest: name or UUID; it need not be known here yet.
+
+    Raises:
+        KvmarmError: no guest can be called so, or this user may not.
+    """
+    if not guest or "/" in guest or "\0" in guest:
+        raise KvmarmError(f"no guest can be called {guest!r}", "give its name or its UUID")
+    try:
+        _write("allow", f"{_BY_NAME}{guest}", f"{_now()!r}\n", 0o700, 0o600)
+    except OSError as error:
+        raise KvmarmError(
+            f"cannot write {DIRECTORY}/allow: {error.strerror}", "run this as root"
+        ) from None
+
+
+def take_allowance(uuid: str, name: str) -> bool:
+    """Whether an operator lets this guest pass; he does so once."""
+    for key in (f"{_BY_NAME}{uuid}", f"{_BY_NAME}{name}"):
+        text = _read("allow", key)
+        if text is not None:
+            try:
+                _remove("allow", key)
+            except OSError:
+                continue  # what stays would let it pass again
+            if _is_since(text.strip(), ALLOWANCE_SECONDS):
+                return True
+    return False
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _is_since(text: str, seconds: float) -> bool:
+    try:
+        return 0 <= _now() - float(text) <= seconds
+    except ValueError:
+        return False
+
+
+def _file_name(uuid: str) -> str:
+    """A UUID, which comes from a domain's XML, as a file name. Raises ValueError for anything
+    else.
+    """
+    name = uuid.lower()
+    if len(name) != 36 or not _UUID.issuperset(name):
+        raise ValueError("not a UUID")
+    return name
+
+
+def _write(directory: str, name: str, text: str, directory_mode: int, mode: int) -> None:
+    """Replace a file in whole, and make the directories where they are missing."""
+    for path, wanted in ((DIRECTORY, 0o755), (f"{DIRECTORY}/{directory}", directory_mode)):
+        try:
+            os.mkdir(path, wanted)
+        except FileExistsError:
+            continue
+        os.chmod(path, wanted)  # whatever the umask
+    draft = f"{DIRECTORY}/{directory}/.{os.getpid()}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        os.write(descriptor, text.encode(errors="replace")[:_LARGEST])
+    finally:
+        os.close(descriptor)
+    os.rename(draft, f"{DIRECTORY}/{directory}/{name}")
+
+
+def _read(directory: str, name: str) -> str | None:
+    """What a file holds; None if there is none that can be read."""
+    try:
+        descriptor = os.open(
+            f"{DIRECTORY}/{directory}/{name}",
+            os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC,
+        )
+    except (OSError, ValueError):
+        return None
+    try:
+        return os.read(descriptor, _LARGEST).decode(errors="replace")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: str, name: str) -> None:
+    try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
+        os.unlink(f"{DIRECTORY}/{directory}/{name}")
+    except (FileNotFoundError, ValueError):
+        pass
