@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_resolving(create)
     create.add_argument("--paused", action="store_true", help="leave the guest paused")
 
+    allow = _command(
+        subparsers, "allow", "let a guest start or arrive here once, whatever the hook says"
+    )
+    allow.add_argument(
+        "guest", metavar="NAME-or-UUID", help="of the guest; it need not be known here yet"
+    )
+
     show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
         "domain",
@@ -231,11 +238,6 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
     )
     pools.add_argument(
         "--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool"
-    )
-    parser.add_argument(
-        "--refresh",
-        action="store_true",
-        help="resolve a domain that has a record anew, from its intent",
     )
     parser.add_argument(
         "--validate", action="store_true", help="check the result against libvirt's schema"
