@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..domain.xml import Element
-    from ..model.target import Pinning, Target
+    from ..model.target import Target
 
 KEPT, CHANGES, CHANGED = "kept", "would change", "changed"
 UNRESOLVED, UNTOLD, FAILED = "cannot be resolved", "not known", "error"
 
 _SHOWN = 6  # registers of a list
+_TEXT = 500  # characters of each part of a difference
 
 
 class Difference(NamedTuple):
@@ -131,7 +132,7 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
         ("GIC", str(before.gic), str(after.gic)),
         ("IPA size", f"{before.ipa_bits} bits", f"{after.ipa_bits} bits"),
         ("SVE lengths", _list(before.sve_lengths), _list(after.sve_lengths)),
-        ("cluster", _pinning(before.pinning), _pinning(after.pinning)),
+        ("kinds of CPU", _kinds(before), _kinds(after)),
     ]
     return [
         *features,
@@ -199,8 +200,12 @@ def _list(items: tuple[object, ...]) -> str:
     return " ".join(map(str, items)) or "none"
 
 
-def _pinning(pinning: Pinning | None) -> str:
-    return f"CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}" if pinning else "any"
+def _kinds(target: Target) -> str:
+    """Which of the kinds of CPU of a host the guest may run on."""
+    pinning = target.pinning
+    if pinning:
+        return f"MIDR {pinning.midr:#x}, CPUs {pinning.cpus}"
+    return "any, as was chosen" if target.roams else "the one of the host"
 
 
 def _pins(domain: Element) -> dict[object, int]:
@@ -220,11 +225,13 @@ def _versions(records: list[Element]) -> str:
 
 
 def _said(part: Outcome) -> str:
-    return f"{part.result}: {part.reason}" if part.reason else part.result
+    # Findings of a pool come with a reason each.
+    return f"{part.result}: {shown(part.reason, 3 * _TEXT)}" if part.reason else part.result
 
 
 def _told(difference: Difference) -> str:
-    return f"{difference.what}: {difference.before} → {difference.after}"
+    what, before, after = (shown(text, _TEXT) for text in difference)
+    return f"{what}: {before} → {after}"
 
 
 def _plain(part: Outcome | None) -> dict[str, Any] | None:
