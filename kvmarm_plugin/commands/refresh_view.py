@@ -14,6 +14,7 @@ from ..judge.wording import texts
 from ..registers.rules import differing_fields
 from ..registers.table import describe, name_of
 from ..registers.text import unpack_ids
+from .show_view import target_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
     pairs = [
         ("CPU model", before.model, after.model),
         ("machine type", before.machine, after.machine),
-        ("target number", str(before.number), str(after.number)),
+        ("vCPU", target_name(before), target_name(after)),
         ("left to QEMU", _list(before.unsaid), _list(after.unsaid)),
         ("GIC", str(before.gic), str(after.gic)),
         ("IPA size", f"{before.ipa_bits} bits", f"{after.ipa_bits} bits"),

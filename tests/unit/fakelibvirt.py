@@ -9,7 +9,7 @@ element is what virXMLInjectNamespace does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable
 from xml.etree import ElementTree
 
 VIR_DOMAIN_RUNNING, VIR_DOMAIN_PAUSED, VIR_DOMAIN_SHUTOFF = 1, 3, 5
@@ -34,7 +34,7 @@ REASONS = {
     "SHUTOFF_SHUTDOWN": 1,
     "SHUTOFF_FAILED": 6,
 }
-_LIVE, _CONFIG, _INACTIVE = 1, 2, 2
+_LIVE, _CONFIG, _SECURE, _INACTIVE = 1, 2, 1, 2
 _ERROR, _NO_DOMAIN = 38, 42
 
 
@@ -64,6 +64,8 @@ class FakeDomain:
         calls: of setMetadata that were not: "live" or "config", and the namespace; with "-" in
             front for a removal.
         on_write: called after each.
+        on_read: called after each time that the XML was given out.
+        secret: what only shows with VIR_DOMAIN_XML_SECURE.
     """
 
     title: str
@@ -75,6 +77,8 @@ class FakeDomain:
     refuses: int = 0
     calls: list[tuple[str, str]] = field(default_factory=list)
     on_write: Callable[[], None] = lambda: None
+    on_read: Callable[[], None] = lambda: None
+    secret: str = ""
 
     def name(self) -> str:
         return self.title
@@ -95,7 +99,15 @@ class FakeDomain:
     def XMLDesc(self, flags: int) -> str:  # noqa: N802
         xml = self.config if flags & _INACTIVE or not self.isActive() else self.live
         assert xml is not None
-        return xml
+        self.on_read()
+        return xml if flags & _SECURE or not self.secret else xml.replace(self.secret, "")
+
+    def define(self, xml: str) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise FakeError("unsupported configuration: no")
+        self.config = xml
+        self.calls.append(("define", ""))
 
     def setMetadata(  # noqa: N802
         self, kind: int, element: str | None, prefix: str, namespace: str, flags: int
@@ -136,6 +148,13 @@ class FakeConnection:
     def listAllDomains(self) -> list[_Handle]:  # noqa: N802
         return [_Handle(domain) for domain in self.domains]
 
+    def defineXMLFlags(self, xml: str, _flags: int) -> _Handle:  # noqa: N802
+        name = ElementTree.fromstring(xml).findtext("name")
+        assert name is not None
+        handle = self.lookupByName(name)
+        handle.define(xml)
+        return handle
+
     def close(self) -> None:
         pass
 
@@ -153,7 +172,7 @@ class _Handle:
     def state(self) -> list[int]:
         return self._domain.numbers()
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._domain, name)
 
 
@@ -170,7 +189,8 @@ class FakeLibvirt:
     VIR_DOMAIN_METADATA_ELEMENT = 2
     VIR_DOMAIN_AFFECT_LIVE = _LIVE
     VIR_DOMAIN_AFFECT_CONFIG = _CONFIG
-    VIR_DOMAIN_XML_SECURE = 1
+    VIR_DOMAIN_XML_SECURE = _SECURE
+    VIR_DOMAIN_DEFINE_VALIDATE = 1
     VIR_DOMAIN_XML_INACTIVE = _INACTIVE
     VIR_DOMAIN_RUNNING = VIR_DOMAIN_RUNNING
     VIR_DOMAIN_PAUSED = VIR_DOMAIN_PAUSED

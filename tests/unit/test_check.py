@@ -228,21 +228,6 @@ def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str
     assert set(report["hosts"]["bookworm-neoverse-n1"]["findings"][0]) == _MEMBERS
 
 
-def test_refresh_resolves_anew_from_the_intent(
-    resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    newer = str(HOSTS["sid-neoverse-n1"])
-    arguments = ["resolve", str(resolved), "--host", newer]
-    assert cli.main(arguments) == 0
-    assert capsysbinary.readouterr().out == resolved.read_bytes()
-    assert cli.main([*arguments, "--refresh"]) == 0
-    renewed = capsysbinary.readouterr().out
-    assert renewed == Resolver(host("sid-neoverse-n1"), Policy()).resolve(template("direct-kernel"))
-    element = record.find(domain.parse(renewed))
-    assert element is not None
-    assert record.read(element).target.machine == "virt-11.1"
-
-
 def test_an_offer_is_of_the_model_that_was_recorded() -> None:
     a57 = _target("trixie-cortex-a57")
     assert a57.model == "cortex-a57"
