@@ -16,8 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin import cli
-from kvmarm_plugin.domain import record
-from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, worst
 from kvmarm_plugin.judge.verdict import judge
