@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LIVE, SAVED, STORED = "live", "saved", "stored"  # definitions of a domain
+
 
 class LibvirtError(KvmarmError):
     """libvirt refuses or cannot be reached."""
@@ -83,14 +85,26 @@ class Connection:
         name: str = self._ask(lambda: self._connection.createXML(xml, flags)).name()
         return shown(name)
 
-    def domain_xml(self, name: str) -> str:
-        """The persistent definition of a domain, or the live one if it has no other. `name` may be
-        a UUID. Raises LibvirtError.
+    def definitions(self, name: str) -> dict[str, str]:
+        """The definitions of a domain, the one that counts first: LIVE of one that runs, SAVED of
+        its managed save, which its next start loads, and STORED, which a transient domain has not.
+        `name` may be a UUID. Raises LibvirtError.
         """
+        libvirt = self._libvirt
         domain = self._ask(lambda: self._find(name), "virsh list --all names the domains")
-        flags = self._libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
-        xml: str = self._ask(lambda: domain.XMLDesc(flags))
-        return xml
+
+        def found() -> dict[str, str]:
+            texts = {}
+            if domain.isActive():
+                texts[LIVE] = domain.XMLDesc(0)
+            elif domain.hasManagedSaveImage(0):
+                texts[SAVED] = domain.managedSaveGetXMLDesc(0)
+            if domain.isPersistent():
+                texts[STORED] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            return texts
+
+        texts: dict[str, str] = self._ask(found)
+        return texts
 
     def _find(self, name: str) -> Any:
         try:
