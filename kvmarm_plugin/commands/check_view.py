@@ -8,9 +8,10 @@ import shlex
 
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
-from ..host.libvirtd import LIVE
+from ..host.libvirtd import LIVE, SAVED
 from ..judge.finding import HARMLESS, REFUSES, worst
 from ..judge.wording import as_data, difference, texts
+from .inputs import FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _YES = {
 }
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
 _SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
+_SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
 # Kinds of findings that another resolving does not mend.
 _NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
@@ -85,15 +87,17 @@ def as_text(report: Report) -> str:
     remedies: dict[str, None] = {}  # a set in order
     for host, findings in report.verdicts.items():
         said.append(f"{title} on {shown(host)}: {_answer(report, findings)}")
-        for finding in _in_order(report, findings):
-            said.append(f"  {_line(report, host, finding)}")
-            remedies[_remedy(report, host, finding)] = None
+        said += [f"  {_line(report, host, finding)}" for finding in _in_order(report, findings)]
+        remedies.update(dict.fromkeys(_remedies(report, host, findings)))
     said += [f"Note: {note}" for note in report.notes]
-    if not report.unknown and any(map(report.is_yes, report.verdicts.values())):
+    yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
+    if any(yes):
         said.append(_SCOPE)
     if report.unknown:
-        remedies["kvmarm renew --once, as root, makes its record true"] = None
-    said += [f"Remedy: {remedy}" for remedy in remedies if remedy]
+        said.append("Remedy: have its record made true: kvmarm renew --once, as root")
+    said += [f"Remedy: {remedy}" for remedy in remedies]
+    if report.definition == FILE and remedies and not all(yes):
+        said.append(_SAVED)
     return lines(said)
 
 
@@ -137,7 +141,7 @@ def _line(report: Report, host: str, finding: Finding) -> str:
     if report.question == MEMBER:
         text = difference(finding, shown(report.title), name)
     else:
-        asked = f"on {name} now" if name == origin else f"on {name}"
+        asked = f"now on {name}" if name == origin else f"on {name}"
         text = difference(finding, f"recorded on {origin}", asked)
     if report.question == START and not finding.stops_start:
         return text  # the rule is one of arrivals
@@ -145,18 +149,38 @@ def _line(report: Report, host: str, finding: Finding) -> str:
     return f"{text}; {said['severity']}: {said['rule']}"
 
 
+def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
+    """What to do about all of them: where nothing helps against one, the others' help neither, and
+    what only differs does not matter where the guest does not start.
+    """
+    if report.question == START:
+        findings = [finding for finding in findings if finding.stops_start] or findings
+    remedies = [_remedy(report, host, finding) for finding in findings]
+    hopeless = [remedy for remedy in remedies if _is_none(remedy)]
+    return hopeless[:1] or [remedy for remedy in remedies if remedy]
+
+
 def _remedy(report: Report, host: str, finding: Finding) -> str:
-    """What to do about a finding, in this case: whoever boots anew can be resolved anew."""
+    """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
     remedy = texts(finding)["remedy"]
+    title = shlex.quote(shown(report.title))
     if report.question == START:
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
         ):
             return remedy
-        where = "" if report.here else "where it is started: "
-        return f"{where}kvmarm refresh {shlex.quote(shown(report.title))}"
+        return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
+    if finding.severity == HARMLESS:
+        return ""
+    if report.definition == SAVED:
+        return (
+            "load it on a host that takes it, or give up what was saved: virsh managedsave-remove"
+            f" {title}"
+        )
     if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
+    if "pool" in finding.values and not finding.kind.endswith("-override-there"):
+        return "probe all members and make the baseline anew"
     return remedy
 
 

@@ -150,7 +150,10 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
             return
         other = record.read(element).target
     except KvmarmError as error:
-        yield f"its stored definition, which counts from the next boot, is no use: {error.message}"
+        yield (
+            "its stored definition, which counts from the next boot, cannot be used:"
+            f" {error.message}"
+        )
         return
     said = found.target, find_contradictions(domain, found.target)
     if said != (other, find_contradictions(stored, other)):
