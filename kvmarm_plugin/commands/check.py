@@ -90,7 +90,7 @@ def _of_guest(guest: Guest, hosts: list[str]) -> Report:
         title=guest.name,
         question=question,
         definition=guest.definition,
-        origin=getattr(origin, "renewed", "") or origin.host,
+        origin=origin.renewed or origin.host,
         here=not hosts,
         verdicts=verdicts,
         unknown=guest.mark or "",

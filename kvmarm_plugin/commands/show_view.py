@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
-from ..domain.record import Intent, Origin, Record
+from ..domain.record import Home, Intent, Origin, Record
 from ..model.target import Pinning, Target
 from ..model.vcpu import TARGETS
 from ..registers.table import describe, fields_of
@@ -42,6 +42,7 @@ def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, 
         ),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
         ("pinned", _pinning_text(target)),
+        *([("home", f"its pins were for CPUs {record.home.cpus}")] if record.home else []),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, _seen_text(name, value)) for name, value in target.seen.items()),
         (
@@ -80,16 +81,13 @@ def as_json(record: Record) -> dict[str, Any]:
             "kept": [kept.decode(errors="replace") for kept in intent.kept],
         },
         "origin": origin.as_dict(),
+        "home": _home_json(record.home) if record.home else None,
     }
 
 
 def _pinning_text(target: Target) -> str:
     if target.pinning is None:
-        return (
-            "no: it may roam between CPUs of several kinds"
-            if getattr(target, "roams", False)
-            else "no"
-        )
+        return "no: it may roam between CPUs of several kinds" if target.roams else "no"
     return f"to CPUs {target.pinning.cpus}, of MIDR {target.pinning.midr:#x}"
 
 
@@ -99,9 +97,8 @@ def _intent_text(intent: Intent) -> str:
 
 
 def _origin_text(origin: Origin) -> str:
-    renewed = getattr(origin, "renewed", "")
     made = f"on {shown(origin.host)} by {shown(origin.by)}"
-    return f"{made}, renewed on {shown(renewed)}" if renewed else made
+    return f"{made}, renewed on {shown(origin.renewed)}" if origin.renewed else made
 
 
 def _pinning_json(pinning: Pinning) -> dict[str, str | None]:
@@ -110,6 +107,10 @@ def _pinning_json(pinning: Pinning) -> dict[str, str | None]:
         "revidr": None if pinning.revidr is None else hex(pinning.revidr),
         "cpus": pinning.cpus,
     }
+
+
+def _home_json(home: Home) -> dict[str, Any]:
+    return {**home.as_dict(), "pins": [pin.decode() for pin in home.pins]}
 
 
 def _hex(values: dict[str, int]) -> dict[str, str]:
