@@ -17,6 +17,8 @@ from .judge.verdict import judge
 from .kvm import uapi
 from .kvm.device import VCPU, VM, KvmError, System
 from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
+from .model.features import OFFERED_BY, PMU
+from .model.guest_registers import readable
 from .model.target import Target, sve_lengths
 from .registers.table import id_of, name_of
 from .registers.text import pack_ids, unpack_ids
@@ -91,15 +93,12 @@ class KernelOffer(Offer):
         self.registers = {
             name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held
         }
-        # A guest without a PMU that reads PMCR_EL0 gets an exception instead.
-        names = tuple(
-            name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features
-        )
+        names = tuple(readable(target.seen, target.features))
         if names:
             self.seen = run_guest(self._system, number, _without_sve(target.features), names)
 
     def has(self, feature: str) -> bool:
-        return bool(self._system.check_extension(_OFFERED_BY[feature]))
+        return bool(self._system.check_extension(OFFERED_BY[feature]))
 
     def qemu_version(self) -> tuple[int, int]:
         from .host.qemu_version import installed_version  # few targets make it matter
@@ -143,15 +142,6 @@ class KernelOffer(Offer):
             os.sched_setaffinity(0, self._allowed)
 
 
-# The capability that offers a vCPU feature.
-_OFFERED_BY = {
-    "pmu_v3": "ARM_PMU_V3",
-    "sve": "ARM_SVE",
-    "ptrauth_address": "ARM_PTRAUTH_ADDRESS",
-    "ptrauth_generic": "ARM_PTRAUTH_GENERIC",
-}
-
-
 def rehearse(
     target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()
 ) -> list[Finding]:
@@ -186,4 +176,4 @@ def _keep_to(cpus: tuple[int, ...]) -> set[int]:
 
 def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:
     """The scratch guest reads the same without SVE, which would have to be finalised."""
-    return tuple(feature for feature in features if feature in ("psci_0_2", "pmu_v3"))
+    return tuple(feature for feature in features if feature in ("psci_0_2", *PMU.bits))

@@ -14,7 +14,8 @@ import os
 
 from ..basics.errors import KvmarmError
 from ..model.target import sve_bitmap
-from ..model.vcpu import FALLBACK_TARGETS, GUEST_REGISTERS, TARGETS
+from ..model.vcpu import FALLBACK_TARGETS, TARGETS
+from ..registers.table import id_of
 from . import uapi
 from .device import VCPU, VM, KvmError, System, address
 
@@ -119,9 +120,10 @@ def run_guest(
     MRS that traps to it) is stopped by a timer.
 
     Args:
-        features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the
-            caller for speed.
-        names: keys of target.GUEST_REGISTERS, at most eight.
+        features: of the vCPU: those that the registers need. SVE is left out by the caller for
+            speed.
+        names: of registers.tsv's system registers, at most eight; guest_registers.GUEST_REGISTERS
+            has those that are of use.
 
     Raises:
         KvmError: the kernel refuses something.
@@ -154,15 +156,16 @@ def run_guest(
 
 
 def _guest_code(names: tuple[str, ...]) -> bytes:
-    words = [_mrs(GUEST_REGISTERS[name], index) for index, name in enumerate(names)]
+    words = [_mrs(id_of(name), index) for index, name in enumerate(names)]
     words.append(0xF9000000 | _EXIT_REGISTER << 5)  # str x0, [x9]
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
-    """The A64 instruction `mrs x<into>, <register>` (Arm ARM C6.2, MRS)."""
-    op0, op1, crn, crm, op2 = register
-    return 0xD5200000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | into
+def _mrs(reg: int, into: int) -> int:
+    """The A64 instruction `mrs x<into>, <register>` (Arm ARM C6.2, MRS): KVM's id of a system
+    register has op0 to op2 as the instruction has them, five bits lower.
+    """
+    return 0xD5200000 | (reg & 0xFFFF) << 5 | into
 
 
 class _TimeLimit:
