@@ -17,7 +17,7 @@ from .judge.verdict import judge
 from .kvm import uapi
 from .kvm.device import VCPU, VM, KvmError, System
 from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
-from .model.features import OFFERED_BY, PMU
+from .model.features import OFFERED_BY, PMU, SVE
 from .model.guest_registers import readable
 from .model.target import Target, sve_lengths
 from .registers.table import id_of, name_of
@@ -76,7 +76,7 @@ class KernelOffer(Offer):
             number = (
                 preferred_target(vm, self.architecture) if target.model == "host" else target.number
             )
-            if "sve" in target.features:
+            if SVE.is_in(target.features):
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
             self._scratch = ScratchVcpu(self._system, number, self.features_for(target))

@@ -25,7 +25,7 @@ from ..basics.untrusted import shown
 from ..kvm import uapi
 from ..kvm.device import KvmError, System, SystemCalls
 from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
-from ..model.features import FEATURES, OFFERED_BY, PMU
+from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
@@ -202,7 +202,7 @@ class _Probe:
             self._problem(title, f"KVM makes no vCPU of target {target}")
             return None
         implementer, part = name_part(found.midr)
-        with_sve = next((vcpu for vcpu in vcpus if "sve" in vcpu.features), None)
+        with_sve = next((vcpu for vcpu in vcpus if SVE.is_in(vcpu.features)), None)
         return Cluster(
             cpus=cpulist.write(found.cpus),
             midr=found.midr,

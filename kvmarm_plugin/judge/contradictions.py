@@ -9,7 +9,7 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 from __future__ import annotations
 
 from ..domain.xml import Element
-from ..model.features import CPU_FEATURES, PMU
+from ..model.features import CPU_FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import Finding
 
@@ -70,7 +70,7 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     for word, feature in words.items():
         if not named and target.architecture == "arm64" and not feature.is_in(target.unsaid):
             recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
-    for length in lengths if "sve" not in target.unsaid else ():
+    for length in lengths if not SVE.is_in(target.unsaid) else ():
         recorded[f"<feature {length}>"] = "on"
     for name in recorded:
         says.setdefault(name, "none")

@@ -13,6 +13,7 @@ import errno
 import os
 
 from ..basics.errors import KvmarmError
+from ..model.features import PMU, SVE
 from ..model.target import sve_bitmap
 from ..model.vcpu import FALLBACK_TARGETS, TARGETS
 from ..registers.table import id_of
@@ -50,7 +51,7 @@ class ScratchVcpu:
         try:
             self.vcpu: VCPU = self.vm.create_vcpu()
             self.vcpu.init(target, features)
-            if "sve" in features:
+            if SVE.is_in(features):
                 if sve_lengths is not None:
                     self.vcpu.set(uapi.REG_ARM64_SVE_VLS, sve_bitmap(sve_lengths))
                 self.vcpu.finalize_sve()
@@ -137,7 +138,7 @@ def run_guest(
     last_instruction = _CODE_ADDRESS + len(code) - 4
     with ScratchVcpu(system, target, features) as vcpu, _TimeLimit():
         vcpu.vm.set_memory(_CODE_ADDRESS, page, address(memory) + start)
-        if "pmu_v3" in features:
+        if PMU.is_in(features):
             vcpu.init_pmu()
         vcpu.set(uapi.REG_ARM64_CORE_PC, _CODE_ADDRESS)
         vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)

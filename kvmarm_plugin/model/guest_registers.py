@@ -44,14 +44,14 @@ class GuestRegister(Value):
 
 def readable(registers: dict[str, T], features: Collection[str]) -> dict[str, T]:
     """Those of GUEST_REGISTERS, or of what was read of them, that a guest with these vCPU features
-    can read.
+    can read; the others are undefined there, and an exception.
     """
-    return {
-        name: value
-        for name, value in registers.items()
-        for needed in (GUEST_REGISTERS[name].needs,)
-        if needed is None or needed.is_in(features)
-    }
+    undefined = [
+        name
+        for name, register in GUEST_REGISTERS.items()
+        if register.needs and not register.needs.is_in(features)
+    ]
+    return {name: value for name, value in registers.items() if name not in undefined}
 
 
 def _compare_timer(recorded: int, local: int, host: str) -> Difference:

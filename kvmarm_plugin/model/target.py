@@ -11,7 +11,7 @@ from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..registers.table import bits_of, id_of, is_identity
 from ..registers.text import unpack_ids
-from .features import OFFERED_BY
+from .features import OFFERED_BY, SVE
 from .guest_registers import GUEST_REGISTERS, readable
 from .vcpu import NAMED_MODELS, TARGETS, in_order
 
@@ -160,7 +160,7 @@ def _check_sve(target: Target) -> None:
     lengths = target.sve_lengths
     if lengths != tuple(length for length in SVE_LENGTHS if length in lengths):
         raise ValueError("not SVE lengths, ascending")
-    if bool(lengths) != ("sve" in target.features) or target.registers.get(
+    if bool(lengths) != SVE.is_in(target.features) or target.registers.get(
         "SVE_VLS", 0
     ) != sve_bitmap(lengths):
         raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
