@@ -102,11 +102,16 @@ def test_qemu_has_the_property(feature: Feature) -> None:
     assert any(qemu and feature.qemu in qemu.host_properties for qemu in found)
 
 
-def test_the_schema_has_libvirts_words() -> None:
-    schema = json.loads((TESTS.parent / "docs/profile.schema.json").read_text(encoding="utf-8"))
-    pattern = schema["properties"]["cpu_features"]["items"]["pattern"]
+def test_the_schemas_have_the_bits_and_libvirts_words() -> None:
+    text = (TESTS.parent / "docs/profile.schema.json").read_text(encoding="utf-8")
+    words = json.loads(text)["properties"]["cpu_features"]["items"]["pattern"]
     for feature in CPU_FEATURES:
-        assert re.search(pattern, feature.libvirt), feature.name
+        assert re.search(words, feature.libvirt), feature.name
+    (known,) = re.findall(r'"enum": (\[[^]]*"psci_0_2"[^]]*\])', text)
+    assert set(GIVEN) <= set(json.loads(known))
+    record = (TESTS.parent / "xml-templates/kvmarm-target.rng").read_text(encoding="utf-8")
+    (listed,) = re.findall(r'<define name="features">(.*?)</define>', record, re.DOTALL)
+    assert tuple(re.findall("<value>(.*?)</value>", listed)) == GIVEN
 
 
 def test_a_record_may_leave_every_feature_to_qemu() -> None:
