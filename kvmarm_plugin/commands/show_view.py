@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..domain.record import Home, Intent, Origin, Record
+from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Pinning, Target
 from ..model.vcpu import TARGETS
 from ..registers.table import describe, fields_of
@@ -44,7 +45,7 @@ def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, 
         ("pinned", _pinning_text(target)),
         *([("home", f"its pins were for CPUs {record.home.cpus}")] if record.home else []),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
-        *((name, _seen_text(name, value)) for name, value in target.seen.items()),
+        *((name, GUEST_REGISTERS[name].text(value)) for name, value in target.seen.items()),
         (
             "registers",
             (
@@ -115,16 +116,6 @@ def _home_json(home: Home) -> dict[str, Any]:
 
 def _hex(values: dict[str, int]) -> dict[str, str]:
     return {name: hex(value) for name, value in values.items()}
-
-
-def _seen_text(name: str, value: int) -> str:
-    if name == "CNTFRQ_EL0":
-        return f"{value / 1e6:g} MHz, the guest's timer"
-    if name == "DCZID_EL0":
-        return "DC ZVA prohibited" if value & 16 else f"DC ZVA clears {4 << (value & 15)} bytes"
-    if name == "PMCR_EL0":
-        return f"{value >> 11 & 31} event counters"
-    return f"{value:#x}"
 
 
 def _register_text(name: str, value: int) -> str:
