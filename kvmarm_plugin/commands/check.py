@@ -11,6 +11,7 @@ from ..basics.errors import KvmarmError
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
 from .check_view import ARRIVAL, MEMBER, START, Report
 from .inputs import (
+    STORED,
     is_file,
     machines_here,
     probe_here,
@@ -65,8 +66,6 @@ def run(arguments: Namespace) -> int:
 
 def _of_guest(guest: Guest, hosts: list[str]) -> Report:
     """By the word of these profiles, or of this host's kernel if there are none."""
-    from ..host.libvirtd import STORED
-
     question = START if guest.definition == STORED else ARRIVAL
     if guest.mark is not None:
         names = [host.name for host in read_profiles(hosts)] or [platform.node()]

@@ -8,10 +8,9 @@ import shlex
 
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
-from ..host.libvirtd import LIVE, SAVED
 from ..judge.finding import HARMLESS, REFUSES, worst
 from ..judge.wording import as_data, difference, texts
-from .inputs import FILE
+from .inputs import FILE, LIVE, SAVED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,8 +161,8 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
-    remedy = texts(finding)["remedy"]
     title = shlex.quote(shown(report.title))
+    remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
     if report.question == START:
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))

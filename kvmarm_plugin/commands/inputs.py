@@ -15,7 +15,7 @@ from ..domain import record
 from ..domain.record import Record
 from ..domain.xml import Element, parse
 from ..host import files, marks
-from ..host.libvirtd import LIVE, SAVED, STORED, Connection, is_remote
+from ..host.libvirtd import Connection, is_remote
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..fleet.pool import Pool
+    from ..host.libvirtd import Domain
     from ..model.policy import Policy
     from ..model.profile import HostProfile
 
-FILE = "file"  # a definition that is not libvirt's, or not known to be
+# Definitions of a domain: of one that runs; in its managed save, which its next start loads; the
+# one that it boots from; and what a file holds.
+LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
 
 
 class Source(Value):
@@ -38,7 +41,7 @@ class Source(Value):
     Attributes:
         name: what it was called on the command line.
         document: its text.
-        definition: which of the domain's it is: libvirtd.LIVE, SAVED or STORED, or FILE.
+        definition: which of the domain's it is: LIVE, SAVED, STORED or FILE.
         stored: the domain's stored definition, where it has one and another counts.
         is_here: whether this host's libvirt has it.
     """
@@ -89,12 +92,26 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = {which: xml.encode() for which, xml in connection.definitions(name).items()}
+        texts = _definitions(connection.domain(name))
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
     stored = texts.get(STORED) if which != STORED else None
     return Source(name, texts[which], which, stored, not is_remote(uri))
+
+
+def _definitions(domain: Domain) -> dict[str, bytes]:
+    """The definitions that a domain has, the one that counts first."""
+    found = {}
+    if domain.is_active():
+        found[LIVE] = domain.xml(live=True, secrets=False)
+    else:
+        saved = domain.saved_xml()
+        if saved is not None:
+            found[SAVED] = saved
+    if domain.is_persistent():
+        found[STORED] = domain.xml(live=False, secrets=False)
+    return {which: xml.encode() for which, xml in found.items()}
 
 
 def read_guest(source: Source) -> Guest:

@@ -70,9 +70,12 @@ class Resolver:
         self._advise = advise
         self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
-    def resolve(self, source: bytes) -> bytes:
+    def resolve(self, source: bytes, machine: str = "") -> bytes:
         """A domain's XML with its host-model made concrete; the XML as it is if the domain does not
         ask.
+
+        Args:
+            machine: machine type in place of the domain's own, which stays the intent.
 
         Raises:
             DomainXMLError, RecordError: the XML or the record in it cannot be used.
@@ -86,6 +89,8 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
+        if machine:
+            wish = wish._replace(machine=machine)
         several = len(self._clusters) > 1
         if several:
             wish = wish._replace(cpus=pinned_cpus(domain))

@@ -41,6 +41,7 @@ from .registers import END, parse_registers
 from .wheel import build_wheel
 
 WORKS = "works"
+NOT_KNOWN = "not known"
 HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
 PAGE = Path(__file__).parents[2] / "docs/truth-table.md"
 OFF = "sve: off\npauth: off\n"

@@ -20,7 +20,7 @@ from kvmarm_plugin.commands import check as check_command
 from kvmarm_plugin.commands import check_view, inputs
 from kvmarm_plugin.commands.check_view import ARRIVAL, START, Report
 from kvmarm_plugin.fleet import baseline, pool
-from kvmarm_plugin.host import libvirtd, marks
+from kvmarm_plugin.host import marks
 from kvmarm_plugin.judge.finding import Finding, kinds
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.kvm.device import System
@@ -97,6 +97,15 @@ class Daemon:
     live: str | None = None
     saved: str | None = None
     stored: str | None = None
+
+    def name(self) -> str:
+        return "guest"
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return _UUID
+
+    def ID(self) -> int:  # noqa: N802
+        return -1 if self.live is None else 1
 
     def isActive(self) -> bool:  # noqa: N802  # as libvirt has them
         return self.live is not None
@@ -448,7 +457,7 @@ def test_a_guest_that_only_drifts_has_a_remedy(kind: str) -> None:
     values = {"register": "CTR_EL0", "recorded": 1, "local": 2, "speed": 2.0, "host": "beta"}
     finding = Finding(kind, **values)
     assert _said(START, finding)[-1] == "Remedy: kvmarm refresh guest"
-    assert _said(ARRIVAL, finding, definition=libvirtd.LIVE)[-1] == (
+    assert _said(ARRIVAL, finding, definition=inputs.LIVE)[-1] == (
         "Remedy: shut it down and start it on beta, where it then gets what that host has"
     )
 
@@ -491,5 +500,5 @@ def test_what_a_source_is(run: Run, daemon: Daemon) -> None:
     assert inputs.is_file("-")
     assert not inputs.is_file("guest")
     daemon.live = _resolved()
-    assert inputs.read_source("guest", "qemu:///system", False).definition == libvirtd.LIVE
+    assert inputs.read_source("guest", "qemu:///system", False).definition == inputs.LIVE
     assert inputs.read_source("guest.xml", "qemu:///system", False).definition == inputs.FILE

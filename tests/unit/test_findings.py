@@ -300,7 +300,7 @@ _REMEDIES = {
     "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
     "register-refused-newer-kernel": "move guests from older to newer kernels only",
     "pmu-counters": "turn pmu off",
-    "pin-elsewhere": "kvmarm define --refresh",
+    "pin-elsewhere": "kvmarm refresh DOMAIN",
 }  # fmt: skip
 
 

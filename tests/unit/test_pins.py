@@ -472,7 +472,7 @@ def test_pins_that_nobody_can_move(movable: bool) -> None:
     assert findings[0].startswith(
         "pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: "
     )
-    assert findings[0].endswith("remedy: kvmarm define --refresh")
+    assert findings[0].endswith("remedy: kvmarm refresh DOMAIN")
     away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
     assert reconcile_pins(away, _ALPHA, movable)[2][0].startswith(
         "pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5"
@@ -667,7 +667,7 @@ def test_a_cold_start_on_the_wrong_cpus_is_refused(board: Board) -> None:
     refused, out, err = board(_GUEST, "prepare")
     assert (refused, out) == (True, "")
     assert "pinning (the CPUs of <vcpu>): recorded 4-5, here 0-1, of MIDR 0x410fd082" in err
-    assert "remedy: kvmarm define --refresh" in err
+    assert "remedy: kvmarm refresh DOMAIN" in err
     again = Resolver(board.profile, Policy()).resolve(rewrite.restore(_GUEST, parse(_GUEST)))
     assert board(again, "prepare") == (False, "", "")
 
