@@ -47,6 +47,11 @@ class Ticket(Value):
     warned: tuple[str, ...]
 
 
+def is_uuid(text: str) -> bool:
+    """Whether this is a UUID as libvirt writes it, and so the name of a file."""
+    return len(text) == 36 and _UUID.issuperset(text)
+
+
 # -- marks ---------------------------------------------------------------------------------------
 
 
@@ -211,7 +216,7 @@ def _file_name(uuid: str) -> str:
     else.
     """
     name = uuid.lower()
-    if len(name) != 36 or not _UUID.issuperset(name):
+    if not is_uuid(name):
         raise ValueError("not a UUID")
     return name
 
