@@ -52,10 +52,9 @@ _MESSAGE_LIMIT = (
 
 _UNREAD = "unread"  # in a ticket, in place of the digest of a record
 
-# In a ticket, among the kinds of findings that an arrival has passed against: nobody knows what it
+# In a ticket, behind the kinds of findings that an arrival has passed against: nobody knows what it
 # has.
-_UNCHECKED = "unchecked"
-_DOUBTFUL = (_UNCHECKED, "xml-edited")
+_UNSURE = "unsure"
 
 _MOST = 4  # differences in a line
 
@@ -200,7 +199,7 @@ def _arrive(guest: _Guest, policy: HookPolicy) -> bool:
     """
     warns = getattr(policy, f"on_{guest.operation}") == "warn"
     verdict, problem = _finish(policy.arrival_seconds, _judge_arrival, guest)
-    reason, kinds = verdict or (problem, (_UNCHECKED,))
+    reason, kinds = verdict or (problem, (_UNSURE,))
     if reason and warns:
         _tell(guest, "WARNING", f"should not {_NOT_AS_PROMISED}", reason)
     elif reason and _refuse(guest, f"cannot {_NOT_AS_PROMISED}", reason):
@@ -247,7 +246,8 @@ def _judge_arrival(guest: _Guest) -> tuple[str, tuple[str, ...]]:
     from kvmarm_plugin.judge.wording import in_short
 
     kinds = {finding.kind: None for finding in blocking}  # each once, in their order
-    return "; ".join(in_short(blocking)), (*kinds,)
+    unsure = (_UNSURE,) if after is None else ()
+    return "; ".join(in_short(blocking)), (*kinds, *unsure)
 
 
 def _print_anew(guest: _Guest) -> str:
@@ -313,9 +313,8 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start, problem = _finish(TIME_LIMIT, _judge_start, guest)
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
-        doubts = [kind for kind in start.ticket.warned if kind in _DOUBTFUL]
-        if doubts:
-            _mark(guest, f"it arrived against a warning: {' '.join(doubts)}")
+        if _UNSURE in start.ticket.warned:
+            _mark(guest, f"it arrived against a warning ({' '.join(start.ticket.warned)})")
             _ring(guest)
         return False
     if start.stops and _refuse(guest, "cannot start on this host", start.stops):
@@ -459,10 +458,11 @@ def _ring(guest: _Guest) -> bool:
 
 
 def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
-    """What speaks against a guest on this host, and what it will have here: None where the record
-    says nothing of that.
+    """What speaks against a guest on this host, and what it will have here: None where nobody
+    knows.
     """
     from kvmarm_plugin.judge.contradictions import find_contradictions
+    from kvmarm_plugin.judge.finding import REFUSES
 
     domain, record = guest.known()
     target = record.target
@@ -489,8 +489,12 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             target = guest.known()[1].target
     with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
         findings = judge(target, offer)
-        can_be_told = not edited and not any(finding.stops_start for finding in findings)
-        after = offer.renewed(target, arrived) if can_be_told else None
+        refused = edited or [
+            finding
+            for finding in findings
+            if (finding.severity == REFUSES if arrived else finding.stops_start)
+        ]
+        after = None if refused else offer.renewed(target, arrived)
     if target.pinning is not None:
         findings = with_cluster(misplaced + findings, target.pinning, clusters)
     return edited + findings, after
@@ -568,7 +572,7 @@ def _tell(guest: _Guest, level: str, heading: str, reason: str, advice: str = ""
     """
     heading = f"{shown(guest.name)} {heading}: "
     advice = advice and f". {advice}"
-    room = _MESSAGE_LIMIT - len((heading + advice).encode())
+    room = _MESSAGE_LIMIT - len((heading + advice).encode()) - len("… (cut: 4000000 characters)")
     message = heading + _one_line(reason, room) + advice
     _say(message)
     _log(guest, level, message)

@@ -259,5 +259,5 @@ def _read(directory: str, name: str) -> str | None:
 def _remove(directory: str, name: str) -> None:
     try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
         os.unlink(f"{DIRECTORY}/{directory}/{name}")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         pass
