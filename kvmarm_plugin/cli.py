@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name or UUID of a domain, or a file with its XML (- for standard input)",
     )
     _add_connect(show)
+    _add_inactive(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.add_argument(
         "-v", "--verbose", action="store_true", help="with every register and its fields"
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ask of the host of this profile instead; may be repeated",
     )
     _add_connect(check)
+    _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
     compare = _command(
@@ -241,6 +243,14 @@ def _add_connect(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         default=default,
         help="libvirt to talk to (default: %(default)s)",
+    )
+
+
+def _add_inactive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inactive",
+        action="store_true",
+        help="of the definition that the domain will start from, though it runs or is saved",
     )
 
 

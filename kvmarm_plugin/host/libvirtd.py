@@ -132,13 +132,6 @@ class Connection:
         """Raises NoDomainError, LibvirtError."""
         return self._domain(lambda: self._connection.lookupByUUIDString(uuid))
 
-    def domain_xml(self, name: str) -> str:
-        """The persistent definition of a domain, or the live one if it has no other. `name` may be
-        a UUID. Raises LibvirtError.
-        """
-        domain = self.domain(name)
-        return domain.xml(live=not domain.is_persistent(), secrets=False)
-
     def _domain(self, find: Callable[[], Any]) -> Domain:
         found = self._ask(find, "virsh list --all names the domains")
         return Domain(found, self._libvirt, self._ask)
@@ -201,6 +194,15 @@ class Domain:
         flags = 0 if live else self._libvirt.VIR_DOMAIN_XML_INACTIVE
         flags |= self._libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0
         xml: str = self._ask(lambda: self._domain.XMLDesc(flags))
+        return xml
+
+    def saved_xml(self) -> str | None:
+        """The definition in its managed save, which its next start loads; None if it has none.
+        Raises LibvirtError.
+        """
+        if not self._ask(lambda: self._domain.hasManagedSaveImage(0)):
+            return None
+        xml: str = self._ask(lambda: self._domain.managedSaveGetXMLDesc(0))
         return xml
 
     def set_metadata(self, prefix: str, namespace: str, element: str | None, live: bool) -> None:

@@ -29,7 +29,7 @@ TICKET_SECONDS = 600  # a migration that copies disks has them between migrate b
 ALLOWANCE_SECONDS = 60
 
 _LARGEST = 4096  # bytes of a file; longer reasons are cut
-_UUID, _UUID_LENGTH = frozenset("0123456789abcdef-"), 36
+_UUID = frozenset("0123456789abcdef-")
 _BY_NAME = "name-"
 _LONGEST_NAME = 250  # bytes: libvirt's NAME.xml and our name-NAME are names of files
 
@@ -46,6 +46,11 @@ class Ticket(Value):
     operation: str
     digest: str
     warned: tuple[str, ...]
+
+
+def is_uuid(text: str) -> bool:
+    """Whether this is a UUID as libvirt writes it, and so the name of a file."""
+    return len(text) == 36 and _UUID.issuperset(text)
 
 
 # -- marks ---------------------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def marked() -> tuple[list[str], list[str]]:
     except FileNotFoundError:
         found = []
     names = [name[len(_BY_NAME) :] for name in found if name.startswith(_BY_NAME)]
-    return [name for name in found if len(name) == _UUID_LENGTH and _UUID.issuperset(name)], names
+    return [name for name in found if is_uuid(name)], names
 
 
 def ring(uuid: str) -> bool:
@@ -176,7 +181,7 @@ def allow(guest: str) -> None:
     """
     if not guest or "/" in guest or "\0" in guest or len(os.fsencode(guest)) > _LONGEST_NAME:
         raise KvmarmError(f"no guest can be called {guest!r}", "give its name or its UUID")
-    if len(guest) == _UUID_LENGTH and _UUID.issuperset(guest.lower()):
+    if is_uuid(guest.lower()):
         guest = guest.lower()  # as libvirt writes it
     try:
         _write("allow", f"{_BY_NAME}{guest}", f"{_now()!r}\n", 0o700, 0o600)
@@ -219,7 +224,7 @@ def _file_name(uuid: str) -> str:
     else.
     """
     name = uuid.lower()
-    if len(name) != _UUID_LENGTH or not _UUID.issuperset(name):
+    if not is_uuid(name):
         raise ValueError("not a UUID")
     return name
 
@@ -231,7 +236,9 @@ def _write(directory: str, name: str, text: str, directory_mode: int, mode: int)
             os.mkdir(path, wanted)
         except FileExistsError:
             continue
-        os.chmod(path, wanted)  # whatever the umask
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchmod(made, wanted)  # whatever the umask
+        os.close(made)
     draft = f"{DIRECTORY}/{directory}/.{os.getpid()}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -262,5 +269,5 @@ def _read(directory: str, name: str) -> str | None:
 def _remove(directory: str, name: str) -> None:
     try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
         os.unlink(f"{DIRECTORY}/{directory}/{name}")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         pass

@@ -31,7 +31,10 @@ from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, host, template
 
 # Of a finding in JSON.
-_MEMBERS = {"kind", "subject", "meaning", "recorded", "local", "rule", "severity", "remedy"}
+_MEMBERS = {
+    *("kind", "subject", "meaning", "recorded", "local", "rule", "severity", "remedy"),
+    "stops_start",
+}
 
 
 def _target(name: str, machine: str = "", policy: Policy | None = None) -> Target:
@@ -211,7 +214,8 @@ def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str
     same, older = HOSTS["trixie-neoverse-n1"], HOSTS["bookworm-neoverse-n1"]
     assert _run(capsys, "check", resolved, "--host", same) == (
         0,
-        "direct-kernel on trixie-neoverse-n1: yes, as recorded\n",
+        "direct-kernel on trixie-neoverse-n1: yes, as recorded\n"
+        "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks.\n",
     )
     status, out = _run(capsys, "check", resolved, "--host", same, "--host", older)
     assert status == 3
@@ -224,6 +228,11 @@ def test_check_says_yes_and_no(resolved: Path, capsys: pytest.CaptureFixture[str
         REFUSES,
     )
     assert set(report["hosts"]["bookworm-neoverse-n1"]["findings"][0]) == _MEMBERS
+
+
+def test_what_is_resolved_stays(resolved: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert cli.main(["resolve", str(resolved), "--host", str(HOSTS["sid-neoverse-n1"])]) == 0
+    assert capsysbinary.readouterr().out == resolved.read_bytes()
 
 
 def test_an_offer_is_of_the_model_that_was_recorded() -> None:

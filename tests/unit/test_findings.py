@@ -349,7 +349,7 @@ def test_a_finding_seen_from_a_pool() -> None:
     seen = finding.replace(values={**finding.values, "pool": "alpha\n"})
     assert (
         texts(seen)["rule"]
-        == f"a guest started here could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+        == f"a guest started on it could not move to the rest of alpha\\n: {texts(finding)['rule']}"
     )
 
 

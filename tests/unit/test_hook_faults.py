@@ -69,16 +69,18 @@ _PIPE_BUF = 4096  # bytes that a pipe takes in one piece
 
 # -- the guests -----------------------------------------------------------------------------------
 
+_UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 _HERE, _ELSEWHERE = "trixie-neoverse-n1", "trixie-cortex-a72"
 
 
 def _guests() -> dict[str, bytes]:
     """Kind of guest → its XML."""
+    guest = GUEST.replace(b"</name>", f"</name>\n  <uuid>{_UUID}</uuid>".encode())
     return {
-        "plain": GUEST.replace(b"host-model", b"host-passthrough"),
-        "host-model": GUEST,
-        "fits": resolver(_HERE).resolve(GUEST),
-        "does not fit": resolver(_ELSEWHERE).resolve(GUEST),
+        "plain": guest.replace(b"host-model", b"host-passthrough"),
+        "host-model": guest,
+        "fits": resolver(_HERE).resolve(guest),
+        "does not fit": resolver(_ELSEWHERE).resolve(guest),
     }
 
 
@@ -89,7 +91,7 @@ _PLAYED_LOG = """
 
 import sys
 class _Log:
-    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = 0
+    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = LOG_NOTICE = LOG_INFO = 0
     def openlog(*_): pass
     def syslog(_priority, message):
         with open({log!r}, "a") as file: file.write(message + "\\n")
@@ -104,7 +106,7 @@ class Place:
     """A hook installed with a package of its own.
 
     Attributes:
-        hook, package, policy, log: the paths.
+        hook, package, policy, log, run: the paths; `run` is /run/kvmarm.
         name: the domain's.
         before: shell commands, and
         redirections: shell redirections that libvirt would not make.
@@ -117,6 +119,7 @@ class Place:
         self.package = directory / "kvmarm_plugin"
         self.policy = directory / "policy.yaml"
         self.log = directory / "log"
+        self.run = directory / "run"
         self.hook = directory / "50-kvmarm"
         self.name = "guest"
         self.before = self.redirections = ""
@@ -127,10 +130,18 @@ class Place:
             _SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package)))
         )
         self.hook.chmod(0o755)
+        self.in_script("marks=/run/kvmarm/marks", f"marks={self.run}/marks")
+        logger = directory / "logger"
+        logger.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{self.log}\n')
+        logger.chmod(0o755)
+        self.in_script("logger -i -t kvmarm-hook -p daemon.warning --", str(logger))
+        self.replace("host/marks.py", '"/run/kvmarm"', repr(str(self.run)))
+        self.replace("host/marks.py", '"/etc/libvirt/qemu"', repr(str(directory / "stored")))
         playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
         self.replace("model/policy.py", DEFAULT_PATH, str(self.policy))
         self.replace("hook/answer.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
+        self.replace("model/policy.py", "seconds: int = 10", f"seconds: float = {_TIME_LIMIT}")
 
     def append(self, module: str, text: str) -> None:
         with (self.package / module).open("a", encoding="utf-8") as file:
@@ -149,6 +160,17 @@ class Place:
         text = self.hook.read_text(encoding="utf-8")
         assert old in text, "the script has changed"
         self.hook.write_text(text.replace(old, new), encoding="utf-8")
+
+    def forget(self) -> None:
+        """Empty the log and /run/kvmarm."""
+        self.log.unlink(missing_ok=True)
+        if self.run.is_dir():
+            shutil.rmtree(self.run)
+
+    def noted(self, directory: str) -> list[str]:
+        """The files in a directory of /run/kvmarm."""
+        path = self.run / directory
+        return sorted(each.name for each in path.iterdir()) if path.is_dir() else []
 
     def call(self, operation: str, stage: str, kind: str) -> tuple[int, str, str, float]:
         """Status, standard output and error, and the seconds that it took."""
@@ -188,16 +210,22 @@ _guests_once = cache(_guests)
 
 PASSES = ""
 WARNED = "warned: "  # passes with a message, which libvirt throws away and the log keeps
+MARKED = "marked: "  # the same, and the record is not believed until it is renewed
 NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
+DRIFT = (
+    "kvmarm: GUEST starts as this host makes it, which is not recorded: MIDR_EL1.…: recorded 0x…,"
+    " here 0x…; …. To record what it has: kvmarm refresh GUEST"
+)
+ALLOW = ". To let it pass once: kvmarm allow GUEST"
 ADVICE = (
     "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and"
     " start it again: virsh dumpxml --inactive --security-info GUEST | kvmarm define -"
 )
 AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
 UNKNOWN = "kvmarm: GUEST cannot be checked for a recorded CPU: "
-ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Start it again"
+ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Try again"
 TOO_LARGE = (
     NOT_THERE
     + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
@@ -217,11 +245,12 @@ REINSTALL = "(hint: install kvmarm again)"
 
 
 class Fault(NamedTuple):
-    """A row: what is broken, and what the three operations that are looked at then do to each kind
-    of guest.
+    """A row: what is broken, and what then becomes of each kind of guest.
 
     An outcome is the message with which the guest is refused ("…" is any text, GUEST the name),
-    PASSES, or WARNED and the message. Where standard error is broken, only the log can have it.
+    PASSES, or WARNED or MARKED and the message. Where standard error is broken, only the log can
+    have it. Those of a guest with a record are an arrival's (migrate, restore); what becomes of one
+    that starts (prepare) follows from it (`_of_a_start`), or is given.
     """
 
     what: str
@@ -231,14 +260,32 @@ class Fault(NamedTuple):
     host_model: str = ADVICE
     plain: str = PASSES
     lost: bool = False
+    start_fits: str | None = None
+    start_misfit: str | None = None
 
-    def outcome(self, kind: str) -> str:
-        return {
-            "plain": self.plain,
-            "host-model": self.host_model,
-            "fits": self.fits,
-            "does not fit": self.misfit,
+    def outcome(self, kind: str, operation: str) -> str:
+        arrives, starts = {
+            "plain": (self.plain, None),
+            "host-model": (self.host_model, None),
+            "fits": (self.fits, self.start_fits),
+            "does not fit": (self.misfit, self.start_misfit),
         }[kind]
+        if operation == "prepare":
+            return _of_a_start(arrives) if starts is None else starts
+        return arrives + ALLOW if arrives.startswith(NOT_THERE) else arrives
+
+
+def _of_a_start(arrival: str) -> str:
+    """What becomes of a guest that starts, where an arrival has this outcome."""
+    message = arrival.replace(WARNED, "").replace("should not", "cannot")
+    if message == MISFIT:
+        return MARKED + DRIFT
+    if message.startswith(NOT_THERE):
+        reason = message[len(NOT_THERE) :]
+        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}. To check it: kvmarm check GUEST"
+    if message.startswith((UNCHECKED, UNKNOWN)):
+        return MARKED + message.replace("GUEST", "GUEST starts unchecked: it", 1)
+    return arrival
 
 
 def _both(
@@ -340,7 +387,20 @@ def _no_bytecode(place: Place) -> None:
 
 
 _PINNING = b"<kvmarm:pinning midr='0x414fd0c1' revidr='0x0' cpus='0'/>"
-_WARN = b"on-prepare: warn\non-migrate: warn\non-restore: warn\n"
+_WARN = b"on-drift: warn\non-migrate: warn\non-restore: warn\n"
+_NOT_NOTED = (
+    WARNED
+    + NO_PYTHON.replace("GUEST", "GUEST starts unchecked: it")
+    + ". This cannot be noted in …/marks"
+)
+_NO_KVM = (
+    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …). To check"
+    " it: kvmarm check GUEST" + ALLOW
+)
+_VCPU = (
+    "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
+    " vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)"
+)
 _NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
 _SHORT = "(hint: the host is short of memory or file descriptors: try again)"
 
@@ -375,16 +435,16 @@ _FAULTS: dict[str, list[Fault]] = {
         Fault(
             "the interpreter is killed at work",
             _interpreter("#!/bin/sh\ncat >/dev/null\nkill -9 $$\n"),
-            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Start it again"),
+            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Try again"),
         ),
         Fault(
             "the interpreter is killed as it reads",
             _interpreter("#!/bin/sh\nprintf 'reading ' >&3\nread line\nkill -9 $$\n"),
-            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Start it again"),
+            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Try again"),
         ),
         _both(
             "the interpreter is killed when it has read",
-            UNCHECKED + "…/python3 was killed (status 137). Start it again",
+            UNCHECKED + "…/python3 was killed (status 137). Try again",
             _appended("__init__.py", "import posix\nposix.kill(posix.getpid(), 9)"),
             PASSES,
         ),
@@ -429,10 +489,15 @@ _FAULTS: dict[str, list[Fault]] = {
             DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}",
             _without("registers/registers.tsv"),
         ),
-        Fault(
+        _both(
             "model/policy.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
             _without("model/policy.py"),
-            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
+        ),
+        _both(
+            "host/marks.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …marks' (…). " + AGAIN,
+            _without("host/marks.py"),
         ),
         Fault("no place for compiled modules (disk full, read-only)", _no_bytecode),
     ],
@@ -440,7 +505,7 @@ _FAULTS: dict[str, list[Fault]] = {
         Fault("it cannot be read", _policy(None)),
         Fault("it is no text", _policy(b"\xff\xfe\0" + _WARN)),
         Fault(
-            "it is not YAML", _policy(b"on-prepare: [warn\non-migrate: {warn\non-restore: &warn\n")
+            "it is not YAML", _policy(b"on-drift: [refuse\non-migrate: {warn\non-restore: &warn\n")
         ),
         Fault(
             "it says warn", _policy(_WARN), misfit=WARNED + MISFIT.replace("cannot", "should not")
@@ -452,11 +517,21 @@ _FAULTS: dict[str, list[Fault]] = {
             + "/dev/kvm does not exist (hint: …)",
             _all(_policy(_WARN), _kernel("open_errno = errno_codes.ENOENT")),
         ),
-        Fault(
+        _both(
             "it says warn, and model/policy.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
             _all(_policy(_WARN), _without("model/policy.py")),
-            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
         ),
+        Fault(
+            "it says on-drift: refuse",
+            _policy(b"on-drift: refuse\n"),
+            start_misfit=DRIFT.replace("starts", "would start") + ALLOW,
+        ),
+        _both(
+            "it says on-drift: refuse, and /dev/kvm does not exist",
+            NOT_THERE + "/dev/kvm does not exist (hint: …)",
+            _all(_policy(b"on-drift: refuse\n"), _kernel("open_errno = errno_codes.ENOENT")),
+        )._replace(start_fits=_NO_KVM, start_misfit=_NO_KVM),
     ],
     "The kernel": [
         _both(
@@ -494,10 +569,11 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "it refuses the vCPU",
-            NOT_THERE
-            + "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no"
-            " such vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)",
+            NOT_THERE + _VCPU,
             _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
+        )._replace(
+            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
+            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
         ),
         _both(
             "it answers slowly",
@@ -520,6 +596,11 @@ _FAULTS: dict[str, list[Fault]] = {
             fits=NOT_THERE
             + "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x…, here not"
             " told by sysfs; refuses: …",
+            start_fits=MARKED
+            + DRIFT.replace(
+                "MIDR_EL1.…: recorded 0x…, here 0x…; …",
+                "cluster: recorded MIDR 0x…, here not told by sysfs",
+            ),
         ),
     ],
     "Memory and time": [
@@ -536,7 +617,7 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "a call of C does not end",
-            UNCHECKED + "it took too long (status 152). Start it again",
+            UNCHECKED + "it took too long (status 152). Try again",
             _all(_impatient, _appended("domain/xml.py", "sum(range(10 ** 12))")),
             PASSES,
         ),
@@ -547,13 +628,13 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "there is no memory for the package",
-            UNCHECKED + "it takes too much memory. Start it again",
+            UNCHECKED + "it takes too much memory. Try again",
             _appended("hook/answer.py", "raise MemoryError"),
             PASSES,
         ),
         _both(
             "there is no memory to keep the XML",
-            UNCHECKED + "it takes too much memory. Start it again",
+            UNCHECKED + "it takes too much memory. Try again",
             lambda place: place.in_script("xml += window", "raise MemoryError; xml += window"),
             PASSES,
         ),
@@ -600,9 +681,7 @@ _FAULTS: dict[str, list[Fault]] = {
             + "the domain's kvmarm record is of version 3; this kvmarm knows versions 1 and 2"
             " (hint: upgrade kvmarm on this host)",
             _in_records(
-                lambda xml: xml.replace(
-                    b"urn:kvmarm-plugin:target:2", b"urn:kvmarm-plugin:target:3"
-                )
+                lambda xml: xml.replace(b"kvmarm-plugin:target:2", b"kvmarm-plugin:target:3")
             ),
         ),
         _both(
@@ -717,6 +796,32 @@ _FAULTS: dict[str, list[Fault]] = {
             PASSES,
         ),
     ],
+    "/run/kvmarm": [
+        Fault("it does not exist: the hook makes it", lambda place: place.forget()),
+        Fault(
+            "it cannot be written",
+            lambda place: place.run.write_text("a file where a directory should be"),
+            fits=WARNED
+            + "kvmarm: GUEST arrives, and its start will count as a cold one: /run/kvmarm cannot be"
+            " written: …",
+            start_fits=PASSES,
+            start_misfit=WARNED
+            + DRIFT.partition(". To record")[0]
+            + ". This cannot be noted in /run/kvmarm: …",
+        ),
+        Fault(
+            "it cannot be written, and the interpreter is gone",
+            _all(
+                lambda place: place.run.write_text("a file where a directory should be"),
+                _interpreter(""),
+            ),
+            fits=NO_PYTHON,
+            misfit=NO_PYTHON,
+            host_model=PASSES,
+            start_fits=_NOT_NOTED,
+            start_misfit=_NOT_NOTED,
+        ),
+    ],
     "The system's log": [
         Fault(
             "there is no syslog",
@@ -753,36 +858,37 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 
 def _matches(outcome: str, text: str, place: Place) -> bool:
     """Names are shown with escapes by the package, and with question marks by the script, which
-    knows ASCII.
+    knows ASCII. In commands an odd one gives way to the UUID, if there is no other way.
     """
     quoted = place.name if place.name.isalnum() else "'" + place.name.replace("'", "'\\''") + "'"
     names = (
         shown(place.name),
         "".join(character if " " <= character <= "~" else "?" for character in place.name),
     )
-    asked = [
-        outcome.replace("--security-info GUEST", "--security-info " + shown(quoted)).replace(
-            "GUEST", name
-        )
-        for name in names
-    ]
+    outcome = outcome.replace("--security-info GUEST", "--security-info " + shown(quoted))
+    for command in ("allow", "check", "refresh"):
+        called = place.name if place.name.isalnum() else _UUID
+        outcome = outcome.replace(f"kvmarm {command} GUEST", f"kvmarm {command} {called}")
+    asked = [outcome.replace("GUEST", name) for name in names]
     return any(re.fullmatch(re.escape(line).replace("…", ".*"), text) for line in asked)
 
 
-def _is_logged(outcome: str) -> bool:
-    """Whether the package said it, rather than the script."""
-    return "as it was promised" in outcome
+def _is_logged(outcome: str, operation: str) -> bool:
+    """Whether it is in the system's log: the script does not log what it refuses."""
+    return outcome not in (PASSES, ADVICE) and (
+        operation == "prepare" or not outcome.startswith((UNCHECKED, UNKNOWN))
+    )
 
 
 def _check(
     place: Place, outcome: str, run: tuple[int, str, str, float], lost: bool = False
 ) -> None:
     status, out, err, seconds = run
-    warned = outcome.startswith(WARNED)
-    message = outcome[len(WARNED) :] if warned else outcome
+    passes = outcome == PASSES or outcome.startswith((WARNED, MARKED))
+    message = _message(outcome)
     assert out == "", "output taints the domain"
     assert seconds < _LONGEST
-    assert status == int(bool(message) and not warned)
+    assert status == int(not passes)
     if lost or not message:
         assert err == ""
     else:
@@ -792,6 +898,10 @@ def _check(
             "one line, and nothing that a terminal obeys"
         )
         assert _matches(message, err[:-1], place), err
+
+
+def _message(outcome: str) -> str:
+    return outcome.replace(WARNED, "").replace(MARKED, "")
 
 
 def _cases() -> list[tuple[str, str, str]]:
@@ -815,16 +925,28 @@ def test_operations_that_are_looked_at(
     places: Callable[[str], Place], what: str, operation: str, kind: str
 ) -> None:
     fault, place = _BY_NAME[what], places(what)
-    place.log.unlink(missing_ok=True)
-    outcome = fault.outcome(kind)
+    place.forget()
+    outcome = fault.outcome(kind, operation)
     _check(place, outcome, place.call(operation, "begin", kind), fault.lost)
     logged = place.log.read_text().splitlines() if place.log.exists() else []
-    if not _is_logged(outcome) or fault in _FAULTS["The system's log"]:
-        assert logged == []
+    if fault not in _FAULTS["The system's log"]:
+        assert len(logged) == int(_is_logged(outcome, operation))
+        for line in logged:
+            assert len(line.encode()) < 2048
+            head, _, message = line.partition(": ")
+            assert head == operation
+            assert _matches(_message(outcome), f"kvmarm: {message}", place)
+    marks, tickets = place.noted("marks"), place.noted("arrival")
+    if outcome.startswith(MARKED):
+        assert marks in ([_UUID], [f"name-{place.name}"])
     else:
-        assert len(logged) == 1
-        assert len(logged[0].encode()) < 2048
-        assert _matches(f"{operation}: {outcome.replace(WARNED, '')}", logged[0], place)
+        assert marks == []
+    if place.run.is_dir():
+        assert (tickets == [_UUID]) is (
+            kind in _RECORDED
+            and operation != "prepare"
+            and (outcome == PASSES or outcome.startswith(WARNED))
+        )
 
 
 @pytest.mark.parametrize("what", _BY_NAME)

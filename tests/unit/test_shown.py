@@ -32,6 +32,7 @@ from kvmarm_plugin.basics.untrusted import lines
 from kvmarm_plugin.basics.value import Value
 from kvmarm_plugin.commands import check_view, output, refresh_view
 from kvmarm_plugin.commands import show_view as show
+from kvmarm_plugin.commands.check_view import ARRIVAL, MEMBER, START, Report
 from kvmarm_plugin.commands.refresh_view import Guest, Outcome
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
@@ -182,9 +183,11 @@ def _three(here: HostProfile) -> list[HostProfile]:
     return [here, here.replace(name=f"{here.name} too"), host("sid-neoverse-n1")]
 
 
-def _printed(title: str, hosts: list[str], findings: list[Finding]) -> str:
+def _printed(title: str, hosts: list[str], findings: list[Finding], question: str = ARRIVAL) -> str:
     """What `kvmarm check` prints."""
-    return check_view.as_text(title, dict.fromkeys(hosts, findings))
+    return check_view.as_text(
+        Report(title, question, dict.fromkeys(hosts, findings), origin=hosts[0])
+    )
 
 
 def _would_change(before: Target, after: Target) -> Outcome:
@@ -252,17 +255,32 @@ _VIEWS = {
     "check's title": _View(
         lambda: "guest", lambda title: _printed(title, ["a"], [_finding()]), " on a: no\n"
     ),
+    "check --inactive": _View(
+        _host,
+        lambda here: _printed(
+            "guest", [here.name], [*check(_record().target, here), _finding()], START
+        ),
+        ": no, it would not start\n",
+    ),
+    "check's mark and notes": _View(
+        lambda: Report("guest", ARRIVAL, {"a": []}, unknown="a line", notes=("one", "two")),
+        check_view.as_text,
+        ": not known: ",
+    ),
     "check of a pool": _View(
         _host,
         lambda here: _printed(
-            "pool x", [here.name], [*pool.check_member(_pool(), here), _finding()]
+            "pool x", [here.name], [*pool.check_member(_pool(), here), _finding()], MEMBER
         ),
         ": no\n",
     ),
     "check of a hostile pool": _View(
         _pool,
         lambda made: _printed(
-            f"pool {made.name}", ["a"], [*pool.check_member(made, host("sid-max")), _finding()]
+            f"pool {made.name}",
+            ["a"],
+            [*pool.check_member(made, host("sid-max")), _finding()],
+            MEMBER,
         ),
         " on a: no\n",
     ),
