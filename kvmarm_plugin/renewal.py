@@ -163,6 +163,7 @@ class Renewer:
         self._since: dict[_Mark, float] = {}  # first seen
         self._off: dict[_Mark, float] = {}  # first seen not to run
         self._left: set[_Mark] = set()  # given up, until something happens
+        self._names: dict[_Mark, str] = {}  # of the guests, for the log
         self._told: set[str] = set()
 
     def again(self) -> None:
@@ -178,7 +179,7 @@ class Renewer:
             KvmarmError: the marks cannot be read.
         """
         waiting = [mark for mark in _marks() if mark not in self._left]
-        for known in (self._since, self._off):
+        for known in (self._since, self._off, self._names):
             for mark in known.keys() - waiting:
                 del known[mark]
         if not waiting:
@@ -204,6 +205,7 @@ class Renewer:
             domain = mark.domain(connection)
         except NoDomainError:
             return self._is_off(mark, None, system)
+        self._names[mark] = domain.name
         beginning = domain.beginning()
         if beginning == OFF:
             return self._is_off(mark, domain, system)
@@ -256,7 +258,8 @@ class Renewer:
 
     def _give_up(self, mark: _Mark, error: KvmarmError) -> bool:
         self._left.add(mark)
-        self._tell_once(f"{shown(mark.name or mark.uuid)}: its record may not be true: {error}")
+        name = self._names.get(mark) or mark.name or mark.uuid
+        self._tell_once(f"{shown(name)}: its record may not be true: {error}")
         return False
 
     def _tell_once(self, text: str) -> None:

@@ -143,7 +143,7 @@ def test_where_libvirt_does_not_say_the_mark_stays(here: _Host, state: str) -> N
     assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
     assert marks.marked() == ([_UUID], [])
     assert len(here.log) == 1
-    assert here.log[0].startswith(f"{_UUID}: its record may not be true: libvirt does not say")
+    assert here.log[0].startswith("guest: its record may not be true: libvirt does not say")
     here.renewer.again()
     assert here.renewer.work() is False
     assert len(here.log) == 1
@@ -260,7 +260,7 @@ def test_what_libvirt_goes_on_to_refuse_is_given_up(here: _Host) -> None:
     assert here.passes(0)
     assert here.passes(PATIENCE) is False
     assert here.log == [
-        f"{_UUID}: its record may not be true: libvirt: Timed out during operation: cannot acquire"
+        "guest: its record may not be true: libvirt: Timed out during operation: cannot acquire"
         " state change lock"
     ]
     assert marks.marked() == ([_UUID], [])
