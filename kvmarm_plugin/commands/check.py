@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 
 from ..basics.errors import KvmarmError
+from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
 from .check_view import ARRIVAL, MEMBER, START, Report
 from .inputs import (
@@ -44,27 +45,28 @@ def run(arguments: Namespace) -> int:
     from ..fleet.pool import is_pool
     from ..host.libvirtd import is_remote
 
+    if not hosts and not is_file(name) and is_remote(uri):
+        raise KvmarmError(
+            f"{uri} is another host, and this host's kernel knows nothing of it",
+            "make its profile there with kvmarm probe, and give it with --host",
+        )
+    drift_refused = False
     if not hosts:
-        if not is_file(name) and is_remote(uri):
-            raise KvmarmError(
-                f"{uri} is another host, and this host's kernel knows nothing of it",
-                "make its profile there with kvmarm probe, and give it with --host",
-            )
-        read_policy(
-            None
-        )  # the hook reads it here, with a reader of its own: refuse what it would not read alike
+        # The hook reads it with a reader of its own: refuse what that would not read alike.
+        read_policy(None)
+        drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
     source = read_source(name, uri, inactive)
     if is_pool(source.document):
         report = _of_pool(source.document, name, hosts)
     else:
-        report = _of_guest(read_guest(source), hosts)
+        report = _of_guest(read_guest(source), hosts, drift_refused)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     if report.unknown:
         return NOT_KNOWN
     return DONE if all(map(report.is_yes, report.verdicts.values())) else INCOMPATIBLE
 
 
-def _of_guest(guest: Guest, hosts: list[str]) -> Report:
+def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
     """By the word of these profiles, or of this host's kernel if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
     if guest.mark is not None:
@@ -94,6 +96,7 @@ def _of_guest(guest: Guest, hosts: list[str]) -> Report:
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=guest.notes,
+        drift_refused=drift_refused,
     )
 
 

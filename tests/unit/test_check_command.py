@@ -268,6 +268,27 @@ def test_a_guest_that_is_shut_off_only_has_to_start(
     assert "Remedy: shut it down and start it on slow, where it then gets what that" in out
 
 
+def test_a_policy_may_refuse_drift(
+    run: Run, daemon: Daemon, on: Callable[[HostProfile], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then the hook does. Of another host nobody here knows the policy."""
+    daemon.stored = _resolved()
+    Path("policy.yaml").write_text("on-drift: refuse\n")
+    Path("policy.yaml").chmod(0o644)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", "policy.yaml")
+    on(host(_ALPHA))
+    assert run("check", "guest").status == 0
+    on(_slow_clock())
+    status, out, _ = run("check", "guest")
+    assert (status, out.splitlines()[0]) == (
+        3,
+        "guest on slow: no, it would not start as recorded, which the policy refuses (on-drift)",
+    )
+    assert json.loads(run("check", "guest", "--json").out)["hosts"]["slow"]["verdict"] == "drift"
+    _profile(_slow_clock())
+    assert run("check", "guest", "--host", "slow.json").status == 0
+
+
 def test_a_file_is_one_of_an_arrival(run: Run, on: Callable[[HostProfile], None]) -> None:
     Path("guest.xml").write_text(_resolved())
     on(_slow_clock())
