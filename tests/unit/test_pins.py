@@ -249,6 +249,56 @@ def test_pins_that_cannot_be(inside: str, why: str) -> None:
     assert why in one_line(caught.value)
 
 
+def _phone(**cpus: str) -> HostProfile:
+    """A host of three kinds, each bigger than the last."""
+    sizes = zip((485, 800, 1024), cpus.values())
+    return RK3588.replace(
+        clusters=tuple(
+            A53.replace(midr=A53.midr + number, capacity=capacity, cpus=text)
+            for number, (capacity, text) in enumerate(sizes)
+        )
+    )
+
+
+_PHONE = {"little": "0-3", "big": "4-6", "prime": "7"}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "vcpus", "expected"),
+    [
+        (_PHONE, 1, "7"),
+        (_PHONE, 2, "4-6"),
+        (_PHONE, 3, "4-6"),
+        (_PHONE, 4, "0-3"),
+        (_PHONE, 5, "0-3"),  # none has as many
+        ({**_PHONE, "prime": "7-10"}, 4, "7-10"),
+        ({**_PHONE, "prime": "7-10"}, 5, "7-10"),  # two of the most CPUs: the bigger
+        ({"little": "0", "big": "1", "prime": "2"}, 4, "2"),
+    ],
+)
+def test_the_biggest_cluster_has_room_for_the_guest(
+    cpus: dict[str, str], vcpus: int, expected: str
+) -> None:
+    here, source = _phone(**cpus), domain(f"<vcpu>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(source, here)) or pytest.fail("not pinned")).cpus == expected
+    plugged = domain(f"<vcpu current='1'>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(plugged, here)) or pytest.fail("not pinned")).cpus == expected
+    for name, cluster in (
+        ("smallest", here.clusters[0]),
+        (here.clusters[2].midr, here.clusters[2]),
+    ):
+        chosen = pinning_of(resolved(source, here, Policy(cluster=name)))
+        assert (chosen or pytest.fail("not pinned")).cpus == cluster.cpus, "who names one gets it"
+
+
+def test_one_resolver_has_an_answer_for_every_size() -> None:
+    """Resolvers are kept for many domains."""
+    resolver = Resolver(_phone(**_PHONE), Policy())
+    for vcpus, cpus in ((1, "7"), (4, "0-3"), (1, "7")):
+        root = parse(resolver.resolve(domain(f"<vcpu>{vcpus}</vcpu>")))
+        assert (pinning_of(root) or pytest.fail("not pinned")).cpus == cpus
+
+
 def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     said: list[str] = []
     resolver = Resolver(RK3399, Policy(), advise=said.append)
@@ -256,7 +306,7 @@ def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     assert said == []
     resolver.resolve(domain("<vcpu>8</vcpu>"))
     assert said == [
-        "guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"
+        "guest has 8 vCPUs, and the cluster that it is pinned to 4 CPUs (0-3): they share them"
     ]
 
 
