@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines
-from ..domain.record import Record
+from ..domain.record import Home, Record
 from ..model.target import Pinning, Target
 from ..model.vcpu import TARGETS
 from ..registers.table import describe, fields_of
@@ -83,6 +83,7 @@ def as_json(record: Record) -> dict[str, Any]:
             "kept": [kept.decode(errors="replace") for kept in intent.kept],
         },
         "origin": origin.as_dict(),
+        "home": _home_json(record.home) if record.home else None,
     }
 
 
@@ -96,6 +97,10 @@ def _pinning_json(pinning: Pinning) -> dict[str, str | None]:
         "revidr": None if pinning.revidr is None else hex(pinning.revidr),
         "cpus": pinning.cpus,
     }
+
+
+def _home_json(home: Home) -> dict[str, Any]:
+    return {**home.as_dict(), "pins": [pin.decode() for pin in home.pins]}
 
 
 def _hex(values: dict[str, int]) -> dict[str, str]:

@@ -14,6 +14,7 @@ it. All times are CLOCK_BOOTTIME, since a wall clock may be set meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -54,8 +55,19 @@ def mark(uuid: str, reason: str) -> None:
 
     Raises OSError: /run/kvmarm cannot be written; the host then does not know.
     """
-    if mark_of(uuid) is None:
-        _write("marks", _file_name(uuid), reason.replace("\n", " ") + "\n", 0o755, 0o644)
+    _mark(_file_name(uuid), reason)
+
+
+def mark_by_name(name: str, reason: str) -> None:
+    """The same of a guest whose UUID could not be read. Raises OSError."""
+    if "/" in name or "\0" in name:
+        raise OSError(errno.EINVAL, "no file can be called so")
+    _mark(_BY_NAME + name, reason)
+
+
+def _mark(key: str, reason: str) -> None:
+    if _read("marks", key) is None:
+        _write("marks", key, " ".join(reason.split()) + "\n", 0o755, 0o644)
 
 
 def mark_of(uuid: str, name: str = "") -> str | None:
@@ -92,14 +104,18 @@ def ring(uuid: str) -> bool:
     """Tell whoever renews records that there is a mark. Whether somebody was told: nobody is waited
     for.
     """
-    import socket
+    import _socket  # hook/__init__.py says why
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+    bell = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
         bell.setblocking(False)
-        try:
-            bell.sendto(f"{uuid}\n".encode(), f"{DIRECTORY}/{SOCKET}")
-        except OSError:  # nobody is there, or it has much to do and will find the mark
-            return False
+        bell.sendto(f"{uuid}\n".encode(), f"{DIRECTORY}/{SOCKET}")
+    except BlockingIOError:
+        return True  # it has much to do, and will find the mark
+    except OSError:  # nobody is there
+        return False
+    finally:
+        bell.close()
     return True
 
 

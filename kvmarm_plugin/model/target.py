@@ -65,6 +65,7 @@ class Target(Value):
             (registers.table.is_identity).
         reglist: the packed list of all its registers (registers.text.pack_ids).
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
+        roams: whether it was chosen that the guest may run on CPUs of several kinds.
     """
 
     architecture: str
@@ -80,6 +81,7 @@ class Target(Value):
     registers: dict[str, int]
     reglist: str
     pinning: Pinning | None = None
+    roams: bool = False
 
     @property
     def psci(self) -> str:
@@ -134,6 +136,8 @@ def check_target(target: Target) -> None:
         raise ValueError("PMCR_EL0 of a guest without a PMU")
     if target.pinning is not None:
         _check_pinning(target.pinning)
+        if target.roams:
+            raise ValueError("pinned to a cluster, and free to run on all")
 
 
 def _check_registers(target: Target) -> None:

@@ -38,7 +38,7 @@ _SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
 _PYTHON = "/usr/bin/python3"
 
 _DOMAIN = GUEST.decode()
-_SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/>"
+_SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:2'/>"
 _RECORD = f"<metadata>{_SECOND}</metadata>"
 _RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace(
     "<memory", _RECORD + "<memory"
@@ -320,11 +320,11 @@ def test_a_policy_may_only_warn(door: Door) -> None:
     ("source", "says"),
     [
         (_RECORDED, "broken"),
-        (_RECORDED.replace("target:1", "target:2"), "version 2"),
+        (_RECORDED.replace("target:2", "target:3"), "version 3"),
         (
             _RECORDED.replace(
                 _RECORD,
-                _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></m"),
+                _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:2'/></m"),
             ),
             "more than one",
         ),
@@ -342,7 +342,7 @@ def test_a_record_that_cannot_be_read_refuses(door: Door, source: str, says: str
 
 def test_a_namespace_that_is_only_mentioned(door: Door) -> None:
     source = _DOMAIN.replace("host-model", "maximum").replace(
-        "<name>", "<!-- urn:kvmarm-plugin:target:1 --><name>"
+        "<name>", "<!-- urn:kvmarm-plugin:target:2 --><name>"
     )
     assert door(source.encode(), "trixie-cortex-a57") == (0, "")
 

@@ -597,11 +597,11 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "it is of an unknown version",
             NOT_THERE
-            + "the domain's kvmarm record is of version 2; this kvmarm knows version 1 (hint:"
-            " upgrade kvmarm on this host)",
+            + "the domain's kvmarm record is of version 3; this kvmarm knows versions 1 and 2"
+            " (hint: upgrade kvmarm on this host)",
             _in_records(
                 lambda xml: xml.replace(
-                    b"urn:kvmarm-plugin:target:1", b"urn:kvmarm-plugin:target:2"
+                    b"urn:kvmarm-plugin:target:2", b"urn:kvmarm-plugin:target:3"
                 )
             ),
         ),
@@ -612,7 +612,7 @@ _FAULTS: dict[str, list[Fault]] = {
             " edit)",
             _in_records(
                 lambda xml: xml.replace(
-                    b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata>"
+                    b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata>"
                 )
             ),
         ),

@@ -579,6 +579,7 @@ _IN_TEXT = {
     "registers": "ID_AA64PFR0_EL1      0x",
     "reglist": " in all",
     "pinning": "pinned      to CPUs 4-7, of MIDR 0x414fd0b0",
+    "roams": "pinned      no",
 }
 
 
