@@ -17,9 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from ..domain.record import Record
     from ..domain.xml import Element
     from ..judge.finding import Finding
-    from ..model.target import Target
 
 
 def run(arguments: Namespace) -> int:
@@ -55,14 +55,18 @@ def _of_domain(
     """The domain's name, and its findings by host: by the word of these profiles, or of this host's
     kernel if there are none.
     """
-    from ..judge.by_profile import check
+    from ..judge.by_profile import check, counted
     from ..judge.contradictions import find_contradictions
+    from ..judge.pinning import reconcile_pins
 
     record, title, domain = read_record(document, name)
     if hosts:
-        verdicts = {host.name: check(record.target, host) for host in read_profiles(hosts)}
+        verdicts = {}
+        for host in read_profiles(hosts):
+            _, cpus, pins = reconcile_pins(document, domain, record, counted(host), movable=True)
+            verdicts[host.name] = pins + check(record.target, host, cpus)
     else:
-        verdicts = {platform.node(): _rehearsed(domain, record.target)}
+        verdicts = {platform.node(): _rehearsed(domain, record)}
     changes = find_contradictions(domain, record.target)
     return title, {host: changes + findings for host, findings in verdicts.items()}
 
@@ -85,18 +89,16 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[st
     return f"pool {pool.name}", {host.name: check_member(pool, host) for host in members}
 
 
-def _rehearsed(domain: Element, target: Target) -> list[Finding]:
+def _rehearsed(domain: Element, record: Record) -> list[Finding]:
     from ..host.cpus import find_clusters
     from ..judge.pinning import reconcile_pins, with_cluster
     from ..kvm.device import System
     from ..rehearse import rehearse
 
-    machines = machines_here()
+    machines, target = machines_here(), record.target
     with System() as system:
-        if target.pinning is None:
-            return rehearse(target, system, machines)
         clusters = find_clusters()
-        _, cpus, pins = reconcile_pins(b"", domain, target.pinning, clusters, movable=False)
+        _, cpus, pins = reconcile_pins(b"", domain, record, clusters, movable=False)
         return with_cluster(
             pins + rehearse(target, system, machines, cpus), target.pinning, clusters
         )

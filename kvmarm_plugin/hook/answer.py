@@ -170,28 +170,23 @@ def _judge(xml: bytes, operation: str) -> tuple[str, bytes]:
     element = record.find(domain)
     if element is None:
         return "", xml
-    target = record.read(element).target
+    recorded = record.read(element)
+    target = recorded.target
+    from kvmarm_plugin.host.cpus import find_clusters
     from kvmarm_plugin.judge.contradictions import find_contradictions
     from kvmarm_plugin.judge.finding import HARMLESS
+    from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import rehearse
 
-    findings = find_contradictions(domain, target)
-    if target.pinning is None:
-        with System() as system:
-            findings += rehearse(target, system)
-    else:
-        from kvmarm_plugin.host.cpus import find_clusters
-        from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
-
-        clusters = find_clusters()
-        xml, cpus, misplaced = reconcile_pins(
-            xml, domain, target.pinning, clusters, movable=operation != "prepare"
+    findings, clusters = find_contradictions(domain, target), find_clusters()
+    xml, cpus, misplaced = reconcile_pins(
+        xml, domain, recorded, clusters, movable=operation != "prepare"
+    )
+    with System() as system:
+        findings += with_cluster(
+            misplaced + rehearse(target, system, cpus=cpus), target.pinning, clusters
         )
-        with System() as system:
-            findings += with_cluster(
-                misplaced + rehearse(target, system, cpus=cpus), target.pinning, clusters
-            )
     blocking = [finding for finding in findings if finding.severity != HARMLESS]
     if not blocking:
         return "", xml

@@ -132,7 +132,9 @@ class Resolver:
                 profile,
                 roams,
             )
-        if len(self._clusters) > 1 and not roams:
+        if roams:
+            target = target.replace(roams=True)
+        elif len(self._clusters) > 1:
             target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
