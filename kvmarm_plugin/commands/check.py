@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.profile import HostProfile
     from .inputs import Guest
 
 
@@ -73,14 +72,14 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
         names = [host.name for host in read_profiles(hosts)] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif hosts:
-        from ..judge.by_profile import check
+        from ..judge.by_profile import check, counted
 
         verdicts = {
             host.name: _judged(
                 guest,
                 question,
-                _counted(host),
-                lambda _, host=host: check(guest.record.target, host),  # type: ignore[misc]
+                counted(host),
+                lambda cpus, host=host: check(guest.record.target, host, cpus),  # type: ignore[misc]
             )
             for host in read_profiles(hosts)
         }
@@ -114,33 +113,14 @@ def _judged(
     from ..judge.contradictions import find_contradictions
     from ..judge.pinning import reconcile_pins
 
-    target = guest.record.target
-    changes = find_contradictions(guest.domain, target)
+    changes = find_contradictions(guest.domain, guest.record.target)
     if changes and question == START:
         return changes  # it boots as its XML says, and what is recorded says nothing of that
-    cpus: tuple[int, ...] = ()
-    pins: list[Finding] = []
-    if target.pinning is not None:
-        # The hook moves the pins of a guest that arrives.
-        _, cpus, pins = reconcile_pins(
-            guest.document, guest.domain, target.pinning, clusters, movable=question == ARRIVAL
-        )
+    # The hook moves the pins of a guest that arrives.
+    _, cpus, pins = reconcile_pins(
+        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
+    )
     return changes + pins + judge(cpus)
-
-
-def _counted(host: HostProfile) -> list[Counted]:
-    from ..basics import cpulist
-    from ..domain.pins import CountedCluster
-
-    try:
-        return [
-            CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
-            for cluster in host.clusters
-        ]
-    except ValueError as error:
-        raise KvmarmError(
-            f"the CPUs of host {host.name}: {error}", "probe the host again"
-        ) from None
 
 
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
@@ -149,13 +129,12 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..kvm.device import System
     from ..rehearse import rehearse
 
-    target, machines = guest.record.target, machines_here()
-    clusters = find_clusters() if target.pinning else []
+    target, machines, clusters = guest.record.target, machines_here(), find_clusters()
 
     def judge(cpus: tuple[int, ...]) -> list[Finding]:
         with System() as system:
             findings = rehearse(target, system, machines, cpus)
-        return with_cluster(findings, target.pinning, clusters) if target.pinning else findings
+        return with_cluster(findings, target.pinning, clusters)
 
     return _judged(guest, question, clusters, judge)
 

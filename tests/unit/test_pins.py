@@ -249,6 +249,56 @@ def test_pins_that_cannot_be(inside: str, why: str) -> None:
     assert why in one_line(caught.value)
 
 
+def _phone(**cpus: str) -> HostProfile:
+    """A host of three kinds, each bigger than the last."""
+    sizes = zip((485, 800, 1024), cpus.values())
+    return RK3588.replace(
+        clusters=tuple(
+            A53.replace(midr=A53.midr + number, capacity=capacity, cpus=text)
+            for number, (capacity, text) in enumerate(sizes)
+        )
+    )
+
+
+_PHONE = {"little": "0-3", "big": "4-6", "prime": "7"}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "vcpus", "expected"),
+    [
+        (_PHONE, 1, "7"),
+        (_PHONE, 2, "4-6"),
+        (_PHONE, 3, "4-6"),
+        (_PHONE, 4, "0-3"),
+        (_PHONE, 5, "0-3"),  # none has as many
+        ({**_PHONE, "prime": "7-10"}, 4, "7-10"),
+        ({**_PHONE, "prime": "7-10"}, 5, "7-10"),  # two of the most CPUs: the bigger
+        ({"little": "0", "big": "1", "prime": "2"}, 4, "2"),
+    ],
+)
+def test_the_biggest_cluster_has_room_for_the_guest(
+    cpus: dict[str, str], vcpus: int, expected: str
+) -> None:
+    here, source = _phone(**cpus), domain(f"<vcpu>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(source, here)) or pytest.fail("not pinned")).cpus == expected
+    plugged = domain(f"<vcpu current='1'>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(plugged, here)) or pytest.fail("not pinned")).cpus == expected
+    for name, cluster in (
+        ("smallest", here.clusters[0]),
+        (here.clusters[2].midr, here.clusters[2]),
+    ):
+        chosen = pinning_of(resolved(source, here, Policy(cluster=name)))
+        assert (chosen or pytest.fail("not pinned")).cpus == cluster.cpus, "who names one gets it"
+
+
+def test_one_resolver_has_an_answer_for_every_size() -> None:
+    """Resolvers are kept for many domains."""
+    resolver = Resolver(_phone(**_PHONE), Policy())
+    for vcpus, cpus in ((1, "7"), (4, "0-3"), (1, "7")):
+        root = parse(resolver.resolve(domain(f"<vcpu>{vcpus}</vcpu>")))
+        assert (pinning_of(root) or pytest.fail("not pinned")).cpus == cpus
+
+
 def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     said: list[str] = []
     resolver = Resolver(RK3399, Policy(), advise=said.append)
@@ -256,7 +306,7 @@ def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     assert said == []
     resolver.resolve(domain("<vcpu>8</vcpu>"))
     assert said == [
-        "guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"
+        "guest has 8 vCPUs, and the cluster that it is pinned to 4 CPUs (0-3): they share them"
     ]
 
 
@@ -334,7 +384,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
     assert pinning_of(root) is None
     assert written(root) == (["vcpu 3-4"] if by == "pins" else [])
     target = record.read(record.find(root) or pytest.fail("no record")).target
-    assert (target.model, "pmu_v3" in target.features) == ("host", False)
+    assert (target.model, target.roams, "pmu_v3" in target.features) == ("host", True, False)
     assert len(said) == 1
     assert said[0].startswith("guest may run on CPUs of several kinds (0-3 Cortex-A5")
     # And it is the guest that each of the clusters takes.
@@ -393,9 +443,8 @@ def reconcile_pins(
     xml: bytes, here: list[CpuCluster], movable: bool = True
 ) -> tuple[bytes, tuple[int, ...], list[str]]:
     root = parse(xml)
-    pinning = pinning_of(root)
-    assert pinning is not None
-    after, cpus, findings = arrival.reconcile_pins(xml, root, pinning, here, movable)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    after, cpus, findings = arrival.reconcile_pins(xml, root, recorded, here, movable)
     return after, cpus, [line(finding) for finding in findings]
 
 
@@ -528,14 +577,16 @@ _numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(
 def test_laws_of_moving(data: st.DataObject) -> None:
     old, new = data.draw(_numbered), data.draw(_numbered)
     part = tuple(sorted(data.draw(st.sets(st.sampled_from(old), min_size=1))))
-    there = arrival.moved(part, old, new)
+    move, mask = arrival.Move(old, new), cpulist.bits(part)
+    there = move.mask(mask)
     assert there
-    assert set(there) <= set(new)
-    assert list(there) == sorted(there)
-    assert arrival.moved(old, old, new) == new
-    assert arrival.moved(part, old, old) == part
+    assert not there & ~cpulist.bits(new)
+    assert move.mask(cpulist.bits(old)) == cpulist.bits(new)
+    assert arrival.Move(old, old).mask(mask) == mask
     if len(old) == len(new):
-        assert arrival.moved(there, new, old) == part
+        assert arrival.Move(new, old).mask(there) == mask
+    stranger = 1 << 64
+    assert move.mask(mask | stranger) == mask | stranger
 
 
 @settings(deadline=None)
@@ -651,9 +702,10 @@ def test_elsewhere_the_pins_are_moved(board: Board, operation: str) -> None:
     board.start(_renumbered(RK3399))
     refused, out, err = board(_GUEST, operation)
     assert (refused, err) == (False, "")
-    assert out.encode() == _GUEST.replace(b"cpuset='4-5'", b"cpuset='0-1'").replace(
-        b"cpus='4-5'", b"cpus='0-1'"
-    )
+    moved = parse(out.encode())
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(moved)} == {"0-1"}
+    assert pinning_of(moved) == Pinning(A72.midr, 0, "0-1")
+    assert rewrite.restore(out.encode(), moved) == rewrite.restore(_GUEST, parse(_GUEST))
     # libvirt then asks of the XML that it was given.
     assert board(out.encode(), "prepare") == (False, "", "")
     assert board.scheduler.moves[0] == {0, 1}
