@@ -91,12 +91,14 @@ def _renew(
         return None
     old = record.read(elements[0])
     target = _what_it_has(xml, old.target, ways, system)
-    if target != old.target and not dry_run:
+    changes = target != old.target
+    if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
         domain.set_metadata(record.PREFIX, record.NAMESPACE, record.standalone(new), live)
-        # Only now: until then the older is what there is.
-        if any(element.name.startswith(record.NAMESPACE_1) for element in elements):
-            domain.set_metadata(record.PREFIX, record.NAMESPACE_1, None, live)
+    # Only now: until then the one of version 1 is what there is.
+    outdated = any(element.name.startswith(record.NAMESPACE_1) for element in elements)
+    if outdated and (changes or len(elements) > 1) and not dry_run:
+        domain.set_metadata(record.PREFIX, record.NAMESPACE_1, None, live)
     return Renewed(old.target, target)
 
 
@@ -137,6 +139,11 @@ def _cpus(xml: Element, target: Target) -> tuple[int, ...]:
         return cpus
     if len(clusters) < 2:
         return ()
+    if not target.roams:
+        raise UntoldError(
+            "nothing keeps the guest to CPUs of one kind, and this host has several",
+            "kvmarm refresh DOMAIN pins it for its next start",
+        )
     # A guest that roams is as it is on the kind of CPU that it was recorded on.
     midr = target.registers.get("MIDR_EL1")
     return next((cluster.cpus for cluster in clusters if cluster.midr == midr), ())

@@ -14,18 +14,20 @@ from ..judge.wording import texts
 from ..registers.rules import differing_fields
 from ..registers.table import describe, name_of
 from ..registers.text import unpack_ids
+from .show_view import target_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from ..domain.xml import Element
-    from ..model.target import Pinning, Target
+    from ..model.target import Target
 
 KEPT, CHANGES, CHANGED = "kept", "would change", "changed"
 UNRESOLVED, UNTOLD, FAILED = "cannot be resolved", "not known", "error"
 
 _SHOWN = 6  # registers of a list
+_TEXT = 500  # characters of each part of a difference
 
 
 class Difference(NamedTuple):
@@ -126,12 +128,12 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
     pairs = [
         ("CPU model", before.model, after.model),
         ("machine type", before.machine, after.machine),
-        ("target number", str(before.number), str(after.number)),
+        ("vCPU", target_name(before), target_name(after)),
         ("left to QEMU", _list(before.unsaid), _list(after.unsaid)),
         ("GIC", str(before.gic), str(after.gic)),
         ("IPA size", f"{before.ipa_bits} bits", f"{after.ipa_bits} bits"),
         ("SVE lengths", _list(before.sve_lengths), _list(after.sve_lengths)),
-        ("cluster", _pinning(before.pinning), _pinning(after.pinning)),
+        ("kinds of CPU", _kinds(before), _kinds(after)),
     ]
     return [
         *features,
@@ -199,8 +201,12 @@ def _list(items: tuple[object, ...]) -> str:
     return " ".join(map(str, items)) or "none"
 
 
-def _pinning(pinning: Pinning | None) -> str:
-    return f"CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}" if pinning else "any"
+def _kinds(target: Target) -> str:
+    """Which of the kinds of CPU of a host the guest may run on."""
+    pinning = target.pinning
+    if pinning:
+        return f"MIDR {pinning.midr:#x}, CPUs {pinning.cpus}"
+    return "any, as was chosen" if target.roams else "the one of the host"
 
 
 def _pins(domain: Element) -> dict[object, int]:
@@ -220,11 +226,13 @@ def _versions(records: list[Element]) -> str:
 
 
 def _said(part: Outcome) -> str:
-    return f"{part.result}: {part.reason}" if part.reason else part.result
+    # Findings of a pool come with a reason each.
+    return f"{part.result}: {shown(part.reason, 3 * _TEXT)}" if part.reason else part.result
 
 
 def _told(difference: Difference) -> str:
-    return f"{difference.what}: {difference.before} → {difference.after}"
+    what, before, after = (shown(text, _TEXT) for text in difference)
+    return f"{what}: {before} → {after}"
 
 
 def _plain(part: Outcome | None) -> dict[str, Any] | None:

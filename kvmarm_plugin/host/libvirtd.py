@@ -91,7 +91,9 @@ class Connection:
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
         hint = (
-            "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
+            ""
+            if "<uuid>" in xml
+            else "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
             " --security-info DOMAIN | kvmarm define -"
         )
         name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()

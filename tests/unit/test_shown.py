@@ -30,9 +30,10 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.basics.untrusted import lines
 from kvmarm_plugin.basics.value import Value
-from kvmarm_plugin.commands import check_view, output
+from kvmarm_plugin.commands import check_view, output, refresh_view
 from kvmarm_plugin.commands import show_view as show
 from kvmarm_plugin.commands.check_view import ARRIVAL, MEMBER, START, Report
+from kvmarm_plugin.commands.refresh_view import Guest, Outcome
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.xml import parse
@@ -55,6 +56,8 @@ from .fakehost import write_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kvmarm_plugin.model.target import Target
 
 _FORGED = "alpha: yes, as recorded"
 _CONTROLS = (
@@ -187,6 +190,14 @@ def _printed(title: str, hosts: list[str], findings: list[Finding], question: st
     )
 
 
+def _would_change(before: Target, after: Target) -> Outcome:
+    differences = [
+        *refresh_view.target_differences(before, after),
+        *refresh_view.target_differences(after, before),
+    ]
+    return Outcome(refresh_view.CHANGES, tuple(differences))
+
+
 def _error(error: tuple[str, str]) -> str:
     return f"{KvmarmError(*error)}\n"
 
@@ -275,6 +286,20 @@ _VIEWS = {
     ),
     "show": _View(_record, lambda found: show.as_text("guest", found, every_register=False)),
     "show -v": _View(_record, lambda found: show.as_text("guest", found, every_register=True)),
+    "refresh": _View(
+        lambda: "text",
+        lambda text: refresh_view.as_text(
+            [Guest(text, text, Outcome("error", reason=f"{KvmarmError(text, text)}"), None)] * 2
+        ),
+        "error: ",
+    ),
+    "refresh --dry-run": _View(
+        _record,
+        lambda found: refresh_view.as_text(
+            [Guest("guest", "", None, _would_change(found.target, _record("trixie-max").target))]
+        ),
+        "as it runs: would change\n",
+    ),
     "show's title": _View(
         lambda: "guest", lambda title: show.as_text(title, _record(), every_register=False)
     ),
