@@ -10,16 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics import cpulist
 from kvmarm_plugin.domain import pins, record, rewrite
+from kvmarm_plugin.domain.edits import Edits
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
 from kvmarm_plugin.judge import pinning as arrival
-from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.by_profile import check, counted
 from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.kvm import device
@@ -607,6 +608,233 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
             assert not pins.cpus_of(pin) & cpulist.bits(little)
 
 
+# -- home again ----------------------------------------------------------------------------------
+
+_OFFLINE = 12  # a CPU of no cluster
+
+
+def _board(big: list[int], order: list[int]) -> list[CpuCluster]:
+    """A board of twelve CPUs, of which these are big."""
+    little = sorted({*order} - {*big})
+    return [
+        CpuCluster(tuple(little), _LITTLE, 0, None),
+        CpuCluster(tuple(sorted(big)), _BIG, 0, None),
+    ]
+
+
+_boards = st.tuples(st.permutations(range(12)), st.integers(1, 8)).map(
+    lambda drawn: _board(drawn[0][: drawn[1]], drawn[0])
+)
+
+
+@st.composite
+def _cpusets(draw: st.DrawFn, cpus: tuple[int, ...]) -> str:
+    """A part of some CPUs, as somebody may write it; perhaps with one that is offline."""
+    part = draw(st.lists(st.sampled_from(cpus), min_size=1, unique=True))
+    part += [_OFFLINE] if draw(st.integers(0, 9)) == 0 else []
+    plain = ",".join(map(str, part))
+    left_out = sorted({*range(min(part), max(part) + 1)} - {*part})
+    with_holes = "".join([f"{min(part)}-{max(part)}", *(f",^{cpu}" for cpu in left_out)])
+    return draw(st.sampled_from([plain, with_holes, cpulist.write(tuple(sorted(part)))]))
+
+
+@st.composite
+def _guests(draw: st.DrawFn, home: list[CpuCluster]) -> bytes:
+    """A guest that is pinned to the big CPUs of a board, as libvirt has it there."""
+    cpus = home[1].cpus
+    threads = ["vcpupin vcpu='0'", "vcpupin vcpu='1'", "emulatorpin", "iothreadpin iothread='1'"]
+    written = "".join(
+        f"<{thread} cpuset={quote}{draw(_cpusets(cpus))}{quote}/>"
+        for thread in draw(st.lists(st.sampled_from(threads), unique=True))
+        for quote in [draw(st.sampled_from("'\""))]
+    )
+    inside = (
+        f"<vcpu placement='static' cpuset='{draw(_cpusets(cpus))}'>2</vcpu><iothreads>1</iothreads>"
+        f"<cputune>{written}<shares>9</shares></cputune>"
+    )
+    here = RK3399.replace(
+        clusters=(
+            A53.replace(cpus=cpulist.write(home[0].cpus)),
+            A72.replace(midr=_BIG, cpus=cpulist.write(cpus)),
+        )
+    )
+    return Resolver(here, Policy()).resolve(domain(inside))
+
+
+def _by_libvirt(xml: bytes) -> bytes:
+    """The pins as libvirt writes them: numbers ascending, in ranges."""
+    edits = Edits(xml)
+    for pin in pins.pins_of(parse(xml)):
+        text = cpulist.write(cpulist.parse(pin.attributes["cpuset"]))
+        edits.replace(pin.start, pin.body_start, pin.tag_with(cpuset=text))
+    return edits.apply()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_law_a_round_trip_brings_the_pins_home(data: st.DataObject) -> None:
+    """Over boards that have other numbers for its cluster, and more or fewer CPUs in it."""
+    home = data.draw(_boards, "home")
+    xml = data.draw(_guests(home), "guest")
+    assert reconcile_pins(xml, home) == (xml, home[1].cpus, []), "at home nothing is moved"
+    away = xml
+    for board in data.draw(st.lists(_boards, min_size=1, max_size=3), "away"):
+        away, cpus, findings = reconcile_pins(away, board)
+        assume(findings == [])  # only a pin that names an offline CPU has any
+        assert cpus == board[1].cpus
+        if home_of(away):
+            away = _by_libvirt(away)
+        assert reconcile_pins(away, board, movable=False) == (away, cpus, [])
+    assert reconcile_pins(away, home) == (xml, home[1].cpus, [])
+
+
+def home_of(xml: bytes) -> record.Home | None:
+    return record.read(record.find(parse(xml)) or pytest.fail("no record")).home
+
+
+def test_what_the_record_keeps_of_home() -> None:
+    """Through a board whose cluster has fewer CPUs, and one that has more."""
+    xml = pinned(
+        "<vcpu>2</vcpu><cputune><vcpupin vcpu='0' cpuset='4'/><vcpupin vcpu='1' cpuset='5'/>"
+        "<shares>9</shares></cputune>"
+    )
+    assert home_of(xml) is None
+    small, large = clusters(big="0", little="1-5"), clusters(little="0-3,5", big="6-9")
+    there, _, findings = reconcile_pins(xml, small)
+    assert findings == []
+    assert written(parse(there)) == ["vcpu 0", "vcpupin 0 0", "vcpupin 1 0", "emulatorpin 0"]
+    assert home_of(there) == record.Home(
+        "4-5",
+        "4-5",
+        (
+            b"<vcpupin vcpu='0' cpuset='4'/>",
+            b"<vcpupin vcpu='1' cpuset='5'/>",
+            b"<emulatorpin cpuset='4-5'/>",
+        ),
+    )
+    further, _, findings = reconcile_pins(there, large)
+    assert findings == []
+    assert written(parse(further)) == ["vcpu 6-9", "vcpupin 0 6", "vcpupin 1 7", "emulatorpin 6-9"]
+    assert home_of(further) == home_of(there)
+    assert reconcile_pins(further, _ALPHA) == (xml, (4, 5), [])
+    # What is asked for is not taken back with them.
+    assert rewrite.restore(there, parse(there)) == rewrite.restore(further, parse(further)).replace(
+        b"cpuset='7'", b"cpuset='0'"
+    ).replace(b"cpuset='6'", b"cpuset='0'")
+
+
+def test_pins_that_were_changed_away_from_home_are_moved_on() -> None:
+    """And the others come home all the same."""
+    xml = pinned(
+        "<vcpu current='1'>3</vcpu><cputune><vcpupin vcpu='0' cpuset='4'/>"
+        "<vcpupin vcpu='1' cpuset='4'/><vcpupin vcpu='2' cpuset='4'/></cputune>"
+    )
+    there = reconcile_pins(xml, _BETA)[0]
+    edited = there.replace(b"vcpupin vcpu='1' cpuset='0'", b"vcpupin vcpu='1' cpuset='1'")
+    edited = edited.replace(b"<vcpupin vcpu='2' cpuset='0'/>", b"").replace(
+        b"current='1'", b"current='2'"
+    )
+    back, cpus, findings = reconcile_pins(edited, _ALPHA)
+    assert (cpus, findings) == ((4, 5), [])
+    assert written(parse(back)) == ["vcpu 4-5", "vcpupin 0 4", "vcpupin 1 5", "emulatorpin 4-5"]
+    assert b"current='2'" in back
+    assert home_of(back) is None
+
+
+def test_a_record_that_says_otherwise_than_its_domain_moves_nothing_wrong() -> None:
+    """A record is anybody's: what it has for home is not what the pins come from."""
+    there = reconcile_pins(pinned(), _BETA)[0]
+    root = parse(there)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    forged = recorded.replace(
+        home=record.Home("4-5", "0-3", (b"<vcpupin vcpu='0' cpuset='0-16383'/>",))
+    )
+    xml = rewrite.replace_record(there, root, forged)
+    assert reconcile_pins(xml, _BETA) == (xml, (0, 1), [])
+    back = reconcile_pins(xml, _ALPHA)[0]
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(parse(back))} == {"4-5"}
+
+
+# -- guests without a cluster --------------------------------------------------------------------
+
+
+def _unpinned(inside: str = "<vcpu>2</vcpu>", roams: bool = False) -> bytes:
+    """A guest of a host that has only the RK3399's big CPUs."""
+    alone = RK3399.replace(clusters=(A72.replace(cpus="0-1"),))
+    xml = Resolver(alone, Policy()).resolve(domain(inside))
+    root = parse(xml)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    target = recorded.target.replace(roams=roams)
+    return rewrite.replace_record(xml, root, recorded.replace(target=target))
+
+
+_OPEN = (
+    "pinning (the CPUs of <vcpu cpuset>): recorded {}, here 0-3 of MIDR 0x410fd034, 4-5 of MIDR"
+    " 0x410fd083; refuses: its threads would run on CPUs of several kinds"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "here", "cpus", "open_as"),
+    [
+        ("<vcpu>2</vcpu>", _ALPHA, (), "none"),
+        ("<vcpu cpuset='3-4'>2</vcpu>", _ALPHA, (), "3-4"),
+        ("<vcpu cpuset='4-5'>2</vcpu>", _ALPHA, (4, 5), ""),
+        ("<vcpu cpuset='5,9'>2</vcpu>", _ALPHA, (4, 5), ""),  # 9 is offline
+        ("<vcpu cpuset='0-3'>2</vcpu>", _ALPHA, (0, 1, 2, 3), ""),
+        ("<vcpu placement='auto' cpuset='4'>2</vcpu>", _ALPHA, (), "none"),
+        # A thread without a pin has the cpuset of <vcpu>, or all CPUs.
+        (_CPUTUNE.format("<vcpupin vcpu='0' cpuset='4'/>"), _ALPHA, (), "none"),
+        (
+            ("<vcpu cpuset='4-5'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='3'/></cputune>"),
+            _ALPHA,
+            (),
+            "4-5",
+        ),
+        ("<vcpu>2</vcpu>", clusters(big="0-7"), (), ""),
+        ("<vcpu>2</vcpu>", [], (), ""),  # sysfs does not tell
+    ],
+)
+def test_a_guest_that_would_change_its_cpu(
+    inside: str, here: list[CpuCluster], cpus: tuple[int, ...], open_as: str
+) -> None:
+    xml = _unpinned(inside)
+    for movable in (True, False):
+        after, place, findings = reconcile_pins(xml, here, movable)
+        assert (after, place) == (xml, cpus)
+        if open_as:
+            assert len(findings) == 1
+            assert findings[0].startswith(_OPEN.format(open_as))
+        else:
+            assert findings == []
+        chosen = _unpinned(inside, roams=True)
+        assert reconcile_pins(chosen, here, movable) == (chosen, cpus, [])
+
+
+def test_check_by_profile_sees_guests_without_a_cluster() -> None:
+    recorded = record.read(record.find(parse(_unpinned())) or pytest.fail("no record"))
+    target = recorded.target
+    assert [finding.kind for finding in check(target, RK3399)] == ["cluster-open"]
+    assert check(target, RK3399, (4, 5)) == []
+    assert any(finding.severity == REFUSES for finding in check(target, RK3399, (0, 1, 2, 3)))
+    # One that roams has to fit all.
+    assert any(finding.severity == REFUSES for finding in check(target.replace(roams=True), RK3399))
+    wide = RK3588.replace(kernel="6.12.9")
+    root = resolved(domain("", "<pmu state='off'/>"), wide, ALL)
+    roaming = record.read(record.find(root) or pytest.fail("no record")).target
+    assert not [f for f in check(roaming, wide) if f.severity == REFUSES]
+
+
+def test_pins_that_were_edited_are_seen_in_a_profile() -> None:
+    xml = Resolver(RK3399, Policy()).resolve(domain())
+    edited = xml.replace(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>")
+    for source, kinds in ((xml, []), (edited, ["pin-elsewhere"])):
+        root = parse(source)
+        recorded = record.read(record.find(root) or pytest.fail("no record"))
+        findings = arrival.reconcile_pins(source, root, recorded, counted(RK3399), True)[2]
+        assert [finding.kind for finding in findings] == kinds
+
+
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
@@ -742,6 +970,19 @@ def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
         "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x410fd082, here"
         " 0x410fd034, 0x411fd480" in err
     )
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+def test_a_guest_of_a_host_of_one_kind_arrives(board: Board, operation: str) -> None:
+    refused, out, err = board(_unpinned(), operation)
+    assert (refused, out) == (True, "")
+    assert "pinning (the CPUs of <vcpu cpuset>): recorded none, here 0-3 of MIDR 0x410fd034" in err
+    board.scheduler.moves.clear()
+    assert board(_unpinned("<vcpu cpuset='4-5'>2</vcpu>"), operation) == (False, "", "")
+    assert board.scheduler.moves[0] == {4, 5}
+    refused, out, err = board(_unpinned("<vcpu cpuset='0-3'>2</vcpu>"), operation)
+    assert (refused, out) == (True, "")
+    assert "cpuset" not in err, "the kernel says why"
 
 
 def test_the_kernels_own_word_on_midr_is_enough(board: Board) -> None:
