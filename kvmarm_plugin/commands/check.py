@@ -79,7 +79,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
                 guest,
                 question,
                 counted(host),
-                lambda cpus, host=host: check(guest.record.target, host, cpus),  # type: ignore[misc]
+                lambda cpus, host=host: check(guest.record.target, host, cpus, question == START),  # type: ignore[misc]
             )
             for host in read_profiles(hosts)
         }
@@ -133,7 +133,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
 
     def judge(cpus: tuple[int, ...]) -> list[Finding]:
         with System() as system:
-            findings = rehearse(target, system, machines, cpus)
+            findings = rehearse(target, system, machines, cpus, question == START)
         return with_cluster(findings, target.pinning, clusters)
 
     return _judged(guest, question, clusters, judge)

@@ -81,7 +81,10 @@ def given(target: Target, offer: Offer) -> Target:
 
 
 def check(
-    target: Target, profile: HostProfile, cpus: tuple[int, ...] | None = None
+    target: Target,
+    profile: HostProfile,
+    cpus: tuple[int, ...] | None = None,
+    boots: bool = False,
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
     pinned to, or of all together if it roams.
@@ -89,6 +92,7 @@ def check(
     Args:
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
+        boots: as for `judge`.
     """
     clusters, pinning = profile.clusters, target.pinning
     found: list[Finding] = []
@@ -102,7 +106,8 @@ def check(
             cluster for cluster in clusters if set(cpus) & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster)) for cluster in clusters or (None,)
+        judge(target, ProfileOffer(target, profile, cluster), boots)
+        for cluster in clusters or (None,)
     ]
     verdict = (max if target.roams else min)(verdicts, key=_weight)
     return found + (with_cluster(verdict, pinning, clusters) if clusters else verdict)

@@ -199,6 +199,10 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "timer-frequency-zero": lambda: check(_target(seen={"CNTFRQ_EL0": 0}), host(_N1)),
     "zero-block-size": lambda: check(_target(), _host(cluster={"seen": {"DCZID_EL0": 5}})),
     "pmu-counters": lambda: check(_target(), _host(cluster={"seen": {"PMCR_EL0": 4 << 11}})),
+    "registers-other": lambda: check(_target(), host("sid-neoverse-n1"), boots=True),
+    "seen-other": lambda: check(
+        _target(), _host(cluster={"seen": {"PMCR_EL0": 31 << 11}}), boots=True
+    ),
     "cluster-missing": lambda: with_cluster(
         [], Pinning(0x410FD083, 0, "4-5"), host("hand-made-rk3588").clusters
     ),
