@@ -16,6 +16,7 @@ from typing import NamedTuple
 from .basics.errors import KvmarmError
 from .basics.untrusted import shown
 from .domain import record
+from .domain.record import Record
 from .domain.xml import Element, parse
 from .host import marks
 from .host.cpus import find_clusters
@@ -90,7 +91,7 @@ def _renew(
     if not elements:
         return None
     old = record.read(elements[0])
-    target = _what_it_has(xml, old.target, ways, system)
+    target = _what_it_has(xml, old, ways, system)
     changes = target != old.target
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
@@ -102,13 +103,14 @@ def _renew(
     return Renewed(old.target, target)
 
 
-def _what_it_has(xml: Element, target: Target, ways: tuple[bool, ...], system: System) -> Target:
+def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system: System) -> Target:
     """The target of a guest, if it is the same whichever of these ways it began.
 
     Raises:
         UntoldError: it is not, or the XML or the pins are not those that were recorded.
         KvmarmError: no such vCPU is made here, or /dev/kvm fails.
     """
+    target = recorded.target
     edits = find_contradictions(xml, target)
     if edits:
         said = texts(edits[0])
@@ -117,7 +119,7 @@ def _what_it_has(xml: Element, target: Target, ways: tuple[bool, ...], system: S
             f" and is {said['local']}",
             "kvmarm refresh DOMAIN resolves it anew for its next start",
         )
-    cpus = _cpus(xml, target)
+    cpus = _cpus(xml, recorded)
     first, *others = (renewed(target, system, arrived, cpus) for arrived in ways)
     if any(other != first for other in others):
         raise UntoldError(
@@ -128,11 +130,11 @@ def _what_it_has(xml: Element, target: Target, ways: tuple[bool, ...], system: S
     return first
 
 
-def _cpus(xml: Element, target: Target) -> tuple[int, ...]:
+def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
     """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
-    clusters = find_clusters()
+    target, clusters = recorded.target, find_clusters()
     if target.pinning is not None:
-        _, cpus, findings = reconcile_pins(b"", xml, target.pinning, clusters, movable=False)
+        _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
         findings = with_cluster(findings, target.pinning, clusters)
         if findings:
             raise UntoldError(line(findings[0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 
 from ..basics.errors import KvmarmError
+from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
 from .check_view import ARRIVAL, MEMBER, START, Report
 from .inputs import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.profile import HostProfile
     from .inputs import Guest
 
 
@@ -44,41 +44,42 @@ def run(arguments: Namespace) -> int:
     from ..fleet.pool import is_pool
     from ..host.libvirtd import is_remote
 
+    if not hosts and not is_file(name) and is_remote(uri):
+        raise KvmarmError(
+            f"{uri} is another host, and this host's kernel knows nothing of it",
+            "make its profile there with kvmarm probe, and give it with --host",
+        )
+    drift_refused = False
     if not hosts:
-        if not is_file(name) and is_remote(uri):
-            raise KvmarmError(
-                f"{uri} is another host, and this host's kernel knows nothing of it",
-                "make its profile there with kvmarm probe, and give it with --host",
-            )
-        read_policy(
-            None
-        )  # the hook reads it here, with a reader of its own: refuse what it would not read alike
+        # The hook reads it with a reader of its own: refuse what that would not read alike.
+        read_policy(None)
+        drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
     source = read_source(name, uri, inactive)
     if is_pool(source.document):
         report = _of_pool(source.document, name, hosts)
     else:
-        report = _of_guest(read_guest(source), hosts)
+        report = _of_guest(read_guest(source), hosts, drift_refused)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     if report.unknown:
         return NOT_KNOWN
     return DONE if all(map(report.is_yes, report.verdicts.values())) else INCOMPATIBLE
 
 
-def _of_guest(guest: Guest, hosts: list[str]) -> Report:
+def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
     """By the word of these profiles, or of this host's kernel if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
     if guest.mark is not None:
         names = [host.name for host in read_profiles(hosts)] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif hosts:
-        from ..judge.by_profile import check
+        from ..judge.by_profile import check, counted
 
         verdicts = {
             host.name: _judged(
                 guest,
                 question,
-                _counted(host),
-                lambda _, host=host: check(guest.record.target, host),  # type: ignore[misc]
+                counted(host),
+                lambda cpus, host=host: check(guest.record.target, host, cpus, question == START),  # type: ignore[misc]
             )
             for host in read_profiles(hosts)
         }
@@ -94,6 +95,7 @@ def _of_guest(guest: Guest, hosts: list[str]) -> Report:
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=guest.notes,
+        drift_refused=drift_refused,
     )
 
 
@@ -111,33 +113,14 @@ def _judged(
     from ..judge.contradictions import find_contradictions
     from ..judge.pinning import reconcile_pins
 
-    target = guest.record.target
-    changes = find_contradictions(guest.domain, target)
+    changes = find_contradictions(guest.domain, guest.record.target)
     if changes and question == START:
         return changes  # it boots as its XML says, and what is recorded says nothing of that
-    cpus: tuple[int, ...] = ()
-    pins: list[Finding] = []
-    if target.pinning is not None:
-        # The hook moves the pins of a guest that arrives.
-        _, cpus, pins = reconcile_pins(
-            guest.document, guest.domain, target.pinning, clusters, movable=question == ARRIVAL
-        )
+    # The hook moves the pins of a guest that arrives.
+    _, cpus, pins = reconcile_pins(
+        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
+    )
     return changes + pins + judge(cpus)
-
-
-def _counted(host: HostProfile) -> list[Counted]:
-    from ..basics import cpulist
-    from ..domain.pins import CountedCluster
-
-    try:
-        return [
-            CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
-            for cluster in host.clusters
-        ]
-    except ValueError as error:
-        raise KvmarmError(
-            f"the CPUs of host {host.name}: {error}", "probe the host again"
-        ) from None
 
 
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
@@ -146,13 +129,12 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..kvm.device import System
     from ..rehearse import rehearse
 
-    target, machines = guest.record.target, machines_here()
-    clusters = find_clusters() if target.pinning else []
+    target, machines, clusters = guest.record.target, machines_here(), find_clusters()
 
     def judge(cpus: tuple[int, ...]) -> list[Finding]:
         with System() as system:
-            findings = rehearse(target, system, machines, cpus)
-        return with_cluster(findings, target.pinning, clusters) if target.pinning else findings
+            findings = rehearse(target, system, machines, cpus, question == START)
+        return with_cluster(findings, target.pinning, clusters)
 
     return _judged(guest, question, clusters, judge)
 

@@ -35,6 +35,7 @@ _YES = {
     },
     MEMBER: {SAME: "yes, a member like the others"},
 }
+_REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
 _SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
@@ -55,6 +56,7 @@ class Report(Value):
         definition: the guest's that was judged, as in inputs.Guest.
         unknown: why there is no answer, and then there are no findings; empty if there is one.
         notes: of the guest's definitions, as in inputs.Guest.
+        drift_refused: whether the policy of the host that is asked refuses a start with drift.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Report(Value):
     definition: str = ""
     unknown: str = ""
     notes: tuple[str, ...] = ()
+    drift_refused: bool = False
 
     def verdict(self, findings: list[Finding]) -> str:
         """SAME, DRIFT, NOT_KNOWN or a severity."""
@@ -77,7 +80,8 @@ class Report(Value):
         return DRIFT if findings else SAME
 
     def is_yes(self, findings: list[Finding]) -> bool:
-        return self.verdict(findings) in _YES[self.question]
+        verdict = self.verdict(findings)
+        return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
 
 
 def as_text(report: Report) -> str:
@@ -125,7 +129,10 @@ def as_json(report: Report) -> str:
 def _answer(report: Report, findings: list[Finding]) -> str:
     if report.unknown:
         return f"{NOT_KNOWN}: {shown(report.unknown)}"
-    return _YES[report.question].get(report.verdict(findings), _NO[report.question])
+    verdict = report.verdict(findings)
+    if verdict == DRIFT and report.drift_refused:
+        return _REFUSED
+    return _YES[report.question].get(verdict, _NO[report.question])
 
 
 def _in_order(report: Report, findings: list[Finding]) -> list[Finding]:

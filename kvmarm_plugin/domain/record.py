@@ -480,6 +480,8 @@ def _check_home(home: Home | None, target: Target) -> None:
         raise ValueError(f"not CPUs as kvmarm writes them: {shown(home.cpus, 60)!r}")
     if home.cpuset:
         cpulist.mask(home.cpuset)
+    if len(_escaped(home.pins)) > _LARGEST_INTENT:
+        raise ValueError(f"pins of more than {_LARGEST_INTENT} bytes")
     pins = parse_fragment(b"".join(home.pins).decode(), "utf-8")
     threads = [thread_of(pin) for pin in pins_in(pins) if cpus_of(pin) and not pin.children]
     if len(threads) < len(pins.children) or len({*threads}) < len(threads):

@@ -22,6 +22,7 @@ _ITEMS = 6  # of a list with commas
 # Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
 _OF_THE_XML = {
     "xml-edited": ("recorded", "now"),
+    "cluster-open": ("in the XML", ""),
     "pin-missing": ("in the XML", ""),
     "pin-elsewhere": ("in the XML", ""),
 }

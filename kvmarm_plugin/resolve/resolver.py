@@ -93,7 +93,7 @@ class Resolver:
             wish = wish._replace(machine=machine)
         several = len(self._clusters) > 1
         if several:
-            wish = wish._replace(cpus=pinned_cpus(domain))
+            wish = wish._replace(cpus=pinned_cpus(domain), vcpus=vcpus(domain))
         if wish not in self._answers:
             target, form = self._decide(wish)
             self._confirm(target, wish)
@@ -127,7 +127,7 @@ class Resolver:
             raise ResolveError(f"host {profile.name} has no usable {why.reason}", hint)
         pinnings = self._pinnings(wish)
         clusters = [self._measured(pinning) for pinning in pinnings] or [
-            _preferred(profile, self.policy)
+            _preferred(profile, self.policy, wish.vcpus)
         ]
         roams = self._kinds(pinnings) if len(pinnings) > 1 else ""
         target, form = self._on(clusters[0], wish, profile.qemu, roams)
@@ -140,7 +140,9 @@ class Resolver:
                 profile,
                 roams,
             )
-        if len(self._clusters) > 1 and not roams:
+        if roams:
+            target = target.replace(roams=True)
+        elif len(self._clusters) > 1:
             target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
@@ -290,13 +292,14 @@ def origin_of(profile: HostProfile) -> Origin:
 # -- what the host gives -------------------------------------------------------------------------
 
 
-def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
+def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
     """The cluster that the policy names. The biggest is the one of the highest capacity, then of
-    the highest part number.
+    the highest part number, of those that have a CPU for each vCPU; where none has, it is the one
+    of the most CPUs.
     """
     by_size = sorted(profile.clusters, key=lambda cluster: cluster.size)
     if policy.cluster in ("biggest", "all"):  # all of one
-        return by_size[-1]
+        return max(by_size, key=lambda cluster: (min(_cpus_in(cluster), vcpus), cluster.size))
     if policy.cluster == "smallest":
         return by_size[0]
     for cluster in by_size:
@@ -308,6 +311,10 @@ def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
     raise ResolveError(
         f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}"
     )
+
+
+def _cpus_in(cluster: Cluster) -> int:
+    return len(cpulist.parse(cluster.cpus))
 
 
 def _check_roaming(

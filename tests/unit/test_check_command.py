@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -21,12 +22,15 @@ from kvmarm_plugin.commands import check_view, inputs
 from kvmarm_plugin.commands.check_view import ARRIVAL, START, Report
 from kvmarm_plugin.fleet import baseline, pool
 from kvmarm_plugin.host import marks
+from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import Finding, kinds
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.rehearse import rehearse, renewed
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import GUEST, HOSTS, host
 
 from .fakekernel import FakeKernel
@@ -266,6 +270,57 @@ def test_a_guest_that_is_shut_off_only_has_to_start(
     assert status == 3
     assert out.startswith("guest on slow: no\n  CNTFRQ_EL0 (")
     assert "Remedy: shut it down and start it on slow, where it then gets what that" in out
+
+
+@pytest.mark.parametrize("home", [_ALPHA, _BETA, "bookworm-neoverse-n1", "trixie-max"])
+def test_drift_is_what_makes_a_record_untrue(home: str) -> None:
+    """Of a guest that would boot: nothing is listed if, and only if, the record would then be
+    true. By the kernel and by the profile.
+    """
+    target = Resolver(host(home), Policy(prefer_named=False)).target(Wish("aarch64"))
+    judged = 0
+    for away in (_ALPHA, _BETA, "bookworm-neoverse-n1", "trixie-max", "trixie-max-nobti"):
+        there = host(away)
+        for counters in (None, 31 << 11):
+            if counters is not None:
+                (cluster,) = there.clusters
+                seen = {**cluster.seen, "PMCR_EL0": counters}
+                there = there.replace(clusters=(cluster.replace(seen=seen),))
+            uname = SimpleNamespace(machine="aarch64", nodename=away, release=there.kernel)
+            with (
+                patch.object(os, "uname", lambda uname=uname: uname),
+                System(FakeKernel.from_profile(there)) as system,
+            ):
+                findings = rehearse(target, system, boots=True)
+                if any(finding.stops_start for finding in findings):
+                    continue
+                after = renewed(target, system, arrived=False)
+            machine = target.replace(machine=there.qemu.machines[0]) if there.qemu else target
+            judged += 1
+            assert (not findings) is (after == target), away
+            assert (not check(machine, there, boots=True)) is (after == target), away
+    assert judged > 2
+
+
+def test_a_policy_may_refuse_drift(
+    run: Run, daemon: Daemon, on: Callable[[HostProfile], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then the hook does. Of another host nobody here knows the policy."""
+    daemon.stored = _resolved()
+    Path("policy.yaml").write_text("on-drift: refuse\n")
+    Path("policy.yaml").chmod(0o644)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", "policy.yaml")
+    on(host(_ALPHA))
+    assert run("check", "guest").status == 0
+    on(_slow_clock())
+    status, out, _ = run("check", "guest")
+    assert (status, out.splitlines()[0]) == (
+        3,
+        "guest on slow: no, it would not start as recorded, which the policy refuses (on-drift)",
+    )
+    assert json.loads(run("check", "guest", "--json").out)["hosts"]["slow"]["verdict"] == "drift"
+    _profile(_slow_clock())
+    assert run("check", "guest", "--host", "slow.json").status == 0
 
 
 def test_a_file_is_one_of_an_arrival(run: Run, on: Callable[[HostProfile], None]) -> None:
