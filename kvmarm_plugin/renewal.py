@@ -133,22 +133,15 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
 def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
     """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
     target, clusters = recorded.target, find_clusters()
-    if target.pinning is not None:
-        _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
-        findings = with_cluster(findings, target.pinning, clusters)
-        if findings:
-            raise UntoldError(line(findings[0]))
-        return cpus
-    if len(clusters) < 2:
-        return ()
-    if not target.roams:
-        raise UntoldError(
-            "nothing keeps the guest to CPUs of one kind, and this host has several",
-            "kvmarm refresh DOMAIN pins it for its next start",
-        )
-    # A guest that roams is as it is on the kind of CPU that it was recorded on.
-    midr = target.registers.get("MIDR_EL1")
-    return next((cluster.cpus for cluster in clusters if cluster.midr == midr), ())
+    _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
+    findings = with_cluster(findings, target.pinning, clusters)
+    if findings:
+        raise UntoldError(line(findings[0]))
+    if target.roams:
+        # It is as it is on the kind of CPU that it was recorded on.
+        midr = target.registers.get("MIDR_EL1")
+        return next((cluster.cpus for cluster in clusters if cluster.midr == midr), cpus)
+    return cpus
 
 
 class Renewer:

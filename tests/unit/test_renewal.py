@@ -337,7 +337,7 @@ def test_a_guest_that_roams_unasked(here: _Host, monkeypatch: pytest.MonkeyPatch
     here.guest("RUNNING_BOOTED")
     assert here.renewer.work() is False
     assert marks.marked() == ([_UUID], [])
-    assert "nothing keeps the guest to CPUs of one kind" in here.log[-1]
+    assert "its threads would run on CPUs of several kinds" in here.log[-1]
 
 
 def test_without_libvirt_it_waits(here: _Host) -> None:
