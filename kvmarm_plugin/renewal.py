@@ -220,8 +220,10 @@ class Renewer:
         self._off.pop(mark, None)
         if beginning == STARTING:
             return self._wait(mark, KvmarmError("it did not come to run"))
-        self._renew_stored(domain, system)
-        renew_live(domain, system)
+        try:
+            self._renew_stored(domain, system)
+        finally:  # one says nothing about the other
+            renew_live(domain, system)
         if mark.domain(connection).run != domain.run:
             return True  # what was written was of a run that is over
         return self._done(mark, domain)

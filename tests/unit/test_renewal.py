@@ -248,12 +248,23 @@ def test_a_guest_that_is_called_like_the_uuid_of_another(here: _Host) -> None:
 
 def test_a_refused_write_is_tried_again(here: _Host) -> None:
     guest = here.guest("RUNNING_BOOTED")
-    guest.refuses = 3
-    for _ in range(3):
+    guest.refuses = 4  # of both writes
+    for _ in range(2):
         assert here.passes(1)
+        assert guest.calls == []
         assert marks.marked() == ([_UUID], [])
     assert here.passes(1) is False
     assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([], [])
+
+
+def test_a_stored_definition_that_cannot_be_written_leaves_the_live_one(here: _Host) -> None:
+    guest = here.guest("RUNNING_BOOTED")
+    guest.refuses = 1
+    assert here.passes(1)
+    assert guest.calls == [("live", record.NAMESPACE)]
+    assert marks.marked() == ([_UUID], [])
+    assert here.passes(1) is False
     assert marks.marked() == ([], [])
 
 
