@@ -615,7 +615,7 @@ def test_whoever_renews_records_is_told(door: Door, run_directory: Path) -> None
         bell.settimeout(1)
         _, err = door(_resolved(_TRIXIE), _SID)
         assert bell.recv(100) == f"{_UUID}\n".encode()
-        assert err.endswith(". Its record will be renewed\n")
+        assert err.endswith(". kvmarm renew has been told\n")
         door.policy.write_text("on-drift: warn\n")
         _, err = door(_resolved(_TRIXIE), _SID)
         assert err.endswith("kvmarm refresh guest\n")

@@ -218,6 +218,7 @@ DRIFT = (
     "kvmarm: GUEST starts as this host makes it, which is not recorded: MIDR_EL1.…: recorded 0x…,"
     " here 0x…; …. To record what it has: kvmarm refresh GUEST"
 )
+MENDED = ". When that is mended: kvmarm refresh GUEST"
 ALLOW = ". To let it pass once: kvmarm allow GUEST"
 ADVICE = (
     "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and"
@@ -231,9 +232,7 @@ TOO_LARGE = (
     + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
 )
 NO_MEMORY = (
-    NOT_THERE
-    + "checking takes more memory than the hook may have; is the host short of it? See: kvmarm"
-    " check"
+    NOT_THERE + "checking takes more memory than the hook may have; is the host short of it?"
 )
 NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
 NO_PACKAGE = (
@@ -282,7 +281,7 @@ def _of_a_start(arrival: str) -> str:
         return MARKED + DRIFT
     if message.startswith(NOT_THERE):
         reason = message[len(NOT_THERE) :]
-        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}. To check it: kvmarm check GUEST"
+        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}{MENDED}"
     if message.startswith((UNCHECKED, UNKNOWN)):
         return MARKED + message.replace("GUEST", "GUEST starts unchecked: it", 1)
     return arrival
@@ -394,8 +393,9 @@ _NOT_NOTED = (
     + ". This cannot be noted in …/marks"
 )
 _NO_KVM = (
-    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …). To check"
-    " it: kvmarm check GUEST" + ALLOW
+    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …)"
+    + MENDED
+    + ALLOW
 )
 _VCPU = (
     "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
@@ -577,12 +577,12 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "it answers slowly",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'KVM_CREATE_VM'"),
         ),
         _both(
             "/dev/kvm hangs when it is opened",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'open'"),
         ),
         Fault(
@@ -623,7 +623,7 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "Python does not come to an end",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _appended("domain/record.py", "while True: pass"),
         ),
         _both(
@@ -1270,37 +1270,37 @@ guest is known to have a record.
 
 The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a
 record that *fits* this host; one with a record that does *not fit* it. M1, M2, … are the messages,
-at the end; "…" in them is any text. "Marked" is: passes with a mark, and this message in the log.
+at the end; "…" in them is any text. "Marked" is: passes with a mark, and this message is in the
+log, where "GUEST starts unchecked" takes the place of what it says of an arrival.
 """
 
 
 def _document() -> str:
     letters: dict[str, str] = {}
 
-    def cell(outcome: str, operation: str, lost: bool) -> str:
+    def cell(fault: Fault, kind: str, operation: str) -> str:
+        outcome, arrives = fault.outcome(kind, operation), fault.outcome(kind, "migrate")
         if outcome == PASSES:
             return "passes"
         message = _message(outcome)
+        if " starts unchecked: " in message and outcome == _of_a_start(arrives.replace(ALLOW, "")):
+            message = _message(arrives)
         name = letters.setdefault(message, f"M{len(letters) + 1}")
         if outcome.startswith(MARKED):
             return f"marked: {name}"
         if outcome.startswith(WARNED):
             return f"passes; {name} in the log"
-        if not lost:
+        if not fault.lost:
             return f"refused: {name}"
         return f"refused; {name} {'in the log' if _is_logged(message, operation) else 'is lost'}"
 
     def cells(fault: Fault) -> list[str]:
         row = []
         for kind in ("plain", "host-model"):
-            arrives, starts = (
-                cell(fault.outcome(kind, operation), operation, fault.lost)
-                for operation in ("migrate", "prepare")
-            )
+            arrives, starts = (cell(fault, kind, each) for each in ("migrate", "prepare"))
             row.append(arrives if arrives == starts else f"arrives: {arrives}; starts: {starts}")
         for operation in ("migrate", "prepare"):
-            for kind in _RECORDED:
-                row.append(cell(fault.outcome(kind, operation), operation, fault.lost))
+            row += [cell(fault, kind, operation) for kind in _RECORDED]
         return row
 
     lines = []
