@@ -145,8 +145,6 @@ class KernelOffer(Offer):
             raise KvmarmError(f"{self.host} does not make the recorded vCPU", "see: kvmarm check")
         if self._is_as_recorded(target, arrived):
             return target
-        if self._is_as_recorded(target, arrived):
-            return target
         # A PMU may stay unseen in an arrived guest, and QEMU makes it all the same.
         features, lengths = self.features_for(target), target.sve_lengths
         if not arrived:
@@ -175,20 +173,6 @@ class KernelOffer(Offer):
             registers=registers,
             reglist=pack_ids(ids),
         )
-
-    def _is_as_recorded(self, target: Target, arrived: bool) -> bool:
-        """Whether the vCPU that has been made says already that nothing changes. Registers that are
-        loaded with the values that they have do not change others.
-        """
-        if (target.number, target.features, target.registers, target.reglist) != (
-            self._number,
-            self.features_for(target),
-            self.registers,
-            self.reglist,
-        ):
-            return False
-        left_to_qemu = (name for name in target.unsaid if name not in target.features)
-        return arrived or (target.seen == self.seen and not any(map(self.has, left_to_qemu)))
 
     def _is_as_recorded(self, target: Target, arrived: bool) -> bool:
         """Whether the vCPU that has been made says already that nothing changes. Registers that are

@@ -369,7 +369,7 @@ def intent_of(element: Element) -> Element:
 def _elements_in(element: Element) -> Element:
     """The elements whose text is in an element of a record. Raises ValueError, DomainXMLError."""
     if b"<" in element.body:
-        raise ValueError(f"its {element.name.rpartition(' ')[2]} holds elements")
+        raise ValueError(f"there is markup in its {element.name.rpartition(' ')[2]}")
     fragment = parse_fragment(element.content, element.encoding)
     fragment.name, fragment.attributes = element.name, element.attributes
     return fragment

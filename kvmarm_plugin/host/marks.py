@@ -15,7 +15,6 @@ it. All times are CLOCK_BOOTTIME, since a wall clock may be set meanwhile.
 from __future__ import annotations
 
 import errno
-import errno
 import os
 import time
 
