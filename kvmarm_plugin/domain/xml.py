@@ -13,7 +13,7 @@ MiB.
 
 from __future__ import annotations
 
-from xml.parsers.expat import ErrorString, ExpatError, ParserCreate
+from pyexpat import ErrorString, ExpatError, ParserCreate
 
 from ..basics.errors import KvmarmError
 

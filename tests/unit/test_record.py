@@ -19,6 +19,7 @@ from kvmarm_plugin.basics import cpulist
 from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Origin, Record, RecordError
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
+from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import (
@@ -30,7 +31,7 @@ from kvmarm_plugin.model.target import (
     is_name,
     sve_bitmap,
 )
-from kvmarm_plugin.model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
+from kvmarm_plugin.model.vcpu import NAMED_MODELS, TARGETS
 from kvmarm_plugin.registers.table import bits_of, id_of
 from kvmarm_plugin.registers.text import pack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
