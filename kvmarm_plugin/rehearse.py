@@ -17,8 +17,10 @@ from .judge.verdict import judge
 from .kvm import uapi
 from .kvm.device import VCPU, VM, KvmError, System
 from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
+from .model.features import OFFERED_BY, PMU, SVE
+from .model.guest_registers import GUEST_REGISTERS, readable
 from .model.target import Target, sve_lengths
-from .model.vcpu import GUEST_REGISTERS, VCPU_FEATURES
+from .model.vcpu import VCPU_FEATURES
 from .registers.table import id_of, is_identity, name_of
 from .registers.text import pack_ids, unpack_ids
 
@@ -76,7 +78,7 @@ class KernelOffer(Offer):
             number = (
                 preferred_target(vm, self.architecture) if target.model == "host" else target.number
             )
-            if "sve" in target.features:
+            if SVE.is_in(target.features):
                 with ScratchVcpu(self._system, number, target.features) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
             self._number = number
@@ -94,15 +96,12 @@ class KernelOffer(Offer):
         self.registers = {
             name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held
         }
-        # A guest without a PMU that reads PMCR_EL0 gets an exception instead.
-        names = tuple(
-            name for name in target.seen if name != "PMCR_EL0" or "pmu_v3" in target.features
-        )
+        names = tuple(readable(target.seen, target.features))
         if names:
             self.seen = run_guest(self._system, number, _without_sve(target.features), names)
 
     def has(self, feature: str) -> bool:
-        return bool(self._system.check_extension(_OFFERED_BY[feature]))
+        return bool(self._system.check_extension(OFFERED_BY[feature]))
 
     def qemu_version(self) -> tuple[int, int]:
         from .host.qemu_version import installed_version  # few targets make it matter
@@ -161,9 +160,7 @@ class KernelOffer(Offer):
             registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
         seen = target.seen
         if seen and not arrived:
-            names = tuple(name for name in GUEST_REGISTERS if name != "PMCR_EL0")
-            if "pmu_v3" in features:
-                names += ("PMCR_EL0",)
+            names = tuple(readable(GUEST_REGISTERS, features))
             seen = run_guest(self._system, self._number, _without_sve(features), names)
         return target.replace(
             number=self._number,
@@ -193,15 +190,6 @@ class KernelOffer(Offer):
             self._scratch.close()
         if self._allowed is not None:
             os.sched_setaffinity(0, self._allowed)
-
-
-# The capability that offers a vCPU feature.
-_OFFERED_BY = {
-    "pmu_v3": "ARM_PMU_V3",
-    "sve": "ARM_SVE",
-    "ptrauth_address": "ARM_PTRAUTH_ADDRESS",
-    "ptrauth_generic": "ARM_PTRAUTH_GENERIC",
-}
 
 
 def rehearse(
@@ -266,4 +254,4 @@ def _keep_to(cpus: tuple[int, ...]) -> set[int]:
 
 def _without_sve(features: tuple[str, ...]) -> tuple[str, ...]:
     """The scratch guest reads the same without SVE, which would have to be finalised."""
-    return tuple(feature for feature in features if feature in ("psci_0_2", "pmu_v3"))
+    return tuple(feature for feature in features if feature in ("psci_0_2", *PMU.bits))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines
 from ..domain.record import Home, Record
+from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Pinning, Target
 from ..model.vcpu import TARGETS
 from ..registers.table import describe, fields_of
@@ -42,7 +43,7 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
         ("pinned", _pinning_text(target.pinning) if target.pinning else "no"),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
-        *((name, _seen_text(name, value)) for name, value in target.seen.items()),
+        *((name, GUEST_REGISTERS[name].text(value)) for name, value in target.seen.items()),
         (
             "registers",
             (
@@ -105,16 +106,6 @@ def _home_json(home: Home) -> dict[str, Any]:
 
 def _hex(values: dict[str, int]) -> dict[str, str]:
     return {name: hex(value) for name, value in values.items()}
-
-
-def _seen_text(name: str, value: int) -> str:
-    if name == "CNTFRQ_EL0":
-        return f"{value / 1e6:g} MHz, the guest's timer"
-    if name == "DCZID_EL0":
-        return "DC ZVA prohibited" if value & 16 else f"DC ZVA clears {4 << (value & 15)} bytes"
-    if name == "PMCR_EL0":
-        return f"{value >> 11 & 31} event counters"
-    return f"{value:#x}"
 
 
 def _register_text(name: str, value: int) -> str:

@@ -12,11 +12,12 @@ from .. import __version__
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..judge import wording
+from ..model.features import FEATURES, Feature
 from ..model.profile import HostProfile
 from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
-from .common_ground import CHOICES, Obstacle, common, some
+from .common_ground import Obstacle, common, some
 from .kinds import Kind, kinds_of
 from .plan import Plan, level
 from .pool import Pool
@@ -208,7 +209,7 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
         ),
         (
             "features",
-            ", ".join(choice for choice in CHOICES if _has(profile, choice))
+            ", ".join(feature.name for feature in FEATURES if _has(profile, feature))
             or "none that can be turned off",
         ),
         (
@@ -235,7 +236,9 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
 
 def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[str, ...]:
     """What guests of a host lose in the pool."""
-    losses = [choice for choice in CHOICES if _has(host, choice) and not _has(profile, choice)]
+    losses = [
+        feature.name for feature in FEATURES if _has(host, feature) and not _has(profile, feature)
+    ]
     longest, left = (
         max((*h.clusters[0].sve_lengths, 0)) if h.clusters else 0 for h in (host, profile)
     )
@@ -257,8 +260,8 @@ def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[s
     return (*losses, *(f"what {word} takes" for word in words))
 
 
-def _has(host: HostProfile, choice: str) -> bool:
-    return any(cluster.has(CHOICES[choice][0]) for cluster in host.clusters)
+def _has(host: HostProfile, feature: Feature) -> bool:
+    return any(cluster.has(feature.bit) for cluster in host.clusters)
 
 
 def _among(midr: int, profile: HostProfile) -> bool:

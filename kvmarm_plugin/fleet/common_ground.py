@@ -20,6 +20,7 @@ from ..judge.by_profile import ProfileOffer, check, given
 from ..judge.finding import HARMLESS, Finding
 from ..judge.verdict import judge
 from ..judge.wording import line, texts
+from ..model.features import AARCH32, CPU_FEATURES, FEATURES, PAUTH, SVE, Feature
 from ..model.policy import Policy
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.target import Target
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     T = TypeVar("T")
-
-# What a guest can do without, by the vCPU features that it takes: tried in this order, and kept
-# where every host keeps up.
-CHOICES = {
-    "PMU": ("pmu_v3",),
-    "SVE": ("sve",),
-    "PAuth": ("ptrauth_address", "ptrauth_generic"),
-    "AArch32": ("el1_32bit",),
-}
 
 
 class Obstacle(Value):
@@ -80,7 +72,7 @@ class Common(Value):
     Attributes:
         profile: of a host that gives just that; None if the hosts cannot exchange even the least of
             guests.
-        missing: name of a choice of CHOICES that no guest gets → why.
+        missing: name of a feature that no guest gets → why.
         obstacles: why there is no profile.
     """
 
@@ -114,8 +106,8 @@ def common(hosts: list[HostProfile], name: str) -> Common:
         ]
         cluster, lost = _cluster(head, views)
         clusters.append(cluster)
-        for choice, why in lost.items():
-            missing.setdefault(choice, why)
+        for feature, why in lost.items():
+            missing.setdefault(feature, why)
     return Common(head.replace(clusters=tuple(clusters)), missing, ())
 
 
@@ -169,11 +161,11 @@ def _least(host: HostProfile, wish: Wish) -> Target:
     KvmarmError.
     """
     refusal: KvmarmError | None = None
-    for sve, pauth in ((False, False), (False, None), (None, False), (None, None)):
+    least = Policy(prefer_named=False, pmu=False)
+    names = [feature.policy for feature in CPU_FEATURES]
+    for values in itertools.product((False, None), repeat=len(names)):
         try:
-            return Resolver(
-                host, Policy(prefer_named=False, pmu=False, sve=sve, pauth=pauth)
-            ).target(wish)
+            return Resolver(host, least.replace(**dict(zip(names, values)))).target(wish)
         except KvmarmError as error:
             refusal = refusal or error
     assert refusal is not None
@@ -260,7 +252,7 @@ def _qemu(every: list[Qemu]) -> Qemu:
 
 def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict[str, str]]:
     """The CPU that these hosts, of one cluster each, have in common, and what it lacks: name of a
-    choice → why.
+    feature → why.
     """
     clusters = [host.clusters[0] for host in views]
     first = clusters[0]
@@ -295,22 +287,22 @@ def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict
     knobs = knobs_of(head)
     # What cannot be turned off everywhere, all have: `obstacles` has seen to that.
     always = [
-        CHOICES[choice]
-        for choice, knob in (("SVE", "sve"), ("PAuth", "pauth"))
-        if knob not in knobs and pool.has(CHOICES[choice][0])
+        feature.bits
+        for feature in CPU_FEATURES
+        if feature.libvirt not in knobs and pool.has(feature.bit)
     ]
     kept = {"psci_0_2", *itertools.chain(*always)}
     missing = {}
-    for choice, features in CHOICES.items():
-        if kept.issuperset(features) or not any(cluster.has(features[0]) for cluster in clusters):
+    # The others are tried in their order, and kept where every host keeps up.
+    for feature in FEATURES:
+        if feature.is_in(kept) or not any(cluster.has(feature.bit) for cluster in clusters):
             continue
-        why = _why_not(
-            choice, head.replace(clusters=(_restricted(pool, {*kept, *features}),)), views
-        )
+        candidate = head.replace(clusters=(_restricted(pool, {*kept, *feature.bits}),))
+        why = _why_not(feature, candidate, views)
         if why:
-            missing[choice] = why
+            missing[feature.name] = why
         else:
-            kept.update(features)
+            kept.update(feature.bits)
     return _restricted(pool, kept), missing
 
 
@@ -318,31 +310,30 @@ def _restricted(cluster: Cluster, features: set[str]) -> Cluster:
     """A cluster that makes only vCPUs of these features."""
     vcpus = tuple(vcpu for vcpu in cluster.vcpus if features.issuperset(vcpu.features))
     return cluster.replace(
-        vcpus=vcpus, sve_lengths=cluster.sve_lengths if "sve" in features else ()
+        vcpus=vcpus, sve_lengths=cluster.sve_lengths if SVE.is_in(features) else ()
     )
 
 
-def _why_not(choice: str, candidate: HostProfile, views: list[HostProfile]) -> str:
-    """Why guests of these hosts cannot have a choice of CHOICES; empty if they can."""
-    feature = CHOICES[choice][0]
-    without = [host.name for host in views if not host.clusters[0].has(feature)]
+def _why_not(feature: Feature, candidate: HostProfile, views: list[HostProfile]) -> str:
+    """Why guests of these hosts cannot have a feature; empty if they can."""
+    without = [host.name for host in views if not host.clusters[0].has(feature.bit)]
     if without:
         return f"{some(without)} {'has' if len(without) == 1 else 'have'} none"
-    if choice == "SVE":
+    if feature is SVE:
         lengths = candidate.clusters[0].sve_lengths
         longer = [host.name for host in views if host.clusters[0].sve_lengths != lengths]
         if not lengths:
             return "no set of vector lengths is every host's own up to its longest"
         if longer and f"sve{lengths[-1]}" not in knobs_of(candidate):
             return f"libvirt or QEMU has no word to limit {some(longer)} to {lengths[-1]} bits"
-    if choice == "AArch32":
+    if feature is AARCH32:
         # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see
         # resolve.
-        gives = [host.name for host in views if host.clusters[0].has("ptrauth_address")]
-        if gives and not candidate.clusters[0].has("ptrauth_address"):
+        gives = [host.name for host in views if host.clusters[0].has(PAUTH.bit)]
+        if gives and not candidate.clusters[0].has(PAUTH.bit):
             return f"QEMU would give 32-bit guests PAuth on {some(gives)}"
     for target in targets(candidate):
-        if feature in target.features:
+        if feature.is_in(target.features):
             obstacle = _first_obstacle(target, views)
             if obstacle:
                 return obstacle.in_short()
@@ -354,9 +345,10 @@ def targets(host: HostProfile) -> list[Target]:
     model and set of features.
     """
     found: dict[object, Target] = {}
-    for number in range(16):
-        named, pmu, sve, pauth = (not number >> bit & 1 for bit in range(4))
-        resolver = Resolver(host, Policy(prefer_named=named, pmu=pmu, sve=sve, pauth=pauth))
+    names = ["prefer_named", *(feature.policy for feature in FEATURES if feature.policy)]
+    for values in itertools.product((True, False), repeat=len(names)):
+        # Of what changes from one to the next, the first name is the quickest.
+        resolver = Resolver(host, Policy().replace(**dict(zip(names, reversed(values)))))
         for architecture in ("aarch64", "armv7l"):
             try:
                 target = resolver.target(Wish(architecture))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from ..basics.value import Value
 from ..judge.wording import named_in
+from ..model.features import FEATURES, OFFERED_BY, SVE, Feature
+from ..model.guest_registers import GUEST_REGISTERS
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
 from ..registers.rules import kernel_version
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 BOOT, KERNEL, QEMU, LEAVE_OUT = "boot", "upgrade Linux", "upgrade QEMU", "leave out"
 
 
-# What a guest reads and nothing can change: the hardware's, or the firmware's.
-_FIXED = {"CNTFRQ_EL0": "timer frequency in Hz", "DCZID_EL0": "DC ZVA block size"}
+# What a guest reads and nothing can change.
+_FIXED = {name: register.fixed for name, register in GUEST_REGISTERS.items() if register.fixed}
 
 
 class Step(Value):
@@ -95,18 +97,19 @@ def level(kinds: list[Kind]) -> Plan:
 
 def apply_override(host: HostProfile, override: Override) -> HostProfile:
     """A host as it would be with this word on its kernel's command line."""
-    gone = {f"ARM_{feature.upper()}" for feature in override.features}
+    taken = [feature for feature in FEATURES if feature.override == override.word]
+    gone = {OFFERED_BY[bit] for feature in taken for bit in feature.bits}
     capabilities = {name: answer for name, answer in host.capabilities.items() if name not in gone}
-    clusters = tuple(_override_cluster(cluster, override) for cluster in host.clusters)
+    clusters = tuple(_override_cluster(cluster, override, taken) for cluster in host.clusters)
     return host.replace(
         overrides=(*host.overrides, override.word),
         capabilities=capabilities,
         clusters=clusters,
-        qemu=host.qemu and _override_qemu(host.qemu, override),
+        qemu=host.qemu and _override_qemu(host.qemu, taken),
     )
 
 
-def _override_cluster(cluster: Cluster, override: Override) -> Cluster:
+def _override_cluster(cluster: Cluster, override: Override, taken: list[Feature]) -> Cluster:
     vcpus = tuple(
         vcpu.replace(
             registers={
@@ -115,11 +118,9 @@ def _override_cluster(cluster: Cluster, override: Override) -> Cluster:
             }
         )
         for vcpu in cluster.vcpus
-        if not set(vcpu.features) & set(override.features)
+        if not any(feature.is_in(vcpu.features) for feature in taken)
     )
-    return cluster.replace(
-        vcpus=vcpus, sve_lengths=() if "sve" in override.features else cluster.sve_lengths
-    )
+    return cluster.replace(vcpus=vcpus, sve_lengths=() if SVE in taken else cluster.sve_lengths)
 
 
 def _override_value(register: str, value: int, override: Override) -> int:
@@ -133,14 +134,14 @@ def _override_value(register: str, value: int, override: Override) -> int:
     return value
 
 
-def _override_qemu(qemu: Qemu, override: Override) -> Qemu:
-    """QEMU's "host" as query-cpu-model-expansion shows it without the feature: its properties are
-    still there, and off.
+def _override_qemu(qemu: Qemu, taken: list[Feature]) -> Qemu:
+    """QEMU's "host" as query-cpu-model-expansion shows it without these features: their properties,
+    and those of the lengths of SVE, are still there, and off.
     """
-    stems = tuple("sve" if feature == "sve" else "pauth" for feature in override.features)
+    stems = tuple(feature.qemu for feature in taken)
     return qemu.replace(
         host_properties={
-            name: False if stems and name.startswith(stems) else value
+            name: False if name.startswith(stems) else value
             for name, value in qemu.host_properties.items()
         }
     )

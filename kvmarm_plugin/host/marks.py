@@ -228,7 +228,9 @@ def _write(directory: str, name: str, text: str, directory_mode: int, mode: int)
             os.mkdir(path, wanted)
         except FileExistsError:
             continue
-        os.chmod(path, wanted)  # whatever the umask
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchmod(made, wanted)  # whatever the umask
+        os.close(made)
     draft = f"{DIRECTORY}/{directory}/.{os.getpid()}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:

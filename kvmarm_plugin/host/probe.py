@@ -25,11 +25,13 @@ from ..basics.untrusted import shown
 from ..kvm import uapi
 from ..kvm.device import KvmError, System, SystemCalls
 from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
+from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
+from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
 from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
 from ..model.target import sve_lengths
-from ..model.vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS, VCPU_FEATURES
+from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from . import qemu as qemu_edge
@@ -43,19 +45,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _ARCHITECTURES = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
-
-# The vCPU features that a policy or a guest chooses, with the capability that offers each.
-_CHOICES = (
-    (("pmu_v3",), "ARM_PMU_V3"),
-    (("sve",), "ARM_SVE"),
-    (("ptrauth_address", "ptrauth_generic"), "ARM_PTRAUTH_GENERIC"),
-    (("el1_32bit",), "ARM_EL1_32BIT"),
-)
 _MOST_CLUSTERS = 16
 _LONGEST = (
     1 << 20
 )  # characters of a file that are looked at; libvirt's CPU map has some ten thousand
-_BASE_FEATURES = ("pmu_v3",)  # what the base vCPU has on top of PSCI, where the host offers it
 
 
 class Host:
@@ -209,7 +202,7 @@ class _Probe:
             self._problem(title, f"KVM makes no vCPU of target {target}")
             return None
         implementer, part = name_part(found.midr)
-        with_sve = next((vcpu for vcpu in vcpus if "sve" in vcpu.features), None)
+        with_sve = next((vcpu for vcpu in vcpus if SVE.is_in(vcpu.features)), None)
         return Cluster(
             cpus=cpulist.write(found.cpus),
             midr=found.midr,
@@ -226,9 +219,7 @@ class _Probe:
         )
 
     def _seen(self, title: str, system: System, base: Vcpu) -> dict[str, int]:
-        names = tuple(
-            name for name in GUEST_REGISTERS if name != "PMCR_EL0" or "pmu_v3" in base.features
-        )
+        names = tuple(readable(GUEST_REGISTERS, base.features))
         return (
             self._or_problem(
                 f"{title}, scratch guest",
@@ -308,23 +299,18 @@ def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple
 
     PSCI 0.2 is QEMU's own choice wherever KVM has it (kvm_arch_init_vcpu, target/arm/kvm.c).
     """
-    psci = ("psci_0_2",) if "ARM_PSCI_0_2" in capabilities else ()
+    psci = ("psci_0_2",) if OFFERED_BY["psci_0_2"] in capabilities else ()
     offered = [
-        features
-        for features, capability in _CHOICES
-        if capability in capabilities and architecture == "arm64"
+        feature
+        for feature in FEATURES
+        if architecture == "arm64" and capabilities.keys() >= {*feature.bits.values()}
     ]
     sets = [
-        tuple(sorted((*psci, *itertools.chain(*chosen)), key=VCPU_FEATURES["arm64"].__getitem__))
+        in_order((*psci, *(bit for feature in chosen for bit in feature.bits)))
         for size in range(len(offered) + 1)
         for chosen in itertools.combinations(offered, size)
     ]
-    base = tuple(
-        sorted(
-            (*psci, *(_BASE_FEATURES if _BASE_FEATURES in offered else ())),
-            key=VCPU_FEATURES["arm64"].__getitem__,
-        )
-    )
+    base = in_order((*psci, *(PMU.bits if PMU in offered else ())))
     return [base, *(features for features in sets if features != base)]
 
 

@@ -6,6 +6,8 @@ instead of a kernel.
 from __future__ import annotations
 
 from ..domain.pins import find_cluster
+from ..model.features import OFFERED_BY
+from ..model.guest_registers import readable
 from ..model.profile import Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
@@ -42,14 +44,10 @@ class ProfileOffer(Offer):
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
-        self.seen = {
-            name: value
-            for name, value in cluster.seen.items()
-            if name != "PMCR_EL0" or "pmu_v3" in target.features
-        }
+        self.seen = readable(cluster.seen, target.features)
 
     def has(self, feature: str) -> bool:
-        return f"ARM_{feature.upper()}" in self._profile.capabilities
+        return OFFERED_BY[feature] in self._profile.capabilities
 
     def qemu_version(self) -> tuple[int, int]:
         return self._profile.qemu.release if self._profile.qemu else (0, 0)

@@ -9,6 +9,7 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 from __future__ import annotations
 
 from ..domain.xml import Element
+from ..model.features import CPU_FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import Finding
 
@@ -56,20 +57,20 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
         "machine type": target.machine,
         "<gic>": str(target.gic),
     }
-    if target.architecture == "arm64" and "pmu_v3" not in target.unsaid:
-        recorded["<pmu>"] = _switch("pmu_v3" in target.features)
-    knobs = {"sve": "sve", "pauth": "ptrauth_address"}
+    if target.architecture == "arm64" and not PMU.is_in(target.unsaid):
+        recorded["<pmu>"] = _switch(PMU.is_in(target.features))
+    words = {feature.libvirt: feature for feature in CPU_FEATURES}
     lengths = [f"sve{length}" for length in target.sve_lengths]
     for name in says:
         if name.startswith("<feature "):
-            feature = name[len("<feature ") : -1]
+            word = name[len("<feature ") : -1]
             recorded[name] = _switch(
-                feature in lengths or knobs.get(feature, "") in target.features
+                word in lengths or (word in words and words[word].is_in(target.features))
             )
-    for feature, bit in knobs.items():
-        if not named and target.architecture == "arm64" and bit not in target.unsaid:
-            recorded[f"<feature {feature}>"] = _switch(bit in target.features)
-    for length in lengths if "sve" not in target.unsaid else ():
+    for word, feature in words.items():
+        if not named and target.architecture == "arm64" and not feature.is_in(target.unsaid):
+            recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
+    for length in lengths if not SVE.is_in(target.unsaid) else ():
         recorded[f"<feature {length}>"] = "on"
     for name in recorded:
         says.setdefault(name, "none")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from ..model.features import PMU
 from ..model.target import Target
+from ..model.vcpu import in_order
 from .finding import Finding
 
 TYPE_CHECKING = False
@@ -56,12 +58,9 @@ class Offer:
         XML says no.
         """
         features = target.features
-        if "pmu_v3" in features or "pmu_v3" not in target.unsaid or not self.has("pmu_v3"):
+        if PMU.is_in(features) or not PMU.is_in(target.unsaid) or not self.has(PMU.bit):
             return features
-        lower = tuple(
-            feature for feature in features if feature in ("el1_32bit", "psci_0_2")
-        )  # in the order of their bits
-        return (*lower, "pmu_v3", *features[len(lower) :])
+        return in_order((*features, *PMU.bits))
 
     def accepts(self, register: str, value: int) -> bool:
         """Whether the kernel takes this value for a register whose own value differs."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from ..model.features import FEATURES
+from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Target
 from ..registers.overrides import override_of
 from ..registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
@@ -23,12 +25,9 @@ _OF_THE_KERNEL = (
     "VENDOR_HYP_BMAP_2",
 )
 
-# The vCPU features that a policy can turn off, by the field that shows them.
+# REGISTER.FIELD → the policy's setting that turns off the feature that it shows.
 _SWITCHES = {
-    "SVE": "sve",
-    **dict.fromkeys(("APA", "API", "APA3", "GPA", "GPI", "GPA3"), "pauth"),
-    "PMUVer": "pmu",
-    "PerfMon": "pmu",
+    field: feature.policy for feature in FEATURES if feature.policy for field in feature.fields
 }
 
 # Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by
@@ -84,7 +83,8 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
     # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
     writable = offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-"
     rule = "field-refused" if writable else "field-fixed"
-    switch, override = _SWITCHES.get(field.name), override_of(field.register, field.name)
+    switch = _SWITCHES.get(f"{field.register}.{field.name}")
+    override = override_of(field.register, field.name)
     if switch:
         return Finding(
             f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch
@@ -109,21 +109,9 @@ def _judge_seen(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     for name, recorded in target.seen.items():
         local = offer.seen.get(name, recorded)
-        values = {"register": name, "recorded": recorded, "local": local}
-        if name == "CNTFRQ_EL0" and local != recorded:
-            findings.append(
-                Finding("timer-frequency", **values, speed=local / recorded, host=offer.host)
-                if recorded
-                else Finding("timer-frequency-zero", **values, host=offer.host)
-            )
-        elif name == "DCZID_EL0" and local != recorded:
-            findings.append(Finding("zero-block-size", **values, host=offer.host))
-        elif name == "PMCR_EL0" and _counters(local) < _counters(recorded):
-            findings.append(
-                Finding("pmu-counters", recorded=_counters(recorded), local=_counters(local))
-            )
+        difference = GUEST_REGISTERS[name].compare(recorded, local, offer.host)
+        if difference:
+            kind, values = difference
+            both = {"register": name, "recorded": recorded, "local": local}
+            findings.append(Finding(kind, **{**both, **values}))
     return findings
-
-
-def _counters(pmcr: int) -> int:
-    return pmcr >> 11 & 31

@@ -8,6 +8,7 @@ differ in the answers.
 
 from __future__ import annotations
 
+from ..model.features import FEATURES, PMU
 from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
@@ -81,22 +82,21 @@ def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
     added = tuple(
         feature
         for feature in target.unsaid
-        if feature not in (*target.features, "pmu_v3") and offer.has(feature)
+        if feature not in (*target.features, *PMU.bits) and offer.has(feature)
     )
-    return (
-        [Finding("features-left-to-qemu", features=added, host=offer.host)]
-        if added
-        else _judge_pmu_off(target, offer)
-    )
+    if not added:
+        return _judge_pmu_off(target, offer)
+    overrides = tuple(feature.override for feature in FEATURES if feature.override)
+    return [Finding("features-left-to-qemu", features=added, overrides=overrides, host=offer.host)]
 
 
 def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
     """The domain's <pmu state='off'/> is itself an error where there is nothing to turn off."""
-    said_off = target.architecture == "arm64" and "pmu_v3" not in (*target.features, *target.unsaid)
+    said_off = target.architecture == "arm64" and not PMU.is_in((*target.features, *target.unsaid))
     if (
         target.model != "host"
         or not said_off
-        or offer.has("pmu_v3")
+        or offer.has(PMU.bit)
         or offer.qemu_version() <= _QEMU_KNOWS_NO_PMU
     ):
         return []

@@ -13,8 +13,10 @@ import errno
 import os
 
 from ..basics.errors import KvmarmError
+from ..model.features import PMU, SVE
 from ..model.target import sve_bitmap
-from ..model.vcpu import FALLBACK_TARGETS, GUEST_REGISTERS, TARGETS
+from ..model.vcpu import FALLBACK_TARGETS, TARGETS
+from ..registers.table import id_of
 from . import uapi
 from .device import VCPU, VM, KvmError, System, address
 
@@ -49,7 +51,7 @@ class ScratchVcpu:
         try:
             self.vcpu: VCPU = self.vm.create_vcpu()
             self.vcpu.init(target, features)
-            if "sve" in features:
+            if SVE.is_in(features):
                 if sve_lengths is not None:
                     self.vcpu.set(uapi.REG_ARM64_SVE_VLS, sve_bitmap(sve_lengths))
                 self.vcpu.finalize_sve()
@@ -119,9 +121,10 @@ def run_guest(
     MRS that traps to it) is stopped by a timer.
 
     Args:
-        features: of the vCPU; `pmu_v3` is needed for PMCR_EL0. SVE is not, and is left out by the
-            caller for speed.
-        names: keys of target.GUEST_REGISTERS, at most eight.
+        features: of the vCPU: those that the registers need. SVE is left out by the caller for
+            speed.
+        names: of registers.tsv's system registers, at most eight; guest_registers.GUEST_REGISTERS
+            has those that are of use.
 
     Raises:
         KvmError: the kernel refuses something.
@@ -135,7 +138,7 @@ def run_guest(
     last_instruction = _CODE_ADDRESS + len(code) - 4
     with ScratchVcpu(system, target, features) as vcpu, _TimeLimit():
         vcpu.vm.set_memory(_CODE_ADDRESS, page, address(memory) + start)
-        if "pmu_v3" in features:
+        if PMU.is_in(features):
             vcpu.init_pmu()
         vcpu.set(uapi.REG_ARM64_CORE_PC, _CODE_ADDRESS)
         vcpu.set(uapi.REG_ARM64_CORE_X0 + 2 * _EXIT_REGISTER, _EXIT_ADDRESS)
@@ -154,15 +157,16 @@ def run_guest(
 
 
 def _guest_code(names: tuple[str, ...]) -> bytes:
-    words = [_mrs(GUEST_REGISTERS[name], index) for index, name in enumerate(names)]
+    words = [_mrs(id_of(name), index) for index, name in enumerate(names)]
     words.append(0xF9000000 | _EXIT_REGISTER << 5)  # str x0, [x9]
     return b"".join(word.to_bytes(4, "little") for word in words)
 
 
-def _mrs(register: tuple[int, int, int, int, int], into: int) -> int:
-    """The A64 instruction `mrs x<into>, <register>` (Arm ARM C6.2, MRS)."""
-    op0, op1, crn, crm, op2 = register
-    return 0xD5200000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | into
+def _mrs(reg: int, into: int) -> int:
+    """The A64 instruction `mrs x<into>, <register>` (Arm ARM C6.2, MRS): KVM's id of a system
+    register has op0 to op2 as the instruction has them, five bits lower.
+    """
+    return 0xD5200000 | (reg & 0xFFFF) << 5 | into
 
 
 class _TimeLimit:

@@ -14,6 +14,7 @@ import stat
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
 from ..basics.value import Value
+from .features import FEATURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,9 +202,8 @@ def _check_what_the_hook_reads(
 def _policy(settings: dict[str, object]) -> Policy:
     if "prefer_named" in settings:
         settings["prefer_named"] = settings["prefer_named"] == "named"
-    for name in ("pmu", "sve", "pauth"):
-        if name in settings:
-            settings[name] = _SWITCH[settings[name]]
+    for name in settings.keys() & _SWITCHES.keys():
+        settings[name] = _SWITCH[settings[name]]
     return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
 
 
@@ -257,20 +257,24 @@ _SWITCH = {
     "auto": None,
 }  # with quotes, on and off are text
 
+_SWITCHES = {
+    feature.policy: (feature.policy, _is_switch, "on, off or auto")
+    for feature in FEATURES
+    if feature.policy
+}
+
 _SETTINGS = {
     "on-drift": ("on_drift", _is_reaction_to_drift, "renew, warn or refuse"),
     "on-migrate": ("on_migrate", _is_reaction, "refuse or warn"),
     "on-restore": ("on_restore", _is_reaction, "refuse or warn"),
     "arrival-seconds": ("arrival_seconds", _is_patience, "a number from 1 to 60, without quotes"),
     "prefer": ("prefer_named", _is_preference, "named or host"),
-    "pmu": ("pmu", _is_switch, "on, off or auto"),
-    "sve": ("sve", _is_switch, "on, off or auto"),
+    **_SWITCHES,
     "sve-max-length": (
         "sve_max_length",
         _is_length,
         "a multiple of 128 from 128 to 2048, in bits, without quotes",
     ),
-    "pauth": ("pauth", _is_switch, "on, off or auto"),
     "cluster": (
         "cluster",
         _is_cluster,

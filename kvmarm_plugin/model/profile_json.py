@@ -18,9 +18,11 @@ from ..basics.shape import Incomplete, Misshapen
 from ..basics.untrusted import decimal, shown
 from ..registers.table import bits_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids, unpack_ids
+from .features import CPU_FEATURES
+from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
 from .profile import Cluster, HostProfile, Qemu, Vcpu
-from .vcpu import GUEST_REGISTERS, TARGETS, VCPU_FEATURES
+from .vcpu import TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
 _FEATURES = VCPU_FEATURES["arm64"]  # those of 32-bit hosts are among them
 _MOST_IDS = 2048  # registers of a vCPU, which has some 400
 
+_CPU_FEATURES = sorted(feature.libvirt for feature in CPU_FEATURES)
+
 # What values look like: `probe` takes no others from firmware and QEMU. docs/profile.schema.json
 # has the same.
 NAME, LINE = 255, 4096  # characters of a name, and of a longer text
@@ -41,7 +45,7 @@ KERNEL = r"[0-9]{1,4}\.[0-9]{1,4}([.+-].*)?"
 OVERRIDE = r"(arm64\.|id_aa64|kvm-arm\.).*"
 MACHINE = r"virt-[A-Za-z0-9._-]{1,59}"
 QEMU_NAME = r"[A-Za-z0-9._+-]{1,64}"  # of a CPU model, a property or an alias
-CPU_FEATURE = r"pauth|sve([0-9]{1,4})?"
+CPU_FEATURE = "|".join([*_CPU_FEATURES, "sve[0-9]{1,4}"])
 
 
 class ProfileError(KvmarmError):
@@ -309,7 +313,7 @@ _PROFILE: dict[str, Shape] = {
     "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
     "libvirt": shape.maybe(_name),
     "cpu_features": shape.items(
-        shape.text(NAME, CPU_FEATURE, "pauth, sve or a length such as sve256"), 64
+        shape.text(NAME, CPU_FEATURE, f"{', '.join(_CPU_FEATURES)} or a length such as sve256"), 64
     ),
     "problems": shape.items(lambda value, place: _problem(value, place), 255, unique=False),
 }

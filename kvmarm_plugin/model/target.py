@@ -11,11 +11,13 @@ from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..registers.table import bits_of, id_of, is_identity
 from ..registers.text import unpack_ids
-from .vcpu import GUEST_REGISTERS, NAMED_MODELS, TARGETS
+from .features import OFFERED_BY, SVE
+from .guest_registers import GUEST_REGISTERS, readable
+from .vcpu import NAMED_MODELS, TARGETS, in_order
 
 # What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES
 # has the numbers).
-VCPU_FEATURES = ("el1_32bit", "psci_0_2", "pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
+VCPU_FEATURES = in_order(OFFERED_BY)
 
 SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
 IPA_BITS = range(
@@ -132,8 +134,11 @@ def check_target(target: Target) -> None:
     for name, value in target.seen.items():
         if name not in GUEST_REGISTERS or value >> 64:
             raise ValueError(f"nothing that a guest reads: {_shown(name)}")
-    if "PMCR_EL0" in target.seen and "pmu_v3" not in target.features:
-        raise ValueError("PMCR_EL0 of a guest without a PMU")
+    could_read = readable(target.seen, target.features)
+    for name in target.seen:
+        needed = GUEST_REGISTERS[name].needs
+        if needed and name not in could_read:
+            raise ValueError(f"{name} of a guest without {needed.noun}")
     if target.pinning is not None:
         _check_pinning(target.pinning)
         if target.roams:
@@ -159,18 +164,23 @@ def _check_sve(target: Target) -> None:
     lengths = target.sve_lengths
     if lengths != tuple(length for length in SVE_LENGTHS if length in lengths):
         raise ValueError("not SVE lengths, ascending")
-    if bool(lengths) != ("sve" in target.features) or target.registers.get(
+    if bool(lengths) != SVE.is_in(target.features) or target.registers.get(
         "SVE_VLS", 0
     ) != sve_bitmap(lengths):
         raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
 
 
-def _check_pinning(pinning: Pinning) -> None:
+def check_cpus(text: str) -> None:
+    """Hold the CPU numbers of a cluster to how they are written. Raises ValueError."""
     from ..basics import cpulist  # few guests are pinned
 
-    cpus = cpulist.parse(pinning.cpus)
-    if not cpus or cpulist.write(cpus) != pinning.cpus:
-        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(pinning.cpus)}")
+    cpus = cpulist.parse(text)
+    if not cpus or cpulist.write(cpus) != text:
+        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(text)}")
+
+
+def _check_pinning(pinning: Pinning) -> None:
+    check_cpus(pinning.cpus)
     if (pinning.midr | (pinning.revidr or 0)) >> 64:
         raise ValueError("MIDR or REVIDR of more than 64 bits")
 

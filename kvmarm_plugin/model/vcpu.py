@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a vCPU can be made of: KVM's targets and feature bits, QEMU's named models, and the
-registers that a guest of a few instructions reads.
+"""What a vCPU can be made of: KVM's targets and feature bits, and QEMU's named models.
 
 Names and numbers are those of <linux/kvm.h> and <asm/kvm.h>, of arm64 and (until Linux 5.7) arm.
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # The numbers overlap, so each is only ever used with its KVM architecture.
 TARGETS = {
@@ -52,14 +55,7 @@ NAMED_MODELS = {
     "cortex-a15": ("arm", TARGETS["arm"]["CORTEX_A15"]),
 }
 
-# What the scratch guest reads: op0, op1, CRn, CRm and op2. CNTFRQ_EL0 and DCZID_EL0 have no
-# register id in KVM. The others have one, but there the guest may see something else: MIDR_EL1 is
-# the physical CPU's on kernels that do not virtualise it, CTR_EL0 may be trapped, PMCR_EL0.N is the
-# PMU's.
-GUEST_REGISTERS = {
-    "CNTFRQ_EL0": (3, 3, 14, 0, 0),
-    "DCZID_EL0": (3, 3, 0, 0, 7),
-    "CTR_EL0": (3, 3, 0, 0, 1),
-    "MIDR_EL1": (3, 0, 0, 0, 0),
-    "PMCR_EL0": (3, 3, 9, 12, 0),
-}
+
+def in_order(features: Iterable[str]) -> tuple[str, ...]:
+    """vCPU features in the order of their bits."""
+    return tuple(sorted(features, key=VCPU_FEATURES["arm64"].__getitem__))

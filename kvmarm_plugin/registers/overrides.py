@@ -13,13 +13,11 @@ class Override(Value):
     Attributes:
         word: as written there.
         since: version of the oldest kernel that was seen to know it, such as "6.12".
-        features: vCPU features that KVM offers no more.
         fields: (register, field) → value that it sets.
     """
 
     word: str
     since: str
-    features: tuple[str, ...]
     fields: dict[tuple[str, str], int]
 
 
@@ -31,8 +29,8 @@ def overrides() -> list[Override]:
     global _overrides
     if _overrides is None:
         _overrides = [
-            Override(word, since, tuple(features.split()), dict(map(_setting, fields.split())))
-            for word, since, features, fields in rows("overrides.tsv")
+            Override(word, since, dict(map(_setting, fields.split())))
+            for word, since, fields in rows("overrides.tsv")
         ]
     return _overrides
 

@@ -6,19 +6,13 @@ host has.
 from __future__ import annotations
 
 from ..basics.untrusted import shown
+from ..model.features import AARCH32, CPU_FEATURES, PAUTH, PMU, SVE, Feature
 from ..model.policy import Policy
 from ..model.profile import Cluster, HostProfile
+from ..model.target import SVE_LENGTHS
+from ..model.vcpu import in_order
 from .forms import Features, knobs_of
 from .wish import ResolveError, Wish
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
-
-# The bits of KVM_ARM_VCPU_INIT that a guest or a policy chooses, in the order of their bits
-# (model.vcpu.VCPU_FEATURES).
-PAUTH = ("ptrauth_address", "ptrauth_generic")
 
 
 def choose_features(
@@ -27,33 +21,32 @@ def choose_features(
     """What the domain says, else what the policy says, else what the host has."""
     _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
-    base = ("psci_0_2",) if cluster.has("psci_0_2") else ()
-    pmu = ("pmu_v3",) if _has_pmu(wish, cluster, profile, policy, roams) else ()
+    vcpu = [*(("psci_0_2",) if cluster.has("psci_0_2") else ())]
+    if _has_pmu(wish, cluster, profile, policy, roams):
+        vcpu += PMU.bits
     if profile.kvm_architecture == "arm64" and wish.architecture == "armv7l":
         # QEMU (10.0) settles SVE and PAuth for AArch64 guests only: sve=off is heard, pauth=off is
         # not, and KVM makes such a vCPU.
-        pauth32 = PAUTH if cluster.has(PAUTH[0]) else ()
-        return Features(("el1_32bit", *base, *pmu, *pauth32), ())
-    sve = _switch("SVE", asked.get("sve"), policy.sve, cluster.has("sve"), profile)
-    pauth = _switch("PAuth", asked.get("pauth"), policy.pauth, cluster.has(PAUTH[0]), profile)
+        vcpu += (*AARCH32.bits, *(PAUTH.bits if cluster.has(PAUTH.bit) else ()))
+        return Features(in_order(vcpu), ())
+    for feature in CPU_FEATURES:
+        if _is_on(feature, asked.get(feature.libvirt), policy, cluster, profile):
+            vcpu += feature.bits
     knobs = knobs_of(profile)
     speaker = (
         f"{f'libvirt {profile.libvirt}' if profile.libvirt is not None else 'QEMU'} on host"
         f" {profile.name}"
     )
-    for name, enabled, offered in (
-        ("sve", sve, cluster.has("sve")),
-        ("pauth", pauth, cluster.has(PAUTH[0])),
-    ):
-        if offered and not enabled and name not in knobs:
+    for feature in CPU_FEATURES:
+        name, offered = feature.libvirt, cluster.has(feature.bit)
+        if offered and not feature.is_in(vcpu) and name not in knobs:
             raise ResolveError(f"{speaker} cannot turn {name} off", "upgrade libvirt or QEMU there")
-    lengths = _sve_lengths(asked, cluster, profile, policy) if sve else ()
+    lengths = _sve_lengths(asked, cluster, profile, policy) if SVE.is_in(vcpu) else ()
     if lengths and lengths != cluster.sve_lengths and f"sve{lengths[-1]}" not in knobs:
         raise ResolveError(
             f"{speaker} cannot limit SVE to {lengths[-1]} bits", "upgrade libvirt or QEMU there"
         )
-    vcpu = (*base, *pmu, *(("sve",) if sve else ()), *(PAUTH if pauth else ()))
-    return Features(vcpu, lengths)
+    return Features(in_order(vcpu), lengths)
 
 
 def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> None:
@@ -65,7 +58,7 @@ def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> N
     if (
         wish.architecture == "armv7l"
         and profile.kvm_architecture == "arm64"
-        and not cluster.has("el1_32bit")
+        and not cluster.has(AARCH32.bit)
     ):
         raise ResolveError(
             f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no"
@@ -74,7 +67,7 @@ def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> N
         )
     if wish.architecture == "armv7l" and any(required for _, required in wish.features):
         raise ResolveError(
-            "a 32-bit guest can have neither SVE nor PAuth",
+            f"a 32-bit guest can have neither {' nor '.join(f.name for f in CPU_FEATURES)}",
             "remove the <feature> elements of its <cpu>",
         )
 
@@ -83,29 +76,33 @@ def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
     """The domain's own <feature> elements: "sve", "pauth" and lengths such as "sve256"; the last
     word on a name counts.
     """
-    known = {"sve", "pauth", *(f"sve{length}" for length in range(128, 2049, 128))}
+    names = [feature.libvirt for feature in CPU_FEATURES]
+    lengths = [f"sve{length}" for length in SVE_LENGTHS]
     asked = {}
     for name, required in wish.features:
-        if name not in known:
+        if name not in names and name not in lengths:
+            first, *others = names
             raise ResolveError(
                 f"libvirt knows no ARM CPU feature {shown(name, 60)!r}",
-                "known are sve, sve128 to sve2048, and pauth",
+                f"known are {first}, {lengths[0]} to {lengths[-1]}, and {', '.join(others)}",
             )
         asked[name] = required
-    if any(required for name, required in asked.items() if name not in ("sve", "pauth")):
-        asked.setdefault("sve", True)  # as libvirt has it: a length adds sve
+    if any(asked.get(length) for length in lengths):
+        asked.setdefault(SVE.libvirt, True)  # as libvirt has it: a length adds sve
     return asked
 
 
-def _switch(
-    what: str, asked: bool | None, policy: bool | None, offered: bool, profile: HostProfile
+def _is_on(
+    feature: Feature, asked: bool | None, policy: Policy, cluster: Cluster, profile: HostProfile
 ) -> bool:
-    wanted = policy if asked is None else asked
+    """What the domain asked, else what the policy says, else what the host has."""
+    wanted: bool | None = getattr(policy, feature.policy) if asked is None else asked
+    offered = cluster.has(feature.bit)
     if wanted and not offered:
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(
-            f"{by} wants {what}, which KVM on host {profile.name} does not offer",
-            f"turn {what} off there",
+            f"{by} wants {feature.noun}, which KVM on host {profile.name} does not offer",
+            f"turn {feature.noun} off there",
         )
     return offered if wanted is None else wanted
 
@@ -116,7 +113,7 @@ def _has_pmu(
     """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another
     (kvm_pmu_create_perf_event).
     """
-    pmu = _switch("a PMU", wish.pmu, policy.pmu, cluster.has("pmu_v3"), profile)
+    pmu = _is_on(PMU, wish.pmu, policy, cluster, profile)
     if not (pmu and roams):
         return pmu
     if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
@@ -134,8 +131,8 @@ def _sve_lengths(
     """The lengths up to the longest that is wanted: KVM takes no set with a gap that the host does
     not have.
     """
-    required = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}")]
-    refused = [length for length in range(128, 2049, 128) if asked.get(f"sve{length}") is False]
+    required = [length for length in SVE_LENGTHS if asked.get(f"sve{length}")]
+    refused = [length for length in SVE_LENGTHS if asked.get(f"sve{length}") is False]
     missing = [length for length in required if length not in cluster.sve_lengths]
     if missing:
         have = ", ".join(map(str, cluster.sve_lengths))

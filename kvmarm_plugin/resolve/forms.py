@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from ..basics.value import Value
 from ..domain.xml import escaped
+from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE
 from ..model.profile import Cluster, HostProfile
-
-_PAUTH = "ptrauth_address"
 
 
 class Features(Value):
@@ -71,9 +70,9 @@ def knobs_of(profile: HostProfile) -> frozenset[str]:
 
 def _named_model(cluster: Cluster, features: Features) -> Form | None:
     """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are
-    have neither SVE, PAuth nor an AArch32 form.
+    have none of the features but a PMU.
     """
-    if set(features.vcpu) & {"sve", _PAUTH, "el1_32bit"}:
+    if any(feature.is_in(features.vcpu) for feature in FEATURES if feature is not PMU):
         return None
     for model, number in cluster.models.items():
         if cluster.vcpu(number, features.vcpu):
@@ -89,13 +88,13 @@ def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Feature
     one that has.
     """
     # This is their canonical order: migration and restore compare <feature> elements by index.
-    settings = [
-        ("sve", "sve" in features.vcpu),
-        *((f"sve{length}", length in features.sve_lengths) for length in _sve_steps(features)),
-        ("pauth", _PAUTH in features.vcpu),
-    ]
-    settings = [(name, enabled) for name, enabled in settings if name in knobs]
-    return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", tuple(settings))
+    settings = []
+    for feature in CPU_FEATURES:
+        settings.append((feature.libvirt, feature.is_in(features.vcpu)))
+        if feature is SVE:
+            settings += [(f"sve{n}", n in features.sve_lengths) for n in _sve_steps(features)]
+    said = tuple((name, enabled) for name, enabled in settings if name in knobs)
+    return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", said)
 
 
 def _sve_steps(features: Features) -> range:

@@ -16,13 +16,16 @@ from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
 from ..domain.xml import Element, asks_for_host_model, parse, quoted
+from ..model.features import CPU_FEATURES, OFFERED_BY, PMU
+from ..model.guest_registers import readable
 from ..model.policy import Policy
 from ..model.problem import Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
+from ..model.vcpu import in_order
 from .address_space import guest_ipa_bits
-from .features import PAUTH, choose_features
+from .features import choose_features
 from .forms import Form, choose_form, knobs_of
 from .wish import ResolveError, Wish, read_wish
 
@@ -214,11 +217,7 @@ class Resolver:
             gic=_choose_gic(wish, profile),
             ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
             sve_lengths=features.sve_lengths,
-            seen={
-                name: value
-                for name, value in cluster.seen.items()
-                if name != "PMCR_EL0" or "pmu_v3" in features.vcpu
-            },
+            seen=readable(cluster.seen, features.vcpu),
             registers=registers,
             reglist=vcpu.reglist,
         )
@@ -389,17 +388,18 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
     # host,pmu=off does not start (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still
     # has it, 10.0 does not).
     properties = profile.qemu.host_properties if profile.qemu else {}
-    pmu = "pmu" in properties or "ARM_PMU_V3" in profile.capabilities or wish.pmu is not None
-    return (
-        *(() if pmu else ("pmu_v3",)),
-        *(() if "sve" in said else ("sve",)),
-        *(() if "pauth" in said else PAUTH),
+    pmu = (
+        PMU.qemu in properties
+        or OFFERED_BY[PMU.bit] in profile.capabilities
+        or wish.pmu is not None
     )
+    unsaid = [feature for feature in CPU_FEATURES if feature.libvirt not in said]
+    return in_order(bit for feature in (*unsaid, *(() if pmu else (PMU,))) for bit in feature.bits)
 
 
 def _emission(target: Target, form: Form) -> rewrite.Emission:
     """A target in its form, as XML."""
-    state = "on" if "pmu_v3" in target.features else "off"
+    state = "on" if PMU.is_in(target.features) else "off"
     features = [
         f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>"
         for name, enabled in form.features
@@ -412,7 +412,7 @@ def _emission(target: Target, form: Form) -> rewrite.Emission:
         # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
         pmu=(
             b""
-            if target.architecture == "arm" or "pmu_v3" in target.unsaid
+            if target.architecture == "arm" or PMU.is_in(target.unsaid)
             else f"<pmu state='{state}'/>".encode()
         ),
         machine=target.machine,
