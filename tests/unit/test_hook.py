@@ -448,7 +448,7 @@ def test_the_record_follows_an_arrival(door: Door, operation: str) -> None:
 
 def test_a_record_of_version_1_is_left_alone_where_it_is_true(door: Door) -> None:
     """Output taints the domain."""
-    xml = (_ROOT / "tests/records-1/trixie-cortex-a72-uefi.xml").read_bytes()
+    xml = (_ROOT / "tests/records-1/trixie-cortex-a72/uefi.xml").read_bytes()
     assert door(xml, "trixie-cortex-a72", "migrate")[0] is False
     assert door.out == b""
 
