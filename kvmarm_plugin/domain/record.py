@@ -18,13 +18,14 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Pinning, Target, check_target
+from ..model.target import Pinning, Target, check_cpus, check_target
 from ..registers.text import format_values, parse_value, parse_values, words
 from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
+    from typing import Any
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "2"
@@ -152,9 +153,20 @@ def standalone(record: Record) -> str:
 
 def digest(target: Target) -> str:
     """SHA-256 of a target, in hexadecimal digits. Equal targets have equal ones."""
-    import hashlib  # OpenSSL; most calls of the hook have no use for it
+    text = " ".join(_format_target(target))
+    return str(_sha256()(text.encode()).hexdigest())
 
-    return hashlib.sha256(" ".join(_format_target(target)).encode()).hexdigest()
+
+def _sha256() -> Callable[[bytes], Any]:
+    """hashlib loads OpenSSL, which takes longer than a check has (hook/__init__.py)."""
+    for module in ("_sha2", "_sha256"):  # since Python 3.12, and before
+        try:
+            return __import__(module).sha256  # type: ignore[no-any-return]
+        except ImportError:  # an interpreter without its own
+            continue
+    import hashlib
+
+    return hashlib.sha256
 
 
 def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:
@@ -369,7 +381,7 @@ def intent_of(element: Element) -> Element:
 def _elements_in(element: Element) -> Element:
     """The elements whose text is in an element of a record. Raises ValueError, DomainXMLError."""
     if b"<" in element.body:
-        raise ValueError(f"its {element.name.rpartition(' ')[2]} holds elements")
+        raise ValueError(f"there is markup in its {element.name.rpartition(' ')[2]}")
     fragment = parse_fragment(element.content, element.encoding)
     fragment.name, fragment.attributes = element.name, element.attributes
     return fragment
@@ -476,8 +488,7 @@ def _check_home(home: Home | None, target: Target) -> None:
 
     if target.pinning is None:
         raise ValueError("pins of a guest that is not pinned")
-    if cpulist.write(cpulist.parse(home.cpus)) != home.cpus:
-        raise ValueError(f"not CPUs as kvmarm writes them: {shown(home.cpus, 60)!r}")
+    check_cpus(home.cpus)
     if home.cpuset:
         cpulist.mask(home.cpuset)
     if len(_escaped(home.pins)) > _LARGEST_INTENT:

@@ -25,6 +25,7 @@ _DOCS = Path(__file__).parent.parent.parent / "docs"
 _PAGES = [_DOCS / "man/kvmarm.1", _DOCS / "man/kvmarm-policy.5"]
 _COMPLETION = _DOCS / "completion/kvmarm"
 _HELP = {"-h", "--help"}
+_MARKS = marks.DIRECTORY  # tests have others
 
 
 def _commands() -> dict[str, argparse.ArgumentParser]:
@@ -106,7 +107,7 @@ def test_the_manual_names_the_files_that_are_used() -> None:
         pool.DEFAULT_PATH,
         str(hookfile.DIRECTORY / hookfile.NAME),
         "/dev/kvm",
-        marks.DIRECTORY,
+        _MARKS,
     ):
         assert f".It Pa {path}\n" in text
 
