@@ -24,7 +24,8 @@ from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, qu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
+    from typing import Any
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "2"
@@ -152,9 +153,20 @@ def standalone(record: Record) -> str:
 
 def digest(target: Target) -> str:
     """SHA-256 of a target, in hexadecimal digits. Equal targets have equal ones."""
-    import hashlib  # OpenSSL; most calls of the hook have no use for it
+    text = " ".join(_format_target(target))
+    return str(_sha256()(text.encode()).hexdigest())
 
-    return hashlib.sha256(" ".join(_format_target(target)).encode()).hexdigest()
+
+def _sha256() -> Callable[[bytes], Any]:
+    """hashlib loads OpenSSL, which takes longer than a check has (hook/__init__.py)."""
+    for module in ("_sha2", "_sha256"):  # since Python 3.12, and before
+        try:
+            return __import__(module).sha256  # type: ignore[no-any-return]
+        except ImportError:  # an interpreter without its own
+            continue
+    import hashlib
+
+    return hashlib.sha256
 
 
 def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:

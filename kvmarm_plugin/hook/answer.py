@@ -233,7 +233,7 @@ def _judge_arrival(guest: _Guest) -> tuple[str, tuple[str, ...]]:
         return "", ()
     findings, after = _compare(guest, arrived=True)
     _, record = guest.known()
-    if after is not None and (guest.moved or after != record.target):
+    if after is not None and after != record.target:
         origin = record.origin.replace(renewed=os.uname().nodename)
         guest.renewed = record.replace(target=after, origin=origin)
     if not findings:
@@ -336,28 +336,24 @@ def _drift(guest: _Guest, start: _Start, reaction: str) -> bool:
     if not drift:
         _unmark(guest)
         return False
-    told = reaction == "renew"
+    refresh = f"kvmarm refresh {guest.word()}"
     if start.checked:
-        heading = "starts as this host makes it, which is not recorded"
-        refusal = "would start as this host makes it, which is not recorded"
-        advice = f"To record what it has: kvmarm refresh {guest.word()}"
+        heading, refusal = (
+            f"{verb} as this host makes it, which is not recorded"
+            for verb in ("starts", "would start")
+        )
+        advice, why = f"To record what it has: {refresh}", "this host makes it otherwise"
     else:
         heading, refusal = "starts unchecked", "cannot be checked, and would start"
-        advice = f"To check it: kvmarm check {guest.word()}"
+        advice, why = f"When that is mended: {refresh}", "its start was not checked"
     if reaction == "refuse" and _refuse(guest, refusal, drift, advice):
         return True
-    why = "this host makes it otherwise" if start.checked else "its start was not checked"
-    doubt = _mark(guest, f"{why}: {drift}")
-    if told and not doubt and _ring(guest):
-        _tell(
-            guest,
-            "NOTICE" if start.checked else "WARNING",
-            heading,
-            drift,
-            "Its record will be renewed",
-        )
+    unnoted = _mark(guest, f"{why}: {drift}")
+    if reaction == "renew" and not unnoted and _ring(guest):
+        level = "NOTICE" if start.checked else "WARNING"
+        _tell(guest, level, heading, drift, "kvmarm renew has been told")
     else:
-        _tell(guest, "WARNING", heading, drift, doubt or advice)
+        _tell(guest, "WARNING", heading, drift, unnoted or advice)
     return False
 
 
@@ -497,12 +493,9 @@ def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tup
     try:
         return _within(seconds, call, *arguments), ""
     except _OutOfTime:
-        why = f"checking took longer than {seconds} s; is the host overloaded? See: kvmarm check"
+        why = f"checking took longer than {seconds} s; is the host overloaded?"
     except MemoryError:
-        why = (
-            "checking takes more memory than the hook may have; is the host short of it? See:"
-            " kvmarm check"
-        )
+        why = "checking takes more memory than the hook may have; is the host short of it?"
     except Exception as error:
         # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a
         # traceback.

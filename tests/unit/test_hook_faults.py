@@ -33,7 +33,7 @@ from kvmarm_plugin.domain.xml import SIZE_LIMIT
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.kvm import scratch
-from kvmarm_plugin.model.policy import DEFAULT_PATH
+from kvmarm_plugin.model.policy import DEFAULT_PATH, HookPolicy
 
 from .. import playedkernel
 from ..corpus import GUEST, resolver
@@ -218,6 +218,7 @@ DRIFT = (
     "kvmarm: GUEST starts as this host makes it, which is not recorded: MIDR_EL1.…: recorded 0x…,"
     " here 0x…; …. To record what it has: kvmarm refresh GUEST"
 )
+MENDED = ". When that is mended: kvmarm refresh GUEST"
 ALLOW = ". To let it pass once: kvmarm allow GUEST"
 ADVICE = (
     "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and"
@@ -231,9 +232,7 @@ TOO_LARGE = (
     + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
 )
 NO_MEMORY = (
-    NOT_THERE
-    + "checking takes more memory than the hook may have; is the host short of it? See: kvmarm"
-    " check"
+    NOT_THERE + "checking takes more memory than the hook may have; is the host short of it?"
 )
 NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
 NO_PACKAGE = (
@@ -282,7 +281,7 @@ def _of_a_start(arrival: str) -> str:
         return MARKED + DRIFT
     if message.startswith(NOT_THERE):
         reason = message[len(NOT_THERE) :]
-        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}. To check it: kvmarm check GUEST"
+        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}{MENDED}"
     if message.startswith((UNCHECKED, UNKNOWN)):
         return MARKED + message.replace("GUEST", "GUEST starts unchecked: it", 1)
     return arrival
@@ -394,8 +393,9 @@ _NOT_NOTED = (
     + ". This cannot be noted in …/marks"
 )
 _NO_KVM = (
-    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …). To check"
-    " it: kvmarm check GUEST" + ALLOW
+    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …)"
+    + MENDED
+    + ALLOW
 )
 _VCPU = (
     "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
@@ -577,12 +577,12 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "it answers slowly",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'KVM_CREATE_VM'"),
         ),
         _both(
             "/dev/kvm hangs when it is opened",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'open'"),
         ),
         Fault(
@@ -623,7 +623,7 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "Python does not come to an end",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _appended("domain/record.py", "while True: pass"),
         ),
         _both(
@@ -961,11 +961,12 @@ def test_operations_that_are_none_of_our_business(
 
 
 def _modules_on_the_path() -> list[str]:
-    """What a rehearsal that refuses reads of the package."""
+    """What a rehearsal that refuses, or marks, reads of the package."""
     code = (
         "import sys; sys.path.append(sys.argv[1])\nfrom kvmarm_plugin import rehearse\nfrom"
         " kvmarm_plugin.domain import record\nfrom kvmarm_plugin.hook import answer\nfrom"
-        " kvmarm_plugin.judge import wording\nfrom kvmarm_plugin.model import policy\nprint(*(m for"
+        " kvmarm_plugin.judge import contradictions, wording\nfrom kvmarm_plugin.host import"
+        " marks\nfrom kvmarm_plugin.model import policy\nprint(*(m for"
         " m in sys.modules if m.startswith('kvmarm_plugin')))"
     )
     run = subprocess.run(
@@ -982,13 +983,16 @@ def _modules_on_the_path() -> list[str]:
 @pytest.mark.parametrize("harm", ["gone", "damaged", "empty"])
 @pytest.mark.parametrize("module", _modules_on_the_path())
 def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
-    """Whichever it is: a guest that does not fit never passes, one without a record is told nothing
-    else: no traceback.
+    """Whichever it is: a guest that does not fit never arrives, and starts with a mark; one without
+    a record is told nothing else: no traceback.
     """
     place = Place(tmp_path)
     {"gone": _without, "damaged": _damaged, "empty": _empty}[harm](module)(place)
-    status, out, err, _ = place.call("prepare", "begin", "does not fit")
+    status, out, err, _ = place.call("migrate", "begin", "does not fit")
     assert (status, out, err.count("\n")) == (1, "", 1)
+    status, out, err, _ = place.call("prepare", "begin", "does not fit")
+    assert (status, out, err.count("\n")) == (0, "", 1)
+    assert place.noted("marks")
     status, out, err, _ = place.call("prepare", "begin", "host-model")
     assert (status, out, err) == (0, "", "") or _matches(ADVICE, err[:-1], place)
 
@@ -996,10 +1000,15 @@ def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
 def test_the_real_time_limit(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.replace("hook/answer.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
+    place.replace("model/policy.py", f"seconds: float = {_TIME_LIMIT}", "seconds: int = 10")
     _BY_NAME["it answers slowly"].arrange(place)
-    status, _, err, seconds = place.call("migrate", "begin", "fits")
-    assert (status, "took longer than 2 s" in err) == (1, True)
+    status, _, err, seconds = place.call("prepare", "begin", "fits")
+    assert (status, "took longer than 2 s" in err) == (0, True)
     assert 2 <= seconds < 4
+    place.policy.write_text("arrival-seconds: 3\n")
+    status, _, err, seconds = place.call("migrate", "begin", "fits")
+    assert (status, "took longer than 3 s" in err) == (1, True)
+    assert 3 <= seconds < 5
 
 
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
@@ -1017,7 +1026,7 @@ def test_input_without_an_end(tmp_path: Path, interpreter: str) -> None:
         "sh",
         str(place.hook),
         "guest",
-        "prepare",
+        "migrate",
         "begin",
         "-",
     ]
@@ -1041,7 +1050,7 @@ def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(
     )
     try:
         place.before = trap
-        status, _, err, seconds = place.call("prepare", "begin", "fits")
+        status, _, err, seconds = place.call("migrate", "begin", "fits")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert status == 1
@@ -1058,9 +1067,9 @@ def test_a_record_is_found_wherever_it_is(tmp_path: Path, interpreter: str, offs
     place = Place(tmp_path)
     place.interpreter(interpreter)
     place.change = lambda _kind, _xml: b"\0" * offset + b"urn:kvmarm-plugin:target:"
-    assert place.call("prepare", "begin", "plain")[0] == 1
+    assert place.call("migrate", "begin", "plain")[0] == 1
     place.change = lambda _kind, _xml: b"\0" * offset + b"urn:kvmarm-plugin:target" + b"\n:" * 70000
-    assert place.call("prepare", "begin", "plain")[0] == 0
+    assert place.call("migrate", "begin", "plain")[0] == 0
 
 
 @pytest.mark.parametrize("fault", ["nothing", "the interpreter is gone", "the package is gone"])
@@ -1231,48 +1240,68 @@ _INTRODUCTION = """\
 <!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
 # When the hook's surroundings are broken
 
-What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Three rules
+What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Four rules
 decide:
 
 - A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for
   host-model could not start anyway, and is told what to do. And if the XML cannot be read, does not
   end, or if the interpreter is killed as it reads, nobody knows whether the guest has a record, and
-  it is refused.)
-- A guest with a record is refused if it cannot be confirmed. `warn` in the policy lets it pass.
-- Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook ends with
-  status 0 before it starts an interpreter: nothing below concerns a guest that is running.
+  it is treated as if it had one.)
+- A guest with a record that *arrives* (`migrate begin`, `restore begin`) is refused if it cannot be
+  confirmed. `warn` in the policy lets it pass, and so does, once, `kvmarm allow`.
+- A guest with a record that *starts* (`prepare begin`) is what this host makes of it, whatever is
+  recorded. It passes, and a file in `/run/kvmarm/marks` says that its record may not be true. It is
+  refused only if KVM or QEMU would not start it, or if the policy says `on-drift: refuse`. (The
+  `prepare begin` of an arrival finds the ticket that was left for it, and passes.)
+- Only these operations are looked at. At every other ({passed}, …) the hook ends with status 0
+  before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is written to standard output, except in `migrate begin` and `restore begin` the XML of a
-guest that passes and is pinned to a cluster (big.LITTLE) whose CPUs have other numbers here.
-Reading is given up after {limit} s; checking {limit} s later, {guest:g} s later while a scratch
-guest runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and
-the system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
+Nothing is written to standard output but, for an arrival that passes, its XML, where this kernel
+has other registers than the record says, or the CPUs that it is pinned to (big.LITTLE) have other
+numbers. Reading is given up after {limit} s; checking a guest that starts {limit} s later, one that
+arrives {arrival} s later (`arrival-seconds` in the policy), {guest:g} s later while a scratch guest
+runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and the
+system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
 (RLIMIT_DATA) and {cpu} s of CPU time; of the XML it keeps {size} MiB, and looks through the rest
 for a record. A refusal is one line of less than 2 KiB on standard error, which libvirt shows to
-whoever started the guest. What has "as it was promised" in it is in the system's log, too. If
-libvirt gives no XML at all, no guest is known to have a record.
+whoever started the guest. Everything is in the system's log, too (`journalctl -t kvmarm-hook`),
+but for refusals where the interpreter or the package is missing. If libvirt gives no XML at all, no
+guest is known to have a record.
 
 The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a
 record that *fits* this host; one with a record that does *not fit* it. M1, M2, … are the messages,
-at the end; "…" in them is any text.
+at the end; "…" in them is any text. "Marked" is: passes with a mark, and this message is in the
+log, where "GUEST starts unchecked" takes the place of what it says of an arrival.
 """
 
 
 def _document() -> str:
     letters: dict[str, str] = {}
 
-    def cell(outcome: str, lost: bool) -> str:
+    def cell(fault: Fault, kind: str, operation: str) -> str:
+        outcome, arrives = fault.outcome(kind, operation), fault.outcome(kind, "migrate")
         if outcome == PASSES:
             return "passes"
-        message = outcome[len(WARNED) :] if outcome.startswith(WARNED) else outcome
+        message = _message(outcome)
+        if " starts unchecked: " in message and outcome == _of_a_start(arrives.replace(ALLOW, "")):
+            message = _message(arrives)
         name = letters.setdefault(message, f"M{len(letters) + 1}")
+        if outcome.startswith(MARKED):
+            return f"marked: {name}"
         if outcome.startswith(WARNED):
             return f"passes; {name} in the log"
-        return (
-            f"refused; {name} {'in the log' if _is_logged(message) else 'is lost'}"
-            if lost
-            else f"refused: {name}"
-        )
+        if not fault.lost:
+            return f"refused: {name}"
+        return f"refused; {name} {'in the log' if _is_logged(message, operation) else 'is lost'}"
+
+    def cells(fault: Fault) -> list[str]:
+        row = []
+        for kind in ("plain", "host-model"):
+            arrives, starts = (cell(fault, kind, each) for each in ("migrate", "prepare"))
+            row.append(arrives if arrives == starts else f"arrives: {arrives}; starts: {starts}")
+        for operation in ("migrate", "prepare"):
+            row += [cell(fault, kind, operation) for kind in _RECORDED]
+        return row
 
     lines = []
     for title, faults in _FAULTS.items():
@@ -1280,24 +1309,20 @@ def _document() -> str:
             "",
             f"## {title}",
             "",
-            "| broken | without a record | host-model | fits | does not fit |",
-            "|---|---|---|---|---|",
+            "| broken | without a record | host-model | fits, arrives | does not fit, arrives |"
+            " fits, starts | does not fit, starts |",
+            "|---|---|---|---|---|---|---|",
         ]
-        for fault in faults:
-            cells = [
-                cell(fault.outcome(kind), fault.lost)
-                for kind in ("plain", "host-model", "fits", "does not fit")
-            ]
-            lines.append(f"| {fault.what} | {' | '.join(cells)} |")
+        lines += [f"| {fault.what} | {' | '.join(cells(fault))} |" for fault in faults]
     lines += ["", "## The messages", "", "| | |", "|---|---|"]
     lines += [
         f"| {letter} | `{message.replace('|', chr(92) + '|')}` |"
         for message, letter in letters.items()
     ]
     introduction = _INTRODUCTION.format(
-        looked_at=", ".join(f"`{operation} begin`" for operation in _LOOKED_AT),
         passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
         limit=hook.TIME_LIMIT,
+        arrival=HookPolicy.arrival_seconds,
         guest=scratch.GUEST_TIME_LIMIT,
         say=hook.PATIENCE,
         log=2 * hook.PATIENCE,
