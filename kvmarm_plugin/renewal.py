@@ -133,22 +133,15 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
 def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
     """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
     target, clusters = recorded.target, find_clusters()
-    if target.pinning is not None:
-        _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
-        findings = with_cluster(findings, target.pinning, clusters)
-        if findings:
-            raise UntoldError(line(findings[0]))
-        return cpus
-    if len(clusters) < 2:
-        return ()
-    if not target.roams:
-        raise UntoldError(
-            "nothing keeps the guest to CPUs of one kind, and this host has several",
-            "kvmarm refresh DOMAIN pins it for its next start",
-        )
-    # A guest that roams is as it is on the kind of CPU that it was recorded on.
-    midr = target.registers.get("MIDR_EL1")
-    return next((cluster.cpus for cluster in clusters if cluster.midr == midr), ())
+    _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
+    findings = with_cluster(findings, target.pinning, clusters)
+    if findings:
+        raise UntoldError(line(findings[0]))
+    if target.roams:
+        # It is as it is on the kind of CPU that it was recorded on.
+        midr = target.registers.get("MIDR_EL1")
+        return next((cluster.cpus for cluster in clusters if cluster.midr == midr), cpus)
+    return cpus
 
 
 class Renewer:
@@ -165,6 +158,7 @@ class Renewer:
         self._since: dict[_Mark, float] = {}  # first seen
         self._off: dict[_Mark, float] = {}  # first seen not to run
         self._left: set[_Mark] = set()  # given up, until something happens
+        self._names: dict[_Mark, str] = {}  # of the guests, for the log
         self._told: set[str] = set()
 
     def again(self) -> None:
@@ -180,7 +174,7 @@ class Renewer:
             KvmarmError: the marks cannot be read.
         """
         waiting = [mark for mark in _marks() if mark not in self._left]
-        for known in (self._since, self._off):
+        for known in (self._since, self._off, self._names):
             for mark in known.keys() - waiting:
                 del known[mark]
         if not waiting:
@@ -206,6 +200,7 @@ class Renewer:
             domain = mark.domain(connection)
         except NoDomainError:
             return self._is_off(mark, None, system)
+        self._names[mark] = domain.name
         beginning = domain.beginning()
         if beginning == OFF:
             return self._is_off(mark, domain, system)
@@ -258,7 +253,8 @@ class Renewer:
 
     def _give_up(self, mark: _Mark, error: KvmarmError) -> bool:
         self._left.add(mark)
-        self._tell_once(f"{shown(mark.name or mark.uuid)}: its record may not be true: {error}")
+        name = self._names.get(mark) or mark.name or mark.uuid
+        self._tell_once(f"{shown(name)}: its record may not be true: {error}")
         return False
 
     def _tell_once(self, text: str) -> None:

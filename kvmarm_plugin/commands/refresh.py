@@ -106,6 +106,11 @@ class _Refresher:
         try:
             stored = self._stored(domain) if domain.is_persistent() else None
             running = self._running(domain) if domain.beginning() != OFF else None
+            if stored and not domain.is_active() and domain.saved_xml() is not None:
+                say(
+                    f"{shown(domain.name)}: its next start loads its managed save, which stays as"
+                    " it is"
+                )
         except LibvirtError as error:  # it has gone meanwhile
             stored, running = Outcome(FAILED, reason=str(error)), None
         guest = Guest(domain.name, domain.uuid, stored, running)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from ..basics.errors import KvmarmError
 from ..host import marks
-from ..host.libvirtd import Connection
+from ..host.libvirtd import Connection, is_remote
 from ..renewal import Renewer
 from . import DONE, ERROR
 from .output import say
@@ -32,6 +32,8 @@ _FIRST_PASSED = 3  # file descriptor, sd_listen_fds(3)
 
 def run(arguments: Namespace) -> int:
     uri, once = arguments.connect, arguments.once
+    if is_remote(uri):
+        raise KvmarmError(f"{uri} is another host", "run kvmarm renew there")
     renewer = Renewer(lambda: Connection(uri), say)
     if once:
         while renewer.work():
@@ -103,16 +105,14 @@ def _bound() -> Iterator[socket.socket]:
     path = f"{marks.DIRECTORY}/{marks.SOCKET}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
         try:
-            os.makedirs(marks.DIRECTORY, 0o755, exist_ok=True)
+            with _umask(0o022):
+                os.makedirs(marks.DIRECTORY, 0o755, exist_ok=True)
             if _is_served(path):
                 raise KvmarmError(
                     f"somebody serves {path}", "systemctl status kvmarm-renew.socket may tell who"
                 )
-            mask = os.umask(0o177)
-            try:
+            with _umask(0o177):
                 bell.bind(path)
-            finally:
-                os.umask(mask)
         except OSError as error:
             raise KvmarmError(
                 f"cannot listen at {path}: {error.strerror or error}", "run this as root"
@@ -121,6 +121,15 @@ def _bound() -> Iterator[socket.socket]:
             yield bell
         finally:
             os.unlink(path)
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _is_served(path: str) -> bool:

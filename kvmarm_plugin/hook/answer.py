@@ -99,15 +99,16 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
 def explain_host_model(name: str, xml: bytes) -> bool:
     """Whether to stop a guest without a record whose XML mentions host-model.
 
-    libvirt is about to refuse host-model with a message that helps nobody; fail first, with one
-    that does. libvirt shows a hook's standard error only if the hook fails (virRunScript,
-    src/util/virhook.c).
+    Unless libvirt here offers host-model, it is about to refuse the guest with a message that helps
+    nobody; fail first, with one that does. libvirt shows a hook's standard error only if the hook
+    fails (virRunScript, src/util/virhook.c).
     """
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.domain.xml import asks_for_host_model, parse
+    from kvmarm_plugin.host.libvirt_host_model import is_noted
 
     try:
-        if not asks_for_host_model(parse(xml)):
+        if not asks_for_host_model(parse(xml)) or is_noted():
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain

@@ -84,6 +84,18 @@ class Connection:
     def __exit__(self, *_exc: object) -> None:
         self._connection.close()
 
+    def version(self) -> str:
+        """Of the libvirt at the other end, such as "11.3.0". Raises LibvirtError."""
+        number: int = self._ask(lambda: self._connection.getLibVersion())
+        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def domain_capabilities(self, architecture: str, machine: str) -> str:
+        """What libvirt offers to KVM guests of a machine type, as XML. Raises LibvirtError."""
+        xml: str = self._ask(
+            lambda: self._connection.getDomainCapabilities(None, architecture, machine, "kvm", 0)
+        )
+        return xml
+
     def define(self, xml: str, validate: bool) -> str:
         """Define a domain or replace its definition; the old one stays if this fails. Returns its
         name, for people. Raises LibvirtError.

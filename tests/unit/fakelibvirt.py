@@ -59,6 +59,7 @@ class FakeDomain:
     Attributes:
         state: one of REASONS.
         live, config: its definitions, None where it has none.
+        saved: the one in its managed save.
         run: number of its run, -1 for one that is off.
         refuses: calls of setMetadata that are yet to be refused, as while it is migrated.
         calls: of setMetadata that were not: "live" or "config", and the namespace; with "-" in
@@ -79,6 +80,7 @@ class FakeDomain:
     on_write: Callable[[], None] = lambda: None
     on_read: Callable[[], None] = lambda: None
     secret: str = ""
+    saved: str | None = None
 
     def name(self) -> str:
         return self.title
@@ -101,6 +103,13 @@ class FakeDomain:
         assert xml is not None
         self.on_read()
         return xml if flags & _SECURE or not self.secret else xml.replace(self.secret, "")
+
+    def hasManagedSaveImage(self, _flags: int) -> int:  # noqa: N802
+        return int(self.saved is not None)
+
+    def managedSaveGetXMLDesc(self, _flags: int) -> str:  # noqa: N802
+        assert self.saved is not None
+        return self.saved
 
     def define(self, xml: str) -> None:
         if self.refuses:

@@ -242,6 +242,17 @@ def test_a_guest_that_is_not_there_and_one_without_a_record(
     assert guest.calls
 
 
+def test_a_managed_save_stays(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
+    guest = _guest(libvirt)
+    guest.saved = _XML
+    assert run("guest") == (
+        0,
+        "guest: changed\n",
+        "kvmarm: guest: its next start loads its managed save, which stays as it is\n",
+    )
+    assert guest.saved == _XML
+
+
 def test_by_uuid(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     assert run(_guest(libvirt).uuid).out == "guest: changed\n"
 

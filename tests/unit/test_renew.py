@@ -198,6 +198,12 @@ def test_a_directory_that_cannot_be_written(
     assert capsys.readouterr().err.startswith("kvmarm: cannot listen at ")
 
 
+def test_another_host_s_guests(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """This kernel says nothing of them."""
+    assert cli.main(["renew", "-c", "qemu+ssh://far/system"]) == 1
+    assert "qemu+ssh://far/system is another host" in capsys.readouterr().err
+
+
 def test_once_without_marks(directory: Path) -> None:
     assert cli.main(["renew", "--once"]) == 0
     assert not directory.exists()

@@ -143,7 +143,7 @@ def test_where_libvirt_does_not_say_the_mark_stays(here: _Host, state: str) -> N
     assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
     assert marks.marked() == ([_UUID], [])
     assert len(here.log) == 1
-    assert here.log[0].startswith(f"{_UUID}: its record may not be true: libvirt does not say")
+    assert here.log[0].startswith("guest: its record may not be true: libvirt does not say")
     here.renewer.again()
     assert here.renewer.work() is False
     assert len(here.log) == 1
@@ -260,7 +260,7 @@ def test_what_libvirt_goes_on_to_refuse_is_given_up(here: _Host) -> None:
     assert here.passes(0)
     assert here.passes(PATIENCE) is False
     assert here.log == [
-        f"{_UUID}: its record may not be true: libvirt: Timed out during operation: cannot acquire"
+        "guest: its record may not be true: libvirt: Timed out during operation: cannot acquire"
         " state change lock"
     ]
     assert marks.marked() == ([_UUID], [])
@@ -337,7 +337,7 @@ def test_a_guest_that_roams_unasked(here: _Host, monkeypatch: pytest.MonkeyPatch
     here.guest("RUNNING_BOOTED")
     assert here.renewer.work() is False
     assert marks.marked() == ([_UUID], [])
-    assert "nothing keeps the guest to CPUs of one kind" in here.log[-1]
+    assert "its threads would run on CPUs of several kinds" in here.log[-1]
 
 
 def test_without_libvirt_it_waits(here: _Host) -> None:
