@@ -21,7 +21,10 @@ TEMPLATES = {path.stem: path for path in sorted((TESTS.parent / "xml-templates")
 RECORD_SCHEMA = TESTS.parent / "xml-templates" / "kvmarm-target.rng"
 RECORD_SCHEMA_1 = TESTS.parent / "xml-templates" / "kvmarm-target-1.rng"
 # Resolved domains with records of version 1, as kvmarm wrote them.
-RECORDS_1 = {path.stem: path for path in sorted((TESTS / "records-1").glob("*.xml"))}
+RECORDS_1 = {
+    f"{path.parent.name}/{path.stem}": path
+    for path in sorted((TESTS / "records-1").glob("*/*.xml"))
+}
 
 # A host-model guest, as small as libvirt takes it.
 GUEST = b"""\

@@ -18,7 +18,7 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Pinning, Target, check_target
+from ..model.target import Pinning, Target, check_cpus, check_target
 from ..registers.text import format_values, parse_value, parse_values, words
 from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, quoted
 
@@ -369,7 +369,7 @@ def intent_of(element: Element) -> Element:
 def _elements_in(element: Element) -> Element:
     """The elements whose text is in an element of a record. Raises ValueError, DomainXMLError."""
     if b"<" in element.body:
-        raise ValueError(f"its {element.name.rpartition(' ')[2]} holds elements")
+        raise ValueError(f"there is markup in its {element.name.rpartition(' ')[2]}")
     fragment = parse_fragment(element.content, element.encoding)
     fragment.name, fragment.attributes = element.name, element.attributes
     return fragment
@@ -476,8 +476,7 @@ def _check_home(home: Home | None, target: Target) -> None:
 
     if target.pinning is None:
         raise ValueError("pins of a guest that is not pinned")
-    if cpulist.write(cpulist.parse(home.cpus)) != home.cpus:
-        raise ValueError(f"not CPUs as kvmarm writes them: {shown(home.cpus, 60)!r}")
+    check_cpus(home.cpus)
     if home.cpuset:
         cpulist.mask(home.cpuset)
     if len(_escaped(home.pins)) > _LARGEST_INTENT:

@@ -229,7 +229,8 @@ def parse_fragment(text: str, encoding: str) -> Element:
         DomainXMLError: not well-formed, or beyond a limit.
     """
     try:
-        body = text.encode(encoding, "xmlcharrefreplace")
+        # ASCII is the same in all that expat reads; a codec may put something in front of it.
+        body = text.encode("ascii" if text.isascii() else encoding, "xmlcharrefreplace")
     except (LookupError, ValueError):
         raise _unreadable() from None
     fragment = _read(b"<_>" + body + b"</_>", ParserCreate(encoding))

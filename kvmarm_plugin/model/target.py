@@ -170,12 +170,17 @@ def _check_sve(target: Target) -> None:
         raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
 
 
-def _check_pinning(pinning: Pinning) -> None:
+def check_cpus(text: str) -> None:
+    """Hold the CPU numbers of a cluster to how they are written. Raises ValueError."""
     from ..basics import cpulist  # few guests are pinned
 
-    cpus = cpulist.parse(pinning.cpus)
-    if not cpus or cpulist.write(cpus) != pinning.cpus:
-        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(pinning.cpus)}")
+    cpus = cpulist.parse(text)
+    if not cpus or cpulist.write(cpus) != text:
+        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(text)}")
+
+
+def _check_pinning(pinning: Pinning) -> None:
+    check_cpus(pinning.cpus)
     if (pinning.midr | (pinning.revidr or 0)) >> 64:
         raise ValueError("MIDR or REVIDR of more than 64 bits")
 
