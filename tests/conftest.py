@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from kvmarm_plugin.host import marks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def regenerate_output(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written rather than compared."""
     return bool(request.config.getoption("--regenerate-output"))
+
+
+@pytest.fixture(autouse=True)
+def run_directory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """/run/kvmarm of a test, and no guests that libvirt has stored."""
+    directory = tmp_path_factory.mktemp("host")
+    monkeypatch.setattr(marks, "DIRECTORY", str(directory / "run"))
+    monkeypatch.setattr(marks, "STORED", str(directory / "stored"))
+    return directory / "run"

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The record: a target in the domain's metadata, with the user's intent and where it was made.
 
-`Record.format` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are
+`format_record` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are
 inverse. The element's schema is xml-templates/kvmarm-target.rng. libvirt keeps the element through
 define, migration, save and snapshot, and keeps one of each namespace.
+
+Records of version 1 are read too (xml-templates/kvmarm-target-1.rng). They hold the intent as
+elements. virDomainSetMetadata would put these into the record's namespace, since it does that to
+every element (virXMLInjectNamespace); so version 2 holds their text.
 
 A record is untrusted: a migrating peer may have written it, or anyone who may edit a domain. It is
 read only if kvmarm could have written it, and written only if it can be read.
@@ -14,23 +18,28 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Pinning, Target, check_target
+from ..model.target import Pinning, Target, check_cpus, check_target
 from ..registers.text import format_values, parse_value, parse_values, words
-from .xml import Element, quoted
+from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
+    from typing import Any
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
-NAMESPACE = NAMESPACE_STEM + "1"
+NAMESPACE = NAMESPACE_STEM + "2"
+NAMESPACE_1 = NAMESPACE_STEM + "1"
+PREFIX = "kvmarm"
 
-_HEAD = f"<kvmarm:target xmlns:kvmarm='{NAMESPACE}'>".encode()
+_DECLARATION = f" xmlns:{PREFIX}='{NAMESPACE}'"
+_HEAD = f"<kvmarm:target{_DECLARATION}>".encode()
 _STEP = b"  "
 _LINE = 120  # columns of the long lists, for people who read dumpxml
 
-# The children of the element, each with the attributes that it has and those that it may have.
-_CHILDREN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# The children of the element by version, each with the attributes that it has and those that it may
+# have.
+_CHILDREN_1: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "intent": ((), ("added",)),
     "vcpu": (("architecture", "target", "features"), ()),
     "qemu": (("model", "machine"), ("unsaid",)),
@@ -42,16 +51,26 @@ _CHILDREN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reglist": ((), ()),
     "origin": (("host", "profile", "by"), ()),
 }
-_OPTIONAL = ("pinning", "sve", "seen")
-_OF_TEXT = ("seen", "registers", "reglist")
+_CHILDREN_2 = {
+    **_CHILDREN_1,
+    "roams": ((), ()),
+    "home": (("cpus",), ("cpuset",)),
+    "origin": (("host", "profile", "by"), ("renewed",)),
+}
+_CHILDREN = {NAMESPACE: _CHILDREN_2, NAMESPACE_1: _CHILDREN_1}  # the first counts, of two
+_OPTIONAL_1 = ("pinning", "sve", "seen")
+_OPTIONAL = {NAMESPACE: (*_OPTIONAL_1, "intent", "roams", "home"), NAMESPACE_1: _OPTIONAL_1}
+_OF_TEXT = ("seen", "registers", "reglist", "home")
+
+_ESCAPES = ((b"&", b"&amp;"), (b"<", b"&lt;"), (b">", b"&gt;"), (b"\r", b"&#13;"))
 
 # What `rewrite.concretise` keeps in an intent.
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
 _ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
 _WITH_CHILDREN = ("cpu", "cputune")
-_LARGEST_INTENT = (
-    1 << 20
-)  # bytes: a <cpu> with as many NUMA cells as libvirt takes, and their distances, has half of it
+# Bytes of an intent, escaped: a <cpu> with as many NUMA cells as QEMU takes, and their distances,
+# has less. Whoever writes the domain anew may escape more than kvmarm does.
+_LARGEST_INTENT = RUN_LIMIT - RUN_LIMIT // 4
 
 _LONGEST_NAME = 255  # characters: of the host, which Linux gives 64, and of program and version
 
@@ -67,8 +86,9 @@ class Intent(Value):
 
     Attributes:
         added: names of the elements that were not there; of _ADDED.
-        kept: the elements that were, as they were written: <cpu> always; <type>, <gic>, <vcpu> and
-            <cputune> where they were changed; <features> and <metadata> that were empty.
+        kept: the elements that were, as they were written, in UTF-8: <cpu> always; <type>, <gic>,
+            <vcpu> and <cputune> where they were changed; <features> and <metadata> that were empty.
+            None for a guest that never asked for host-model: it has nothing to restore.
     """
 
     added: tuple[str, ...]
@@ -82,26 +102,77 @@ class Origin(Value):
         host: the host's name.
         profile: digest of the host profile, "sha256:…".
         by: program and version.
+        renewed: name of the host that made the target true again since; empty if none has.
     """
 
     host: str
     profile: str
     by: str
+    renewed: str = ""
+
+
+class Home(Value):
+    """The pins of a guest as they were before they were moved for another host.
+
+    Attributes:
+        cpus: the numbers that the CPUs of its cluster have there, as in `Pinning`.
+        cpuset: of <vcpu>; empty if it has none.
+        pins: the elements of <cputune> that pin threads, as they were written, in UTF-8.
+    """
+
+    cpus: str
+    cpuset: str
+    pins: tuple[bytes, ...]
 
 
 class Record(Value):
-    """Target, intent and origin."""
+    """Target, intent, origin, and where the pins come from if they were moved."""
 
     target: Target
     intent: Intent
     origin: Origin
+    home: Home | None = None
 
 
-def format_record(added: list[str], kept: list[bytes], facts: list[bytes], indent: bytes) -> bytes:
-    """The <kvmarm:target> element.
+def format_whole(record: Record, indent: bytes) -> bytes:
+    """The <kvmarm:target> element of a record; see `format_record`. Raises RecordError."""
+    facts = format_facts(record.target, record.origin, record.home)
+    return format_record(record.intent, facts, indent)
+
+
+def standalone(record: Record) -> str:
+    """The element as virDomainSetMetadata takes it, with the prefix PREFIX and the NAMESPACE: it
+    fails if the prefix is declared. Raises RecordError.
+    """
+    text = format_whole(record, b"\n").decode()
+    # Attributes and texts have no "<".
+    for start in ("<", "</"):
+        text = text.replace(f"{start}{PREFIX}:", start)
+    return text.replace(_DECLARATION, "", 1)
+
+
+def digest(target: Target) -> str:
+    """SHA-256 of a target, in hexadecimal digits. Equal targets have equal ones."""
+    text = " ".join(_format_target(target))
+    return str(_sha256()(text.encode()).hexdigest())
+
+
+def _sha256() -> Callable[[bytes], Any]:
+    """hashlib loads OpenSSL, which takes longer than a check has (hook/__init__.py)."""
+    for module in ("_sha2", "_sha256"):  # since Python 3.12, and before
+        try:
+            return __import__(module).sha256  # type: ignore[no-any-return]
+        except ImportError:  # an interpreter without its own
+            continue
+    import hashlib
+
+    return hashlib.sha256
+
+
+def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:
+    """The <kvmarm:target> element, in ASCII: the document may be in any encoding that holds it.
 
     Args:
-        added, kept: the intent, as `Intent` has it.
         facts: from `format_facts`; the same for every domain that gets this target.
         indent: line break and white space to put in front of each child; empty puts all on one
             line.
@@ -109,20 +180,28 @@ def format_record(added: list[str], kept: list[bytes], facts: list[bytes], inden
     Raises:
         RecordError: the intent is larger than one may be.
     """
-    size = sum(map(len, kept))
-    if size > _LARGEST_INTENT:
+    kept = _escaped(intent.kept)
+    if len(kept) > _LARGEST_INTENT:
         raise RecordError(
-            f"what the record would have to keep of the domain has {size} bytes",
+            f"what the record would have to keep of the domain has {len(kept)} bytes",
             "write a smaller <cpu>",
         )
-    attribute = f" added='{' '.join(added)}'" if added else ""
-    intent = f"<kvmarm:intent{attribute}>".encode() + b"".join(kept) + b"</kvmarm:intent>"
+    added = f" added='{' '.join(intent.added)}'" if intent.added else ""
+    intents = [f"<kvmarm:intent{added}>".encode() + kept + b"</kvmarm:intent>"] if kept else []
     inner = indent + _STEP if indent else b" "  # never nothing: a list goes over several lines
-    return inner.join([_HEAD, intent, *facts]) + indent + b"</kvmarm:target>"
+    return inner.join([_HEAD, *intents, *facts]) + indent + b"</kvmarm:target>"
 
 
-def format_facts(target: Target, origin: Origin) -> list[bytes]:
-    """The children of <kvmarm:target> that come from the host, as lines.
+def _escaped(elements: tuple[bytes, ...]) -> bytes:
+    """Elements as the text of another. A parser would make a line feed of a carriage return."""
+    text = b"".join(elements)
+    for character, reference in _ESCAPES:
+        text = text.replace(character, reference)
+    return text if text.isascii() else text.decode().encode("ascii", "xmlcharrefreplace")
+
+
+def format_facts(target: Target, origin: Origin, home: Home | None = None) -> list[bytes]:
+    """The children of <kvmarm:target> that come from hosts, as lines.
 
     Raises:
         RecordError: the profile that these come from says what no host can give, or has a name that
@@ -131,10 +210,25 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
     try:
         check_target(target)
         _check_origin(origin)
-    except ValueError as error:
+        _check_home(home, target)
+    except (ValueError, DomainXMLError) as error:
         raise RecordError(
-            f"a record of this profile would be broken: {error}", "probe the host again"
+            f"a record of this profile would be broken: {_reason(error)}", "probe the host again"
         ) from None
+    renewed = f" renewed={quoted(origin.renewed)}" if origin.renewed else ""
+    lines = [
+        *_format_target(target),
+        *([_format_home(home)] if home else []),
+        (
+            f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)}"
+            f" by={quoted(origin.by)}{renewed}/>"
+        ),
+    ]
+    # The document may be in any encoding that holds ASCII as it is.
+    return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
+
+
+def _format_target(target: Target) -> list[str]:
     sve = (
         [f"<kvmarm:sve lengths={_list(map(str, target.sve_lengths))}/>"]
         if target.sve_lengths
@@ -142,8 +236,9 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
     )
     unsaid = f" unsaid={_list(target.unsaid)}" if target.unsaid else ""
     pinning = [_format_pinning(target.pinning)] if target.pinning else []
+    roams = ["<kvmarm:roams/>"] if target.roams else []
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
-    lines = [
+    return [
         (
             f"<kvmarm:vcpu architecture={quoted(target.architecture)} target='{target.number}'"
             f" features={_list(target.features)}/>"
@@ -151,22 +246,23 @@ def format_facts(target: Target, origin: Origin) -> list[bytes]:
         f"<kvmarm:qemu model={quoted(target.model)} machine={quoted(target.machine)}{unsaid}/>",
         f"<kvmarm:guest gic='{target.gic}' psci={quoted(target.psci)} ipa='{target.ipa_bits}'/>",
         *pinning,
+        *roams,
         *sve,
         *seen,
         *_wrapped("registers", format_values(target.registers)),
         *_wrapped("reglist", target.reglist),
-        (
-            f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)}"
-            f" by={quoted(origin.by)}/>"
-        ),
     ]
-    # The document may be in any encoding that holds ASCII as it is.
-    return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
 
 
 def _format_pinning(pinning: Pinning) -> str:
     revidr = "" if pinning.revidr is None else f" revidr='{pinning.revidr:#x}'"
     return f"<kvmarm:pinning midr='{pinning.midr:#x}'{revidr} cpus={quoted(pinning.cpus)}/>"
+
+
+def _format_home(home: Home) -> str:
+    cpuset = f" cpuset={quoted(home.cpuset)}" if home.cpuset else ""
+    pins = _escaped(home.pins).decode()
+    return f"<kvmarm:home cpus={quoted(home.cpus)}{cpuset}>{pins}</kvmarm:home>"
 
 
 def _list(names: Iterable[str]) -> str:
@@ -177,7 +273,14 @@ def find(domain: Element) -> Element | None:
     """The domain's <kvmarm:target>, or None.
 
     Raises:
-        RecordError: more than one, or one of another version: never half-read.
+        RecordError: more than one of a version, or one of an unknown version: never half-read.
+    """
+    return next(iter(find_all(domain)), None)
+
+
+def find_all(domain: Element) -> list[Element]:
+    """The domain's records, the one that counts first: an interrupted renewal leaves one of
+    version 1 beside that of version 2. Raises RecordError as `find` does.
     """
     # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a
     # record.
@@ -188,28 +291,32 @@ def find(domain: Element) -> Element | None:
         if child.name.startswith(NAMESPACE_STEM)
     ]
     if not ours:
-        return None
-    if len(ours) > 1:
-        raise RecordError(
-            "the domain has more than one kvmarm record", "remove all but one with: virsh edit"
-        )
-    namespace, _, name = ours[0].name.partition(" ")
-    if namespace == NAMESPACE and name != "target":
-        raise RecordError(
-            f"the domain's metadata holds a {shown(name, 60)} of kvmarm's that is no record",
-            "remove it with: virsh edit",
-        )
-    if namespace != NAMESPACE:
-        version = shown(namespace[len(NAMESPACE_STEM) :], 60) or "none"
-        raise RecordError(
-            f"the domain's kvmarm record is of version {version}; this kvmarm knows version 1",
-            "upgrade kvmarm on this host",
-        )
-    return ours[0]
+        return ours
+    found: dict[str, Element] = {}
+    for element in ours:
+        namespace, _, name = element.name.partition(" ")
+        if namespace in found:
+            raise RecordError(
+                "the domain has more than one kvmarm record", "remove all but one with: virsh edit"
+            )
+        if namespace not in _CHILDREN:
+            version = shown(namespace[len(NAMESPACE_STEM) :], 60) or "none"
+            raise RecordError(
+                f"the domain's kvmarm record is of version {version}; this kvmarm knows versions 1"
+                " and 2",
+                "upgrade kvmarm on this host",
+            )
+        if name != "target":
+            raise RecordError(
+                f"the domain's metadata holds a {shown(name, 60)} of kvmarm's that is no record",
+                "remove it with: virsh edit",
+            )
+        found[namespace] = element
+    return [found[namespace] for namespace in _CHILDREN if namespace in found]
 
 
 def read(element: Element) -> Record:
-    """The record in an element that `find` returned.
+    """The record in an element that `find` returned, of any version.
 
     Raises:
         RecordError: something is missing or is not what the schema says.
@@ -217,48 +324,80 @@ def read(element: Element) -> Record:
     try:
         children = _children(element)
         target = _read_target(children)
-        intent = intent_of(element)
+        intent, encoding = intent_of(element), element.encoding
         record = Record(
             target,
-            Intent(names_added(intent), tuple(child.text for child in intent.children)),
+            Intent(
+                names_added(intent),
+                tuple(in_utf8(child.text, encoding) for child in intent.children),
+            ),
             Origin(**children["origin"].attributes),
+            _read_home(children.get("home")),
         )
         _check_origin(record.origin)
-    except ValueError as error:
+        if children["origin"].attributes.get("renewed") == "":
+            raise ValueError("renewed by nobody")
+        _check_home(record.home, target)
+    except (ValueError, DomainXMLError) as error:
         raise RecordError(
-            f"the domain's kvmarm record is broken: {error}",
+            f"the domain's kvmarm record is broken: {_reason(error)}",
             "resolve the domain again from its intent",
         ) from None
     return record
 
 
 def intent_of(element: Element) -> Element:
-    """The <kvmarm:intent> of a record: its children are elements as the user had written them.
+    """The intent of a record: an element whose children are as the user had written them, in the
+    encoding of the document that the record is in. It has none if the user never asked for
+    host-model.
 
     Raises:
-        RecordError: there is none, or it holds what kvmarm would not have kept: to restore it would
-            change what resolving did not.
+        RecordError: version 1 has none, or it holds what kvmarm would not have kept: to restore it
+            would change what resolving did not.
     """
-    intents = element.find_all(f"{NAMESPACE} intent")
+    namespace = _namespace_of(element)
+    intents = element.find_all(f"{namespace} intent")
     if not intents:
+        if "intent" in _OPTIONAL[namespace]:
+            return Element(b"", "", {}, 0, None)
         raise RecordError(
             "the domain's kvmarm record holds no intent", "remove the record with: virsh edit"
         )
     try:
         if len(intents) > 1:
             raise ValueError("there are several")
-        _check_intent(intents[0])
-    except ValueError as error:
+        _check_attributes(intents[0], *_CHILDREN[namespace]["intent"])
+        intent = intents[0] if namespace == NAMESPACE_1 else _elements_in(intents[0])
+        _check_intent(intent)
+    except (ValueError, DomainXMLError) as error:
         raise RecordError(
-            f"the intent in the domain's kvmarm record is not one that kvmarm wrote: {error}",
+            "the intent in the domain's kvmarm record is not one that kvmarm wrote:"
+            f" {_reason(error)}",
             "remove the record with: virsh edit",
         ) from None
-    return intents[0]
+    return intent
+
+
+def _elements_in(element: Element) -> Element:
+    """The elements whose text is in an element of a record. Raises ValueError, DomainXMLError."""
+    if b"<" in element.body:
+        raise ValueError(f"there is markup in its {element.name.rpartition(' ')[2]}")
+    fragment = parse_fragment(element.content, element.encoding)
+    fragment.name, fragment.attributes = element.name, element.attributes
+    return fragment
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, KvmarmError) else str(error)
+
+
+def _namespace_of(element: Element) -> str:
+    return element.name.partition(" ")[0]
 
 
 def pinning_of(element: Element) -> Element | None:
     """The <kvmarm:pinning> of a record."""
-    return element.find(f"{NAMESPACE} pinning")
+    return element.find(f"{_namespace_of(element)} pinning")
 
 
 def names_added(intent: Element) -> tuple[str, ...]:
@@ -283,6 +422,7 @@ def _read_target(children: dict[str, Element]) -> Target:
         registers=parse_values(_text(children["registers"])),
         reglist=" ".join(words(_text(children["reglist"]))),
         pinning=_read_pinning(children.get("pinning")),
+        roams="roams" in children,
     )
     check_target(target)
     if guest["psci"] != target.psci:
@@ -301,6 +441,20 @@ def _read_pinning(element: Element | None) -> Pinning | None:
     )
 
 
+def _read_home(element: Element | None) -> Home | None:
+    if element is None:
+        return None
+    attributes, pins = element.attributes, _elements_in(element)
+    if attributes.get("cpuset") == "":
+        raise ValueError("an empty cpuset")
+    _check_no_text(pins)
+    return Home(
+        attributes["cpus"],
+        attributes.get("cpuset", ""),
+        tuple(in_utf8(pin.text, element.encoding) for pin in pins.children),
+    )
+
+
 def _number(text: str) -> int:
     """A number of the record's, none of which has more than four digits."""
     number = decimal(text, 9999)
@@ -314,7 +468,7 @@ def _text(element: Element) -> str:
 
 
 def _check_origin(origin: Origin) -> None:
-    for text in (origin.host, origin.by):
+    for text in (origin.host, origin.by, origin.renewed):
         if len(text) > _LONGEST_NAME or not text.isprintable():
             raise ValueError(f"not a host's name, or not a program's: {shown(text, 60)!r}")
     kind, _, digest = origin.profile.partition(":")
@@ -326,13 +480,31 @@ def _check_origin(origin: Origin) -> None:
         raise ValueError(f"not a profile's digest: {shown(origin.profile, 60)!r}")
 
 
+def _check_home(home: Home | None, target: Target) -> None:
+    if home is None:
+        return
+    from ..basics import cpulist  # few guests are pinned, and fewer have moved
+    from .pins import cpus_of, pins_in, thread_of
+
+    if target.pinning is None:
+        raise ValueError("pins of a guest that is not pinned")
+    check_cpus(home.cpus)
+    if home.cpuset:
+        cpulist.mask(home.cpuset)
+    if len(_escaped(home.pins)) > _LARGEST_INTENT:
+        raise ValueError(f"pins of more than {_LARGEST_INTENT} bytes")
+    pins = parse_fragment(b"".join(home.pins).decode(), "utf-8")
+    threads = [thread_of(pin) for pin in pins_in(pins) if cpus_of(pin) and not pin.children]
+    if len(threads) < len(pins.children) or len({*threads}) < len(threads):
+        raise ValueError("something among its pins that pins no thread, or one twice")
+
+
 def _check_intent(intent: Element) -> None:
     """Hold an intent to what `rewrite.concretise` keeps. Inside <cpu> and <cputune> that is
     whatever the user had written.
     """
-    if intent.end - intent.start > _LARGEST_INTENT + _LINE:
-        raise ValueError(f"it has more than {_LARGEST_INTENT >> 20} MiB")
-    _check_attributes(intent, *_CHILDREN["intent"])
+    if len(intent.body) > RUN_LIMIT:
+        raise ValueError(f"it has more than {RUN_LIMIT >> 20} MiB")
     names, added = [child.name for child in intent.children], names_added(intent)
     if "cpu" not in names or not _each_once(names, _KEPT):
         raise ValueError(f"it keeps {shown(' '.join(names), 120) or 'nothing'}")
@@ -353,9 +525,11 @@ def _check_intent(intent: Element) -> None:
 def _children(element: Element) -> dict[str, Element]:
     """The children of a record by their names, all as the schema has them. Raises ValueError."""
     _check_attributes(element, (), ())
+    namespace = _namespace_of(element)
+    attributes, optional = _CHILDREN[namespace], _OPTIONAL[namespace]
     names = [child.name for child in element.children]
-    known = {f"{NAMESPACE} {name}": name for name in _CHILDREN}
-    missing = [name for full, name in known.items() if full not in names and name not in _OPTIONAL]
+    known = {f"{namespace} {name}": name for name in attributes}
+    missing = [name for full, name in known.items() if full not in names and name not in optional]
     if missing:
         raise ValueError(f"nothing called {missing[0]!r}")
     if not _each_once(names, known):
@@ -365,7 +539,7 @@ def _children(element: Element) -> dict[str, Element]:
     _check_no_text(element)
     children = {known[child.name]: child for child in element.children}
     for name, child in children.items():
-        _check_attributes(child, *_CHILDREN[name])
+        _check_attributes(child, *attributes[name])
         if name != "intent" and (child.children or (child.body.strip() and name not in _OF_TEXT)):
             raise ValueError(f"something inside its {name}")
     return children

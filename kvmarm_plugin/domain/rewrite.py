@@ -13,7 +13,11 @@ from ..basics.value import Value
 from . import record
 from .edits import Edits
 from .pins import pins_in, thread_of
-from .xml import DomainXMLError, Element, parse, quoted
+from .xml import DomainXMLError, Element, in_utf8, parse, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .record import Record
 
 _STEP = b"  "
 
@@ -109,7 +113,10 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
     _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
-    _restore_container(edits, element.parent, (element.name,), (*added, element.name), originals)
+    records = tuple(each.name for each in record.find_all(domain))
+    for metadata in domain.find_all("metadata"):
+        if any(map(metadata.find, records)):
+            _restore_container(edits, metadata, records, (*added, *records), originals)
     restored = edits.apply()
     try:
         parse(restored)
@@ -119,6 +126,24 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
             "remove the record with: virsh edit",
         ) from None
     return restored
+
+
+def replace_record(source: bytes, domain: Element, new: Record) -> bytes:
+    """The domain's XML with another record in place of the one that it has, of either version.
+    Nothing else is changed.
+
+    Args:
+        source, domain: the domain's XML, and the same parsed.
+
+    Raises:
+        RecordError: the domain's record is not one, or the new one cannot be written.
+    """
+    current, *older = record.find_all(domain)
+    edits = Edits(source)
+    edits.replace(current.start, current.end, record.format_whole(new, current.indent))
+    for element in older:
+        edits.remove(element)
+    return edits.apply()
 
 
 def _concrete_cpu(edits: Edits, kept: list[bytes], cpu: Element, emission: Emission) -> None:
@@ -297,8 +322,11 @@ def _restore_attributes(
     """
 
     def rest(element: Element) -> tuple[bytes, dict[str, str]]:
+        # What the prefix of an attribute stood for is not known any more; see parse_fragment.
         return element.body.strip(), {
-            name: value for name, value in element.attributes.items() if name not in owned
+            "".join(name.rpartition(" ")[1:]): value
+            for name, value in element.attributes.items()
+            if name not in owned
         }
 
     if original and rest(current) == rest(original):
@@ -315,7 +343,12 @@ def _restore_attributes(
 def _add_record(
     edits: Edits, added: list[str], kept: list[bytes], domain: Element, facts: list[bytes]
 ) -> None:
-    metadata = domain.find("metadata")
+    metadata, encoding = domain.find("metadata"), domain.encoding
+
+    def formatted(indent: bytes) -> bytes:
+        intent = record.Intent(tuple(added), tuple(in_utf8(text, encoding) for text in kept))
+        return record.format_record(intent, facts, indent)
+
     if metadata is not None:
         _keep_if_empty(kept, metadata)
         indent = (
@@ -323,8 +356,7 @@ def _add_record(
             if metadata.children
             else metadata.indent and metadata.indent + _STEP
         )
-        element = record.format_record(added, kept, facts, indent)
-        _append(edits, metadata, [element])
+        _append(edits, metadata, [formatted(indent)])
         return
     added.append("metadata")
     # libvirt's own place for it: behind the names and before everything else.
@@ -335,9 +367,9 @@ def _add_record(
     ]
     indent = titles[-1].indent if titles else b""
     inner = indent and indent + _STEP
-    element = record.format_record(added, kept, facts, inner)
     place = titles[-1].end if titles else domain.body_start
-    edits.replace(place, place, indent + b"<metadata>" + inner + element + indent + b"</metadata>")
+    text = indent + b"<metadata>" + inner + formatted(inner) + indent + b"</metadata>"
+    edits.replace(place, place, text)
 
 
 def _keep_if_empty(kept: list[bytes], container: Element) -> None:

@@ -17,6 +17,10 @@ from pyexpat import ErrorString, ExpatError, ParserCreate
 
 from ..basics.errors import KvmarmError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xml.parsers.expat import XMLParserType
+
 DEPTH_LIMIT = 256  # elements inside one another; libxml2's own (xmlParserMaxDepth)
 SIZE_LIMIT = 10 * 1024 * 1024  # bytes; virsh's own (VSH_MAX_XML_FILE)
 # of "<" in all, and of "=": elements and attributes take up to 500 bytes each; large guests have
@@ -49,7 +53,8 @@ class Element:
         name: with its namespace and a space in front if it has one.
         attributes: name → value.
         start: byte offset of its first byte.
-        parent: of <domain>, a nameless element that stands for the document.
+        parent: of <domain>, a nameless element that stands for the document. That one has no
+            parent, and the attribute "encoding" if the XML declaration has it.
         children: in document order; empty for <devices>.
 
     The other places are worked out when they are asked for: most never are.
@@ -106,6 +111,26 @@ class Element:
     def body(self) -> bytes:
         """What is written between its tags."""
         return self._source[self.body_start : self._closing]
+
+    @property
+    def content(self) -> str:
+        """The text between its tags as XML means it: without references, lines ending in "\\n". It
+        has no elements.
+        """
+        parts: list[str] = []
+        parser = ParserCreate(self.encoding)
+        parser.buffer_text = True
+        parser.CharacterDataHandler = parts.append
+        parser.Parse(b"<_>" + self.body + b"</_>", True)
+        return "".join(parts)
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of the document that it is in."""
+        element = self
+        while element.parent is not None:
+            element = element.parent
+        return element.attributes.get("encoding", "utf-8")
 
     @property
     def indent(self) -> bytes:
@@ -174,7 +199,6 @@ def parse(source: bytes) -> Element:
             above; UTF-16.
         MemoryError: this process may not have as much memory as that takes.
     """
-    _check_limits(source)
     if not source.strip():
         raise DomainXMLError(
             "the document is empty",
@@ -182,8 +206,52 @@ def parse(source: bytes) -> Element:
         )
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
         raise DomainXMLError("the document is in UTF-16", "convert it: iconv -f UTF-16 -t UTF-8")
+    root = _read(source, ParserCreate(namespace_separator=" "))
+    if root.name != "domain":
+        raise DomainXMLError(
+            f"the document is a <{root.name}>, not a <domain>",
+            "give domain XML, for instance from: virsh dumpxml",
+        )
+    return root
+
+
+def parse_fragment(text: str, encoding: str) -> Element:
+    """Elements that are kept as text, as the children of one that is made up for them.
+
+    What their prefixes stand for is not known here: names stay as they are written, but those of
+    attributes with a prefix, which are " NAME", and those of elements that declare a namespace
+    without one, which have it in front as in `parse`.
+
+    Args:
+        encoding: of the document that they are to be written into: what `Element.text` is in.
+
+    Raises:
+        DomainXMLError: not well-formed, or beyond a limit.
+    """
     try:
-        root = _build(source)
+        # ASCII is the same in all that expat reads; a codec may put something in front of it.
+        body = text.encode("ascii" if text.isascii() else encoding, "xmlcharrefreplace")
+    except (LookupError, ValueError):
+        raise _unreadable() from None
+    fragment = _read(b"<_>" + body + b"</_>", ParserCreate(encoding))
+    for element in fragment.children:
+        for inner in (element, *element.children):
+            namespace = inner.attributes.get("xmlns")
+            if namespace:
+                inner.name = f"{namespace} {inner.name}"
+            inner.attributes = {
+                f" {name.partition(':')[2]}" if ":" in name else name: value
+                for name, value in inner.attributes.items()
+                if name.partition(":")[0] != "xmlns"
+            }
+    return fragment
+
+
+def _read(source: bytes, parser: XMLParserType) -> Element:
+    """The root of a document. Raises DomainXMLError, MemoryError."""
+    _check_limits(source)
+    try:
+        return _build(source, parser)
     except ExpatError as error:
         if error.code == 1:  # XML_ERROR_NO_MEMORY of <expat.h>
             raise MemoryError from None
@@ -194,15 +262,23 @@ def parse(source: bytes) -> Element:
     except (LookupError, ValueError):
         # From the codec that the XML declaration names: Python has none of that name, or it takes
         # several bytes a character.
-        raise DomainXMLError(
-            "the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8"
-        ) from None
-    if root.name != "domain":
-        raise DomainXMLError(
-            f"the document is a <{root.name}>, not a <domain>",
-            "give domain XML, for instance from: virsh dumpxml",
-        )
-    return root
+        raise _unreadable() from None
+
+
+def _unreadable() -> DomainXMLError:
+    return DomainXMLError(
+        "the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8"
+    )
+
+
+def in_utf8(text: bytes, encoding: str) -> bytes:
+    """A part of a document of some encoding in UTF-8. Raises DomainXMLError."""
+    if text.isascii():
+        return text
+    try:
+        return text.decode(encoding).encode()
+    except (LookupError, ValueError):
+        raise _unreadable() from None
 
 
 def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> bool:
@@ -272,11 +348,10 @@ def _declares_at_length(run: bytes) -> bool:
     return end > DECLARING_LIMIT and b"xmlns" in run[:end]
 
 
-def _build(source: bytes) -> Element:
+def _build(source: bytes, parser: XMLParserType) -> Element:
     """The tree of a document, from expat's events. Closures, because this is most of the time that
     resolving takes.
     """
-    parser = ParserCreate(namespace_separator=" ")
     document = Element(source, "", {}, 0, None)
     current = document
     depth = 0
@@ -329,6 +404,11 @@ def _build(source: bytes) -> Element:
                 "an application's metadata: give it a shorter one",
             )
 
+    def declaration(_version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding:
+            document.attributes["encoding"] = encoding
+
+    parser.XmlDeclHandler = declaration
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.StartDoctypeDeclHandler = doctype

@@ -14,6 +14,7 @@ it. All times are CLOCK_BOOTTIME, since a wall clock may be set meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -30,6 +31,7 @@ ALLOWANCE_SECONDS = 60
 _LARGEST = 4096  # bytes of a file; longer reasons are cut
 _UUID = frozenset("0123456789abcdef-")
 _BY_NAME = "name-"
+_LONGEST_NAME = 250  # bytes: libvirt's NAME.xml and our name-NAME are names of files
 
 
 class Ticket(Value):
@@ -46,6 +48,11 @@ class Ticket(Value):
     warned: tuple[str, ...]
 
 
+def is_uuid(text: str) -> bool:
+    """Whether this is a UUID as libvirt writes it, and so the name of a file."""
+    return len(text) == 36 and _UUID.issuperset(text)
+
+
 # -- marks ---------------------------------------------------------------------------------------
 
 
@@ -54,8 +61,19 @@ def mark(uuid: str, reason: str) -> None:
 
     Raises OSError: /run/kvmarm cannot be written; the host then does not know.
     """
-    if mark_of(uuid) is None:
-        _write("marks", _file_name(uuid), reason.replace("\n", " ") + "\n", 0o755, 0o644)
+    _mark(_file_name(uuid), reason)
+
+
+def mark_by_name(name: str, reason: str) -> None:
+    """The same of a guest whose UUID could not be read. Raises OSError."""
+    if "/" in name or "\0" in name:
+        raise OSError(errno.EINVAL, "no file can be called so")
+    _mark(_BY_NAME + name, reason)
+
+
+def _mark(key: str, reason: str) -> None:
+    if _read("marks", key) is None:
+        _write("marks", key, " ".join(reason.split()) + "\n", 0o755, 0o644)
 
 
 def mark_of(uuid: str, name: str = "") -> str | None:
@@ -72,9 +90,15 @@ def mark_of(uuid: str, name: str = "") -> str | None:
 
 
 def unmark(uuid: str, name: str = "") -> None:
-    """The record is true again. Raises OSError."""
-    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
-        _remove("marks", key)
+    """The record is true again. Raises OSError.
+
+    Args:
+        uuid: of the guest; empty where it is not known.
+        name: of the guest, for a mark by name.
+    """
+    for key in (_file_name(uuid) if uuid else uuid, f"{_BY_NAME}{name}"):
+        if key:
+            _remove("marks", key)
 
 
 def marked() -> tuple[list[str], list[str]]:
@@ -83,23 +107,26 @@ def marked() -> tuple[list[str], list[str]]:
         found = sorted(os.listdir(f"{DIRECTORY}/marks"))
     except FileNotFoundError:
         found = []
-    found = [name for name in found if not name.startswith(".")]
     names = [name[len(_BY_NAME) :] for name in found if name.startswith(_BY_NAME)]
-    return [name for name in found if not name.startswith(_BY_NAME)], names
+    return [name for name in found if is_uuid(name)], names
 
 
 def ring(uuid: str) -> bool:
     """Tell whoever renews records that there is a mark. Whether somebody was told: nobody is waited
     for.
     """
-    import socket
+    import _socket  # hook/__init__.py says why
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+    bell = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
         bell.setblocking(False)
-        try:
-            bell.sendto(f"{uuid}\n".encode(), f"{DIRECTORY}/{SOCKET}")
-        except OSError:  # nobody is there, or it has much to do and will find the mark
-            return False
+        bell.sendto(f"{uuid}\n".encode(), f"{DIRECTORY}/{SOCKET}")
+    except BlockingIOError:
+        return True  # it has much to do, and will find the mark
+    except OSError:  # nobody is there
+        return False
+    finally:
+        bell.close()
     return True
 
 
@@ -152,8 +179,10 @@ def allow(guest: str) -> None:
     Raises:
         KvmarmError: no guest can be called so, or this user may not.
     """
-    if not guest or "/" in guest or "\0" in guest:
+    if not guest or "/" in guest or "\0" in guest or len(os.fsencode(guest)) > _LONGEST_NAME:
         raise KvmarmError(f"no guest can be called {guest!r}", "give its name or its UUID")
+    if is_uuid(guest.lower()):
+        guest = guest.lower()  # as libvirt writes it
     try:
         _write("allow", f"{_BY_NAME}{guest}", f"{_now()!r}\n", 0o700, 0o600)
     except OSError as error:
@@ -195,7 +224,7 @@ def _file_name(uuid: str) -> str:
     else.
     """
     name = uuid.lower()
-    if len(name) != 36 or not _UUID.issuperset(name):
+    if not is_uuid(name):
         raise ValueError("not a UUID")
     return name
 
@@ -240,5 +269,5 @@ def _read(directory: str, name: str) -> str | None:
 def _remove(directory: str, name: str) -> None:
     try:  # noqa: SIM105  # hook/__init__.py says why not contextlib
         os.unlink(f"{DIRECTORY}/{directory}/{name}")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         pass

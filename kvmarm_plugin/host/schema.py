@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Domain XML and records against their RELAX NG schemas: libvirt's own, where it is installed, and
-xml-templates/kvmarm-target.rng.
+those of xml-templates.
 
 Schemas tell whether XML is written right, not whether a host can run it.
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 from lxml import etree
 
 from ..basics.errors import KvmarmError
-from ..domain.record import NAMESPACE
+from ..domain.record import NAMESPACE, NAMESPACE_1
 from .files import shipped
 
 LIBVIRT_SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+_OF_RECORDS = {NAMESPACE: "kvmarm-target.rng", NAMESPACE_1: "kvmarm-target-1.rng"}
 
 
 class SchemaError(KvmarmError):
@@ -43,8 +44,9 @@ def validate(source: bytes) -> None:
             f"libvirt cannot read the domain: {error.msg}", "check it with: xmllint --noout FILE"
         ) from None
     _check(LIBVIRT_SCHEMA, domain, "the domain")
-    for element in domain.iterfind(f"metadata/{{{NAMESPACE}}}target"):
-        _check(shipped("xml-templates", "kvmarm-target.rng"), element, "the kvmarm record")
+    for namespace, name in _OF_RECORDS.items():
+        for element in domain.iterfind(f"metadata/{{{namespace}}}target"):
+            _check(shipped("xml-templates", name), element, "the kvmarm record")
 
 
 def _check(schema: Path, element: etree._Element, what: str) -> None:

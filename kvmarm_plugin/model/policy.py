@@ -16,6 +16,10 @@ from ..basics.ownership import others_can_change
 from ..basics.value import Value
 from .features import FEATURES
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
 SIZE_LIMIT = 64 << 10  # bytes for the hook, characters for `loads`; a policy has some hundred
 
@@ -47,6 +51,23 @@ class Policy(Value):
     cluster: str | int = "biggest"
 
 
+class HookPolicy(Value):
+    """What the hook does.
+
+    Attributes:
+        on_drift: "renew", "warn" or "refuse": at a cold start that gives a guest something else
+            than its record says.
+        on_migrate, on_restore: "refuse" or "warn": when a guest arrives that this host would not
+            give what is recorded.
+        arrival_seconds: how long the check of an arriving guest may take.
+    """
+
+    on_drift: str = "renew"
+    on_migrate: str = "refuse"
+    on_restore: str = "refuse"
+    arrival_seconds: int = 10
+
+
 def loads(text: str, name: str = "policy") -> Policy:
     """A policy from YAML; an empty document is the default policy.
 
@@ -69,6 +90,8 @@ def loads(text: str, name: str = "policy") -> Policy:
         )
     settings = {}
     for key, value in document.items():
+        if key in _FORMER:
+            raise PolicyError(f"{name}, line {lines[key]}: {key} is no setting", _FORMER[str(key)])
         if key not in _SETTINGS:
             raise PolicyError(
                 f"{name}, line {lines[key]}: unknown setting {_shown(key)}",
@@ -79,34 +102,44 @@ def loads(text: str, name: str = "policy") -> Policy:
             raise PolicyError(
                 f"{name}, line {lines[key]}: {key} cannot be {_shown(value)}", f"it takes {what}"
             )
-        if field:  # the others are the hook's: see `refuses`
+        if key not in _OF_THE_HOOK:
             settings[field] = value
-    _check_reactions(text, name, document, lines)
+    _check_what_the_hook_reads(text, name, document, lines)
     return _policy(settings)
 
 
-def refuses(operation: str, path: str = DEFAULT_PATH) -> bool:
-    """Whether the hook refuses a guest that does not fit, rather than warn: the setting on-prepare,
-    on-migrate or on-restore.
+def for_hook(path: str = DEFAULT_PATH) -> HookPolicy:
+    """The settings that are the hook's.
 
     The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`).
-    `loads` lets pass only what is read alike here. Whatever cannot be read, is not written so, or
-    can be changed by others than root means refuse; so does what is no file, and is not waited for.
-
-    Args:
-        operation: libvirt's: "prepare", "migrate" or "restore".
+    `loads` lets pass only what is read alike here. Where the file cannot be read, is not written
+    so, or can be changed by others than root, every setting has its default; so it has where that
+    is no file, which is not waited for.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or others_can_change(status):
-                return True
+                return HookPolicy()
             data = file.read(SIZE_LIMIT + 1)
-        settings = _plain_settings(data.decode())[0] if len(data) <= SIZE_LIMIT else {}
+        return HookPolicy(**_for_hook(data.decode())[0] if len(data) <= SIZE_LIMIT else {})
     except (OSError, ValueError):
-        return True
-    return settings.get(f"on-{operation}") != "warn"
+        return HookPolicy()
+
+
+def _for_hook(text: str) -> tuple[dict[str, Any], int]:
+    """The fields of a `HookPolicy` that a text sets, and the first line that the hook does not
+    read: 0 if it reads every line.
+    """
+    words, odd = _plain_settings(text)
+    fields = {}
+    for key in _OF_THE_HOOK:
+        word = words.get(key, "")
+        value = int(word) if word.isdigit() and len(word) < 4 else word
+        if _SETTINGS[key][1](value):
+            fields[_SETTINGS[key][0]] = value
+    return fields, odd
 
 
 def _plain_settings(text: str) -> tuple[dict[str, str], int]:
@@ -147,15 +180,17 @@ def _unquoted(word: str) -> str:
     return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
 
 
-def _check_reactions(
+def _check_what_the_hook_reads(
     text: str, name: str, document: dict[str, object], lines: dict[object, int]
 ) -> None:
     """Raises PolicyError if the hook would not read the settings that are its own as they are
     meant.
     """
-    read, odd = _plain_settings(text)
-    for key, (field, _, _) in _SETTINGS.items():
-        if not field and (read.get(key) == "warn") != (document.get(key) == "warn"):
+    fields, odd = _for_hook(text)
+    read = HookPolicy(**fields)
+    for key in _OF_THE_HOOK:
+        field = _SETTINGS[key][0]
+        if getattr(read, field) != document.get(key, getattr(HookPolicy, field)):
             raise PolicyError(
                 f"{name}, line {odd or lines.get(key, 1)}: because of how this line is written, the"
                 f" hook does not read {key}",
@@ -174,6 +209,14 @@ def _policy(settings: dict[str, object]) -> Policy:
 
 def _is_reaction(value: object) -> bool:
     return value in ("refuse", "warn")
+
+
+def _is_reaction_to_drift(value: object) -> bool:
+    return value in ("renew", "warn", "refuse")
+
+
+def _is_patience(value: object) -> bool:
+    return type(value) is int and 1 <= value <= 60
 
 
 def _shown(value: object) -> str:
@@ -221,9 +264,10 @@ _SWITCHES = {
 }
 
 _SETTINGS = {
-    "on-prepare": ("", _is_reaction, "refuse or warn"),
-    "on-migrate": ("", _is_reaction, "refuse or warn"),
-    "on-restore": ("", _is_reaction, "refuse or warn"),
+    "on-drift": ("on_drift", _is_reaction_to_drift, "renew, warn or refuse"),
+    "on-migrate": ("on_migrate", _is_reaction, "refuse or warn"),
+    "on-restore": ("on_restore", _is_reaction, "refuse or warn"),
+    "arrival-seconds": ("arrival_seconds", _is_patience, "a number from 1 to 60, without quotes"),
     "prefer": ("prefer_named", _is_preference, "named or host"),
     **_SWITCHES,
     "sve-max-length": (
@@ -236,4 +280,12 @@ _SETTINGS = {
         _is_cluster,
         "biggest, smallest, all or a MIDR such as 0x410fd080, without quotes",
     ),
+}
+
+_OF_THE_HOOK = ("on-drift", "on-migrate", "on-restore", "arrival-seconds")
+
+# What older versions knew → what to write now.
+_FORMER = {
+    "on-prepare": "write on-drift: renew, warn or refuse, which is about guests that are started;"
+    " see man kvmarm-policy",
 }

@@ -67,6 +67,7 @@ class Target(Value):
             (registers.table.is_identity).
         reglist: the packed list of all its registers (registers.text.pack_ids).
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
+        roams: whether it was chosen that the guest may run on CPUs of several kinds.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class Target(Value):
     registers: dict[str, int]
     reglist: str
     pinning: Pinning | None = None
+    roams: bool = False
 
     @property
     def psci(self) -> str:
@@ -139,6 +141,8 @@ def check_target(target: Target) -> None:
             raise ValueError(f"{name} of a guest without {needed.noun}")
     if target.pinning is not None:
         _check_pinning(target.pinning)
+        if target.roams:
+            raise ValueError("pinned to a cluster, and free to run on all")
 
 
 def _check_registers(target: Target) -> None:
@@ -166,12 +170,17 @@ def _check_sve(target: Target) -> None:
         raise ValueError("SVE lengths, the feature sve and SVE_VLS do not agree")
 
 
-def _check_pinning(pinning: Pinning) -> None:
+def check_cpus(text: str) -> None:
+    """Hold the CPU numbers of a cluster to how they are written. Raises ValueError."""
     from ..basics import cpulist  # few guests are pinned
 
-    cpus = cpulist.parse(pinning.cpus)
-    if not cpus or cpulist.write(cpus) != pinning.cpus:
-        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(pinning.cpus)}")
+    cpus = cpulist.parse(text)
+    if not cpus or cpulist.write(cpus) != text:
+        raise ValueError(f"pinned to no CPUs, or not as kvmarm writes them: {_shown(text)}")
+
+
+def _check_pinning(pinning: Pinning) -> None:
+    check_cpus(pinning.cpus)
     if (pinning.midr | (pinning.revidr or 0)) >> 64:
         raise ValueError("MIDR or REVIDR of more than 64 bits")
 

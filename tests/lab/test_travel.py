@@ -213,9 +213,9 @@ def try_to_start(host: Host, name: str, pattern: str, replacement: str) -> tuple
         ("broken", "MIDR_EL1=0x", "MIDR_EL1=?", "record is broken"),
         pytest.param(
             "newer",
-            "urn:kvmarm-plugin:target:1",
             "urn:kvmarm-plugin:target:2",
-            "record is of version 2; this kvmarm knows version 1",
+            "urn:kvmarm-plugin:target:3",
+            "record is of version 3; this kvmarm knows versions 1 and 2",
             marks=pytest.mark.slow,
         ),
     ],

@@ -41,6 +41,7 @@ from .registers import END, parse_registers
 from .wheel import build_wheel
 
 WORKS = "works"
+NOT_KNOWN = "not known"
 HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
 PAGE = Path(__file__).parents[2] / "docs/truth-table.md"
 OFF = "sve: off\npauth: off\n"
@@ -286,6 +287,8 @@ def _move(row: Row, linux: Guest, reader: Guest, destination: Host) -> None:
 def _check(guest: Guest) -> tuple[str, str]:
     """The answer of kvmarm check, and its reasons."""
     result = guest.host.run(f"kvmarm check --json --host /tmp/peer.json {guest.name}", check=False)
+    if result.rc == 1 and result.stdout:
+        return NOT_KNOWN, json.loads(result.stdout)["unknown"]
     if result.rc not in (0, 3):
         raise LabError(f"kvmarm check exited with {result.rc}: {result.stderr}")
     findings = list(_findings(json.loads(result.stdout)))

@@ -655,21 +655,21 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     ),
     "record of version 2": (
         _DOMAIN.replace(
-            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:3'/></metadata><name>"
         ),
         _RESOLVE,
-        "of version 2; this kvmarm knows version 1",
+        "of version 3; this kvmarm knows versions 1 and 2",
     ),
-    "show a record of version 2": (
+    "show a record of version 3": (
         _DOMAIN.replace(
-            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:3'/></metadata><name>"
         ),
         _SHOW,
-        "of version 2",
+        "of version 3",
     ),
     "show an empty record": (
         _DOMAIN.replace(
-            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata><name>"
+            "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata><name>"
         ),
         _SHOW,
         "broken",
@@ -677,7 +677,7 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     "two records": (
         _DOMAIN.replace(
             "<name>",
-            f"<metadata>{'<k:target xmlns:k=$urn:kvmarm-plugin:target:1$/>' * 2}</metadata><name>",
+            f"<metadata>{'<k:target xmlns:k=$urn:kvmarm-plugin:target:2$/>' * 2}</metadata><name>",
         ).replace("$", "'"),
         _SHOW,
         "more than one kvmarm record",

@@ -10,19 +10,28 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
+import syslog
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.host import marks, qemu_version
+from kvmarm_plugin.host.marks import Ticket
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.model.target import Target
+from kvmarm_plugin.registers.text import pack_ids, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
 
 from ..corpus import GUEST
@@ -37,8 +46,9 @@ _HOOK = _ROOT / "kvmarm_plugin/hook/answer.py"
 _SCRIPT = _ROOT / "hooks/qemu.d/50-kvmarm"
 _PYTHON = "/usr/bin/python3"
 
-_DOMAIN = GUEST.decode()
-_SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/>"
+_UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+_DOMAIN = GUEST.decode().replace("</name>", f"</name>\n  <uuid>{_UUID}</uuid>")
+_SECOND = "<k:target xmlns:k='urn:kvmarm-plugin:target:2'/>"
 _RECORD = f"<metadata>{_SECOND}</metadata>"
 _RECORDED = _DOMAIN.replace("host-model", "host-passthrough").replace(
     "<memory", _RECORD + "<memory"
@@ -72,10 +82,12 @@ def libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def script(libvirt: Path) -> Path:
-    """The hook, installed."""
+def script(libvirt: Path, run_directory: Path) -> Path:
+    """The hook, installed; its own marks are kept apart."""
     hookfile.install(libvirt)
-    return libvirt / hookfile.NAME
+    path = libvirt / hookfile.NAME
+    path.write_text(path.read_text().replace("marks=/run/kvmarm/", f"marks={run_directory}/"))
+    return path
 
 
 def _call(
@@ -232,7 +244,7 @@ def test_the_xml_is_not_shown(script: Path, secret: str) -> None:
         _DOMAIN.replace("<devices/>", f"<devices>{secret}</devices>"),
         _RECORDED.replace("<devices/>", secret),
     ):
-        status, out, err = _call(script, "guest", "prepare", "begin", "-", source=source)
+        status, out, err = _call(script, "guest", "migrate", "begin", "-", source=source)
         assert (status, out) == (1, "")
         assert "s3cret" not in err
 
@@ -241,30 +253,52 @@ def test_the_xml_is_not_shown(script: Path, secret: str) -> None:
 
 
 class Door:
-    """`hook.verify` in this process, on a host whose kernel is played."""
+    """`hook.verify` in this process, on a host whose kernel is played.
+
+    Attributes:
+        log: level and line of each message to the system's log.
+        out: what was printed last for libvirt.
+    """
 
     def __init__(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         self._patch, self._capture = monkeypatch, capfd
         self.policy = tmp_path / "policy.yaml"
-        self.log: list[str] = []
-        monkeypatch.setattr("syslog.syslog", lambda _priority, text: self.log.append(text))
+        self.log: list[tuple[str, str]] = []
+        self.out = b""
+        names = {getattr(syslog, f"LOG_{name}"): name for name in _LEVELS}
+        monkeypatch.setattr(
+            "syslog.syslog", lambda level, text: self.log.append((names[level], text))
+        )
         monkeypatch.setattr("syslog.openlog", lambda *_: None)
-        monkeypatch.setattr(policy.refuses, "__defaults__", (str(self.policy),))
+        monkeypatch.setattr(policy.for_hook, "__defaults__", (str(self.policy),))
 
-    def __call__(self, source: bytes, host: str, operation: str = "prepare") -> tuple[int, str]:
+    def __call__(
+        self, source: bytes, host: str, operation: str = "prepare", **seen: int
+    ) -> tuple[bool, str]:
+        """Whether the guest was stopped, and standard error.
+
+        Args:
+            seen: what guests read there, if that is not what the profile says.
+        """
         profile = _profile(host)
-        kernel = FakeKernel.from_profile(profile)
+        clusters = [c.replace(seen={**c.seen, **seen}) for c in profile.clusters]
+        kernel = FakeKernel.from_profile(profile.replace(clusters=(*clusters,)))
         name = os.uname_result(("Linux", profile.name, profile.kernel, "#1", profile.architecture))
         self._patch.setattr("os.uname", lambda: name)
         kernel.current_cpu = lambda: 0
         self._patch.setattr(device, "SystemCalls", lambda: kernel)
-        status = hook.verify("guest", operation, source)
+        release = profile.qemu.release if profile.qemu else (0, 0)
+        self._patch.setattr(qemu_version, "installed_version", lambda: release)
+        stopped = hook.verify("guest", operation, source)
         assert not kernel.handles, "a file descriptor was left open"
         out, err = self._capture.readouterr()
-        assert out == "", "output taints the domain"
-        return status, err
+        self.out = out.encode()
+        return stopped, err
+
+
+_LEVELS = ("ERR", "WARNING", "NOTICE", "INFO")
 
 
 @pytest.fixture
@@ -296,35 +330,35 @@ def _resolved(host: str) -> bytes:
 )
 @pytest.mark.parametrize("operation", ["prepare", "migrate", "restore"])
 def test_a_guest_on_the_host_it_was_resolved_for(door: Door, host: str, operation: str) -> None:
-    assert door(_resolved(host), host, operation) == (0, "")
+    assert door(_resolved(host), host, operation) == (False, "")
     assert door.log == []
 
 
-@pytest.mark.parametrize("operation", ["prepare", "migrate", "restore"])
-def test_a_guest_on_a_host_that_does_not_do(door: Door, operation: str) -> None:
-    status, err = door(_resolved("trixie-max"), "trixie-cortex-a57", operation)
-    assert status == 1
+_ARRIVALS = ["migrate", "restore"]
+_MISFIT = ("trixie-max", "trixie-cortex-a57")  # where it was resolved, and where it is now
+
+
+@pytest.mark.parametrize("operation", _ARRIVALS)
+def test_an_arrival_on_a_host_that_does_not_do(door: Door, operation: str) -> None:
+    status, err = door(_resolved(_MISFIT[0]), _MISFIT[1], operation)
+    assert status
     assert err.startswith("kvmarm: guest cannot run on this host as it was promised: ")
+    assert err.endswith(". To let it pass once: kvmarm allow guest\n")
     assert err.count("\n") == 1
-    assert door.log == [f"{operation}: {err.rstrip()}"]
+    assert door.log == [("ERR", f"{operation}: {err[len('kvmarm: ') : -1]}")]
+    assert (door.out, _tickets(), marks.marked()) == (b"", [], ([], []))
 
 
-def test_a_policy_may_only_warn(door: Door) -> None:
-    door.policy.write_text("on-migrate: warn\n")
-    assert door(_resolved("trixie-max"), "trixie-cortex-a57", "migrate")[0] == 0
-    assert door(_resolved("trixie-max"), "trixie-cortex-a57", "prepare")[0] == 1
-    assert ["should not" in line for line in door.log] == [True, False]
-
-
+@pytest.mark.parametrize("operation", _ARRIVALS)
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         (_RECORDED, "broken"),
-        (_RECORDED.replace("target:1", "target:2"), "version 2"),
+        (_RECORDED.replace("target:2", "target:3"), "version 3"),
         (
             _RECORDED.replace(
                 _RECORD,
-                _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></m"),
+                _RECORD.replace("</m", "<k:target xmlns:k='urn:kvmarm-plugin:target:2'/></m"),
             ),
             "more than one",
         ),
@@ -333,24 +367,35 @@ def test_a_policy_may_only_warn(door: Door) -> None:
     ],
     ids=["empty record", "newer record", "two records", "truncated", "large"],
 )
-def test_a_record_that_cannot_be_read_refuses(door: Door, source: str, says: str) -> None:
-    status, err = door(source.encode(), "trixie-cortex-a57")
-    assert status == 1
+def test_a_record_that_cannot_be_read(
+    door: Door, run_directory: Path, source: str, says: str, operation: str
+) -> None:
+    """It stops an arrival, and is no reason not to boot."""
+    status, err = door(source.encode(), "trixie-cortex-a57", operation)
+    assert status
     assert says in err
     assert err.count("\n") == 1
+    status, err = door(source.encode(), "trixie-cortex-a57")
+    assert not status
+    assert err.startswith("kvmarm: guest starts unchecked: ")
+    assert says in err
+    assert [level for level, _ in door.log] == ["ERR", "WARNING"]
+    assert marks.marked() in (([_UUID], []), ([], ["guest"]))
 
 
 def test_a_namespace_that_is_only_mentioned(door: Door) -> None:
     source = _DOMAIN.replace("host-model", "maximum").replace(
-        "<name>", "<!-- urn:kvmarm-plugin:target:1 --><name>"
+        "<name>", "<!-- urn:kvmarm-plugin:target:2 --><name>"
     )
-    assert door(source.encode(), "trixie-cortex-a57") == (0, "")
+    for operation in ("prepare", *_ARRIVALS):
+        assert door(source.encode(), "trixie-cortex-a57", operation) == (False, "")
+    assert (_tickets(), marks.marked()) == ([], ([], []))
 
 
-def test_without_dev_kvm_a_record_refuses(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dev_kvm_nothing_arrives(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeKernel, "open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
-    status, err = door(_resolved("trixie-cortex-a57"), "trixie-cortex-a57")
-    assert status == 1
+    status, err = door(_resolved("trixie-cortex-a57"), "trixie-cortex-a57", "migrate")
+    assert status
     assert "/dev/kvm does not exist" in err
 
 
@@ -359,10 +404,331 @@ def test_no_timer_is_left_running(door: Door) -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_reading_the_policy_is_bounded_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "TIME_LIMIT", 0.3)
+def test_reading_the_policy_is_bounded_too(door: Door) -> None:
     os.mkfifo(door.policy)
-    assert door(_RECORDED.encode(), "trixie-max")[0] == 1
+    assert door(_RECORDED.encode(), "trixie-max", "migrate")[0]
+
+
+# -- arrivals ------------------------------------------------------------------------------------
+
+_TRIXIE, _SID = "trixie-neoverse-n1", "sid-neoverse-n1"
+
+
+def _tickets() -> list[str]:
+    directory = Path(marks.DIRECTORY, "arrival")
+    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+
+
+def _target(xml: bytes) -> Target:
+    return record.read(record.find(parse(xml)) or pytest.fail("no record")).target
+
+
+def _store(xml: bytes) -> None:
+    """As libvirt has it on disk: stored a while ago."""
+    path = Path(marks.STORED, "guest.xml")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(xml)
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("operation", _ARRIVALS)
+def test_the_record_follows_an_arrival(door: Door, operation: str) -> None:
+    """QEMU will save every register that this kernel lists, and on the way back that counts."""
+    xml = _resolved(_TRIXIE)
+    assert door(xml, _SID, operation) == (False, "")
+    found = record.read(record.find(parse(door.out)) or pytest.fail("no record"))
+    assert unpack_ids(found.target.reglist) == unpack_ids(_target(_resolved(_SID)).reglist)
+    assert found.target.seen == _target(xml).seen
+    assert found.origin.renewed == _SID
+    assert rewrite.restore(door.out, parse(door.out)) == rewrite.restore(xml, parse(xml))
+    assert door.log == [("INFO", f"{operation}: guest gets a record of what it has on this host")]
+    assert door(door.out, _SID) == (False, ""), "its prepare"
+    assert (_tickets(), marks.marked(), door.out) == ([], ([], []), b"")
+
+
+def test_a_record_of_version_1_is_left_alone_where_it_is_true(door: Door) -> None:
+    """Output taints the domain."""
+    xml = (_ROOT / "tests/records-1/trixie-cortex-a72/uefi.xml").read_bytes()
+    assert door(xml, "trixie-cortex-a72", "migrate")[0] is False
+    assert door.out == b""
+
+
+def test_a_prepare_after_an_arrival_asks_nobody(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what on-migrate: warn has let pass is not refused by it."""
+    door.policy.write_text("on-migrate: warn\non-drift: refuse\n")
+    xml = _resolved("trixie-cortex-a57")
+    status, err = door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
+    assert (status, "should not run" in err) == (False, True)
+    assert marks.take_ticket(_UUID, "guest") == Ticket(
+        "migrate", record.digest(_target(xml)), ("timer-frequency",)
+    )
+    door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
+    monkeypatch.setattr(FakeKernel, "open", lambda *_: pytest.fail("nobody should ask"))
+    assert door(xml, "trixie-cortex-a57") == (False, "")
+    assert [level for level, _ in door.log] == ["WARNING", "WARNING"]
+    assert marks.marked() == ([], []), "what it believes of its timer is recorded"
+
+
+def test_an_arrival_that_nobody_understands_is_marked(door: Door) -> None:
+    door.policy.write_text("on-migrate: warn\n")
+    xml = _resolved(_MISFIT[0])
+    assert door(xml, _MISFIT[1], "migrate")[0] is False
+    assert door.out == b"", "nobody knows what it will have"
+    assert marks.marked() == ([], []), "it has not come yet"
+    assert door(xml, _MISFIT[1]) == (False, "")
+    assert "it arrived against a warning (" in (marks.mark_of(_UUID) or "")
+
+
+def test_a_ticket_is_good_once_and_for_one_record(door: Door) -> None:
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, "migrate")
+    other = _resolved(_SID).replace(b"CNTFRQ_EL0=0x3b9aca0", b"CNTFRQ_EL0=0x3b9aca1")
+    assert "starts as this host makes it" in door(other, _TRIXIE)[1]
+    marks.unmark(_UUID)
+    door(xml, _TRIXIE, "migrate")
+    assert door(xml, _TRIXIE) == (False, "")
+    assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
+
+
+def test_libvirt_refuses_after_migrate_begin_and_the_guest_is_started_later(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, "migrate")
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(marks, "_now", lambda: now + 3600)
+    assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
+
+
+def test_an_offline_migration_and_a_cold_start(door: Door) -> None:
+    """libvirt stores the definition after migrate begin; no prepare follows but the start's."""
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, "migrate")
+    _store(xml)
+    os.utime(Path(marks.STORED, "guest.xml"), None)
+    assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
+
+
+def test_a_forged_ticket(door: Door, run_directory: Path) -> None:
+    xml = _resolved(_TRIXIE)
+    for text in ("", "migrate", f"migrate {record.digest(_target(xml))} 1e99", "\xff" * 9999):
+        (run_directory / "arrival").mkdir(parents=True, exist_ok=True)
+        (run_directory / "arrival" / _UUID).write_text(text)
+        assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
+        assert _tickets() == []
+        marks.unmark(_UUID)
+
+
+def test_two_arrivals_at_once(door: Door) -> None:
+    """Of two guests; and of one, of which libvirt lets only one start."""
+    mine = _resolved(_TRIXIE)
+    uuid = _UUID.replace("4", "5")
+    theirs = mine.replace(_UUID.encode(), uuid.encode())
+    door(mine, _TRIXIE, "migrate")
+    door(theirs, _TRIXIE, "restore")
+    door(theirs, _TRIXIE, "migrate")
+    assert _tickets() == [_UUID, uuid]
+    for xml in (theirs, mine):
+        assert door(xml, _TRIXIE, CNTFRQ_EL0=1) == (False, "")
+    assert _tickets() == []
+    assert "CNTFRQ_EL0" in door(mine, _TRIXIE, CNTFRQ_EL0=1)[1]
+
+
+@pytest.mark.parametrize("uuid", ["", "<uuid/>", "<uuid>x</uuid>", "<uuid>../../../../etc</uuid>"])
+def test_a_guest_whose_uuid_is_odd(door: Door, uuid: str) -> None:
+    xml = _resolved(_TRIXIE).replace(f"<uuid>{_UUID}</uuid>".encode(), uuid.encode())
+    status, err = door(xml, _TRIXIE, "migrate")
+    assert (status, "will count as a cold one: its UUID cannot be read" in err) == (False, True)
+    assert door(xml, _TRIXIE, CNTFRQ_EL0=1)[0] is False
+    assert marks.marked() == ([], ["guest"])
+
+
+def test_a_renewed_record_that_libvirt_cannot_be_given(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes, write: object = os.write) -> int:
+        if fd == 1:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)  # type: ignore[no-any-return, operator]
+
+    xml = _resolved(_TRIXIE)
+    monkeypatch.setattr(os, "write", full)
+    status, err = door(xml, _SID, "migrate")
+    assert not status
+    assert "arrives with a record that is not true here" in err
+    assert door(xml, _SID) == (False, "")
+    assert "standard output: No space left on device" in (marks.mark_of(_UUID) or "")
+
+
+# -- cold starts ---------------------------------------------------------------------------------
+
+
+def test_a_cold_start_that_gives_what_is_recorded_takes_an_old_mark_away(door: Door) -> None:
+    marks.mark(_UUID, "an upgrade")
+    marks.mark_by_name("guest", "a broken hook")
+    assert door(_resolved(_TRIXIE), _TRIXIE) == (False, "")
+    assert (marks.marked(), door.log) == (([], []), [])
+
+
+@pytest.mark.parametrize(
+    ("here", "says"),
+    [
+        (_SID, "PSCI_VERSION: recorded 0x10001, here 0x10003"),
+        ("trixie-cortex-a72", "MIDR_EL1"),
+        ("trixie-cortex-a57", "MIDR_EL1"),
+        ("bookworm-neoverse-n1", "register list: recorded "),
+    ],
+)
+def test_drift_is_marked_and_starts(door: Door, here: str, says: str) -> None:
+    status, err = door(_resolved(_TRIXIE), here)
+    assert not status
+    assert err.startswith("kvmarm: guest starts as this host makes it, which is not recorded: ")
+    assert says in err
+    assert "remedy" not in err
+    assert err.endswith(". To record what it has: kvmarm refresh guest\n"), (
+        "nobody answers the bell"
+    )
+    assert door.log == [("WARNING", f"prepare: {err[len('kvmarm: ') : -1]}")]
+    assert (marks.mark_of(_UUID) or "").startswith("this host makes it otherwise: ")
+
+
+def test_registers_that_only_this_kernel_has(door: Door) -> None:
+    """No finding speaks of them, and QEMU will save them: on the way back they are too many."""
+    xml = _resolved(_TRIXIE)
+    domain = parse(xml)
+    old = record.read(record.find(domain) or pytest.fail("no record"))
+    fewer = unpack_ids(old.target.reglist) - {0x603000000013C300}  # FAR_EL1
+    target = old.target.replace(reglist=pack_ids(fewer))
+    older = rewrite.replace_record(xml, domain, old.replace(target=target))
+    _, err = door(older, _TRIXIE)
+    assert "not recorded: registers that only this kernel has: 1. To" in err
+    door(older, _TRIXIE, "migrate")
+    assert _target(door.out) == old.target
+
+
+def test_whoever_renews_records_is_told(door: Door, run_directory: Path) -> None:
+    run_directory.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+        bell.bind(str(run_directory / marks.SOCKET))
+        bell.settimeout(1)
+        _, err = door(_resolved(_TRIXIE), _SID)
+        assert bell.recv(100) == f"{_UUID}\n".encode()
+        assert err.endswith(". kvmarm renew has been told\n")
+        door.policy.write_text("on-drift: warn\n")
+        _, err = door(_resolved(_TRIXIE), _SID)
+        assert err.endswith("kvmarm refresh guest\n")
+        bell.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            bell.recv(100)
+    assert [level for level, _ in door.log] == ["NOTICE", "WARNING"]
+
+
+def test_a_policy_may_refuse_drift(door: Door) -> None:
+    door.policy.write_text("on-drift: refuse\n")
+    status, err = door(_resolved(_TRIXIE), _SID)
+    assert status
+    assert err.endswith("kvmarm refresh guest. To let it pass once: kvmarm allow guest\n")
+    assert marks.marked() == ([], [])
+    assert door(_resolved(_TRIXIE), _TRIXIE) == (False, "")
+
+
+def test_what_kvm_would_not_start_is_refused_whatever_the_policy_says(door: Door) -> None:
+    door.policy.write_text("on-drift: warn\non-migrate: warn\non-restore: warn\n")
+    status, err = door(_resolved("trixie-max"), "trixie-cortex-a57")
+    assert status
+    assert err.startswith("kvmarm: guest cannot start on this host: ")
+    assert "CNTFRQ" not in err
+    assert marks.marked() == ([], [])
+
+
+def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
+    """Even where the recorded vCPU could not be made: nobody asks for it."""
+    xml = _resolved("trixie-max")
+    edited = re.sub(rb"<cpu .*</cpu>", b"<cpu mode='host-passthrough'/>", xml, flags=re.DOTALL)
+    status, err = door(edited, "trixie-cortex-a57")
+    assert (status, "<feature sve>: recorded on, here none" in err) == (False, True)
+    assert marks.mark_of(_UUID)
+    assert door(edited, "trixie-cortex-a57", "migrate")[0]
+
+
+@pytest.mark.parametrize("stored", [None, "same", "other", "plain", "broken"])
+def test_a_snapshot_is_refused_for_what_qemu_accepts_in_silence(
+    door: Door, stored: str | None
+) -> None:
+    """It looks like a cold start, but for its record, which is not the stored one."""
+    xml = _resolved(_TRIXIE)
+    texts = {
+        "same": xml.replace(b"\n    ", b"\n\n"),
+        "other": _resolved("trixie-cortex-a72"),
+        "plain": _DOMAIN.encode(),
+        "broken": xml[:-20],
+    }
+    if stored is not None:
+        _store(texts[stored])
+    status, err = door(xml, _TRIXIE, CNTFRQ_EL0=1)
+    assert status is (stored in ("other", "plain"))
+    if status:
+        assert err.startswith("kvmarm: guest cannot go on here from this snapshot: CNTFRQ_EL0 ")
+        assert "refresh" not in err
+        door.policy.write_text("on-restore: warn\n")
+        assert door(xml, _TRIXIE, CNTFRQ_EL0=1)[0] is False
+    assert marks.marked() == ([_UUID], [])
+    # What the kernel refuses, QEMU says itself.
+    assert door(xml, "trixie-cortex-a57")[0] is False
+
+
+def test_nothing_can_be_noted(door: Door, run_directory: Path) -> None:
+    run_directory.write_text("a file")
+    status, err = door(_resolved(_TRIXIE), _TRIXIE, "migrate")
+    assert (status, "its start will count as a cold one: /run/kvmarm" in err) == (False, True)
+    assert door(_resolved(_TRIXIE), _TRIXIE) == (False, "")
+    status, err = door(_resolved(_TRIXIE), _SID)
+    assert (status, "This cannot be noted in /run/kvmarm: Not a directory" in err) == (False, True)
+
+
+# -- the emergency exit --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["guest", _UUID])
+@pytest.mark.parametrize("operation", _ARRIVALS)
+def test_an_operator_lets_an_arrival_pass_with_its_prepare(
+    door: Door, operation: str, by: str
+) -> None:
+    door.policy.write_text("on-drift: refuse\n")
+    marks.allow(by)
+    assert door(_resolved(_TRIXIE), _TRIXIE, operation) == (False, ""), "it is not used up"
+    status, err = door(_resolved(_MISFIT[0]), _MISFIT[1], operation)
+    assert not status
+    assert "passes, as kvmarm allow says, although it cannot run on this host" in err
+    assert door.log == [("WARNING", f"{operation}: {err[len('kvmarm: ') : -1]}")]
+    assert door(_resolved(_MISFIT[0]), _MISFIT[1]) == (False, "")
+    assert door(_resolved(_MISFIT[0]), _MISFIT[1], operation)[0], "once"
+
+
+def test_an_operator_lets_a_record_pass_that_cannot_be_read(door: Door) -> None:
+    door.policy.write_text("on-drift: refuse\n")
+    marks.allow("guest")
+    assert door(_RECORDED.encode(), _TRIXIE, "migrate")[0] is False
+    assert door(_RECORDED.encode(), _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID)
+    assert door(_RECORDED.encode(), _TRIXIE)[0]
+
+
+def test_an_operator_lets_a_start_pass(door: Door) -> None:
+    marks.allow("guest")
+    status, err = door(_resolved(_MISFIT[0]), _MISFIT[1])
+    assert (status, "although it cannot start" in err) == (False, True)
+    assert marks.marked() == ([_UUID], [])
+    assert door(_resolved(_MISFIT[0]), _MISFIT[1])[0]
+
+
+def test_what_to_paste_for_an_odd_name(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("it's", "-rf", "x" * 61, "\x1b[2J", ""):
+        guest = hook._Guest(name, "migrate", _resolved(_TRIXIE))
+        guest.read()
+        assert guest.word() == _UUID
 
 
 # -- messages ------------------------------------------------------------------------------------
@@ -440,9 +806,11 @@ def test_an_installation_with_a_hole(script: Path, gone: str) -> None:
         assert _call(script, "guest", operation, stage, "-", source=_RECORDED) == (0, "", "")
     for operation, stage in _LOOKED_AT:
         status, out, err = _call(script, "guest", operation, stage, "-", source=_RECORDED)
-        assert (status, out) == (1, "")
-        assert err.startswith("kvmarm: guest has a recorded CPU that cannot be checked: ")
+        assert (status, out) == (int(operation != "prepare"), "")
+        verb = "starts unchecked: it has" if operation == "prepare" else "has"
+        assert err.startswith(f"kvmarm: guest {verb} a recorded CPU that cannot be checked: ")
         assert "/nowhere/at-all" in err
+    assert (marks.mark_of(_UUID, "guest") or "").startswith("its start was not checked: it has a ")
 
 
 # -- what it costs -------------------------------------------------------------------------------
@@ -477,23 +845,32 @@ _TOO_SLOW = {
     "lxml",
     "libvirt",
     "ctypes",
+    "socket",
+    "hashlib",
+    "_hashlib",
 }
 
 
-def _modules(source: str) -> tuple[str, set[str]]:
+def _modules(source: str, operation: str = "migrate") -> tuple[str, set[str]]:
     """The exit status, and what the script's own lines of Python and the package import beyond a
     bare interpreter.
     """
+    preset = ""
+    if operation == "prepare":
+        preset = (
+            f"sys.path.append({str(_ROOT)!r})\nfrom kvmarm_plugin.host import marks\n"
+            f"marks.DIRECTORY = {marks.DIRECTORY!r}\n"
+        )
     code = _SCRIPT.read_text(encoding="utf-8").split("-c '")[1].split("\n'")[0]
     command = [
         _PYTHON,
         "-I",
         "-S",
         "-c",
-        _LIST_MODULES,
+        _LIST_MODULES.replace("exec(code", preset + "exec(code"),
         code,
         "guest",
-        "prepare",
+        operation,
         str(_HOOK.parents[1]),
     ]
     command = ["/bin/sh", "-c", 'exec "$@" 3>/dev/null', "sh", *command]
@@ -520,9 +897,10 @@ def test_little_is_imported_to_explain() -> None:
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
 
 
-def test_little_is_imported_to_rehearse() -> None:
+@pytest.mark.parametrize("operation", ["prepare", *_ARRIVALS])
+def test_little_is_imported_to_rehearse(operation: str) -> None:
     recorded = Resolver(_profile("trixie-neoverse-n1"), Policy()).resolve(_DOMAIN.encode())
-    modules = _modules(recorded.decode())[1]
+    modules = _modules(recorded.decode(), operation)[1]
     assert {
         "kvmarm_plugin.domain.record",
         "kvmarm_plugin.judge.verdict",

@@ -33,7 +33,7 @@ from kvmarm_plugin.domain.xml import SIZE_LIMIT
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.kvm import scratch
-from kvmarm_plugin.model.policy import DEFAULT_PATH
+from kvmarm_plugin.model.policy import DEFAULT_PATH, HookPolicy
 
 from .. import playedkernel
 from ..corpus import GUEST, resolver
@@ -69,16 +69,18 @@ _PIPE_BUF = 4096  # bytes that a pipe takes in one piece
 
 # -- the guests -----------------------------------------------------------------------------------
 
+_UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 _HERE, _ELSEWHERE = "trixie-neoverse-n1", "trixie-cortex-a72"
 
 
 def _guests() -> dict[str, bytes]:
     """Kind of guest → its XML."""
+    guest = GUEST.replace(b"</name>", f"</name>\n  <uuid>{_UUID}</uuid>".encode())
     return {
-        "plain": GUEST.replace(b"host-model", b"host-passthrough"),
-        "host-model": GUEST,
-        "fits": resolver(_HERE).resolve(GUEST),
-        "does not fit": resolver(_ELSEWHERE).resolve(GUEST),
+        "plain": guest.replace(b"host-model", b"host-passthrough"),
+        "host-model": guest,
+        "fits": resolver(_HERE).resolve(guest),
+        "does not fit": resolver(_ELSEWHERE).resolve(guest),
     }
 
 
@@ -89,7 +91,7 @@ _PLAYED_LOG = """
 
 import sys
 class _Log:
-    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = 0
+    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = LOG_NOTICE = LOG_INFO = 0
     def openlog(*_): pass
     def syslog(_priority, message):
         with open({log!r}, "a") as file: file.write(message + "\\n")
@@ -104,7 +106,7 @@ class Place:
     """A hook installed with a package of its own.
 
     Attributes:
-        hook, package, policy, log: the paths.
+        hook, package, policy, log, run: the paths; `run` is /run/kvmarm.
         name: the domain's.
         before: shell commands, and
         redirections: shell redirections that libvirt would not make.
@@ -117,6 +119,7 @@ class Place:
         self.package = directory / "kvmarm_plugin"
         self.policy = directory / "policy.yaml"
         self.log = directory / "log"
+        self.run = directory / "run"
         self.hook = directory / "50-kvmarm"
         self.name = "guest"
         self.before = self.redirections = ""
@@ -127,10 +130,18 @@ class Place:
             _SCRIPT.read_text(encoding="utf-8").replace("@PACKAGE@", shlex.quote(str(self.package)))
         )
         self.hook.chmod(0o755)
+        self.in_script("marks=/run/kvmarm/marks", f"marks={self.run}/marks")
+        logger = directory / "logger"
+        logger.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{self.log}\n')
+        logger.chmod(0o755)
+        self.in_script("logger -i -t kvmarm-hook -p daemon.warning --", str(logger))
+        self.replace("host/marks.py", '"/run/kvmarm"', repr(str(self.run)))
+        self.replace("host/marks.py", '"/etc/libvirt/qemu"', repr(str(directory / "stored")))
         playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
         self.replace("model/policy.py", DEFAULT_PATH, str(self.policy))
         self.replace("hook/answer.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
+        self.replace("model/policy.py", "seconds: int = 10", f"seconds: float = {_TIME_LIMIT}")
 
     def append(self, module: str, text: str) -> None:
         with (self.package / module).open("a", encoding="utf-8") as file:
@@ -149,6 +160,17 @@ class Place:
         text = self.hook.read_text(encoding="utf-8")
         assert old in text, "the script has changed"
         self.hook.write_text(text.replace(old, new), encoding="utf-8")
+
+    def forget(self) -> None:
+        """Empty the log and /run/kvmarm."""
+        self.log.unlink(missing_ok=True)
+        if self.run.is_dir():
+            shutil.rmtree(self.run)
+
+    def noted(self, directory: str) -> list[str]:
+        """The files in a directory of /run/kvmarm."""
+        path = self.run / directory
+        return sorted(each.name for each in path.iterdir()) if path.is_dir() else []
 
     def call(self, operation: str, stage: str, kind: str) -> tuple[int, str, str, float]:
         """Status, standard output and error, and the seconds that it took."""
@@ -188,24 +210,29 @@ _guests_once = cache(_guests)
 
 PASSES = ""
 WARNED = "warned: "  # passes with a message, which libvirt throws away and the log keeps
+MARKED = "marked: "  # the same, and the record is not believed until it is renewed
 NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
+DRIFT = (
+    "kvmarm: GUEST starts as this host makes it, which is not recorded: MIDR_EL1.…: recorded 0x…,"
+    " here 0x…; …. To record what it has: kvmarm refresh GUEST"
+)
+MENDED = ". When that is mended: kvmarm refresh GUEST"
+ALLOW = ". To let it pass once: kvmarm allow GUEST"
 ADVICE = (
     "kvmarm: GUEST asks for host-model, which libvirt cannot start on ARM. Make it concrete, and"
     " start it again: virsh dumpxml --inactive --security-info GUEST | kvmarm define -"
 )
 AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
 UNKNOWN = "kvmarm: GUEST cannot be checked for a recorded CPU: "
-ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Start it again"
+ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Try again"
 TOO_LARGE = (
     NOT_THERE
     + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
 )
 NO_MEMORY = (
-    NOT_THERE
-    + "checking takes more memory than the hook may have; is the host short of it? See: kvmarm"
-    " check"
+    NOT_THERE + "checking takes more memory than the hook may have; is the host short of it?"
 )
 NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
 NO_PACKAGE = (
@@ -217,11 +244,12 @@ REINSTALL = "(hint: install kvmarm again)"
 
 
 class Fault(NamedTuple):
-    """A row: what is broken, and what the three operations that are looked at then do to each kind
-    of guest.
+    """A row: what is broken, and what then becomes of each kind of guest.
 
     An outcome is the message with which the guest is refused ("…" is any text, GUEST the name),
-    PASSES, or WARNED and the message. Where standard error is broken, only the log can have it.
+    PASSES, or WARNED or MARKED and the message. Where standard error is broken, only the log can
+    have it. Those of a guest with a record are an arrival's (migrate, restore); what becomes of one
+    that starts (prepare) follows from it (`_of_a_start`), or is given.
     """
 
     what: str
@@ -231,14 +259,32 @@ class Fault(NamedTuple):
     host_model: str = ADVICE
     plain: str = PASSES
     lost: bool = False
+    start_fits: str | None = None
+    start_misfit: str | None = None
 
-    def outcome(self, kind: str) -> str:
-        return {
-            "plain": self.plain,
-            "host-model": self.host_model,
-            "fits": self.fits,
-            "does not fit": self.misfit,
+    def outcome(self, kind: str, operation: str) -> str:
+        arrives, starts = {
+            "plain": (self.plain, None),
+            "host-model": (self.host_model, None),
+            "fits": (self.fits, self.start_fits),
+            "does not fit": (self.misfit, self.start_misfit),
         }[kind]
+        if operation == "prepare":
+            return _of_a_start(arrives) if starts is None else starts
+        return arrives + ALLOW if arrives.startswith(NOT_THERE) else arrives
+
+
+def _of_a_start(arrival: str) -> str:
+    """What becomes of a guest that starts, where an arrival has this outcome."""
+    message = arrival.replace(WARNED, "").replace("should not", "cannot")
+    if message == MISFIT:
+        return MARKED + DRIFT
+    if message.startswith(NOT_THERE):
+        reason = message[len(NOT_THERE) :]
+        return f"{MARKED}kvmarm: GUEST starts unchecked: {reason}{MENDED}"
+    if message.startswith((UNCHECKED, UNKNOWN)):
+        return MARKED + message.replace("GUEST", "GUEST starts unchecked: it", 1)
+    return arrival
 
 
 def _both(
@@ -340,7 +386,21 @@ def _no_bytecode(place: Place) -> None:
 
 
 _PINNING = b"<kvmarm:pinning midr='0x414fd0c1' revidr='0x0' cpus='0'/>"
-_WARN = b"on-prepare: warn\non-migrate: warn\non-restore: warn\n"
+_WARN = b"on-drift: warn\non-migrate: warn\non-restore: warn\n"
+_NOT_NOTED = (
+    WARNED
+    + NO_PYTHON.replace("GUEST", "GUEST starts unchecked: it")
+    + ". This cannot be noted in …/marks"
+)
+_NO_KVM = (
+    "kvmarm: GUEST cannot be checked, and would start: /dev/kvm does not exist (hint: …)"
+    + MENDED
+    + ALLOW
+)
+_VCPU = (
+    "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
+    " vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)"
+)
 _NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
 _SHORT = "(hint: the host is short of memory or file descriptors: try again)"
 
@@ -375,16 +435,16 @@ _FAULTS: dict[str, list[Fault]] = {
         Fault(
             "the interpreter is killed at work",
             _interpreter("#!/bin/sh\ncat >/dev/null\nkill -9 $$\n"),
-            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Start it again"),
+            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Try again"),
         ),
         Fault(
             "the interpreter is killed as it reads",
             _interpreter("#!/bin/sh\nprintf 'reading ' >&3\nread line\nkill -9 $$\n"),
-            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Start it again"),
+            *_everybody(UNKNOWN + "…/python3 was killed (status 137). Try again"),
         ),
         _both(
             "the interpreter is killed when it has read",
-            UNCHECKED + "…/python3 was killed (status 137). Start it again",
+            UNCHECKED + "…/python3 was killed (status 137). Try again",
             _appended("__init__.py", "import posix\nposix.kill(posix.getpid(), 9)"),
             PASSES,
         ),
@@ -429,10 +489,15 @@ _FAULTS: dict[str, list[Fault]] = {
             DAMAGED + f"FileNotFoundError: …registers.tsv' {REINSTALL}",
             _without("registers/registers.tsv"),
         ),
-        Fault(
+        _both(
             "model/policy.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
             _without("model/policy.py"),
-            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
+        ),
+        _both(
+            "host/marks.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …marks' (…). " + AGAIN,
+            _without("host/marks.py"),
         ),
         Fault("no place for compiled modules (disk full, read-only)", _no_bytecode),
     ],
@@ -440,7 +505,7 @@ _FAULTS: dict[str, list[Fault]] = {
         Fault("it cannot be read", _policy(None)),
         Fault("it is no text", _policy(b"\xff\xfe\0" + _WARN)),
         Fault(
-            "it is not YAML", _policy(b"on-prepare: [warn\non-migrate: {warn\non-restore: &warn\n")
+            "it is not YAML", _policy(b"on-drift: [refuse\non-migrate: {warn\non-restore: &warn\n")
         ),
         Fault(
             "it says warn", _policy(_WARN), misfit=WARNED + MISFIT.replace("cannot", "should not")
@@ -452,11 +517,21 @@ _FAULTS: dict[str, list[Fault]] = {
             + "/dev/kvm does not exist (hint: …)",
             _all(_policy(_WARN), _kernel("open_errno = errno_codes.ENOENT")),
         ),
-        Fault(
+        _both(
             "it says warn, and model/policy.py is gone",
+            UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
             _all(_policy(_WARN), _without("model/policy.py")),
-            misfit=UNCHECKED + "ModuleNotFoundError: …policy' (…). " + AGAIN,
         ),
+        Fault(
+            "it says on-drift: refuse",
+            _policy(b"on-drift: refuse\n"),
+            start_misfit=DRIFT.replace("starts", "would start") + ALLOW,
+        ),
+        _both(
+            "it says on-drift: refuse, and /dev/kvm does not exist",
+            NOT_THERE + "/dev/kvm does not exist (hint: …)",
+            _all(_policy(b"on-drift: refuse\n"), _kernel("open_errno = errno_codes.ENOENT")),
+        )._replace(start_fits=_NO_KVM, start_misfit=_NO_KVM),
     ],
     "The kernel": [
         _both(
@@ -494,19 +569,20 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "it refuses the vCPU",
-            NOT_THERE
-            + "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no"
-            " such vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)",
+            NOT_THERE + _VCPU,
             _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
+        )._replace(
+            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
+            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
         ),
         _both(
             "it answers slowly",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'KVM_CREATE_VM'"),
         ),
         _both(
             "/dev/kvm hangs when it is opened",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _kernel("slow = 'open'"),
         ),
         Fault(
@@ -520,6 +596,11 @@ _FAULTS: dict[str, list[Fault]] = {
             fits=NOT_THERE
             + "cluster (the kind of CPU that the guest is pinned to): recorded MIDR 0x…, here not"
             " told by sysfs; refuses: …",
+            start_fits=MARKED
+            + DRIFT.replace(
+                "MIDR_EL1.…: recorded 0x…, here 0x…; …",
+                "cluster: recorded MIDR 0x…, here not told by sysfs",
+            ),
         ),
     ],
     "Memory and time": [
@@ -536,24 +617,24 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "a call of C does not end",
-            UNCHECKED + "it took too long (status 152). Start it again",
+            UNCHECKED + "it took too long (status 152). Try again",
             _all(_impatient, _appended("domain/xml.py", "sum(range(10 ** 12))")),
             PASSES,
         ),
         _both(
             "Python does not come to an end",
-            NOT_THERE + "checking took longer than … s; is the host overloaded? See: kvmarm check",
+            NOT_THERE + "checking took longer than … s; is the host overloaded?",
             _appended("domain/record.py", "while True: pass"),
         ),
         _both(
             "there is no memory for the package",
-            UNCHECKED + "it takes too much memory. Start it again",
+            UNCHECKED + "it takes too much memory. Try again",
             _appended("hook/answer.py", "raise MemoryError"),
             PASSES,
         ),
         _both(
             "there is no memory to keep the XML",
-            UNCHECKED + "it takes too much memory. Start it again",
+            UNCHECKED + "it takes too much memory. Try again",
             lambda place: place.in_script("xml += window", "raise MemoryError; xml += window"),
             PASSES,
         ),
@@ -597,12 +678,10 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "it is of an unknown version",
             NOT_THERE
-            + "the domain's kvmarm record is of version 2; this kvmarm knows version 1 (hint:"
-            " upgrade kvmarm on this host)",
+            + "the domain's kvmarm record is of version 3; this kvmarm knows versions 1 and 2"
+            " (hint: upgrade kvmarm on this host)",
             _in_records(
-                lambda xml: xml.replace(
-                    b"urn:kvmarm-plugin:target:1", b"urn:kvmarm-plugin:target:2"
-                )
+                lambda xml: xml.replace(b"kvmarm-plugin:target:2", b"kvmarm-plugin:target:3")
             ),
         ),
         _both(
@@ -612,7 +691,7 @@ _FAULTS: dict[str, list[Fault]] = {
             " edit)",
             _in_records(
                 lambda xml: xml.replace(
-                    b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:1'/></metadata>"
+                    b"</metadata>", b"<k:target xmlns:k='urn:kvmarm-plugin:target:2'/></metadata>"
                 )
             ),
         ),
@@ -717,6 +796,32 @@ _FAULTS: dict[str, list[Fault]] = {
             PASSES,
         ),
     ],
+    "/run/kvmarm": [
+        Fault("it does not exist: the hook makes it", lambda place: place.forget()),
+        Fault(
+            "it cannot be written",
+            lambda place: place.run.write_text("a file where a directory should be"),
+            fits=WARNED
+            + "kvmarm: GUEST arrives, and its start will count as a cold one: /run/kvmarm cannot be"
+            " written: …",
+            start_fits=PASSES,
+            start_misfit=WARNED
+            + DRIFT.partition(". To record")[0]
+            + ". This cannot be noted in /run/kvmarm: …",
+        ),
+        Fault(
+            "it cannot be written, and the interpreter is gone",
+            _all(
+                lambda place: place.run.write_text("a file where a directory should be"),
+                _interpreter(""),
+            ),
+            fits=NO_PYTHON,
+            misfit=NO_PYTHON,
+            host_model=PASSES,
+            start_fits=_NOT_NOTED,
+            start_misfit=_NOT_NOTED,
+        ),
+    ],
     "The system's log": [
         Fault(
             "there is no syslog",
@@ -753,36 +858,37 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 
 def _matches(outcome: str, text: str, place: Place) -> bool:
     """Names are shown with escapes by the package, and with question marks by the script, which
-    knows ASCII.
+    knows ASCII. In commands an odd one gives way to the UUID, if there is no other way.
     """
     quoted = place.name if place.name.isalnum() else "'" + place.name.replace("'", "'\\''") + "'"
     names = (
         shown(place.name),
         "".join(character if " " <= character <= "~" else "?" for character in place.name),
     )
-    asked = [
-        outcome.replace("--security-info GUEST", "--security-info " + shown(quoted)).replace(
-            "GUEST", name
-        )
-        for name in names
-    ]
+    outcome = outcome.replace("--security-info GUEST", "--security-info " + shown(quoted))
+    for command in ("allow", "check", "refresh"):
+        called = place.name if place.name.isalnum() else _UUID
+        outcome = outcome.replace(f"kvmarm {command} GUEST", f"kvmarm {command} {called}")
+    asked = [outcome.replace("GUEST", name) for name in names]
     return any(re.fullmatch(re.escape(line).replace("…", ".*"), text) for line in asked)
 
 
-def _is_logged(outcome: str) -> bool:
-    """Whether the package said it, rather than the script."""
-    return "as it was promised" in outcome
+def _is_logged(outcome: str, operation: str) -> bool:
+    """Whether it is in the system's log: the script does not log what it refuses."""
+    return outcome not in (PASSES, ADVICE) and (
+        operation == "prepare" or not outcome.startswith((UNCHECKED, UNKNOWN))
+    )
 
 
 def _check(
     place: Place, outcome: str, run: tuple[int, str, str, float], lost: bool = False
 ) -> None:
     status, out, err, seconds = run
-    warned = outcome.startswith(WARNED)
-    message = outcome[len(WARNED) :] if warned else outcome
+    passes = outcome == PASSES or outcome.startswith((WARNED, MARKED))
+    message = _message(outcome)
     assert out == "", "output taints the domain"
     assert seconds < _LONGEST
-    assert status == int(bool(message) and not warned)
+    assert status == int(not passes)
     if lost or not message:
         assert err == ""
     else:
@@ -792,6 +898,10 @@ def _check(
             "one line, and nothing that a terminal obeys"
         )
         assert _matches(message, err[:-1], place), err
+
+
+def _message(outcome: str) -> str:
+    return outcome.replace(WARNED, "").replace(MARKED, "")
 
 
 def _cases() -> list[tuple[str, str, str]]:
@@ -815,16 +925,28 @@ def test_operations_that_are_looked_at(
     places: Callable[[str], Place], what: str, operation: str, kind: str
 ) -> None:
     fault, place = _BY_NAME[what], places(what)
-    place.log.unlink(missing_ok=True)
-    outcome = fault.outcome(kind)
+    place.forget()
+    outcome = fault.outcome(kind, operation)
     _check(place, outcome, place.call(operation, "begin", kind), fault.lost)
     logged = place.log.read_text().splitlines() if place.log.exists() else []
-    if not _is_logged(outcome) or fault in _FAULTS["The system's log"]:
-        assert logged == []
+    if fault not in _FAULTS["The system's log"]:
+        assert len(logged) == int(_is_logged(outcome, operation))
+        for line in logged:
+            assert len(line.encode()) < 2048
+            head, _, message = line.partition(": ")
+            assert head == operation
+            assert _matches(_message(outcome), f"kvmarm: {message}", place)
+    marks, tickets = place.noted("marks"), place.noted("arrival")
+    if outcome.startswith(MARKED):
+        assert marks in ([_UUID], [f"name-{place.name}"])
     else:
-        assert len(logged) == 1
-        assert len(logged[0].encode()) < 2048
-        assert _matches(f"{operation}: {outcome.replace(WARNED, '')}", logged[0], place)
+        assert marks == []
+    if place.run.is_dir():
+        assert (tickets == [_UUID]) is (
+            kind in _RECORDED
+            and operation != "prepare"
+            and (outcome == PASSES or outcome.startswith(WARNED))
+        )
 
 
 @pytest.mark.parametrize("what", _BY_NAME)
@@ -839,11 +961,12 @@ def test_operations_that_are_none_of_our_business(
 
 
 def _modules_on_the_path() -> list[str]:
-    """What a rehearsal that refuses reads of the package."""
+    """What a rehearsal that refuses, or marks, reads of the package."""
     code = (
         "import sys; sys.path.append(sys.argv[1])\nfrom kvmarm_plugin import rehearse\nfrom"
         " kvmarm_plugin.domain import record\nfrom kvmarm_plugin.hook import answer\nfrom"
-        " kvmarm_plugin.judge import wording\nfrom kvmarm_plugin.model import policy\nprint(*(m for"
+        " kvmarm_plugin.judge import contradictions, wording\nfrom kvmarm_plugin.host import"
+        " marks\nfrom kvmarm_plugin.model import policy\nprint(*(m for"
         " m in sys.modules if m.startswith('kvmarm_plugin')))"
     )
     run = subprocess.run(
@@ -860,13 +983,16 @@ def _modules_on_the_path() -> list[str]:
 @pytest.mark.parametrize("harm", ["gone", "damaged", "empty"])
 @pytest.mark.parametrize("module", _modules_on_the_path())
 def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
-    """Whichever it is: a guest that does not fit never passes, one without a record is told nothing
-    else: no traceback.
+    """Whichever it is: a guest that does not fit never arrives, and starts with a mark; one without
+    a record is told nothing else: no traceback.
     """
     place = Place(tmp_path)
     {"gone": _without, "damaged": _damaged, "empty": _empty}[harm](module)(place)
-    status, out, err, _ = place.call("prepare", "begin", "does not fit")
+    status, out, err, _ = place.call("migrate", "begin", "does not fit")
     assert (status, out, err.count("\n")) == (1, "", 1)
+    status, out, err, _ = place.call("prepare", "begin", "does not fit")
+    assert (status, out, err.count("\n")) == (0, "", 1)
+    assert place.noted("marks")
     status, out, err, _ = place.call("prepare", "begin", "host-model")
     assert (status, out, err) == (0, "", "") or _matches(ADVICE, err[:-1], place)
 
@@ -874,10 +1000,15 @@ def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
 def test_the_real_time_limit(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.replace("hook/answer.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
+    place.replace("model/policy.py", f"seconds: float = {_TIME_LIMIT}", "seconds: int = 10")
     _BY_NAME["it answers slowly"].arrange(place)
-    status, _, err, seconds = place.call("migrate", "begin", "fits")
-    assert (status, "took longer than 2 s" in err) == (1, True)
+    status, _, err, seconds = place.call("prepare", "begin", "fits")
+    assert (status, "took longer than 2 s" in err) == (0, True)
     assert 2 <= seconds < 4
+    place.policy.write_text("arrival-seconds: 3\n")
+    status, _, err, seconds = place.call("migrate", "begin", "fits")
+    assert (status, "took longer than 3 s" in err) == (1, True)
+    assert 3 <= seconds < 5
 
 
 @pytest.mark.parametrize("interpreter", [_PYTHON, "/nowhere"])
@@ -895,7 +1026,7 @@ def test_input_without_an_end(tmp_path: Path, interpreter: str) -> None:
         "sh",
         str(place.hook),
         "guest",
-        "prepare",
+        "migrate",
         "begin",
         "-",
     ]
@@ -919,7 +1050,7 @@ def test_time_limits_hold_whatever_signals_the_caller_ignores_or_blocks(
     )
     try:
         place.before = trap
-        status, _, err, seconds = place.call("prepare", "begin", "fits")
+        status, _, err, seconds = place.call("migrate", "begin", "fits")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert status == 1
@@ -936,9 +1067,9 @@ def test_a_record_is_found_wherever_it_is(tmp_path: Path, interpreter: str, offs
     place = Place(tmp_path)
     place.interpreter(interpreter)
     place.change = lambda _kind, _xml: b"\0" * offset + b"urn:kvmarm-plugin:target:"
-    assert place.call("prepare", "begin", "plain")[0] == 1
+    assert place.call("migrate", "begin", "plain")[0] == 1
     place.change = lambda _kind, _xml: b"\0" * offset + b"urn:kvmarm-plugin:target" + b"\n:" * 70000
-    assert place.call("prepare", "begin", "plain")[0] == 0
+    assert place.call("migrate", "begin", "plain")[0] == 0
 
 
 @pytest.mark.parametrize("fault", ["nothing", "the interpreter is gone", "the package is gone"])
@@ -1109,48 +1240,68 @@ _INTRODUCTION = """\
 <!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
 # When the hook's surroundings are broken
 
-What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Three rules
+What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Four rules
 decide:
 
 - A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for
   host-model could not start anyway, and is told what to do. And if the XML cannot be read, does not
   end, or if the interpreter is killed as it reads, nobody knows whether the guest has a record, and
-  it is refused.)
-- A guest with a record is refused if it cannot be confirmed. `warn` in the policy lets it pass.
-- Only these operations are looked at: {looked_at}. At every other ({passed}, …) the hook ends with
-  status 0 before it starts an interpreter: nothing below concerns a guest that is running.
+  it is treated as if it had one.)
+- A guest with a record that *arrives* (`migrate begin`, `restore begin`) is refused if it cannot be
+  confirmed. `warn` in the policy lets it pass, and so does, once, `kvmarm allow`.
+- A guest with a record that *starts* (`prepare begin`) is what this host makes of it, whatever is
+  recorded. It passes, and a file in `/run/kvmarm/marks` says that its record may not be true. It is
+  refused only if KVM or QEMU would not start it, or if the policy says `on-drift: refuse`. (The
+  `prepare begin` of an arrival finds the ticket that was left for it, and passes.)
+- Only these operations are looked at. At every other ({passed}, …) the hook ends with status 0
+  before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is written to standard output, except in `migrate begin` and `restore begin` the XML of a
-guest that passes and is pinned to a cluster (big.LITTLE) whose CPUs have other numbers here.
-Reading is given up after {limit} s; checking {limit} s later, {guest:g} s later while a scratch
-guest runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and
-the system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
+Nothing is written to standard output but, for an arrival that passes, its XML, where this kernel
+has other registers than the record says, or the CPUs that it is pinned to (big.LITTLE) have other
+numbers. Reading is given up after {limit} s; checking a guest that starts {limit} s later, one that
+arrives {arrival} s later (`arrival-seconds` in the policy), {guest:g} s later while a scratch guest
+runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and the
+system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
 (RLIMIT_DATA) and {cpu} s of CPU time; of the XML it keeps {size} MiB, and looks through the rest
 for a record. A refusal is one line of less than 2 KiB on standard error, which libvirt shows to
-whoever started the guest. What has "as it was promised" in it is in the system's log, too. If
-libvirt gives no XML at all, no guest is known to have a record.
+whoever started the guest. Everything is in the system's log, too (`journalctl -t kvmarm-hook`),
+but for refusals where the interpreter or the package is missing. If libvirt gives no XML at all, no
+guest is known to have a record.
 
 The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a
 record that *fits* this host; one with a record that does *not fit* it. M1, M2, … are the messages,
-at the end; "…" in them is any text.
+at the end; "…" in them is any text. "Marked" is: passes with a mark, and this message is in the
+log, where "GUEST starts unchecked" takes the place of what it says of an arrival.
 """
 
 
 def _document() -> str:
     letters: dict[str, str] = {}
 
-    def cell(outcome: str, lost: bool) -> str:
+    def cell(fault: Fault, kind: str, operation: str) -> str:
+        outcome, arrives = fault.outcome(kind, operation), fault.outcome(kind, "migrate")
         if outcome == PASSES:
             return "passes"
-        message = outcome[len(WARNED) :] if outcome.startswith(WARNED) else outcome
+        message = _message(outcome)
+        if " starts unchecked: " in message and outcome == _of_a_start(arrives.replace(ALLOW, "")):
+            message = _message(arrives)
         name = letters.setdefault(message, f"M{len(letters) + 1}")
+        if outcome.startswith(MARKED):
+            return f"marked: {name}"
         if outcome.startswith(WARNED):
             return f"passes; {name} in the log"
-        return (
-            f"refused; {name} {'in the log' if _is_logged(message) else 'is lost'}"
-            if lost
-            else f"refused: {name}"
-        )
+        if not fault.lost:
+            return f"refused: {name}"
+        return f"refused; {name} {'in the log' if _is_logged(message, operation) else 'is lost'}"
+
+    def cells(fault: Fault) -> list[str]:
+        row = []
+        for kind in ("plain", "host-model"):
+            arrives, starts = (cell(fault, kind, each) for each in ("migrate", "prepare"))
+            row.append(arrives if arrives == starts else f"arrives: {arrives}; starts: {starts}")
+        for operation in ("migrate", "prepare"):
+            row += [cell(fault, kind, operation) for kind in _RECORDED]
+        return row
 
     lines = []
     for title, faults in _FAULTS.items():
@@ -1158,24 +1309,20 @@ def _document() -> str:
             "",
             f"## {title}",
             "",
-            "| broken | without a record | host-model | fits | does not fit |",
-            "|---|---|---|---|---|",
+            "| broken | without a record | host-model | fits, arrives | does not fit, arrives |"
+            " fits, starts | does not fit, starts |",
+            "|---|---|---|---|---|---|---|",
         ]
-        for fault in faults:
-            cells = [
-                cell(fault.outcome(kind), fault.lost)
-                for kind in ("plain", "host-model", "fits", "does not fit")
-            ]
-            lines.append(f"| {fault.what} | {' | '.join(cells)} |")
+        lines += [f"| {fault.what} | {' | '.join(cells(fault))} |" for fault in faults]
     lines += ["", "## The messages", "", "| | |", "|---|---|"]
     lines += [
         f"| {letter} | `{message.replace('|', chr(92) + '|')}` |"
         for message, letter in letters.items()
     ]
     introduction = _INTRODUCTION.format(
-        looked_at=", ".join(f"`{operation} begin`" for operation in _LOOKED_AT),
         passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
         limit=hook.TIME_LIMIT,
+        arrival=HookPolicy.arrival_seconds,
         guest=scratch.GUEST_TIME_LIMIT,
         say=hook.PATIENCE,
         log=2 * hook.PATIENCE,

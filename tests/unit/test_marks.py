@@ -48,6 +48,17 @@ def test_a_mark_stays_until_it_is_taken_away(run: Path) -> None:
     assert marks.mark_of(UUID) is None
 
 
+def test_a_guest_whose_uuid_could_not_be_read(run: Path) -> None:
+    marks.mark_by_name("guest", "no\nUUID")
+    marks.mark_by_name("guest", "again")
+    assert marks.marked() == ([], ["guest"])
+    assert (run / "marks/name-guest").read_text() == "no UUID\n"
+    for name in ("../../etc/x", "a\0b", "x" * 300):
+        with pytest.raises(OSError):
+            marks.mark_by_name(name, "why")
+    assert marks.marked() == ([], ["guest"])
+
+
 def test_a_mark_by_name(run: Path) -> None:
     (run / "marks").mkdir(parents=True)
     (run / "marks/name-..").touch()

@@ -17,7 +17,7 @@ from kvmarm_plugin.basics import yamltext
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.model import policy
-from kvmarm_plugin.model.policy import Policy, PolicyError
+from kvmarm_plugin.model.policy import HookPolicy, Policy, PolicyError
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import read_wish
@@ -49,7 +49,7 @@ from tests.corpus import host, one_line, template
         ("cluster: smallest", Policy(cluster="smallest")),
         ("cluster: all", Policy(cluster="all")),
         ("cluster: 0x410fd034", Policy(cluster=0x410FD034)),
-        ("on-migrate: warn\non-prepare: refuse\non-restore: warn", Policy()),
+        ("on-migrate: warn\non-drift: refuse\non-restore: warn\narrival-seconds: 30", Policy()),
         (
             "prefer: host\npmu: off\nsve: on\nsve-max-length: 256\n",
             Policy(prefer_named=False, pmu=False, sve=True, sve_max_length=256),
@@ -96,6 +96,10 @@ def test_yaml(text: str, expected: Policy) -> None:
         ("[" * 5000, "is not YAML"),
         ("on-migrate: maybe", "on-migrate cannot be 'maybe'"),
         ("on-reconnect: warn", "unknown setting 'on-reconnect'"),
+        ("arrival-seconds: 0", "arrival-seconds cannot be 0"),
+        ("arrival-seconds: '10'", "arrival-seconds cannot be '10'"),
+        ("arrival-seconds: on", "arrival-seconds cannot be True"),
+        ("on-migrate: renew", "on-migrate cannot be 'renew'"),
         # What the loaders take, or raise at as they like.
         ("pmu: off\npmu: on", "is not YAML, line 2: pmu is there twice"),
         ("pmu: off\n'pmu': on", "is not YAML, line 2: pmu is there twice"),
@@ -162,42 +166,61 @@ def test_refusals_name_the_file_and_the_setting(
 # -- what the hook reads -------------------------------------------------------------------------
 
 
+_DEFAULT = HookPolicy("renew", "refuse", "refuse", 10)
+
+
 @pytest.mark.parametrize(
-    ("text", "refusing"),
+    ("text", "expected"),
     [
-        ("", {"prepare", "migrate", "restore"}),
-        ("pmu: off\non-migrate: warn\n", {"prepare", "restore"}),
-        ("on-migrate: warn # for now\non-prepare:   warn\non-restore: refuse", {"restore"}),
-        ("# on-migrate: warn", {"prepare", "migrate", "restore"}),
-        ("on-migrate: warning", {"prepare", "migrate", "restore"}),
-        ("\xff", {"prepare", "migrate", "restore"}),
+        ("", {}),
+        ("pmu: off\non-migrate: warn\n", {"on_migrate": "warn"}),
+        (
+            "on-migrate: warn # for now\non-drift:   warn",
+            {"on_migrate": "warn", "on_drift": "warn"},
+        ),
+        ("on-drift: refuse\non-restore: 'warn'", {"on_drift": "refuse", "on_restore": "warn"}),
+        ("on-drift: renew\non-migrate: renew", {}),
+        ("arrival-seconds: 60", {"arrival_seconds": 60}),
+        ("arrival-seconds: 0\non-restore: warn", {"on_restore": "warn"}),
+        ("arrival-seconds: 9999999999999999999999", {}),
+        ("arrival-seconds: ten", {}),
+        ("# on-migrate: warn", {}),
+        ("on-migrate: warning", {}),
+        ("on-prepare: warn\non-migrate: warn", {"on_migrate": "warn"}),
+        ("\xff", {}),
     ],
 )
-def test_the_hook_refuses_unless_it_is_told_to_warn(
-    tmp_path: Path, text: str, refusing: set[str]
+def test_the_hook_has_the_defaults_unless_it_is_told_otherwise(
+    tmp_path: Path, text: str, expected: dict[str, object]
 ) -> None:
     path = tmp_path / "policy.yaml"
     path.write_bytes(text.encode("latin-1"))
-    assert {
-        name for name in ("prepare", "migrate", "restore") if policy.refuses(name, str(path))
-    } == refusing
+    assert policy.for_hook(str(path)) == _DEFAULT.replace(**expected)
 
 
-def test_the_hook_refuses_without_a_policy(tmp_path: Path) -> None:
-    assert policy.refuses("migrate", str(tmp_path / "none.yaml"))
+def test_the_hook_without_a_policy(tmp_path: Path) -> None:
+    assert policy.for_hook(str(tmp_path / "none.yaml")) == _DEFAULT
+
+
+def test_the_former_setting_is_an_error_that_says_what_to_write() -> None:
+    for value in ("refuse", "warn", "[x]"):
+        with pytest.raises(PolicyError) as caught:
+            policy.loads(f"pmu: off\non-prepare: {value}\n", "some.yaml")
+        assert str(caught.value) == (
+            "some.yaml, line 2: on-prepare is no setting (hint: write on-drift: renew, warn or"
+            " refuse, which is about guests that are started; see man kvmarm-policy)"
+        )
 
 
 # -- the hook's reader and YAML's ----------------------------------------------------------------
 
-_OPERATIONS = ("prepare", "migrate", "restore")
 
-
-def _hook_reads(directory: Path, text: str) -> dict[str, str]:
+def _hook_reads(directory: Path, text: str) -> dict[str, object]:
     path = directory / "policy.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     return {
-        f"on-{name}": "refuse" if policy.refuses(name, str(path)) else "warn"
-        for name in _OPERATIONS
+        name.replace("_", "-"): value
+        for name, value in policy.for_hook(str(path)).as_dict().items()
     }
 
 
@@ -290,9 +313,10 @@ def test_what_operators_write_is_read_by_both(
     if parser == "Python":
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert _hook_reads(tmp_path, text) == {
-        "on-prepare": "refuse",
+        "on-drift": "renew",
         "on-migrate": "warn",
         "on-restore": "refuse",
+        "arrival-seconds": 10,
     }
     assert policy.loads(text).pmu is (False if "off" in text else None)
 
@@ -311,8 +335,12 @@ _fragments = st.sampled_from(
     [
         *(
             "on-migrate",
-            "on-prepare",
+            "on-drift",
             "on-restore",
+            "arrival-seconds",
+            "renew",
+            "10",
+            "010",
             "pmu",
             "prefer",
             "cluster",
@@ -392,7 +420,9 @@ _fragments = st.sampled_from(
         *(
             "on-migrate: warn",
             "on-migrate: refuse",
-            "on-prepare: warn # x",
+            "on-drift: warn # x",
+            "arrival-seconds: 010\n",
+            "arrival-seconds: 20\n",
             "pmu: off",
             "prefer: host",
             "on-migrate: warn\n",
@@ -421,7 +451,9 @@ def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(
                 answers.append(None)
                 continue
         document = yaml.load(text, Loader=loader) or {}
-        assert hook == {key: document.get(key, "refuse") for key in hook}
+        assert hook == {
+            key: document.get(key, _DEFAULT.as_dict()[key.replace("-", "_")]) for key in hook
+        }
     if "warn" in hook.values():
         assert answers[0] == answers[1]
 
@@ -441,7 +473,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
         tmp_path / ("x" * 300),
         "\0",
     ):
-        assert policy.refuses("migrate", str(path))
+        assert policy.for_hook(str(path)).on_migrate == "refuse"
     assert time.monotonic() - start < 1
 
 
@@ -456,14 +488,14 @@ def test_a_policy_of_others_is_not_obeyed(
     path = tmp_path / "policy.yaml"
     path.write_text("on-migrate: warn\n")
     path.chmod(0o644)
-    assert not policy.refuses("migrate", str(path))
+    assert policy.for_hook(str(path)).on_migrate == "warn"
     if owner:
         status = os.stat_result((0o100000 | mode, 0, 0, 1, owner, owner, 17, 0, 0, 0))
         monkeypatch.setattr(os, "fstat", lambda _: status)
         monkeypatch.setattr(os, "stat", lambda *_, **__: status)
     else:
         path.chmod(mode)
-    assert policy.refuses("migrate", str(path))
+    assert policy.for_hook(str(path)).on_migrate == "refuse"
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(path))
     assert cli.main(["check", "missing.xml"]) == 1
     assert f"others than root can change {path}" in capsys.readouterr().err

@@ -579,6 +579,7 @@ _IN_TEXT = {
     "registers": "ID_AA64PFR0_EL1      0x",
     "reglist": " in all",
     "pinning": "pinned      to CPUs 4-7, of MIDR 0x414fd0b0",
+    "roams": "pinned      no",
 }
 
 
@@ -626,6 +627,29 @@ def test_the_json_holds_the_whole_record(where: str) -> None:
     assert tuple(tree["intent"]["added"]) == found.intent.added
     assert [kept.encode() for kept in tree["intent"]["kept"]] == list(found.intent.kept)
     assert record.Origin(**tree["origin"]) == found.origin
+
+
+def test_what_only_some_records_have_is_shown() -> None:
+    found = _shown()
+    some = found.replace(
+        target=found.target.replace(roams=True),
+        intent=record.Intent((), ()),
+        origin=found.origin.replace(renewed="beta"),
+        home=record.Home("4-5", "", (b"<emulatorpin cpuset='4-5'/>",)),
+    )
+    text, tree = show.as_text("uefi", some, False), show.as_json(some)
+    for words in (
+        "\npinned      no: it may roam between CPUs of several kinds\n",
+        "\nintent      none: it never asked for host-model\n",
+        f"\nmade        on {found.origin.host} by {found.origin.by}, renewed on beta\n",
+        "\nhome        its pins were for CPUs 4-5\n",
+    ):
+        assert words in text
+    assert tree["target"]["roams"] is True
+    assert tree["origin"]["renewed"] == "beta"
+    assert tree["intent"] == {"added": (), "kept": []}
+    noted = show.as_text("uefi", found, False, ("one", "two"))
+    assert noted == show.as_text("uefi", found, False) + "note        one\nnote        two\n"
 
 
 def test_the_short_form_leaves_the_registers_out() -> None:
