@@ -464,6 +464,7 @@ _TOO_SLOW = {
     "contextlib",
     "functools",
     "shlex",
+    "hashlib",
     "dataclasses",
     "typing",
     "re",
