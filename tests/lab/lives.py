@@ -49,6 +49,18 @@ DISK_XML = (
 )
 
 
+_INTRODUCTION = f"""\
+What a guest is, changes over its life: it is started cold on a newer kernel, arrives from an older
+one, is saved and restored. Each guest was resolved and started on the host that its last hop leads
+to, and came to the other one as the column *life* says.
+
+With *renewal* `kvmarm renew` runs on both hosts. With the *hook alone* a record is true where the
+last start was an arrival. After a cold start that only the hook saw, `check` on that host says
+*{NOT_KNOWN}*; the hook of the next host has nothing to go by but a record that is not true, and its
+yes may be false.
+"""
+
+
 @dataclass(frozen=True)
 class LifeCase:
     """Two hosts, and the guest that lives on them.
@@ -247,14 +259,7 @@ def section(lives: Lives, seconds: float) -> str:
     """The part of docs/truth-table.md about lives."""
     lines = [
         HEADING,
-        "What a guest is, changes over its life: it is started cold on a newer kernel, arrives from",
-        "an older one, is saved and restored. Each guest was resolved and started on the host that",
-        "its last hop leads to, and came to the other one as the column *life* says.",
-        "",
-        "With *renewal* `kvmarm renew` runs on both hosts. With the *hook alone* a record is true",
-        "where the last start was an arrival. After a cold start that only the hook saw, `check` on",
-        f"that host says *{NOT_KNOWN}*; the hook of the next host has nothing to go by but a record",
-        "that is not true, and its yes may be false.",
+        *_INTRODUCTION.splitlines(),
         "",
         "| last hop: from | home to | life | | hook | check | really |  |",
         "|---|---|---|---|---|---|---|---|",
