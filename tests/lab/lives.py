@@ -152,6 +152,7 @@ def is_reverted_there(guest: Guest, abroad: Host) -> Guest:
     abroad.put(snapshot.encode(), "/tmp/snapshot.xml")
     abroad.run(f"virsh snapshot-create --redefine {name} /tmp/snapshot.xml")
     abroad.run(f"virsh snapshot-revert {name} then")
+    abroad.run(f"virsh snapshot-delete --metadata {name} then")  # with it, it could not migrate
     return there
 
 
