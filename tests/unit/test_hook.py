@@ -832,6 +832,7 @@ _TOO_SLOW = {
     "contextlib",
     "functools",
     "shlex",
+    "hashlib",
     "dataclasses",
     "typing",
     "re",
@@ -846,7 +847,6 @@ _TOO_SLOW = {
     "libvirt",
     "ctypes",
     "socket",
-    "hashlib",
     "_hashlib",
 }
 

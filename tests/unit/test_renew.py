@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _ROOT = Path(__file__).parent.parent.parent
-_DIRECTORY = marks.DIRECTORY  # tests have others
 _UUID = "11111111-2222-3333-4444-555555555555"
 
 # The command with another directory, and a renewer that writes down what is asked of it.
@@ -279,10 +278,10 @@ def test_the_units_are_units(tmp_path: Path) -> None:
 
 def test_the_units_and_the_code_agree() -> None:
     listens = (_ROOT / "systemd/kvmarm-renew.socket").read_text(encoding="utf-8")
-    assert f"ListenDatagram={_DIRECTORY}/{marks.SOCKET}\nSocketMode=0600\n" in listens
+    assert f"ListenDatagram=/run/kvmarm/{marks.SOCKET}\nSocketMode=0600\n" in listens
     service = (_ROOT / "systemd/kvmarm-renew.service").read_text(encoding="utf-8")
     assert "\nExecStart=kvmarm renew\n" in service
     assert "\nRuntimeDirectory=" not in service
     directories = (_ROOT / "systemd/kvmarm.conf").read_text(encoding="utf-8")
     for name, mode in (("", "0755"), ("/marks", "0755"), ("/arrival", "0700"), ("/allow", "0700")):
-        assert f"\nd {_DIRECTORY}{name} {mode} root root -\n" in directories
+        assert f"\nd /run/kvmarm{name} {mode} root root -\n" in directories
