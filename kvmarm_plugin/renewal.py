@@ -20,6 +20,7 @@ from .domain.record import Record
 from .domain.xml import Element, parse
 from .host import marks
 from .host.cpus import find_clusters
+from .host.libvirt_host_model import note_host_model
 from .host.libvirtd import (
     ARRIVED,
     BOOTED,
@@ -160,6 +161,7 @@ class Renewer:
         self._left: set[_Mark] = set()  # given up, until something happens
         self._names: dict[_Mark, str] = {}  # of the guests, for the log
         self._told: set[str] = set()
+        self._has_noted = False  # whether libvirt offers host-model
 
     def again(self) -> None:
         """Look again at guests that were given up: something has happened."""
@@ -181,10 +183,21 @@ class Renewer:
             return False
         try:
             with self._connect() as connection, System() as system:
+                self._note_host_model(connection)
                 again = [self._look_at(mark, connection, system) for mark in waiting]
         except KvmarmError as error:  # no libvirt, or no KVM
             again = [self._wait(mark, error) for mark in waiting]
         return any(again)
+
+    def _note_host_model(self, connection: Connection) -> None:
+        """Leave word for the hook; where libvirt does not tell, what was noted stays."""
+        if self._has_noted:
+            return
+        self._has_noted = True
+        try:
+            note_host_model(connection)
+        except KvmarmError as error:
+            self._tell(f"whether libvirt offers host-model itself is not known: {error}")
 
     def _look_at(self, mark: _Mark, connection: Connection, system: System) -> bool:
         """Try to renew what a marked guest has; whether to look again."""
@@ -207,8 +220,10 @@ class Renewer:
         self._off.pop(mark, None)
         if beginning == STARTING:
             return self._wait(mark, KvmarmError("it did not come to run"))
-        self._renew_stored(domain, system)
-        renew_live(domain, system)
+        try:
+            self._renew_stored(domain, system)
+        finally:  # one says nothing about the other
+            renew_live(domain, system)
         if mark.domain(connection).run != domain.run:
             return True  # what was written was of a run that is over
         return self._done(mark, domain)

@@ -37,6 +37,15 @@ REASONS = {
 _LIVE, _CONFIG, _SECURE, _INACTIVE = 1, 2, 1, 2
 _ERROR, _NO_DOMAIN = 38, 42
 
+_CAPABILITIES = """\
+<domainCapabilities>
+  <cpu>
+    <mode name='host-passthrough' supported='yes'/>
+    <mode name='host-model' supported='no'/>
+  </cpu>
+</domainCapabilities>
+"""
+
 
 class FakeError(Exception):
     """libvirt.libvirtError."""
@@ -139,8 +148,9 @@ class FakeDomain:
 
 
 class FakeConnection:
-    def __init__(self, domains: list[FakeDomain]) -> None:
+    def __init__(self, domains: list[FakeDomain], capabilities: str) -> None:
         self.domains = domains
+        self.capabilities = capabilities
 
     def _find(self, name: str, text: str) -> _Handle:
         for domain in self.domains:
@@ -153,6 +163,14 @@ class FakeConnection:
 
     def lookupByUUIDString(self, uuid: str) -> _Handle:  # noqa: N802
         return self._find("uuid", uuid)
+
+    def getDomainCapabilities(self, *_: object) -> str:  # noqa: N802
+        if not self.capabilities:
+            raise FakeError("this function is not supported by the connection driver")
+        return self.capabilities
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        return 14003002
 
     def listAllDomains(self) -> list[_Handle]:  # noqa: N802
         return [_Handle(domain) for domain in self.domains]
@@ -191,6 +209,7 @@ class FakeLibvirt:
     Attributes:
         domains: those that there are.
         down: whether libvirt cannot be reached.
+        capabilities: what it offers, empty if it does not tell.
     """
 
     libvirtError = FakeError  # noqa: N815
@@ -207,13 +226,14 @@ class FakeLibvirt:
     def __init__(self, *domains: FakeDomain) -> None:
         self.domains = list(domains)
         self.down = False
+        self.capabilities = _CAPABILITIES
         for name, number in REASONS.items():
             setattr(self, f"VIR_DOMAIN_{name}", number)
 
     def open(self, _uri: str) -> FakeConnection:
         if self.down:
             raise FakeError("Failed to connect socket: No such file or directory")
-        return FakeConnection(self.domains)
+        return FakeConnection(self.domains, self.capabilities)
 
     def registerErrorHandler(self, *_: object) -> None:  # noqa: N802
         pass

@@ -18,7 +18,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import parse
-from kvmarm_plugin.host import marks
+from kvmarm_plugin.host import libvirt_host_model, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
@@ -37,7 +37,8 @@ _XML = resolver(_OLDER).resolve(GUEST).decode()
 class _Host:
     """This host, with a kernel of sid's, and its renewer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, note: Path) -> None:
+        self.note = str(note)
         self.profile = host(_NEWER)
         self.kernel = FakeKernel.from_profile(self.profile)
         self.libvirt = FakeLibvirt()
@@ -50,6 +51,7 @@ class _Host:
         monkeypatch.setattr(os, "uname", lambda: uname)
         monkeypatch.setattr(platform, "node", lambda: "here")
         monkeypatch.setattr(renewal, "System", lambda: System(self.kernel))
+        monkeypatch.setattr(libvirt_host_model.note_host_model, "__defaults__", (self.note,))
         monkeypatch.setattr(renewal, "find_clusters", list)
         monkeypatch.setattr(renewal, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setitem(sys.modules, "libvirt", self.libvirt)
@@ -80,7 +82,7 @@ class _Host:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Host:
     monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "run"))
-    return _Host(monkeypatch)
+    return _Host(monkeypatch, tmp_path / "lib/libvirt-host-model")
 
 
 def _record(xml: str | None) -> Record:
@@ -246,12 +248,23 @@ def test_a_guest_that_is_called_like_the_uuid_of_another(here: _Host) -> None:
 
 def test_a_refused_write_is_tried_again(here: _Host) -> None:
     guest = here.guest("RUNNING_BOOTED")
-    guest.refuses = 3
-    for _ in range(3):
+    guest.refuses = 4  # of both writes
+    for _ in range(2):
         assert here.passes(1)
+        assert guest.calls == []
         assert marks.marked() == ([_UUID], [])
     assert here.passes(1) is False
     assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([], [])
+
+
+def test_a_stored_definition_that_cannot_be_written_leaves_the_live_one(here: _Host) -> None:
+    guest = here.guest("RUNNING_BOOTED")
+    guest.refuses = 1
+    assert here.passes(1)
+    assert guest.calls == [("live", record.NAMESPACE)]
+    assert marks.marked() == ([_UUID], [])
+    assert here.passes(1) is False
     assert marks.marked() == ([], [])
 
 
@@ -338,6 +351,27 @@ def test_a_guest_that_roams_unasked(here: _Host, monkeypatch: pytest.MonkeyPatch
     assert here.renewer.work() is False
     assert marks.marked() == ([_UUID], [])
     assert "its threads would run on CPUs of several kinds" in here.log[-1]
+
+
+def test_the_day_libvirt_can(here: _Host) -> None:
+    """The hook finds a note, and stands aside."""
+    guest = here.guest("RUNNING_BOOTED")
+    offered = here.libvirt.capabilities.replace(
+        "'host-model' supported='no'", "'host-model' supported='yes'"
+    )
+    here.libvirt.capabilities = offered
+    assert here.renewer.work() is False
+    assert Path(here.note).read_text() == "14.3.2\n"
+    assert guest.calls
+
+
+def test_a_libvirt_that_does_not_say_what_it_offers(here: _Host) -> None:
+    guest = here.guest("RUNNING_BOOTED")
+    here.libvirt.capabilities = ""
+    assert here.renewer.work() is False
+    assert here.log[0].startswith("whether libvirt offers host-model itself is not known: libvirt:")
+    assert not Path(here.note).exists()
+    assert guest.calls
 
 
 def test_without_libvirt_it_waits(here: _Host) -> None:
