@@ -19,6 +19,7 @@ _NEEDED = (
     "LICENSE",
     "kvmarm_plugin",
     "hooks",
+    "systemd",
     "xml-templates",
     "docs",
 )
