@@ -52,8 +52,8 @@ _MESSAGE_LIMIT = (
 
 _UNREAD = "unread"  # in a ticket, in place of the digest of a record
 
-# In a ticket, behind the kinds of findings that an arrival has passed against: nobody knows what it
-# has.
+# In a ticket, behind the kinds of findings that an arrival has passed against: its record may not
+# be true here.
 _UNSURE = "unsure"
 
 _MOST = 4  # differences in a line
@@ -130,6 +130,7 @@ class _Guest:
         domain, record: of `xml`; None where they could not be read.
         problem: why the record could not be read.
         renewed: the record that it needs here, if that is another.
+        allowed: whether an operator has let it pass.
     """
 
     def __init__(self, name: str, operation: str, xml: bytes) -> None:
@@ -140,6 +141,7 @@ class _Guest:
         self.record: Record | None = None
         self.problem: KvmarmError | None = None
         self.renewed: Record | None = None
+        self.allowed = False
 
     def read(self) -> bool:
         """Read the XML and the record in it. Returns whether there is one, be it broken.
@@ -215,9 +217,9 @@ def _arrive(guest: _Guest, policy: HookPolicy) -> bool:
                 return True
         elif failure:
             put_out = guest.record
+            kinds = (*kinds, _UNSURE)
             failure = f"libvirt cannot be given another: {failure}"
-            doubt = _mark(guest, failure)
-            _tell(guest, "WARNING", "arrives with a record that is not true here", failure, doubt)
+            _tell(guest, "WARNING", "arrives with a record that is not true here", failure)
         elif guest.renewed:
             _log(guest, "INFO", f"{shown(guest.name)} gets a record of what it has on this host")
     if guest.record or guest.problem:
@@ -314,8 +316,12 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
         if _UNSURE in start.ticket.warned:
-            _mark(guest, f"it arrived against a warning ({' '.join(start.ticket.warned)})")
+            against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
+            why = "it arrived with a record that may not be true here"
+            _mark(guest, f"{why}: {against}" if against else why)
             _ring(guest)
+        else:
+            _unmark(guest)
         return False
     if start.stops and _refuse(guest, "cannot start on this host", start.stops):
         return True
@@ -551,7 +557,8 @@ def _refuse(guest: _Guest, heading: str, reason: str, advice: str = "") -> bool:
     """Whether a guest that should not pass is stopped: it is if no operator lets it pass."""
     from kvmarm_plugin.host.marks import take_allowance
 
-    if take_allowance(guest.uuid, guest.name):
+    guest.allowed = guest.allowed or take_allowance(guest.uuid, guest.name)
+    if guest.allowed:
         _tell(guest, "WARNING", f"passes, as kvmarm allow says, although it {heading}", reason)
         return False
     once = f"To let it pass once: kvmarm allow {guest.word()}"
