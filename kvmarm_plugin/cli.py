@@ -102,6 +102,41 @@ def _parser() -> argparse.ArgumentParser:
     _add_resolving(create)
     create.add_argument("--paused", action="store_true", help="leave the guest paused")
 
+    refresh = _command(
+        subparsers, "refresh", "resolve recorded guests anew, from what their users wrote"
+    )
+    which = refresh.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
+    )
+    which.add_argument("--all", action="store_true", help="every domain that has a record")
+    refresh.add_argument(
+        "--machine", metavar="TYPE", help="give them this machine type (default: they keep theirs)"
+    )
+    refresh.add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    refresh.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_connect(refresh)
+    _add_resolving(refresh)
+
+    renew = _command(
+        subparsers,
+        "renew",
+        "wait for guests that start as something else than recorded, and correct their records",
+    )
+    renew.add_argument(
+        "--once", action="store_true", help="end when those are done that are marked now"
+    )
+    _add_connect(renew)
+
+    allow = _command(
+        subparsers, "allow", "let a guest start or arrive here once, whatever the hook says"
+    )
+    allow.add_argument(
+        "guest", metavar="NAME-or-UUID", help="of the guest; it need not be known here yet"
+    )
+
     show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
         "domain",
@@ -109,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name or UUID of a domain, or a file with its XML (- for standard input)",
     )
     _add_connect(show)
+    _add_inactive(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.add_argument(
         "-v", "--verbose", action="store_true", help="with every register and its fields"
@@ -134,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ask of the host of this profile instead; may be repeated",
     )
     _add_connect(check)
+    _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
     compare = _command(
@@ -209,6 +246,14 @@ def _add_connect(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_inactive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inactive",
+        action="store_true",
+        help="of the definition that the domain will start from, though it runs or is saved",
+    )
+
+
 def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
@@ -231,11 +276,6 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
     )
     pools.add_argument(
         "--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool"
-    )
-    parser.add_argument(
-        "--refresh",
-        action="store_true",
-        help="resolve a domain that has a record anew, from its intent",
     )
     parser.add_argument(
         "--validate", action="store_true", help="check the result against libvirt's schema"

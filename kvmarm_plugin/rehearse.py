@@ -193,7 +193,11 @@ class KernelOffer(Offer):
 
 
 def rehearse(
-    target: Target, system: System, machines: tuple[str, ...] = (), cpus: tuple[int, ...] = ()
+    target: Target,
+    system: System,
+    machines: tuple[str, ...] = (),
+    cpus: tuple[int, ...] = (),
+    boots: bool = False,
 ) -> list[Finding]:
     """The findings of a target against this host.
 
@@ -202,12 +206,13 @@ def rehearse(
             it first.
         cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6);
             empty where all are alike.
+        boots: as for `judge`.
 
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
     with KernelOffer(target, system, machines, cpus) as offer:
-        return judge(target, offer)
+        return judge(target, offer, boots)
 
 
 def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...] = ()) -> Target:

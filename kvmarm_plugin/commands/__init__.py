@@ -6,9 +6,6 @@ exit status. `inputs` reads what options and arguments name, `output` writes, `r
 resolve, define and create share.
 """
 
-DONE, ERROR, USAGE, INCOMPATIBLE = (
-    0,
-    1,
-    2,
-    3,
-)  # exit statuses; the last is a clear "no", with findings
+# Exit statuses. INCOMPATIBLE is a clear "no", with findings; what is not known is no answer either.
+DONE, ERROR, USAGE, INCOMPATIBLE = 0, 1, 2, 3
+NOT_KNOWN = ERROR

@@ -8,67 +8,139 @@ from __future__ import annotations
 import platform
 
 from ..basics.errors import KvmarmError
-from ..judge.finding import HARMLESS, worst
-from . import DONE, INCOMPATIBLE, check_view
-from .inputs import machines_here, probe_here, read_domain, read_policy, read_profiles, read_record
+from ..model import policy
+from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
+from .check_view import ARRIVAL, MEMBER, START, Report
+from .inputs import (
+    STORED,
+    is_file,
+    machines_here,
+    probe_here,
+    read_guest,
+    read_policy,
+    read_profiles,
+    read_source,
+)
 from .output import write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable, Sequence
 
-    from ..domain.xml import Element
+    from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.target import Target
+    from .inputs import Guest
 
 
 def run(arguments: Namespace) -> int:
-    name, uri, hosts, as_json = (
+    name, uri, hosts, inactive, as_json = (
         arguments.domain,
         arguments.connect,
         arguments.host or [],
+        arguments.inactive,
         arguments.json,
     )
     from ..fleet.pool import is_pool
+    from ..host.libvirtd import is_remote
 
+    if not hosts and not is_file(name) and is_remote(uri):
+        raise KvmarmError(
+            f"{uri} is another host, and this host's kernel knows nothing of it",
+            "make its profile there with kvmarm probe, and give it with --host",
+        )
+    drift_refused = False
     if not hosts:
-        read_policy(
-            None
-        )  # the hook reads it here, with a reader of its own: refuse what it would not read alike
-    document = read_domain(name, uri)
-    title, verdicts = (
-        _of_pool(document, name, hosts) if is_pool(document) else _of_domain(document, name, hosts)
-    )
-    write_text(
-        check_view.as_json(title, verdicts) if as_json else check_view.as_text(title, verdicts)
-    )
-    return (
-        DONE
-        if all(worst(findings) in ("", HARMLESS) for findings in verdicts.values())
-        else INCOMPATIBLE
-    )
-
-
-def _of_domain(
-    document: bytes, name: str, hosts: list[str]
-) -> tuple[str, dict[str, list[Finding]]]:
-    """The domain's name, and its findings by host: by the word of these profiles, or of this host's
-    kernel if there are none.
-    """
-    from ..judge.by_profile import check
-    from ..judge.contradictions import find_contradictions
-
-    record, title, domain = read_record(document, name)
-    if hosts:
-        verdicts = {host.name: check(record.target, host) for host in read_profiles(hosts)}
+        # The hook reads it with a reader of its own: refuse what that would not read alike.
+        read_policy(None)
+        drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
+    source = read_source(name, uri, inactive)
+    if is_pool(source.document):
+        report = _of_pool(source.document, name, hosts)
     else:
-        verdicts = {platform.node(): _rehearsed(domain, record.target)}
-    changes = find_contradictions(domain, record.target)
-    return title, {host: changes + findings for host, findings in verdicts.items()}
+        report = _of_guest(read_guest(source), hosts, drift_refused)
+    write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
+    if report.unknown:
+        return NOT_KNOWN
+    return DONE if all(map(report.is_yes, report.verdicts.values())) else INCOMPATIBLE
 
 
-def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[str, list[Finding]]]:
-    """The pool's name, and by host why it would be no member like the others."""
+def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
+    """By the word of these profiles, or of this host's kernel if there are none."""
+    question = START if guest.definition == STORED else ARRIVAL
+    if guest.mark is not None:
+        names = [host.name for host in read_profiles(hosts)] or [platform.node()]
+        verdicts: dict[str, list[Finding]] = {name: [] for name in names}
+    elif hosts:
+        from ..judge.by_profile import check, counted
+
+        verdicts = {
+            host.name: _judged(
+                guest,
+                question,
+                counted(host),
+                lambda cpus, host=host: check(guest.record.target, host, cpus, question == START),  # type: ignore[misc]
+            )
+            for host in read_profiles(hosts)
+        }
+    else:
+        verdicts = {platform.node(): _rehearsed(guest, question)}
+    origin = guest.record.origin
+    return Report(
+        title=guest.name,
+        question=question,
+        definition=guest.definition,
+        origin=origin.renewed or origin.host,
+        here=not hosts,
+        verdicts=verdicts,
+        unknown=guest.mark or "",
+        notes=guest.notes,
+        drift_refused=drift_refused,
+    )
+
+
+def _judged(
+    guest: Guest,
+    question: str,
+    clusters: Sequence[Counted],
+    judge: Callable[[tuple[int, ...]], list[Finding]],
+) -> list[Finding]:
+    """The findings of a guest on a host of these clusters.
+
+    Args:
+        judge: takes the CPUs that the guest belongs on, none if it may run on any.
+    """
+    from ..judge.contradictions import find_contradictions
+    from ..judge.pinning import reconcile_pins
+
+    changes = find_contradictions(guest.domain, guest.record.target)
+    if changes and question == START:
+        return changes  # it boots as its XML says, and what is recorded says nothing of that
+    # The hook moves the pins of a guest that arrives.
+    _, cpus, pins = reconcile_pins(
+        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
+    )
+    return changes + pins + judge(cpus)
+
+
+def _rehearsed(guest: Guest, question: str) -> list[Finding]:
+    from ..host.cpus import find_clusters
+    from ..judge.pinning import with_cluster
+    from ..kvm.device import System
+    from ..rehearse import rehearse
+
+    target, machines, clusters = guest.record.target, machines_here(), find_clusters()
+
+    def judge(cpus: tuple[int, ...]) -> list[Finding]:
+        with System() as system:
+            findings = rehearse(target, system, machines, cpus, question == START)
+        return with_cluster(findings, target.pinning, clusters)
+
+    return _judged(guest, question, clusters, judge)
+
+
+def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
+    """Whether these hosts, or this one, would be members like the others."""
     from ..fleet.pool import check_member, loads
 
     try:
@@ -82,21 +154,8 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> tuple[str, dict[st
             f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}",
             "it can be no member of a pool",
         )
-    return f"pool {pool.name}", {host.name: check_member(pool, host) for host in members}
-
-
-def _rehearsed(domain: Element, target: Target) -> list[Finding]:
-    from ..host.cpus import find_clusters
-    from ..judge.pinning import reconcile_pins, with_cluster
-    from ..kvm.device import System
-    from ..rehearse import rehearse
-
-    machines = machines_here()
-    with System() as system:
-        if target.pinning is None:
-            return rehearse(target, system, machines)
-        clusters = find_clusters()
-        _, cpus, pins = reconcile_pins(b"", domain, target.pinning, clusters, movable=False)
-        return with_cluster(
-            pins + rehearse(target, system, machines, cpus), target.pinning, clusters
-        )
+    return Report(
+        title=f"pool {pool.name}",
+        question=MEMBER,
+        verdicts={host.name: check_member(pool, host) for host in members},
+    )

@@ -4,37 +4,195 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from ..basics.untrusted import lines, shown
-from ..judge.finding import HARMLESS, worst
-from ..judge.wording import line, texts
+from ..basics.value import Value
+from ..judge.finding import HARMLESS, REFUSES, worst
+from ..judge.wording import as_data, difference, texts
+from .inputs import FILE, LIVE, SAVED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..judge.finding import Finding
 
-_ANSWERS = {
-    "": "yes, as recorded",
-    HARMLESS: "yes, as recorded; by itself the host would give something else now",
+# Questions: would the guest run there with the state that it has? Would it boot there? Would the
+# host be a member of the pool like the others?
+ARRIVAL, START, MEMBER = "arrival", "cold start", "member"
+
+SAME, DRIFT, NOT_KNOWN = "same", "drift", "not known"  # verdicts; the others are severities
+
+_YES = {
+    ARRIVAL: {
+        SAME: "yes, as recorded",
+        HARMLESS: "yes, as recorded; by itself the host would give something else now",
+    },
+    START: {
+        SAME: "yes, it would start as recorded",
+        DRIFT: "yes, it would start, but not as recorded",
+    },
+    MEMBER: {SAME: "yes, a member like the others"},
 }
+_REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
+_NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
+_SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
+_SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
+
+# Kinds of findings that another resolving does not mend.
+_NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
 
 
-def as_text(title: str, verdicts: dict[str, list[Finding]]) -> str:
-    """An answer a host, with its findings below it."""
-    text = ""
-    for host, findings in verdicts.items():
-        verdict = f"{shown(title)} on {shown(host)}: {_ANSWERS.get(worst(findings), 'no')}"
-        text += lines([verdict, *(f"  {line(finding)}" for finding in findings)])
-    return text
+class Report(Value):
+    """What was asked, and the answers.
+
+    Attributes:
+        title: of the guest or the pool.
+        question: ARRIVAL, START or MEMBER.
+        verdicts: findings by the name of the host that was asked.
+        here: whether that is this host.
+        origin: the host that the record is of; empty for a pool.
+        definition: the guest's that was judged, as in inputs.Guest.
+        unknown: why there is no answer, and then there are no findings; empty if there is one.
+        notes: of the guest's definitions, as in inputs.Guest.
+        drift_refused: whether the policy of the host that is asked refuses a start with drift.
+    """
+
+    title: str
+    question: str
+    verdicts: dict[str, list[Finding]]
+    here: bool = True
+    origin: str = ""
+    definition: str = ""
+    unknown: str = ""
+    notes: tuple[str, ...] = ()
+    drift_refused: bool = False
+
+    def verdict(self, findings: list[Finding]) -> str:
+        """SAME, DRIFT, NOT_KNOWN or a severity."""
+        if self.unknown:
+            return NOT_KNOWN
+        if self.question != START:
+            return worst(findings) or SAME
+        if any(finding.stops_start for finding in findings):
+            return REFUSES
+        return DRIFT if findings else SAME
+
+    def is_yes(self, findings: list[Finding]) -> bool:
+        verdict = self.verdict(findings)
+        return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
 
 
-def as_json(title: str, verdicts: dict[str, list[Finding]]) -> str:
-    """The same for tools: host → the worst severity, and every finding."""
-    report = {
+def as_text(report: Report) -> str:
+    """An answer a host, with its findings below it; then what to do about them, each once."""
+    title, said = shown(report.title), []
+    remedies: dict[str, None] = {}  # a set in order
+    for host, findings in report.verdicts.items():
+        said.append(f"{title} on {shown(host)}: {_answer(report, findings)}")
+        said += [f"  {_line(report, host, finding)}" for finding in _in_order(report, findings)]
+        remedies.update(dict.fromkeys(_remedies(report, host, findings)))
+    said += [f"Note: {note}" for note in report.notes]
+    yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
+    if any(yes):
+        said.append(_SCOPE)
+    if report.unknown:
+        said.append("Remedy: have its record made true: kvmarm renew --once, as root")
+    said += [f"Remedy: {remedy}" for remedy in remedies]
+    if report.definition == FILE and remedies and not all(yes):
+        said.append(_SAVED)
+    return lines(said)
+
+
+def as_json(report: Report) -> str:
+    """The same for tools: host → the verdict, and every finding."""
+    hosts = {
         host: {
-            "verdict": worst(findings) or "same",
-            "findings": [texts(finding) for finding in findings],
+            "verdict": report.verdict(findings),
+            "findings": [_finding_json(report, host, finding) for finding in findings],
         }
-        for host, findings in verdicts.items()
+        for host, findings in report.verdicts.items()
     }
-    return json.dumps({"domain": title, "hosts": report}, indent=1) + "\n"
+    document: dict[str, Any] = {"domain": report.title, "question": report.question, "hosts": hosts}
+    if report.definition:
+        document = {
+            **document,
+            "definition": report.definition,
+            "recorded_on": report.origin,
+            "notes": report.notes,
+        }
+    if report.unknown:
+        document["unknown"] = report.unknown
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _answer(report: Report, findings: list[Finding]) -> str:
+    if report.unknown:
+        return f"{NOT_KNOWN}: {shown(report.unknown)}"
+    verdict = report.verdict(findings)
+    if verdict == DRIFT and report.drift_refused:
+        return _REFUSED
+    return _YES[report.question].get(verdict, _NO[report.question])
+
+
+def _in_order(report: Report, findings: list[Finding]) -> list[Finding]:
+    """What decides first."""
+    if report.question != START:
+        return findings
+    return sorted(findings, key=lambda finding: not finding.stops_start)
+
+
+def _line(report: Report, host: str, finding: Finding) -> str:
+    name, origin = shown(host), shown(report.origin)
+    if report.question == MEMBER:
+        text = difference(finding, shown(report.title), name)
+    else:
+        asked = f"now on {name}" if name == origin else f"on {name}"
+        text = difference(finding, f"recorded on {origin}", asked)
+    if report.question == START and not finding.stops_start:
+        return text  # the rule is one of arrivals
+    said = texts(finding)
+    return f"{text}; {said['severity']}: {said['rule']}"
+
+
+def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
+    """What to do about all of them: where nothing helps against one, the others' help neither, and
+    what only differs does not matter where the guest does not start.
+    """
+    if report.question == START:
+        findings = [finding for finding in findings if finding.stops_start] or findings
+    remedies = [_remedy(report, host, finding) for finding in findings]
+    hopeless = [remedy for remedy in remedies if _is_none(remedy)]
+    return hopeless[:1] or [remedy for remedy in remedies if remedy]
+
+
+def _remedy(report: Report, host: str, finding: Finding) -> str:
+    """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    title = shlex.quote(shown(report.title))
+    remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
+    if report.question == START:
+        if finding.stops_start and (
+            finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
+        ):
+            return remedy
+        return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
+    if finding.severity == HARMLESS:
+        return ""
+    if report.definition == SAVED:
+        return (
+            "load it on a host that takes it, or give up what was saved: virsh managedsave-remove"
+            f" {title}"
+        )
+    if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
+        return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
+    if "pool" in finding.values and not finding.kind.endswith("-override-there"):
+        return "probe all members and make the baseline anew"
+    return remedy
+
+
+def _is_none(remedy: str) -> bool:
+    return remedy.startswith("none")
+
+
+def _finding_json(report: Report, host: str, finding: Finding) -> dict[str, Any]:
+    return {**as_data(finding), "remedy": _remedy(report, host, finding)}

@@ -10,51 +10,174 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
+from ..basics.value import Value
 from ..domain import record
+from ..domain.record import Record
 from ..domain.xml import Element, parse
-from ..host import files
+from ..host import files, marks
+from ..host.libvirtd import Connection, is_remote
+from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
 from .output import is_watched, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..fleet.pool import Pool
+    from ..host.libvirtd import Domain
     from ..model.policy import Policy
     from ..model.profile import HostProfile
 
+# Definitions of a domain: of one that runs; in its managed save, which its next start loads; the
+# one that it boots from; and what a file holds.
+LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
 
-def read_domain(name: str, uri: str) -> bytes:
-    """The XML of a domain: of a file, of standard input for "-", or of a domain that libvirt at
-    `uri` knows by name or UUID.
+
+class Source(Value):
+    """The XML of a domain, or the text of a pool.
+
+    Attributes:
+        name: what it was called on the command line.
+        document: its text.
+        definition: which of the domain's it is: LIVE, SAVED, STORED or FILE.
+        stored: the domain's stored definition, where it has one and another counts.
+        is_here: whether this host's libvirt has it.
     """
+
+    name: str
+    document: bytes
+    definition: str
+    stored: bytes | None = None
+    is_here: bool = False
+
+
+class Guest(Value):
+    """A domain with a record.
+
+    Attributes:
+        name: the domain's.
+        domain, document: its XML, parsed and not.
+        record: the one in it.
+        definition: as in `Source`.
+        mark: why its record may not be true, as far as this host knows; None if it knows nothing.
+        notes: what else there is to say of its definitions, a line each.
+    """
+
+    name: str
+    domain: Element
+    document: bytes
+    record: Record
+    definition: str
+    mark: str | None
+    notes: tuple[str, ...]
+
+
+def is_file(name: str) -> bool:
+    """Whether a file is meant, or standard input, and not a domain that libvirt knows."""
     # A slash can only be a file's, and is said so where the file is missing; a directory may be
     # called as a domain is.
-    if name == "-" or "/" in name or (os.path.exists(name) and not os.path.isdir(name)):
-        return files.read(name)
-    from ..host.libvirtd import Connection
-
-    with Connection(uri) as connection:
-        return connection.domain_xml(name).encode()
+    return name == "-" or "/" in name or (os.path.exists(name) and not os.path.isdir(name))
 
 
-def read_record(document: bytes, source: str) -> tuple[record.Record, str, Element]:
-    """The record in a domain's XML, the domain's name, and the domain.
+def read_source(name: str, uri: str, inactive: bool) -> Source:
+    """What a file holds, standard input for "-", or the definition of a domain that libvirt at
+    `uri` knows by name or UUID.
 
     Args:
-        source: where the XML is from, for messages.
+        inactive: the definition that the domain starts from, whether it runs or not; a file's is
+            taken for such a one.
+    """
+    if is_file(name):
+        return Source(name, files.read(name), STORED if inactive else FILE)
+    with Connection(uri) as connection:
+        texts = _definitions(connection.domain(name))
+    if inactive and STORED not in texts:
+        raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
+    which = STORED if inactive else next(iter(texts))
+    stored = texts.get(STORED) if which != STORED else None
+    return Source(name, texts[which], which, stored, not is_remote(uri))
+
+
+def _definitions(domain: Domain) -> dict[str, bytes]:
+    """The definitions that a domain has, the one that counts first."""
+    found = {}
+    if domain.is_active():
+        found[LIVE] = domain.xml(live=True, secrets=False)
+    else:
+        saved = domain.saved_xml()
+        if saved is not None:
+            found[SAVED] = saved
+    if domain.is_persistent():
+        found[STORED] = domain.xml(live=False, secrets=False)
+    return {which: xml.encode() for which, xml in found.items()}
+
+
+def read_guest(source: Source) -> Guest:
+    """A domain and its record.
 
     Raises:
         KvmarmError: it has no record, or one that cannot be used.
     """
-    domain = parse(document)
+    domain = parse(source.document)
     element = record.find(domain)
     if element is None:
-        raise KvmarmError(
-            f"{source} holds no kvmarm record", "resolve it first: kvmarm define FILE"
+        raise _without_record(source)
+    found = record.read(element)
+    name, uuid = _text(domain, "name"), _text(domain, "uuid")
+    return Guest(
+        name or source.name,
+        domain,
+        source.document,
+        found,
+        source.definition,
+        marks.mark_of(uuid, name) if source.is_here else None,
+        tuple(_notes(source, domain, found)),
+    )
+
+
+def _text(domain: Element, path: str) -> str:
+    element = domain.find(path)
+    return element.body.decode(errors="replace").strip() if element else ""
+
+
+def _without_record(source: Source) -> KvmarmError:
+    if source.stored is not None and record.find(parse(source.stored)) is not None:
+        how = "runs" if source.definition == LIVE else "was saved"
+        return KvmarmError(
+            f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
+            "it counts from the next boot: kvmarm check --inactive tells of it",
         )
-    name = domain.find("name")
-    return record.read(element), name.body.decode(errors="replace") if name else source, domain
+    return KvmarmError(
+        f"{source.name} holds no kvmarm record", "resolve it first: kvmarm define FILE"
+    )
+
+
+def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
+    if source.definition == SAVED:
+        yield "this is its managed save, which its next start loads"
+    if source.stored is None:
+        return
+    stored = parse(source.stored)
+    try:
+        element = record.find(stored)
+        if element is None:
+            yield "its stored definition, which counts from the next boot, has no record"
+            return
+        other = record.read(element).target
+    except KvmarmError as error:
+        yield (
+            "its stored definition, which counts from the next boot, cannot be used:"
+            f" {error.message}"
+        )
+        return
+    said = found.target, find_contradictions(domain, found.target)
+    if said != (other, find_contradictions(stored, other)):
+        yield (
+            "its stored definition, which counts from the next boot, is another; see it with"
+            " --inactive"
+        )
 
 
 def read_profile(name: str | None) -> HostProfile:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What resolve, define and create share: a domain's XML with its host-model made concrete."""
+"""What resolve, define, create and refresh share: a domain's XML with its host-model made
+concrete.
+"""
 
 from __future__ import annotations
 
 import platform
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..domain import record
-from ..domain.rewrite import restore
 from ..domain.xml import asks_for_host_model, parse
 from ..host import files
 from .inputs import machines_here, read_policy, read_pool, read_profile
@@ -17,8 +19,10 @@ from .output import say
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from ..fleet.pool import Pool
+    from ..resolve.resolver import Resolver
 
 
 class Choices(NamedTuple):
@@ -29,20 +33,35 @@ class Choices(NamedTuple):
         policy: its file; None for the host's.
         pool: its file; None for the one that this host is in.
         no_pool: resolve for the host alone, whatever pool it is in.
-        refresh: resolve a domain that has a record anew, from its intent.
     """
 
     host: str | None
     policy: str | None
     pool: str | None
     no_pool: bool
-    refresh: bool
 
     @classmethod
     def of(cls, arguments: Namespace) -> Choices:
-        return cls(
-            arguments.host, arguments.policy, arguments.pool, arguments.no_pool, arguments.refresh
-        )
+        return cls(arguments.host, arguments.policy, arguments.pool, arguments.no_pool)
+
+
+@contextmanager
+def resolver_for(choices: Choices) -> Iterator[Resolver]:
+    """A resolver that does what the choices say.
+
+    Raises:
+        KvmarmError: a file that they name cannot be used, or this host cannot be probed.
+    """
+    # The pool that this host is in says nothing about the host of a profile.
+    alone = choices.pool is None and (choices.no_pool or choices.host)
+    pool = None if alone else read_pool(choices.pool)
+    if pool is not None:
+        with _in_pool(pool, choices) as resolver:
+            yield resolver
+        return
+    from ..resolve.resolver import Resolver
+
+    yield Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say)
 
 
 def resolved(source: bytes, choices: Choices) -> bytes:
@@ -53,22 +72,10 @@ def resolved(source: bytes, choices: Choices) -> bytes:
             what the domain asks for.
     """
     # Most domains do not ask, and then neither a profile nor a policy is needed.
-    domain = parse(source)
-    if choices.refresh and record.find(domain) is not None:
-        source = restore(source, domain)
-        domain = parse(source)
-    if not asks_for_host_model(domain):
+    if not asks_for_host_model(parse(source)):
         return source
-    # The pool that this host is in says nothing about the host of a profile.
-    alone = choices.pool is None and (choices.no_pool or choices.host)
-    pool = None if alone else read_pool(choices.pool)
-    if pool is not None:
-        return _resolved_in_pool(source, pool, choices)
-    from ..resolve.resolver import Resolver
-
-    return Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say).resolve(
-        source
-    )
+    with resolver_for(choices) as resolver:
+        return resolver.resolve(source)
 
 
 def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
@@ -78,20 +85,28 @@ def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
     Raises:
         KvmarmError: as for `resolved`; or the host is another, and its profile was not given.
     """
-    from ..host.libvirtd import is_remote
-
     source = files.read(name)
-    if is_remote(uri) and not choices.host and asks_for_host_model(parse(source)):
-        raise KvmarmError(
-            f"{uri} is another host, and its profile is not known here",
-            "make it there with kvmarm probe, and give it with --host",
-        )
+    if asks_for_host_model(parse(source)):
+        check_host_of(uri, choices)
     result = resolved(source, choices)
     try:
         result.decode()
     except UnicodeDecodeError:
         raise KvmarmError(f"{name} is not in UTF-8", "convert it: iconv -t UTF-8") from None
     return result, "" if result == source else _summary(result)
+
+
+def check_host_of(uri: str, choices: Choices) -> None:
+    """Raises KvmarmError if the libvirt at `uri` is another host's, and the choices do not say what
+    that is.
+    """
+    from ..host.libvirtd import is_remote
+
+    if is_remote(uri) and not choices.host:
+        raise KvmarmError(
+            f"{uri} is another host, and its profile is not known here",
+            "make it there with kvmarm probe, and give it with --host",
+        )
 
 
 def _summary(result: bytes) -> str:
@@ -105,9 +120,10 @@ def _summary(result: bytes) -> str:
     return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
 
 
-def _resolved_in_pool(source: bytes, pool: Pool, choices: Choices) -> bytes:
-    """The pool's target, which is the same on every member, once the member at hand has confirmed
-    it: by its profile, or by scratch vCPUs of its kernel.
+@contextmanager
+def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
+    """Resolves to the pool's targets, which are the same on every member, once the member at hand
+    has confirmed them: by its profile, or by scratch vCPUs of its kernel.
     """
     from ..fleet.pool import counterpart, resolver
 
@@ -120,7 +136,8 @@ def _resolved_in_pool(source: bytes, pool: Pool, choices: Choices) -> bytes:
         ask = lambda target: ProfileOffer(  # noqa: E731
             target, host, counterpart(target.pinning.midr if target.pinning else None, host)
         )
-        return resolver(pool, policy, host.name, clusters_of(host), ask, say).resolve(source)
+        yield resolver(pool, policy, host.name, clusters_of(host), ask, say)
+        return
     from ..basics import cpulist
     from ..host.cpus import find_clusters
     from ..kvm.device import System
@@ -135,4 +152,4 @@ def _resolved_in_pool(source: bytes, pool: Pool, choices: Choices) -> bytes:
         offer = lambda target: KernelOffer(  # noqa: E731
             target, system, machines, cpulist.parse(target.pinning.cpus) if target.pinning else ()
         )
-        return resolver(pool, policy, platform.node(), clusters, offer, say).resolve(source)
+        yield resolver(pool, policy, platform.node(), clusters, offer, say)

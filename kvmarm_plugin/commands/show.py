@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from . import DONE, show_view
-from .inputs import read_domain, read_record
+from .inputs import read_guest, read_source
 from .output import write_text
 
 TYPE_CHECKING = False
@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace) -> int:
-    name, uri, as_json, verbose = (
+    name, uri, inactive, as_json, verbose = (
         arguments.domain,
         arguments.connect,
+        arguments.inactive,
         arguments.json,
         arguments.verbose,
     )
-    record, title, _ = read_record(read_domain(name, uri), name)
+    guest = read_guest(read_source(name, uri, inactive))
     if as_json:
-        write_text(json.dumps(show_view.as_json(record), indent=1) + "\n")
+        document = {
+            **show_view.as_json(guest.record),
+            "definition": guest.definition,
+            "mark": guest.mark,
+            "notes": guest.notes,
+        }
+        write_text(json.dumps(document, indent=1) + "\n")
     else:
-        write_text(show_view.as_text(title, record, verbose))
+        doubts = () if guest.mark is None else (f"the record may not be true: {guest.mark}",)
+        write_text(show_view.as_text(guest.name, guest.record, verbose, (*doubts, *guest.notes)))
     return DONE

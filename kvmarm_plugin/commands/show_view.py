@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from ..basics.untrusted import lines
-from ..domain.record import Home, Record
+from ..basics.untrusted import lines, shown
+from ..domain.record import Home, Intent, Origin, Record
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Pinning, Target
 from ..model.vcpu import TARGETS
@@ -22,12 +22,13 @@ def target_name(target: Target) -> str:
     return f"{target.architecture} target {target.number} ({names.get(target.number, 'unknown')})"
 
 
-def as_text(title: str, record: Record, every_register: bool) -> str:
+def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, ...] = ()) -> str:
     """A record in a few lines.
 
     Args:
         title: what it is the record of.
         every_register: with the value and the fields of each register.
+        notes: what else there is to say.
     """
     target = record.target
     rows = [
@@ -41,7 +42,8 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
             ),
         ),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
-        ("pinned", _pinning_text(target.pinning) if target.pinning else "no"),
+        ("pinned", _pinning_text(target)),
+        *([("home", f"its pins were for CPUs {record.home.cpus}")] if record.home else []),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, GUEST_REGISTERS[name].text(value)) for name, value in target.seen.items()),
         (
@@ -51,14 +53,10 @@ def as_text(title: str, record: Record, every_register: bool) -> str:
                 " in all"
             ),
         ),
-        (
-            "intent",
-            " ".join(
-                " ".join(kept.decode(errors="replace").split()) for kept in record.intent.kept
-            ),
-        ),
-        ("made", f"on {record.origin.host} by {record.origin.by}"),
+        ("intent", _intent_text(record.intent)),
+        ("made", _origin_text(record.origin)),
         ("profile", record.origin.profile),
+        *(("note", note) for note in notes),
     ]
     texts = [f"{label:<11} {text}" for label, text in rows]
     if every_register:
@@ -88,8 +86,20 @@ def as_json(record: Record) -> dict[str, Any]:
     }
 
 
-def _pinning_text(pinning: Pinning) -> str:
-    return f"to CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}"
+def _pinning_text(target: Target) -> str:
+    if target.pinning is None:
+        return "no: it may roam between CPUs of several kinds" if target.roams else "no"
+    return f"to CPUs {target.pinning.cpus}, of MIDR {target.pinning.midr:#x}"
+
+
+def _intent_text(intent: Intent) -> str:
+    words = [" ".join(kept.decode(errors="replace").split()) for kept in intent.kept]
+    return " ".join(words) or "none: it never asked for host-model"
+
+
+def _origin_text(origin: Origin) -> str:
+    made = f"on {shown(origin.host)} by {shown(origin.by)}"
+    return f"{made}, renewed on {shown(origin.renewed)}" if origin.renewed else made
 
 
 def _pinning_json(pinning: Pinning) -> dict[str, str | None]:

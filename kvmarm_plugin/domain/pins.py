@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..basics import cpulist
+from ..basics.value import Value
 from .xml import DomainXMLError, Element
 
 TYPE_CHECKING = False
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
         def cpus(self) -> tuple[int, ...]: ...
 
     AnyCluster = TypeVar("AnyCluster", bound=Identified)
+
+
+class CountedCluster(Value):
+    """A cluster as `Counted` has it."""
+
+    midr: int
+    revidr: int | None
+    cpus: tuple[int, ...]
+
 
 # a guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are
 # pinned

@@ -24,8 +24,7 @@ from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, qu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
-    from typing import Any
+    from collections.abc import Container, Iterable, Sequence
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "2"
@@ -68,9 +67,9 @@ _ESCAPES = ((b"&", b"&amp;"), (b"<", b"&lt;"), (b">", b"&gt;"), (b"\r", b"&#13;"
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
 _ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
 _WITH_CHILDREN = ("cpu", "cputune")
-# Bytes of an intent, escaped: a <cpu> with as many NUMA cells as QEMU takes, and their distances,
-# has less. Whoever writes the domain anew may escape more than kvmarm does.
-_LARGEST_INTENT = RUN_LIMIT - RUN_LIMIT // 4
+# Bytes of an intent or of pins, escaped: a <cpu> with as many NUMA cells as QEMU takes, and their
+# distances, has less. Whoever writes the domain anew may escape more than kvmarm does.
+_LARGEST_TEXT = RUN_LIMIT - RUN_LIMIT // 4
 
 _LONGEST_NAME = 255  # characters: of the host, which Linux gives 64, and of program and version
 
@@ -88,7 +87,7 @@ class Intent(Value):
         added: names of the elements that were not there; of _ADDED.
         kept: the elements that were, as they were written, in UTF-8: <cpu> always; <type>, <gic>,
             <vcpu> and <cputune> where they were changed; <features> and <metadata> that were empty.
-            None for a guest that never asked for host-model: it has nothing to restore.
+            Nothing for a guest that never asked for host-model: there is nothing to restore.
     """
 
     added: tuple[str, ...]
@@ -153,20 +152,19 @@ def standalone(record: Record) -> str:
 
 def digest(target: Target) -> str:
     """SHA-256 of a target, in hexadecimal digits. Equal targets have equal ones."""
-    text = " ".join(_format_target(target))
-    return str(_sha256()(text.encode()).hexdigest())
+    return _sha256_of(" ".join(_format_target(target)).encode())
 
 
-def _sha256() -> Callable[[bytes], Any]:
-    """hashlib loads OpenSSL, which takes longer than a check has (hook/__init__.py)."""
-    for module in ("_sha2", "_sha256"):  # since Python 3.12, and before
+def _sha256_of(text: bytes) -> str:
+    try:  # not hashlib at once: hook/__init__.py says why
+        from _sha2 import sha256  # type: ignore[import-not-found]  # from Python 3.12 on
+    except ImportError:
         try:
-            return __import__(module).sha256  # type: ignore[no-any-return]
-        except ImportError:  # an interpreter without its own
-            continue
-    import hashlib
-
-    return hashlib.sha256
+            from _sha256 import sha256  # type: ignore[import-not-found]
+        except ImportError:
+            from hashlib import sha256
+    digest: str = sha256(text).hexdigest()
+    return digest
 
 
 def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:
@@ -180,24 +178,29 @@ def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:
     Raises:
         RecordError: the intent is larger than one may be.
     """
-    kept = _escaped(intent.kept)
-    if len(kept) > _LARGEST_INTENT:
-        raise RecordError(
-            f"what the record would have to keep of the domain has {len(kept)} bytes",
-            "write a smaller <cpu>",
-        )
+    kept = _as_text(intent.kept, "write a smaller <cpu>")
     added = f" added='{' '.join(intent.added)}'" if intent.added else ""
     intents = [f"<kvmarm:intent{added}>".encode() + kept + b"</kvmarm:intent>"] if kept else []
     inner = indent + _STEP if indent else b" "  # never nothing: a list goes over several lines
     return inner.join([_HEAD, *intents, *facts]) + indent + b"</kvmarm:target>"
 
 
-def _escaped(elements: tuple[bytes, ...]) -> bytes:
-    """Elements as the text of another. A parser would make a line feed of a carriage return."""
+def _as_text(elements: tuple[bytes, ...], hint: str) -> bytes:
+    """Elements as the text of another. A parser would make a line feed of a carriage return.
+
+    Raises:
+        RecordError: that is more than could be read.
+    """
     text = b"".join(elements)
     for character, reference in _ESCAPES:
         text = text.replace(character, reference)
-    return text if text.isascii() else text.decode().encode("ascii", "xmlcharrefreplace")
+    if not text.isascii():
+        text = text.decode().encode("ascii", "xmlcharrefreplace")
+    if len(text) > _LARGEST_TEXT:
+        raise RecordError(
+            f"what the record would have to keep of the domain has {len(text)} bytes", hint
+        )
+    return text
 
 
 def format_facts(target: Target, origin: Origin, home: Home | None = None) -> list[bytes]:
@@ -261,7 +264,7 @@ def _format_pinning(pinning: Pinning) -> str:
 
 def _format_home(home: Home) -> str:
     cpuset = f" cpuset={quoted(home.cpuset)}" if home.cpuset else ""
-    pins = _escaped(home.pins).decode()
+    pins = _as_text(home.pins, "write ranges of CPUs in <cputune>, such as 0-3,6").decode()
     return f"<kvmarm:home cpus={quoted(home.cpus)}{cpuset}>{pins}</kvmarm:home>"
 
 

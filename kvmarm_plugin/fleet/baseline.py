@@ -137,7 +137,7 @@ def as_json(result: Baseline) -> dict[str, Any]:
             {
                 "source": obstacle.source,
                 "destination": obstacle.destination,
-                "finding": wording.texts(obstacle.finding),
+                "finding": wording.as_data(obstacle.finding),
             }
             for obstacle in result.plan.obstacles
         ],

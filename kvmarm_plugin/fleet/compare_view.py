@@ -6,7 +6,7 @@ Graphviz's language.
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
-from ..judge.wording import in_short, named_in, texts
+from ..judge.wording import as_data, in_short, named_in, texts
 from ..registers.rules import kernel_version
 from .common_ground import some
 from .compare import merge
@@ -54,7 +54,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "to": pair.destination + 1,
                 "possible": pair.possible,
                 "problem": pair.problem,
-                "findings": [texts(finding) for finding in pair.findings],
+                "findings": [as_data(finding) for finding in pair.findings],
             }
             for pair in comparison.pairs
         ],

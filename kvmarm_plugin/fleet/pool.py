@@ -195,7 +195,7 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
     local = given(target, offer)
     return [
         Finding(finding.kind, **finding.values, pool=pool.name)
-        for finding in blocking(check(local, pool.baseline))
+        for finding in blocking(check(local, pool.baseline, cpus=()))
     ]
 
 

@@ -99,15 +99,16 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
 def explain_host_model(name: str, xml: bytes) -> bool:
     """Whether to stop a guest without a record whose XML mentions host-model.
 
-    libvirt is about to refuse host-model with a message that helps nobody; fail first, with one
-    that does. libvirt shows a hook's standard error only if the hook fails (virRunScript,
-    src/util/virhook.c).
+    Unless libvirt here offers host-model, it is about to refuse the guest with a message that helps
+    nobody; fail first, with one that does. libvirt shows a hook's standard error only if the hook
+    fails (virRunScript, src/util/virhook.c).
     """
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.domain.xml import asks_for_host_model, parse
+    from kvmarm_plugin.host.libvirt_host_model import is_noted
 
     try:
-        if not asks_for_host_model(parse(xml)):
+        if not asks_for_host_model(parse(xml)) or is_noted():
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
@@ -471,24 +472,18 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     edited = find_contradictions(domain, target)
     if edited and not arrived:
         return edited, None  # QEMU makes a vCPU of the XML
+    from kvmarm_plugin.host.cpus import find_clusters
+    from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
     from kvmarm_plugin.judge.verdict import judge
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
-    cpus: tuple[int, ...] = ()
-    misplaced: list[Finding] = []
-    if target.pinning is not None:
-        from kvmarm_plugin.host.cpus import find_clusters
-        from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
-
-        clusters = find_clusters()
-        xml, cpus, misplaced = reconcile_pins(
-            guest.xml, domain, target.pinning, clusters, movable=arrived
-        )
-        if xml != guest.xml:
-            guest.xml, guest.moved = xml, True
-            guest.read()
-            target = guest.known()[1].target
+    clusters = find_clusters()
+    xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
+    if xml != guest.xml:
+        guest.xml, guest.moved = xml, True
+        guest.read()
+        target = guest.known()[1].target
     with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
         findings = judge(target, offer)
         refused = edited or [
@@ -497,9 +492,7 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
         after = None if refused else offer.renewed(target, arrived)
-    if target.pinning is not None:
-        findings = with_cluster(misplaced + findings, target.pinning, clusters)
-    return edited + findings, after
+    return edited + with_cluster(misplaced + findings, target.pinning, clusters), after
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:

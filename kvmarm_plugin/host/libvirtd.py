@@ -14,11 +14,32 @@ from ..basics.untrusted import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable, TypeVar
+
+    T = TypeVar("T")
+
+# How the run of a guest began, as far as libvirt says.
+OFF, STARTING, BOOTED, ARRIVED, UNKNOWN = "off", "starting", "booted", "arrived", "unknown"
+
+# By the names of libvirt's states and reasons (virDomainState, virDomain*Reason); others are
+# UNKNOWN. A guest that is paused and resumed has lost its reason, and a snapshot may be one of a
+# guest that was shut off.
+_BEGINNINGS = {
+    "RUNNING_BOOTED": BOOTED,
+    "RUNNING_MIGRATED": ARRIVED,
+    "RUNNING_RESTORED": ARRIVED,
+    "RUNNING_POSTCOPY": STARTING,  # its memory is still on its way here
+    "PAUSED_MIGRATION": STARTING,  # on its way, here or away
+    "PAUSED_STARTING_UP": STARTING,
+}
 
 
 class LibvirtError(KvmarmError):
     """libvirt refuses or cannot be reached."""
+
+
+class NoDomainError(LibvirtError):
+    """libvirt knows no such domain."""
 
 
 def is_remote(uri: str) -> bool:
@@ -63,6 +84,18 @@ class Connection:
     def __exit__(self, *_exc: object) -> None:
         self._connection.close()
 
+    def version(self) -> str:
+        """Of the libvirt at the other end, such as "11.3.0". Raises LibvirtError."""
+        number: int = self._ask(lambda: self._connection.getLibVersion())
+        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def domain_capabilities(self, architecture: str, machine: str) -> str:
+        """What libvirt offers to KVM guests of a machine type, as XML. Raises LibvirtError."""
+        xml: str = self._ask(
+            lambda: self._connection.getDomainCapabilities(None, architecture, machine, "kvm", 0)
+        )
+        return xml
+
     def define(self, xml: str, validate: bool) -> str:
         """Define a domain or replace its definition; the old one stays if this fails. Returns its
         name, for people. Raises LibvirtError.
@@ -70,7 +103,9 @@ class Connection:
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
         hint = (
-            "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
+            ""
+            if "<uuid>" in xml
+            else "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
             " --security-info DOMAIN | kvmarm define -"
         )
         name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
@@ -83,29 +118,115 @@ class Connection:
         name: str = self._ask(lambda: self._connection.createXML(xml, flags)).name()
         return shown(name)
 
-    def domain_xml(self, name: str) -> str:
-        """The persistent definition of a domain, or the live one if it has no other. `name` may be
-        a UUID. Raises LibvirtError.
-        """
-        domain = self._ask(lambda: self._find(name), "virsh list --all names the domains")
-        flags = self._libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
-        xml: str = self._ask(lambda: domain.XMLDesc(flags))
-        return xml
+    def domains(self) -> list[Domain]:
+        """All domains, by name. Raises LibvirtError."""
+        found = self._ask(lambda: self._connection.listAllDomains())
+        return sorted(
+            (Domain(each, self._libvirt, self._ask) for each in found),
+            key=lambda domain: domain.name,
+        )
 
-    def _find(self, name: str) -> Any:
+    def domain(self, name: str) -> Domain:
+        """A domain by name or UUID. Raises NoDomainError, LibvirtError."""
         try:
-            return self._connection.lookupByName(name)
-        except self._libvirt.libvirtError:
+            return self.domain_by_name(name)
+        except NoDomainError as error:
             try:
-                return self._connection.lookupByUUIDString(name)
-            except self._libvirt.libvirtError:
-                pass
-            raise
+                return self.domain_by_uuid(name)
+            except LibvirtError:  # most names are no UUIDs
+                raise error from None
 
-    def _ask(self, call: Any, hint: str = "") -> Any:
+    def domain_by_name(self, name: str) -> Domain:
+        """Raises NoDomainError, LibvirtError."""
+        return self._domain(lambda: self._connection.lookupByName(name))
+
+    def domain_by_uuid(self, uuid: str) -> Domain:
+        """Raises NoDomainError, LibvirtError."""
+        return self._domain(lambda: self._connection.lookupByUUIDString(uuid))
+
+    def _domain(self, find: Callable[[], Any]) -> Domain:
+        found = self._ask(find, "virsh list --all names the domains")
+        return Domain(found, self._libvirt, self._ask)
+
+    def _ask(self, call: Callable[[], T], hint: str = "") -> T:
         try:
             return call()
         except self._libvirt.libvirtError as error:
-            raise LibvirtError(
+            unknown = error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN
+            raise (NoDomainError if unknown else LibvirtError)(
                 f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint
             ) from None
+
+
+class Domain:
+    """A domain that libvirt has, as it was when it was looked up: its next run is another.
+
+    Attributes:
+        name, uuid: libvirt's; the name is anybody's text.
+        run: libvirt's number of the run of the guest, -1 while it is off.
+    """
+
+    def __init__(self, domain: Any, libvirt: Any, ask: Callable[..., Any]) -> None:
+        self._domain = domain
+        self._libvirt = libvirt
+        self._ask = ask
+        self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
+        self.run: int = domain.ID()
+
+    def is_active(self) -> bool:
+        return bool(self._ask(self._domain.isActive))
+
+    def is_persistent(self) -> bool:
+        return bool(self._ask(self._domain.isPersistent))
+
+    def beginning(self) -> str:
+        """How its run began, by libvirt's reason for its state: OFF, STARTING, BOOTED, ARRIVED or
+        UNKNOWN. Raises LibvirtError.
+        """
+        if not self.is_active():
+            return OFF
+        state, reason = self._ask(self._domain.state)
+        for name, beginning in _BEGINNINGS.items():
+            of_state, _, _ = name.partition("_")
+            if (state, reason) == (
+                getattr(self._libvirt, f"VIR_DOMAIN_{of_state}"),
+                getattr(self._libvirt, f"VIR_DOMAIN_{name}", None),
+            ):
+                return beginning
+        return UNKNOWN
+
+    def xml(self, live: bool, secrets: bool) -> str:
+        """Its definition. Raises LibvirtError.
+
+        Args:
+            live: of the guest that runs; else the stored one.
+            secrets: with passwords, which a definition loses that is stored again without.
+        """
+        flags = 0 if live else self._libvirt.VIR_DOMAIN_XML_INACTIVE
+        flags |= self._libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0
+        xml: str = self._ask(lambda: self._domain.XMLDesc(flags))
+        return xml
+
+    def saved_xml(self) -> str | None:
+        """The definition in its managed save, which its next start loads; None if it has none.
+        Raises LibvirtError.
+        """
+        if not self._ask(lambda: self._domain.hasManagedSaveImage(0)):
+            return None
+        xml: str = self._ask(lambda: self._domain.managedSaveGetXMLDesc(0))
+        return xml
+
+    def set_metadata(self, prefix: str, namespace: str, element: str | None, live: bool) -> None:
+        """Replace the one element of a namespace in its metadata, and nothing else. Raises
+        LibvirtError, also while the domain is migrated.
+
+        Args:
+            element: without the prefix and its declaration, which libvirt adds; None removes it.
+            live: of the guest that runs; else of the stored definition.
+        """
+        flags = (
+            self._libvirt.VIR_DOMAIN_AFFECT_LIVE if live else self._libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        )
+        kind = self._libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        self._ask(lambda: self._domain.setMetadata(kind, element, prefix, namespace, flags))

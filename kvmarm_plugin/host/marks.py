@@ -31,6 +31,7 @@ ALLOWANCE_SECONDS = 60
 _LARGEST = 4096  # bytes of a file; longer reasons are cut
 _UUID = frozenset("0123456789abcdef-")
 _BY_NAME = "name-"
+_LONGEST_NAME = 250  # bytes: libvirt's NAME.xml and our name-NAME are names of files
 
 
 class Ticket(Value):
@@ -89,9 +90,15 @@ def mark_of(uuid: str, name: str = "") -> str | None:
 
 
 def unmark(uuid: str, name: str = "") -> None:
-    """The record is true again. Raises OSError."""
-    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
-        _remove("marks", key)
+    """The record is true again. Raises OSError.
+
+    Args:
+        uuid: of the guest; empty where it is not known.
+        name: of the guest, for a mark by name.
+    """
+    for key in (_file_name(uuid) if uuid else uuid, f"{_BY_NAME}{name}"):
+        if key:
+            _remove("marks", key)
 
 
 def marked() -> tuple[list[str], list[str]]:
@@ -100,9 +107,8 @@ def marked() -> tuple[list[str], list[str]]:
         found = sorted(os.listdir(f"{DIRECTORY}/marks"))
     except FileNotFoundError:
         found = []
-    found = [name for name in found if not name.startswith(".")]
     names = [name[len(_BY_NAME) :] for name in found if name.startswith(_BY_NAME)]
-    return [name for name in found if not name.startswith(_BY_NAME)], names
+    return [name for name in found if is_uuid(name)], names
 
 
 def ring(uuid: str) -> bool:
@@ -173,8 +179,10 @@ def allow(guest: str) -> None:
     Raises:
         KvmarmError: no guest can be called so, or this user may not.
     """
-    if not guest or "/" in guest or "\0" in guest:
+    if not guest or "/" in guest or "\0" in guest or len(os.fsencode(guest)) > _LONGEST_NAME:
         raise KvmarmError(f"no guest can be called {guest!r}", "give its name or its UUID")
+    if is_uuid(guest.lower()):
+        guest = guest.lower()  # as libvirt writes it
     try:
         _write("allow", f"{_BY_NAME}{guest}", f"{_now()!r}\n", 0o700, 0o600)
     except OSError as error:

@@ -5,7 +5,8 @@ instead of a kernel.
 
 from __future__ import annotations
 
-from ..domain.pins import find_cluster
+from ..basics import cpulist
+from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
 from ..model.profile import Cluster, HostProfile
@@ -13,7 +14,7 @@ from ..model.target import Target, sve_bitmap
 from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
 from .finding import REFUSES, WRONG, Finding
 from .offer import Offer
-from .pinning import with_cluster
+from .pinning import place, with_cluster
 from .verdict import judge
 
 
@@ -79,20 +80,46 @@ def given(target: Target, offer: Offer) -> Target:
     )
 
 
-def check(target: Target, profile: HostProfile) -> list[Finding]:
+def check(
+    target: Target,
+    profile: HostProfile,
+    cpus: tuple[int, ...] | None = None,
+    boots: bool = False,
+) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
-    pinned to, or else of the one that suits it best.
+    pinned to, or of all together if it roams.
+
+    Args:
+        cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
+            None for a guest without a domain, and with no pins but what its record says.
+        boots: as for `judge`.
     """
-    pinning = target.pinning
-    cluster = find_cluster(pinning, profile.clusters) if pinning else None
-    if cluster is not None:
-        return judge(target, ProfileOffer(target, profile, cluster))
+    clusters, pinning = profile.clusters, target.pinning
+    found: list[Finding] = []
+    if cpus is None and pinning is None:
+        cpus, found = place(target, counted(profile))
+    own = find_cluster(pinning, clusters) if pinning else None
+    if own is not None:
+        clusters = (own,)
+    elif cpus:
+        clusters = tuple(
+            cluster for cluster in clusters if set(cpus) & {*cpulist.parse(cluster.cpus)}
+        )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster))
-        for cluster in profile.clusters or (None,)
+        judge(target, ProfileOffer(target, profile, cluster), boots)
+        for cluster in clusters or (None,)
     ]
-    best = min(
-        verdicts,
-        key=lambda findings: sum(finding.severity in (REFUSES, WRONG) for finding in findings),
-    )
-    return with_cluster(best, pinning, profile.clusters) if pinning and profile.clusters else best
+    verdict = (max if target.roams else min)(verdicts, key=_weight)
+    return found + (with_cluster(verdict, pinning, clusters) if clusters else verdict)
+
+
+def counted(profile: HostProfile) -> list[CountedCluster]:
+    """The clusters of a host with the numbers of their CPUs, as `reconcile_pins` takes them."""
+    return [
+        CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
+        for cluster in profile.clusters
+    ]
+
+
+def _weight(findings: list[Finding]) -> int:
+    return sum(finding.severity in (REFUSES, WRONG) for finding in findings)

@@ -47,6 +47,28 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
     ]
 
 
+def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> list[Finding]:
+    """What `differences` says nothing of, since it stops no arrival; a guest that boots gets it.
+
+    Args:
+        found: by `differences`.
+    """
+    recorded, local = unpack_ids(target.reglist), unpack_ids(offer.reglist)
+    lost = recorded - local
+    if any(finding.kind == "registers-unknown" for finding in found):
+        lost = frozenset()
+    findings = []
+    if lost or local - recorded:
+        names = [tuple(map(name_of, sorted(ids))) for ids in (lost, local - recorded)]
+        findings.append(Finding("registers-other", recorded=names[0], local=names[1]))
+    told = {finding.values.get("register") for finding in found}
+    for name, value in target.seen.items():
+        here = offer.seen.get(name, value)
+        if here != value and name not in told:
+            findings.append(Finding("seen-other", register=name, recorded=value, local=here))
+    return findings
+
+
 def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     recorded = target.registers[name]
     # A register that is not there is a matter of the register list; the lengths of SVE have been

@@ -19,9 +19,12 @@ from .offer import Offer
 _QEMU_KNOWS_NO_PMU = (7, 2)
 
 
-def judge(target: Target, offer: Offer) -> list[Finding]:
+def judge(target: Target, offer: Offer, boots: bool = False) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
     none.
+
+    Args:
+        boots: the guest boots there, and gets what it would do without if it arrived, too.
     """
     if target.architecture != offer.architecture:
         return [Finding("architecture", recorded=target.architecture, local=offer.architecture)]
@@ -35,11 +38,12 @@ def judge(target: Target, offer: Offer) -> list[Finding]:
         offer.reglist,
         offer.seen,
     ):
-        from .registers import (
-            differences,
-        )  # a guest on a host like its own has none, and the hook then does not read it
+        # A guest on a host like its own has none, and the hook then does not read it.
+        from .registers import differences, harmless_differences
 
         findings += differences(target, offer)
+        if boots:
+            findings += harmless_differences(target, offer, findings)
     return sorted(findings, key=_rank)
 
 

@@ -19,6 +19,14 @@ _TEXT = 500  # characters of each part of a finding; honest ones have 121 at mos
 _NAME = 200  # and of a text in it
 _ITEMS = 6  # of a list with commas
 
+# Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
+_OF_THE_XML = {
+    "xml-edited": ("recorded", "now"),
+    "cluster-open": ("in the XML", ""),
+    "pin-missing": ("in the XML", ""),
+    "pin-elsewhere": ("in the XML", ""),
+}
+
 _OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
 
 
@@ -53,20 +61,40 @@ def texts(finding: Finding) -> dict[str, str]:
     words = {name: _formattable(value) for name, value in _words(finding).items()}
     said = {column: shown(row[column].format(**words), _TEXT) for column in _TEMPLATES}
     if "pool" in finding.values:
+        # Found on the way from this host to the pool's others.
+        said["recorded"], said["local"] = said["local"], said["recorded"]
         said["rule"] = shown(
-            f"a guest started here could not move to the rest of {words['pool']:}: {said['rule']}",
+            f"a guest started on it could not move to the rest of {words['pool']:}: {said['rule']}",
             _TEXT,
         )
     return {"kind": finding.kind, **said, "severity": row["severity"]}
 
 
+def as_data(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it."""
+    return {**texts(finding), "stops_start": finding.stops_start}
+
+
 def line(finding: Finding) -> str:
     """A finding as one line."""
     said = texts(finding)
-    meaning = f" ({said['meaning']})" if said["meaning"] else ""
     remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
-    here = f"recorded {said['recorded']}, here {said['local']}"
-    return f"{said['subject']}{meaning}: {here}; {said['severity']}: {said['rule']}{remedy}"
+    return f"{_difference(said, 'recorded', 'here')}; {said['severity']}: {said['rule']}{remedy}"
+
+
+def difference(finding: Finding, recorded: str, local: str) -> str:
+    """What differs, in a line.
+
+    Args:
+        recorded, local: whose the two values are, such as "recorded on alpha" and "on beta".
+    """
+    ours, theirs = _OF_THE_XML.get(finding.kind, ("", ""))
+    return _difference(texts(finding), ours or recorded, theirs or local)
+
+
+def _difference(said: dict[str, str], recorded: str, local: str) -> str:
+    meaning = f" ({said['meaning']})" if said["meaning"] else ""
+    return f"{said['subject']}{meaning}: {recorded} {said['recorded']}, {local} {said['local']}"
 
 
 def in_short(findings: list[Finding], limit: int = 4) -> list[str]:

@@ -70,9 +70,12 @@ class Resolver:
         self._advise = advise
         self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
-    def resolve(self, source: bytes) -> bytes:
+    def resolve(self, source: bytes, machine: str = "") -> bytes:
         """A domain's XML with its host-model made concrete; the XML as it is if the domain does not
         ask.
+
+        Args:
+            machine: machine type in place of the domain's own, which stays the intent.
 
         Raises:
             DomainXMLError, RecordError: the XML or the record in it cannot be used.
@@ -86,9 +89,11 @@ class Resolver:
             source = rewrite.restore(source, domain, cpu=False)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
+        if machine:
+            wish = wish._replace(machine=machine)
         several = len(self._clusters) > 1
         if several:
-            wish = wish._replace(cpus=pinned_cpus(domain))
+            wish = wish._replace(cpus=pinned_cpus(domain), vcpus=vcpus(domain))
         if wish not in self._answers:
             target, form = self._decide(wish)
             self._confirm(target, wish)
@@ -122,7 +127,7 @@ class Resolver:
             raise ResolveError(f"host {profile.name} has no usable {why.reason}", hint)
         pinnings = self._pinnings(wish)
         clusters = [self._measured(pinning) for pinning in pinnings] or [
-            _preferred(profile, self.policy)
+            _preferred(profile, self.policy, wish.vcpus)
         ]
         roams = self._kinds(pinnings) if len(pinnings) > 1 else ""
         target, form = self._on(clusters[0], wish, profile.qemu, roams)
@@ -135,7 +140,9 @@ class Resolver:
                 profile,
                 roams,
             )
-        if len(self._clusters) > 1 and not roams:
+        if roams:
+            target = target.replace(roams=True)
+        elif len(self._clusters) > 1:
             target = target.replace(pinning=self._pinning(clusters[0]))
         return target, form
 
@@ -285,13 +292,14 @@ def origin_of(profile: HostProfile) -> Origin:
 # -- what the host gives -------------------------------------------------------------------------
 
 
-def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
+def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
     """The cluster that the policy names. The biggest is the one of the highest capacity, then of
-    the highest part number.
+    the highest part number, of those that have a CPU for each vCPU; where none has, it is the one
+    of the most CPUs.
     """
     by_size = sorted(profile.clusters, key=lambda cluster: cluster.size)
     if policy.cluster in ("biggest", "all"):  # all of one
-        return by_size[-1]
+        return max(by_size, key=lambda cluster: (min(_cpus_in(cluster), vcpus), cluster.size))
     if policy.cluster == "smallest":
         return by_size[0]
     for cluster in by_size:
@@ -303,6 +311,10 @@ def _preferred(profile: HostProfile, policy: Policy) -> Cluster:
     raise ResolveError(
         f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}"
     )
+
+
+def _cpus_in(cluster: Cluster) -> int:
+    return len(cpulist.parse(cluster.cpus))
 
 
 def _check_roaming(

@@ -52,6 +52,7 @@ class Wish(NamedTuple):
             in.
         cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none,
             or on a host of one cluster.
+        vcpus: how many it can ever have; 0 on a host of one cluster, where it does not matter.
     """
 
     architecture: str
@@ -61,6 +62,7 @@ class Wish(NamedTuple):
     features: tuple[tuple[str, bool | None], ...] = ()
     memory: int = 0
     cpus: tuple[int, ...] = ()
+    vcpus: int = 0
 
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:

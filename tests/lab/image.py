@@ -29,7 +29,10 @@ from .errors import LabError, LabTimeout, say, step
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"
-SUITES = ("bookworm", "trixie", "sid")
+# A suite, or a suite with the kernel of another: what a host is on which QEMU was upgraded first.
+SUITES = ("bookworm", "trixie", "sid", "sid-trixie")
+
+KERNEL = "linux-image-cloud-arm64"
 
 # From trixie on, these daemons are packages of their own.
 LATER_PACKAGES = ["libvirt-daemon-log", "libvirt-daemon-lock"]
@@ -189,20 +192,32 @@ class _Maker:
                 unpacked.result()
 
     def _download(self) -> list[Path]:
-        """The packages, in the store where those of earlier builds are."""
-        work, wanted = self.root.with_name("apt"), self.root.with_name("packages")
-        store = machine.cache_dir() / "packages" / self.suite
+        userland, _, kernel = self.suite.partition("-")
+        names = _words("packages.txt") + ([] if userland == "bookworm" else LATER_PACKAGES)
+        if not kernel:
+            return self._fetch(userland, names)
+        names.remove(KERNEL)
+        of_kernel = self._fetch(kernel, [KERNEL])
+        return [
+            *self._fetch(userland, names),
+            *(path for path in of_kernel if path.name.startswith("linux-image-")),
+        ]
+
+    def _fetch(self, suite: str, names: Sequence[str]) -> list[Path]:
+        """Packages and what they depend on, in the store where those of earlier builds are."""
+        work = self.root.with_name(f"apt-{suite}")
+        wanted = self.root.with_name(f"packages-{suite}")
+        store = machine.cache_dir() / "packages" / suite
         (store / "partial").mkdir(parents=True, exist_ok=True)
         options = [
-            *machine.only_suite(self.suite, work, "arm64"),
+            *machine.only_suite(suite, work, "arm64"),
             f"--option=Dir::Cache::Archives={store}",
             # In place of dpkg: note the files that it would be given.
             "--option=Dir::Bin::dpkg=/bin/true",
             f"--option=DPkg::Pre-Install-Pkgs::=cat >'{wanted}'",
         ]
-        packages = _words("packages.txt") + ([] if self.suite == "bookworm" else LATER_PACKAGES)
         machine.apt_get(*options, "update")
-        machine.apt_get(*options, "install", "--yes", "--no-install-recommends", *packages)
+        machine.apt_get(*options, "install", "--yes", "--no-install-recommends", *names)
         return [Path(line) for line in wanted.read_text().splitlines()]
 
     # What the packages' scripts would have done, and the lab's own files

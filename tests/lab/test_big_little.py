@@ -118,11 +118,9 @@ def test_a_definition_of_another_host(boards: Boards) -> None:
     assert (
         "pinning (the CPUs of <vcpu>): recorded 2-3, here 0-1, of MIDR 0x410fd083" in refusal.stderr
     )
-    assert "remedy: kvmarm define --refresh" in refusal.stderr
-    assert boards.beta.run("kvmarm check settler", check=False).rc == 3
-    boards.beta.run(
-        f"virsh dumpxml --inactive settler | kvmarm define --refresh --host {PROFILE} -"
-    )
+    assert "remedy: kvmarm refresh DOMAIN" in refusal.stderr
+    assert "in the XML 2-3, on beta 0-1, of MIDR" in boards.beta.run("kvmarm check settler").stdout
+    boards.beta.run(f"kvmarm refresh --host {PROFILE} settler")
     assert boards.beta.run("kvmarm check settler").rc == 0
     boards.beta.run("virsh start --paused settler")
     keeps_to(there, "0-1")

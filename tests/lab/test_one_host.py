@@ -197,9 +197,8 @@ def test_the_host_takes_what_it_gave(lab: Set) -> None:
     """By its kernel and by its own profile; and a record that does not fit is refused by both."""
     guest = lab.define("checked")
     for where in ("", f" --host {PROFILE}"):
-        assert (
-            lab.kvmarm(f"check checked{where}") == f"checked on {lab.case.name}: yes, as recorded\n"
-        )
+        answer = lab.kvmarm(f"check checked{where}").splitlines()[0]
+        assert answer == f"checked on {lab.case.name}: yes, it would start as recorded"
     xml = re.sub(
         r"(MIDR_EL1=0x[0-9a-f]+)([0-9a-f])\b",
         r"\g<1>f",

@@ -537,7 +537,7 @@ def test_a_member_that_has_drifted_says_so() -> None:
         _resolved(formed, rebooted, template("direct-kernel"))
     text = one_line(refused.value)
     assert "alpha has drifted out of pool pool: ID_AA64PFR1_EL1.BT" in text
-    assert "a guest started here could not move to the rest of pool" in text
+    assert "a guest started on it could not move to the rest of pool" in text
     assert pool.check_member(formed, rebooted)
     with pytest.raises(KvmarmError, match="sid-max does not fit into pool pool"):
         _resolved(formed, host("sid-max"), template("direct-kernel"))

@@ -368,6 +368,7 @@ def test_the_json_is_by_kind_and_complete() -> None:
     assert all(pair["possible"] or pair["problem"] or pair["findings"] for pair in pairs)
     assert {key for pair in pairs for finding in pair["findings"] for key in finding} == {
         "kind", "subject", "meaning", "recorded", "local", "rule", "severity", "remedy",
+        "stops_start",
     }  # fmt: skip
 
 

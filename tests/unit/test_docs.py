@@ -105,6 +105,7 @@ def test_the_manual_names_the_files_that_are_used() -> None:
         pool.DEFAULT_PATH,
         str(hookfile.DIRECTORY / hookfile.NAME),
         "/dev/kvm",
+        "/run/kvmarm",
     ):
         assert f".It Pa {path}\n" in text
 
@@ -224,6 +225,11 @@ def test_files_are_completed(here: Path, words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("option", ["--host", "--policy", "-o", "--output", "--qemu"])
 def test_files_of_options_are_completed(here: Path, option: str) -> None:
     assert _complete(here, "kvmarm", "resolve", option, "my") == {"my host.json"}
+
+
+@pytest.mark.parametrize("command", ["refresh", "allow"])
+def test_only_domains_are_completed(here: Path, command: str) -> None:
+    assert _complete(here, "kvmarm", command, "gu") == {"guest1", "guest2"}
 
 
 def test_domains_are_completed(here: Path) -> None:

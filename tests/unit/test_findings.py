@@ -19,14 +19,12 @@ from unittest.mock import patch
 import pytest
 
 import kvmarm_plugin
-from kvmarm_plugin.basics import cpulist
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.pool import check_member
-from kvmarm_plugin.host.cpus import CpuCluster
-from kvmarm_plugin.judge.by_profile import ProfileOffer, check
+from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, kinds
 from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
@@ -128,13 +126,8 @@ def _pinned(old: bytes, new: bytes) -> list[Finding]:
     source = Resolver(here, Policy()).resolve(GUEST.replace(b"<os>", b"<vcpu>2</vcpu><os>", 1))
     assert old in source
     domain = parse(source.replace(old, new))
-    pinning = record.read(record.find(domain) or pytest.fail("no record")).target.pinning
-    assert pinning
-    clusters = [
-        CpuCluster(cpulist.parse(cluster.cpus), cluster.midr, cluster.revidr, None)
-        for cluster in here.clusters
-    ]
-    return reconcile_pins(source, domain, pinning, clusters, movable=False)[2]
+    recorded = record.read(record.find(domain) or pytest.fail("no record"))
+    return reconcile_pins(source, domain, recorded, counted(here), movable=False)[2]
 
 
 def _edited() -> list[Finding]:
@@ -206,9 +199,14 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "timer-frequency-zero": lambda: check(_target(seen={"CNTFRQ_EL0": 0}), host(_N1)),
     "zero-block-size": lambda: check(_target(), _host(cluster={"seen": {"DCZID_EL0": 5}})),
     "pmu-counters": lambda: check(_target(), _host(cluster={"seen": {"PMCR_EL0": 4 << 11}})),
+    "registers-other": lambda: check(_target(), host("sid-neoverse-n1"), boots=True),
+    "seen-other": lambda: check(
+        _target(), _host(cluster={"seen": {"PMCR_EL0": 31 << 11}}), boots=True
+    ),
     "cluster-missing": lambda: with_cluster(
         [], Pinning(0x410FD083, 0, "4-5"), host("hand-made-rk3588").clusters
     ),
+    "cluster-open": lambda: check(_target(), _host("hand-made-rk3588")),
     "pin-missing": lambda: _pinned(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>"),
     "pin-elsewhere": lambda: _pinned(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
     "xml-edited": _edited,
@@ -300,7 +298,7 @@ _REMEDIES = {
     "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
     "register-refused-newer-kernel": "move guests from older to newer kernels only",
     "pmu-counters": "turn pmu off",
-    "pin-elsewhere": "kvmarm define --refresh",
+    "pin-elsewhere": "kvmarm refresh DOMAIN",
 }  # fmt: skip
 
 
@@ -349,7 +347,7 @@ def test_a_finding_seen_from_a_pool() -> None:
     seen = finding.replace(values={**finding.values, "pool": "alpha\n"})
     assert (
         texts(seen)["rule"]
-        == f"a guest started here could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+        == f"a guest started on it could not move to the rest of alpha\\n: {texts(finding)['rule']}"
     )
 
 

@@ -856,6 +856,7 @@ _TOO_SLOW = {
     "contextlib",
     "functools",
     "shlex",
+    "hashlib",
     "dataclasses",
     "typing",
     "re",
@@ -870,7 +871,6 @@ _TOO_SLOW = {
     "libvirt",
     "ctypes",
     "socket",
-    "hashlib",
     "_hashlib",
 }
 

@@ -54,7 +54,7 @@ def test_a_guest_whose_uuid_could_not_be_read(run: Path) -> None:
     assert marks.marked() == ([], ["guest"])
     assert (run / "marks/name-guest").read_text() == "no UUID\n"
     for name in ("../../etc/x", "a\0b", "x" * 300):
-        with pytest.raises(OSError, match=r"called so|too long"):
+        with pytest.raises(OSError, match=r"File name too long|called so"):
             marks.mark_by_name(name, "why")
     assert marks.marked() == ([], ["guest"])
 

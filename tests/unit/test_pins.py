@@ -11,17 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics import cpulist
 from kvmarm_plugin.domain import pins, record, rewrite
+from kvmarm_plugin.domain.edits import Edits
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.host import marks
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
 from kvmarm_plugin.judge import pinning as arrival
-from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.by_profile import check, counted
 from kvmarm_plugin.judge.finding import REFUSES
 from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.kvm import device
@@ -255,6 +256,56 @@ def test_pins_that_cannot_be(inside: str, why: str) -> None:
     assert why in one_line(caught.value)
 
 
+def _phone(**cpus: str) -> HostProfile:
+    """A host of three kinds, each bigger than the last."""
+    sizes = zip((485, 800, 1024), cpus.values())
+    return RK3588.replace(
+        clusters=tuple(
+            A53.replace(midr=A53.midr + number, capacity=capacity, cpus=text)
+            for number, (capacity, text) in enumerate(sizes)
+        )
+    )
+
+
+_PHONE = {"little": "0-3", "big": "4-6", "prime": "7"}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "vcpus", "expected"),
+    [
+        (_PHONE, 1, "7"),
+        (_PHONE, 2, "4-6"),
+        (_PHONE, 3, "4-6"),
+        (_PHONE, 4, "0-3"),
+        (_PHONE, 5, "0-3"),  # none has as many
+        ({**_PHONE, "prime": "7-10"}, 4, "7-10"),
+        ({**_PHONE, "prime": "7-10"}, 5, "7-10"),  # two of the most CPUs: the bigger
+        ({"little": "0", "big": "1", "prime": "2"}, 4, "2"),
+    ],
+)
+def test_the_biggest_cluster_has_room_for_the_guest(
+    cpus: dict[str, str], vcpus: int, expected: str
+) -> None:
+    here, source = _phone(**cpus), domain(f"<vcpu>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(source, here)) or pytest.fail("not pinned")).cpus == expected
+    plugged = domain(f"<vcpu current='1'>{vcpus}</vcpu>")
+    assert (pinning_of(resolved(plugged, here)) or pytest.fail("not pinned")).cpus == expected
+    for name, cluster in (
+        ("smallest", here.clusters[0]),
+        (here.clusters[2].midr, here.clusters[2]),
+    ):
+        chosen = pinning_of(resolved(source, here, Policy(cluster=name)))
+        assert (chosen or pytest.fail("not pinned")).cpus == cluster.cpus, "who names one gets it"
+
+
+def test_one_resolver_has_an_answer_for_every_size() -> None:
+    """Resolvers are kept for many domains."""
+    resolver = Resolver(_phone(**_PHONE), Policy())
+    for vcpus, cpus in ((1, "7"), (4, "0-3"), (1, "7")):
+        root = parse(resolver.resolve(domain(f"<vcpu>{vcpus}</vcpu>")))
+        assert (pinning_of(root) or pytest.fail("not pinned")).cpus == cpus
+
+
 def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     said: list[str] = []
     resolver = Resolver(RK3399, Policy(), advise=said.append)
@@ -262,7 +313,7 @@ def test_a_guest_that_is_bigger_than_its_cluster_is_told() -> None:
     assert said == []
     resolver.resolve(domain("<vcpu>8</vcpu>"))
     assert said == [
-        "guest has 8 vCPUs, and the cluster that it is pinned to 2 CPUs (4-5): they share them"
+        "guest has 8 vCPUs, and the cluster that it is pinned to 4 CPUs (0-3): they share them"
     ]
 
 
@@ -340,7 +391,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
     assert pinning_of(root) is None
     assert written(root) == (["vcpu 3-4"] if by == "pins" else [])
     target = record.read(record.find(root) or pytest.fail("no record")).target
-    assert (target.model, "pmu_v3" in target.features) == ("host", False)
+    assert (target.model, target.roams, "pmu_v3" in target.features) == ("host", True, False)
     assert len(said) == 1
     assert said[0].startswith("guest may run on CPUs of several kinds (0-3 Cortex-A5")
     # And it is the guest that each of the clusters takes.
@@ -399,9 +450,8 @@ def reconcile_pins(
     xml: bytes, here: list[CpuCluster], movable: bool = True
 ) -> tuple[bytes, tuple[int, ...], list[str]]:
     root = parse(xml)
-    pinning = pinning_of(root)
-    assert pinning is not None
-    after, cpus, findings = arrival.reconcile_pins(xml, root, pinning, here, movable)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    after, cpus, findings = arrival.reconcile_pins(xml, root, recorded, here, movable)
     return after, cpus, [line(finding) for finding in findings]
 
 
@@ -478,7 +528,7 @@ def test_pins_that_nobody_can_move(movable: bool) -> None:
     assert findings[0].startswith(
         "pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: "
     )
-    assert findings[0].endswith("remedy: kvmarm define --refresh")
+    assert findings[0].endswith("remedy: kvmarm refresh DOMAIN")
     away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
     assert reconcile_pins(away, _ALPHA, movable)[2][0].startswith(
         "pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5"
@@ -534,14 +584,16 @@ _numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(
 def test_laws_of_moving(data: st.DataObject) -> None:
     old, new = data.draw(_numbered), data.draw(_numbered)
     part = tuple(sorted(data.draw(st.sets(st.sampled_from(old), min_size=1))))
-    there = arrival.moved(part, old, new)
+    move, mask = arrival.Move(old, new), cpulist.bits(part)
+    there = move.mask(mask)
     assert there
-    assert set(there) <= set(new)
-    assert list(there) == sorted(there)
-    assert arrival.moved(old, old, new) == new
-    assert arrival.moved(part, old, old) == part
+    assert not there & ~cpulist.bits(new)
+    assert move.mask(cpulist.bits(old)) == cpulist.bits(new)
+    assert arrival.Move(old, old).mask(mask) == mask
     if len(old) == len(new):
-        assert arrival.moved(there, new, old) == part
+        assert arrival.Move(new, old).mask(there) == mask
+    stranger = 1 << 64
+    assert move.mask(mask | stranger) == mask | stranger
 
 
 @settings(deadline=None)
@@ -560,6 +612,233 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
         for pin in pins.pins_of(parse(xml)):
             assert pins.cpus_of(pin) & cpulist.bits(big)
             assert not pins.cpus_of(pin) & cpulist.bits(little)
+
+
+# -- home again ----------------------------------------------------------------------------------
+
+_OFFLINE = 12  # a CPU of no cluster
+
+
+def _board(big: list[int], order: list[int]) -> list[CpuCluster]:
+    """A board of twelve CPUs, of which these are big."""
+    little = sorted({*order} - {*big})
+    return [
+        CpuCluster(tuple(little), _LITTLE, 0, None),
+        CpuCluster(tuple(sorted(big)), _BIG, 0, None),
+    ]
+
+
+_boards = st.tuples(st.permutations(range(12)), st.integers(1, 8)).map(
+    lambda drawn: _board(drawn[0][: drawn[1]], drawn[0])
+)
+
+
+@st.composite
+def _cpusets(draw: st.DrawFn, cpus: tuple[int, ...]) -> str:
+    """A part of some CPUs, as somebody may write it; perhaps with one that is offline."""
+    part = draw(st.lists(st.sampled_from(cpus), min_size=1, unique=True))
+    part += [_OFFLINE] if draw(st.integers(0, 9)) == 0 else []
+    plain = ",".join(map(str, part))
+    left_out = sorted({*range(min(part), max(part) + 1)} - {*part})
+    with_holes = "".join([f"{min(part)}-{max(part)}", *(f",^{cpu}" for cpu in left_out)])
+    return draw(st.sampled_from([plain, with_holes, cpulist.write(tuple(sorted(part)))]))
+
+
+@st.composite
+def _guests(draw: st.DrawFn, home: list[CpuCluster]) -> bytes:
+    """A guest that is pinned to the big CPUs of a board, as libvirt has it there."""
+    cpus = home[1].cpus
+    threads = ["vcpupin vcpu='0'", "vcpupin vcpu='1'", "emulatorpin", "iothreadpin iothread='1'"]
+    written = "".join(
+        f"<{thread} cpuset={quote}{draw(_cpusets(cpus))}{quote}/>"
+        for thread in draw(st.lists(st.sampled_from(threads), unique=True))
+        for quote in [draw(st.sampled_from("'\""))]
+    )
+    inside = (
+        f"<vcpu placement='static' cpuset='{draw(_cpusets(cpus))}'>2</vcpu><iothreads>1</iothreads>"
+        f"<cputune>{written}<shares>9</shares></cputune>"
+    )
+    here = RK3399.replace(
+        clusters=(
+            A53.replace(cpus=cpulist.write(home[0].cpus)),
+            A72.replace(midr=_BIG, cpus=cpulist.write(cpus)),
+        )
+    )
+    return Resolver(here, Policy()).resolve(domain(inside))
+
+
+def _by_libvirt(xml: bytes) -> bytes:
+    """The pins as libvirt writes them: numbers ascending, in ranges."""
+    edits = Edits(xml)
+    for pin in pins.pins_of(parse(xml)):
+        text = cpulist.write(cpulist.parse(pin.attributes["cpuset"]))
+        edits.replace(pin.start, pin.body_start, pin.tag_with(cpuset=text))
+    return edits.apply()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_law_a_round_trip_brings_the_pins_home(data: st.DataObject) -> None:
+    """Over boards that have other numbers for its cluster, and more or fewer CPUs in it."""
+    home = data.draw(_boards, "home")
+    xml = data.draw(_guests(home), "guest")
+    assert reconcile_pins(xml, home) == (xml, home[1].cpus, []), "at home nothing is moved"
+    away = xml
+    for board in data.draw(st.lists(_boards, min_size=1, max_size=3), "away"):
+        away, cpus, findings = reconcile_pins(away, board)
+        assume(findings == [])  # only a pin that names an offline CPU has any
+        assert cpus == board[1].cpus
+        if home_of(away):
+            away = _by_libvirt(away)
+        assert reconcile_pins(away, board, movable=False) == (away, cpus, [])
+    assert reconcile_pins(away, home) == (xml, home[1].cpus, [])
+
+
+def home_of(xml: bytes) -> record.Home | None:
+    return record.read(record.find(parse(xml)) or pytest.fail("no record")).home
+
+
+def test_what_the_record_keeps_of_home() -> None:
+    """Through a board whose cluster has fewer CPUs, and one that has more."""
+    xml = pinned(
+        "<vcpu>2</vcpu><cputune><vcpupin vcpu='0' cpuset='4'/><vcpupin vcpu='1' cpuset='5'/>"
+        "<shares>9</shares></cputune>"
+    )
+    assert home_of(xml) is None
+    small, large = clusters(big="0", little="1-5"), clusters(little="0-3,5", big="6-9")
+    there, _, findings = reconcile_pins(xml, small)
+    assert findings == []
+    assert written(parse(there)) == ["vcpu 0", "vcpupin 0 0", "vcpupin 1 0", "emulatorpin 0"]
+    assert home_of(there) == record.Home(
+        "4-5",
+        "4-5",
+        (
+            b"<vcpupin vcpu='0' cpuset='4'/>",
+            b"<vcpupin vcpu='1' cpuset='5'/>",
+            b"<emulatorpin cpuset='4-5'/>",
+        ),
+    )
+    further, _, findings = reconcile_pins(there, large)
+    assert findings == []
+    assert written(parse(further)) == ["vcpu 6-9", "vcpupin 0 6", "vcpupin 1 7", "emulatorpin 6-9"]
+    assert home_of(further) == home_of(there)
+    assert reconcile_pins(further, _ALPHA) == (xml, (4, 5), [])
+    # What is asked for is not taken back with them.
+    assert rewrite.restore(there, parse(there)) == rewrite.restore(further, parse(further)).replace(
+        b"cpuset='7'", b"cpuset='0'"
+    ).replace(b"cpuset='6'", b"cpuset='0'")
+
+
+def test_pins_that_were_changed_away_from_home_are_moved_on() -> None:
+    """And the others come home all the same."""
+    xml = pinned(
+        "<vcpu current='1'>3</vcpu><cputune><vcpupin vcpu='0' cpuset='4'/>"
+        "<vcpupin vcpu='1' cpuset='4'/><vcpupin vcpu='2' cpuset='4'/></cputune>"
+    )
+    there = reconcile_pins(xml, _BETA)[0]
+    edited = there.replace(b"vcpupin vcpu='1' cpuset='0'", b"vcpupin vcpu='1' cpuset='1'")
+    edited = edited.replace(b"<vcpupin vcpu='2' cpuset='0'/>", b"").replace(
+        b"current='1'", b"current='2'"
+    )
+    back, cpus, findings = reconcile_pins(edited, _ALPHA)
+    assert (cpus, findings) == ((4, 5), [])
+    assert written(parse(back)) == ["vcpu 4-5", "vcpupin 0 4", "vcpupin 1 5", "emulatorpin 4-5"]
+    assert b"current='2'" in back
+    assert home_of(back) is None
+
+
+def test_a_record_that_says_otherwise_than_its_domain_moves_nothing_wrong() -> None:
+    """A record is anybody's: what it has for home is not what the pins come from."""
+    there = reconcile_pins(pinned(), _BETA)[0]
+    root = parse(there)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    forged = recorded.replace(
+        home=record.Home("4-5", "0-3", (b"<vcpupin vcpu='0' cpuset='0-16383'/>",))
+    )
+    xml = rewrite.replace_record(there, root, forged)
+    assert reconcile_pins(xml, _BETA) == (xml, (0, 1), [])
+    back = reconcile_pins(xml, _ALPHA)[0]
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(parse(back))} == {"4-5"}
+
+
+# -- guests without a cluster --------------------------------------------------------------------
+
+
+def _unpinned(inside: str = "<vcpu>2</vcpu>", roams: bool = False) -> bytes:
+    """A guest of a host that has only the RK3399's big CPUs."""
+    alone = RK3399.replace(clusters=(A72.replace(cpus="0-1"),))
+    xml = Resolver(alone, Policy()).resolve(domain(inside))
+    root = parse(xml)
+    recorded = record.read(record.find(root) or pytest.fail("no record"))
+    target = recorded.target.replace(roams=roams)
+    return rewrite.replace_record(xml, root, recorded.replace(target=target))
+
+
+_OPEN = (
+    "pinning (the CPUs of <vcpu cpuset>): recorded {}, here 0-3 of MIDR 0x410fd034, 4-5 of MIDR"
+    " 0x410fd083; refuses: its threads would run on CPUs of several kinds"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "here", "cpus", "open_as"),
+    [
+        ("<vcpu>2</vcpu>", _ALPHA, (), "none"),
+        ("<vcpu cpuset='3-4'>2</vcpu>", _ALPHA, (), "3-4"),
+        ("<vcpu cpuset='4-5'>2</vcpu>", _ALPHA, (4, 5), ""),
+        ("<vcpu cpuset='5,9'>2</vcpu>", _ALPHA, (4, 5), ""),  # 9 is offline
+        ("<vcpu cpuset='0-3'>2</vcpu>", _ALPHA, (0, 1, 2, 3), ""),
+        ("<vcpu placement='auto' cpuset='4'>2</vcpu>", _ALPHA, (), "none"),
+        # A thread without a pin has the cpuset of <vcpu>, or all CPUs.
+        (_CPUTUNE.format("<vcpupin vcpu='0' cpuset='4'/>"), _ALPHA, (), "none"),
+        (
+            ("<vcpu cpuset='4-5'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='3'/></cputune>"),
+            _ALPHA,
+            (),
+            "4-5",
+        ),
+        ("<vcpu>2</vcpu>", clusters(big="0-7"), (), ""),
+        ("<vcpu>2</vcpu>", [], (), ""),  # sysfs does not tell
+    ],
+)
+def test_a_guest_that_would_change_its_cpu(
+    inside: str, here: list[CpuCluster], cpus: tuple[int, ...], open_as: str
+) -> None:
+    xml = _unpinned(inside)
+    for movable in (True, False):
+        after, place, findings = reconcile_pins(xml, here, movable)
+        assert (after, place) == (xml, cpus)
+        if open_as:
+            assert len(findings) == 1
+            assert findings[0].startswith(_OPEN.format(open_as))
+        else:
+            assert findings == []
+        chosen = _unpinned(inside, roams=True)
+        assert reconcile_pins(chosen, here, movable) == (chosen, cpus, [])
+
+
+def test_check_by_profile_sees_guests_without_a_cluster() -> None:
+    recorded = record.read(record.find(parse(_unpinned())) or pytest.fail("no record"))
+    target = recorded.target
+    assert [finding.kind for finding in check(target, RK3399)] == ["cluster-open"]
+    assert check(target, RK3399, (4, 5)) == []
+    assert any(finding.severity == REFUSES for finding in check(target, RK3399, (0, 1, 2, 3)))
+    # One that roams has to fit all.
+    assert any(finding.severity == REFUSES for finding in check(target.replace(roams=True), RK3399))
+    wide = RK3588.replace(kernel="6.12.9")
+    root = resolved(domain("", "<pmu state='off'/>"), wide, ALL)
+    roaming = record.read(record.find(root) or pytest.fail("no record")).target
+    assert not [f for f in check(roaming, wide) if f.severity == REFUSES]
+
+
+def test_pins_that_were_edited_are_seen_in_a_profile() -> None:
+    xml = Resolver(RK3399, Policy()).resolve(domain())
+    edited = xml.replace(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>")
+    for source, kinds in ((xml, []), (edited, ["pin-elsewhere"])):
+        root = parse(source)
+        recorded = record.read(record.find(root) or pytest.fail("no record"))
+        findings = arrival.reconcile_pins(source, root, recorded, counted(RK3399), True)[2]
+        assert [finding.kind for finding in findings] == kinds
 
 
 @pytest.mark.parametrize(
@@ -657,9 +936,10 @@ def test_elsewhere_the_pins_are_moved(board: Board, operation: str) -> None:
     board.start(_renumbered(RK3399))
     refused, out, err = board(_GUEST, operation)
     assert (refused, err) == (False, "")
-    assert out.encode() == _GUEST.replace(b"cpuset='4-5'", b"cpuset='0-1'").replace(
-        b"cpus='4-5'", b"cpus='0-1'"
-    )
+    moved = parse(out.encode())
+    assert {pin.attributes["cpuset"] for pin in pins.pins_of(moved)} == {"0-1"}
+    assert pinning_of(moved) == Pinning(A72.midr, 0, "0-1")
+    assert rewrite.restore(out.encode(), moved) == rewrite.restore(_GUEST, parse(_GUEST))
     # libvirt then asks of the XML that it was given.
     assert board(out.encode(), "prepare") == (False, "", "")
     assert board.scheduler.moves[0] == {0, 1}
@@ -696,6 +976,19 @@ def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
     assert re.search(
         r"cluster( \(.*\))?: recorded MIDR 0x410fd082, here 0x410fd034, 0x411fd480", err
     )
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+def test_a_guest_of_a_host_of_one_kind_arrives(board: Board, operation: str) -> None:
+    refused, out, err = board(_unpinned(), operation)
+    assert (refused, out) == (True, "")
+    assert "pinning (the CPUs of <vcpu cpuset>): recorded none, here 0-3 of MIDR 0x410fd034" in err
+    board.scheduler.moves.clear()
+    assert board(_unpinned("<vcpu cpuset='4-5'>2</vcpu>"), operation) == (False, "", "")
+    assert board.scheduler.moves[0] == {4, 5}
+    refused, out, err = board(_unpinned("<vcpu cpuset='0-3'>2</vcpu>"), operation)
+    assert (refused, out) == (True, "")
+    assert "cpuset" not in err, "the kernel says why"
 
 
 def test_the_kernels_own_word_on_midr_is_enough(board: Board) -> None:

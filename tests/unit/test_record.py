@@ -6,6 +6,8 @@ foreign is half-read.
 from __future__ import annotations
 
 import copy
+import hashlib
+import sys
 import time
 from functools import cache
 from typing import Any
@@ -264,6 +266,28 @@ def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(
     assert formatted(again, indent) == text
     assert record.digest(again.target) == record.digest(value.target)
     assert is_valid(in_domain(text)), schema().error_log
+
+
+def test_the_digest_is_sha_256_of_the_facts_whatever_python_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = record.read(found(_SOURCES[0]))
+    facts = record.format_facts(value.target, value.origin)[:-1]
+    expected = hashlib.sha256(b" ".join(facts)).hexdigest()
+    assert record.digest(value.target) == expected
+    for module in ("_sha2", "_sha256"):
+        monkeypatch.setitem(sys.modules, module, None)
+        assert record.digest(value.target) == expected
+
+
+def test_pins_too_large_to_be_read_are_not_written() -> None:
+    pins = tuple(
+        f"<vcpupin vcpu='{vcpu}' cpuset='{','.join(map(str, range(0, 500, 2)))}'/>".encode()
+        for vcpu in range(900)
+    )
+    value = _MOVED.replace(home=Home("4-7", "", pins))
+    with pytest.raises(RecordError, match="would have to keep"):
+        formatted(value)
 
 
 def test_every_field_of_a_target_makes_a_difference() -> None:
@@ -943,7 +967,7 @@ def test_an_intent_as_large_as_it_may_be_is_read_however_it_is_escaped() -> None
     cpu = f"<cpu mode='host-model'><numa>{cells}</numa></cpu>".encode()
     value = record.read(found(_SOURCES[0])).replace(intent=Intent((), (cpu,)))
     assert record.read(found(in_domain(formatted(value)))) == value
-    comment = "<!--" + "ą" * ((record._LARGEST_INTENT - 200) // 6) + "-->"
+    comment = "<!--" + "ą" * ((record._LARGEST_TEXT - 200) // 6) + "-->"
     value = value.replace(intent=Intent((), (f"<cpu mode='host-model'>{comment}</cpu>".encode(),)))
     longest = formatted(value).replace(b"&#261;", b"&#x105;")
     assert record.read(found(in_domain(longest))) == value

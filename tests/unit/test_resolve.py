@@ -629,6 +629,29 @@ def test_the_json_holds_the_whole_record(where: str) -> None:
     assert record.Origin(**tree["origin"]) == found.origin
 
 
+def test_what_only_some_records_have_is_shown() -> None:
+    found = _shown()
+    some = found.replace(
+        target=found.target.replace(roams=True),
+        intent=record.Intent((), ()),
+        origin=found.origin.replace(renewed="beta"),
+        home=record.Home("4-5", "", (b"<emulatorpin cpuset='4-5'/>",)),
+    )
+    text, tree = show.as_text("uefi", some, False), show.as_json(some)
+    for words in (
+        "\npinned      no: it may roam between CPUs of several kinds\n",
+        "\nintent      none: it never asked for host-model\n",
+        f"\nmade        on {found.origin.host} by {found.origin.by}, renewed on beta\n",
+        "\nhome        its pins were for CPUs 4-5\n",
+    ):
+        assert words in text
+    assert tree["target"]["roams"] is True
+    assert tree["origin"]["renewed"] == "beta"
+    assert tree["intent"] == {"added": (), "kept": []}
+    noted = show.as_text("uefi", found, False, ("one", "two"))
+    assert noted == show.as_text("uefi", found, False) + "note        one\nnote        two\n"
+
+
 def test_the_short_form_leaves_the_registers_out() -> None:
     found = _shown()
     short = show.as_text("uefi", found, False)

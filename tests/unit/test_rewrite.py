@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -704,7 +704,7 @@ def test_a_pretty_printed_domain_can_be_restored(source: bytes, resolver: Resolv
     _check_reformatted(source, resolver, once, _pretty(once))
 
 
-@_laws
+@settings(_laws, suppress_health_check=[HealthCheck.filter_too_much])
 @given(source=domains(), resolver=_resolvers)
 def test_libvirt_gives_back_what_can_be_restored(
     test_driver: Any, source: bytes, resolver: Resolver

@@ -17,7 +17,7 @@ _FLOORS = (
     ("cli",),
     ("commands",),
     ("fleet",),
-    ("resolve", "hook"),
+    ("resolve", "hook", "renewal"),
     ("rehearse",),
     ("judge", "host"),
     ("domain", "kvm"),

@@ -30,8 +30,10 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.basics.untrusted import lines
 from kvmarm_plugin.basics.value import Value
-from kvmarm_plugin.commands import check_view, output
+from kvmarm_plugin.commands import check_view, output, refresh_view
 from kvmarm_plugin.commands import show_view as show
+from kvmarm_plugin.commands.check_view import ARRIVAL, MEMBER, START, Report
+from kvmarm_plugin.commands.refresh_view import Guest, Outcome
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.xml import parse
@@ -54,6 +56,8 @@ from .fakehost import write_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kvmarm_plugin.model.target import Target
 
 _FORGED = "alpha: yes, as recorded"
 _CONTROLS = (
@@ -179,9 +183,19 @@ def _three(here: HostProfile) -> list[HostProfile]:
     return [here, here.replace(name=f"{here.name} too"), host("sid-neoverse-n1")]
 
 
-def _printed(title: str, hosts: list[str], findings: list[Finding]) -> str:
+def _printed(title: str, hosts: list[str], findings: list[Finding], question: str = ARRIVAL) -> str:
     """What `kvmarm check` prints."""
-    return check_view.as_text(title, dict.fromkeys(hosts, findings))
+    return check_view.as_text(
+        Report(title, question, dict.fromkeys(hosts, findings), origin=hosts[0])
+    )
+
+
+def _would_change(before: Target, after: Target) -> Outcome:
+    differences = [
+        *refresh_view.target_differences(before, after),
+        *refresh_view.target_differences(after, before),
+    ]
+    return Outcome(refresh_view.CHANGES, tuple(differences))
 
 
 def _error(error: tuple[str, str]) -> str:
@@ -241,22 +255,51 @@ _VIEWS = {
     "check's title": _View(
         lambda: "guest", lambda title: _printed(title, ["a"], [_finding()]), " on a: no\n"
     ),
+    "check --inactive": _View(
+        _host,
+        lambda here: _printed(
+            "guest", [here.name], [*check(_record().target, here), _finding()], START
+        ),
+        ": no, it would not start\n",
+    ),
+    "check's mark and notes": _View(
+        lambda: Report("guest", ARRIVAL, {"a": []}, unknown="a line", notes=("one", "two")),
+        check_view.as_text,
+        ": not known: ",
+    ),
     "check of a pool": _View(
         _host,
         lambda here: _printed(
-            "pool x", [here.name], [*pool.check_member(_pool(), here), _finding()]
+            "pool x", [here.name], [*pool.check_member(_pool(), here), _finding()], MEMBER
         ),
         ": no\n",
     ),
     "check of a hostile pool": _View(
         _pool,
         lambda made: _printed(
-            f"pool {made.name}", ["a"], [*pool.check_member(made, host("sid-max")), _finding()]
+            f"pool {made.name}",
+            ["a"],
+            [*pool.check_member(made, host("sid-max")), _finding()],
+            MEMBER,
         ),
         " on a: no\n",
     ),
     "show": _View(_record, lambda found: show.as_text("guest", found, every_register=False)),
     "show -v": _View(_record, lambda found: show.as_text("guest", found, every_register=True)),
+    "refresh": _View(
+        lambda: "text",
+        lambda text: refresh_view.as_text(
+            [Guest(text, text, Outcome("error", reason=f"{KvmarmError(text, text)}"), None)] * 2
+        ),
+        "error: ",
+    ),
+    "refresh --dry-run": _View(
+        _record,
+        lambda found: refresh_view.as_text(
+            [Guest("guest", "", None, _would_change(found.target, _record("trixie-max").target))]
+        ),
+        "as it runs: would change\n",
+    ),
     "show's title": _View(
         lambda: "guest", lambda title: show.as_text(title, _record(), every_register=False)
     ),
@@ -537,16 +580,15 @@ def test_records(run: Callable[..., _Run]) -> None:
                 1,
                 3,
             ), "on another CPU"
-            run("resolve", name, "--restore-intent", data=True)
-            run(
-                "resolve",
-                name,
-                "--host",
-                str(HOSTS["trixie-max"]),
-                "--refresh",
-                "--print-diff",
-                line=1 << 30,
-            )
+            if run("resolve", name, "--restore-intent", "-o", "restored.xml").status == 0:
+                run(
+                    "resolve",
+                    "restored.xml",
+                    "--host",
+                    str(HOSTS["trixie-max"]),
+                    "--print-diff",
+                    line=1 << 30,
+                )
 
 
 def test_pools(run: Callable[..., _Run]) -> None:
@@ -678,10 +720,18 @@ def test_names_decide_nothing(evil: str, run: Callable[..., _Run]) -> None:
 
 
 @_hostile
-def test_libvirt(evil: str, run: Callable[..., _Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libvirt(
+    evil: str,
+    run: Callable[..., _Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
     class LibvirtError(Exception):
         def get_error_message(self) -> str:
             return evil
+
+        def get_error_code(self) -> int:
+            return 42
 
     class Domain:
         def name(self) -> str:
@@ -706,11 +756,15 @@ def test_libvirt(evil: str, run: Callable[..., _Run], monkeypatch: pytest.Monkey
         VIR_DOMAIN_DEFINE_VALIDATE=1,
         VIR_DOMAIN_START_VALIDATE=1,
         VIR_DOMAIN_START_PAUSED=1,
+        VIR_ERR_NO_DOMAIN=42,
     )
     monkeypatch.setitem(sys.modules, "libvirt", libvirt)
     plain = _write("plain", GUEST.decode())
     assert run("show", "guest").err.startswith("kvmarm: libvirt: ")
     assert run("create", plain, "--host", str(HOSTS["trixie-max"])).status == 1
+    for form in ([], ["--json"]):
+        assert cli.main(["refresh", evil, *form]) == 1
+        _look(capsysbinary.readouterr().out.decode(), line=1 << 30 if form else _LINE)
     defined = run("define", plain, "--host", str(HOSTS["trixie-max"]))
     assert defined.status == 0
     assert "' defined from plain: host-model is now host on virt-10.0" in defined.out

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kvmarm refresh`: resolve recorded guests anew, from what their users wrote; of those that run,
+also make the live record true.
+
+A domain is read, and defined again only if something of it changes; it is never undefined.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..domain import record
+from ..domain.rewrite import restore
+from ..domain.xml import Element, asks_for_host_model, parse
+from ..host import marks
+from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
+from ..kvm.device import System
+from ..renewal import UntoldError, renew_live, renew_stored
+from . import DONE, ERROR, INCOMPATIBLE, refresh_view
+from .output import say, write_text
+from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
+from .resolving import Choices, check_host_of, resolver_for
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Callable
+
+    from ..renewal import Renewed
+    from ..resolve.resolver import Resolver
+
+
+def run(arguments: Namespace) -> int:
+    names, uri, choices = arguments.domains, arguments.connect, Choices.of(arguments)
+    machine, dry_run, validate = arguments.machine or "", arguments.dry_run, arguments.validate
+    as_json = arguments.json
+    check_host_of(uri, choices)
+    with Connection(uri) as connection, ExitStack() as stack:
+        refresher = _Refresher(
+            connection,
+            functools.cache(lambda: stack.enter_context(resolver_for(choices))),
+            functools.cache(lambda: stack.enter_context(System())),
+            machine,
+            dry_run,
+            validate,
+            here=not is_remote(uri),
+        )
+        if names:
+            guests = [refresher.by_name(name) for name in names]
+        else:
+            every = [refresher.refresh(domain) for domain in connection.domains()]
+            guests = [guest for guest in every if guest.stored or guest.running]
+    write_text(refresh_view.as_json(guests) if as_json else refresh_view.as_text(guests))
+    results = {part.result for guest in guests for part in (guest.stored, guest.running) if part}
+    if FAILED in results:
+        return ERROR
+    return INCOMPATIBLE if results & {UNRESOLVED, UNTOLD} else DONE
+
+
+class _Refresher:
+    """Refreshes one domain after the other.
+
+    Args:
+        resolver: made on the first use, which probes this host.
+        system: this host's kernel, opened on the first use.
+        machine: the machine type that guests are to get; empty if they keep theirs.
+        here: whether libvirt's guests run on this host.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        resolver: Callable[[], Resolver],
+        system: Callable[[], System],
+        machine: str,
+        dry_run: bool,
+        validate: bool,
+        here: bool,
+    ) -> None:
+        self._connection = connection
+        self._resolver = resolver
+        self._system = system
+        self._machine = machine
+        self._dry_run = dry_run
+        self._validate = validate
+        self._here = here
+
+    def by_name(self, name: str) -> Guest:
+        """A domain that the user names has to be there, and have a record."""
+        try:
+            guest = self.refresh(self._connection.domain(name))
+        except LibvirtError as error:
+            return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
+        if guest.stored or guest.running:
+            return guest
+        reason = (
+            "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"
+            f" {shown(name)} | kvmarm define -)"
+        )
+        return guest._replace(stored=Outcome(FAILED, reason=reason))
+
+    def refresh(self, domain: Domain) -> Guest:
+        try:
+            stored = self._stored(domain) if domain.is_persistent() else None
+            running = self._running(domain) if domain.beginning() != OFF else None
+            if stored and not domain.is_active() and domain.saved_xml() is not None:
+                say(
+                    f"{shown(domain.name)}: its next start loads its managed save, which stays as"
+                    " it is"
+                )
+        except LibvirtError as error:  # it has gone meanwhile
+            stored, running = Outcome(FAILED, reason=str(error)), None
+        guest = Guest(domain.name, domain.uuid, stored, running)
+        if not self._dry_run and self._here:
+            _unmark(guest)
+        return guest
+
+    def _stored(self, domain: Domain) -> Outcome | None:
+        """What becomes of the stored definition; None if it has no record."""
+        try:
+            source = domain.xml(live=False, secrets=True).encode()
+            xml = parse(source)
+            if not record.find_all(xml):
+                return None
+            written = source if asks_for_host_model(xml) else restore(source, xml)
+            if not asks_for_host_model(parse(written)):
+                # The guest never asked for host-model: it has what the host makes of its XML.
+                return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+        except KvmarmError as error:
+            return Outcome(FAILED, reason=str(error))
+        resolver = self._resolver()  # its errors are not of one guest
+        try:
+            result = resolver.resolve(written, self._machine or _machine_of(xml))
+        except KvmarmError as error:
+            return Outcome(UNRESOLVED, reason=str(error))
+        try:
+            differences = refresh_view.domain_differences(xml, parse(result))
+            if not differences:
+                return Outcome(KEPT)
+            if not self._dry_run:
+                self._define(domain, source, result)
+        except KvmarmError as error:
+            return Outcome(FAILED, reason=str(error))
+        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+
+    def _define(self, domain: Domain, source: bytes, result: bytes) -> None:
+        # libvirt has no way to define a domain only if it is still what was read.
+        if domain.xml(live=False, secrets=True).encode() != source:
+            raise KvmarmError("somebody has changed it meanwhile", "do it again")
+        self._connection.define(result.decode(), self._validate)
+
+    def _running(self, domain: Domain) -> Outcome | None:
+        """What becomes of the live record; None if there is none."""
+        if not self._here:
+            say(
+                f"{shown(domain.name)} runs on another host: only its stored record is refreshed"
+                " (hint: refresh it there)"
+            )
+            return None
+        try:
+            return self._renewed(renew_live(domain, self._system(), self._dry_run))
+        except UntoldError as error:
+            return Outcome(UNTOLD, reason=str(error))
+        except KvmarmError as error:
+            return Outcome(FAILED, reason=str(error))
+
+    def _renewed(self, renewed: Renewed | None) -> Outcome | None:
+        if renewed is None:
+            return None
+        differences = refresh_view.target_differences(*renewed)
+        if not differences:
+            return Outcome(KEPT)
+        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+
+
+def _machine_of(domain: Element) -> str:
+    """The machine type that the domain has now."""
+    os_type = domain.find("os/type")
+    return os_type.attributes.get("machine", "") if os_type else ""
+
+
+def _unmark(guest: Guest) -> None:
+    """Where all records are true now, the hook's mark is of the past."""
+    parts = [part for part in (guest.stored, guest.running) if part]
+    if not parts or any(part.result not in (KEPT, CHANGED) for part in parts):
+        return
+    if marks.mark_of(guest.uuid, guest.name) is None:
+        return
+    try:
+        marks.unmark(guest.uuid, guest.name)
+    except OSError as error:
+        say(f"{shown(guest.name)}: the mark of its record stays: {error.strerror}")

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Renewal: make the records of guests true again, once they run.
+
+The hook marks a guest that has started as something else than its record says, and cannot do more:
+libvirt waits for it. What the guest has is known when it runs: libvirt then says whether it booted
+here or arrived with its state, and a scratch vCPU of this kernel what follows from that
+(rehearse.renewed). Nothing that a mark says is believed.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import NamedTuple
+
+from .basics.errors import KvmarmError
+from .basics.untrusted import shown
+from .domain import record
+from .domain.record import Record
+from .domain.xml import Element, parse
+from .host import marks
+from .host.cpus import find_clusters
+from .host.libvirtd import (
+    ARRIVED,
+    BOOTED,
+    OFF,
+    STARTING,
+    Connection,
+    Domain,
+    LibvirtError,
+    NoDomainError,
+)
+from .judge.contradictions import find_contradictions
+from .judge.pinning import reconcile_pins, with_cluster
+from .judge.wording import line, texts
+from .kvm.device import KvmError, System
+from .rehearse import renewed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from .model.target import Target
+
+PATIENCE = 600.0  # seconds for a guest to start, or for libvirt to take its record
+SETTLING = 10.0  # seconds without running, after which a guest has not started
+
+# What `renewed` has to be asked, by libvirt's word on how the guest began; where it has none, every
+# answer has to be the same.
+_WAYS = {BOOTED: (False,), ARRIVED: (True,)}
+_EITHER = (False, True)
+
+
+class Renewed(NamedTuple):
+    """The target that was recorded, and the one that is."""
+
+    before: Target
+    after: Target
+
+
+class UntoldError(KvmarmError):
+    """What a guest has here cannot be told, so its record cannot be made true."""
+
+
+def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
+    """Make the record of a guest that runs true. None for one that has no record.
+
+    Args:
+        dry_run: only say what would be recorded.
+
+    Raises:
+        UntoldError: what the guest has cannot be told.
+        KvmarmError: libvirt refuses, or /dev/kvm fails.
+    """
+    beginning = domain.beginning()
+    if beginning in (OFF, STARTING):
+        raise UntoldError("the guest does not run yet, or is on its way", "wait, and do it again")
+    return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
+
+
+def renew_stored(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
+    """The same of a domain's stored definition: what it gives at a cold start here."""
+    return _renew(domain, False, _WAYS[BOOTED], system, dry_run)
+
+
+def _renew(
+    domain: Domain, live: bool, ways: tuple[bool, ...], system: System, dry_run: bool
+) -> Renewed | None:
+    xml = parse(domain.xml(live, secrets=False).encode())
+    elements = record.find_all(xml)
+    if not elements:
+        return None
+    old = record.read(elements[0])
+    target = _what_it_has(xml, old, ways, system)
+    changes = target != old.target
+    if changes and not dry_run:
+        new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
+        domain.set_metadata(record.PREFIX, record.NAMESPACE, record.standalone(new), live)
+    # Only now: until then the one of version 1 is what there is.
+    outdated = any(element.name.startswith(record.NAMESPACE_1) for element in elements)
+    if outdated and (changes or len(elements) > 1) and not dry_run:
+        domain.set_metadata(record.PREFIX, record.NAMESPACE_1, None, live)
+    return Renewed(old.target, target)
+
+
+def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system: System) -> Target:
+    """The target of a guest, if it is the same whichever of these ways it began.
+
+    Raises:
+        UntoldError: it is not, or the XML or the pins are not those that were recorded.
+        KvmarmError: no such vCPU is made here, or /dev/kvm fails.
+    """
+    target = recorded.target
+    edits = find_contradictions(xml, target)
+    if edits:
+        said = texts(edits[0])
+        raise UntoldError(
+            f"its XML was edited since it was recorded: {said['subject']} was {said['recorded']},"
+            f" and is {said['local']}",
+            "kvmarm refresh DOMAIN resolves it anew for its next start",
+        )
+    cpus = _cpus(xml, recorded)
+    first, *others = (renewed(target, system, arrived, cpus) for arrived in ways)
+    if any(other != first for other in others):
+        raise UntoldError(
+            "libvirt does not say whether the guest booted here or came with its state, and which"
+            " decides what it has",
+            "it is known again once the guest is shut off and started",
+        )
+    return first
+
+
+def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
+    """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
+    target, clusters = recorded.target, find_clusters()
+    _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
+    findings = with_cluster(findings, target.pinning, clusters)
+    if findings:
+        raise UntoldError(line(findings[0]))
+    if target.roams:
+        # It is as it is on the kind of CPU that it was recorded on.
+        midr = target.registers.get("MIDR_EL1")
+        return next((cluster.cpus for cluster in clusters if cluster.midr == midr), cpus)
+    return cpus
+
+
+class Renewer:
+    """Works through the marks of this host.
+
+    Args:
+        connect: opens the connection to libvirt.
+        tell: called with each line for the log.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], tell: Callable[[str], None]) -> None:
+        self._connect = connect
+        self._tell = tell
+        self._since: dict[_Mark, float] = {}  # first seen
+        self._off: dict[_Mark, float] = {}  # first seen not to run
+        self._left: set[_Mark] = set()  # given up, until something happens
+        self._names: dict[_Mark, str] = {}  # of the guests, for the log
+        self._told: set[str] = set()
+
+    def again(self) -> None:
+        """Look again at guests that were given up: something has happened."""
+        self._left.clear()
+        self._since.clear()
+
+    def work(self) -> bool:
+        """Look once at every guest with a mark, and remove the marks of those whose records are
+        true. Returns whether some are to be looked at again soon.
+
+        Raises:
+            KvmarmError: the marks cannot be read.
+        """
+        waiting = [mark for mark in _marks() if mark not in self._left]
+        for known in (self._since, self._off, self._names):
+            for mark in known.keys() - waiting:
+                del known[mark]
+        if not waiting:
+            return False
+        try:
+            with self._connect() as connection, System() as system:
+                again = [self._look_at(mark, connection, system) for mark in waiting]
+        except KvmarmError as error:  # no libvirt, or no KVM
+            again = [self._wait(mark, error) for mark in waiting]
+        return any(again)
+
+    def _look_at(self, mark: _Mark, connection: Connection, system: System) -> bool:
+        """Try to renew what a marked guest has; whether to look again."""
+        try:
+            return self._try(mark, connection, system)
+        except KvmarmError as error:
+            if isinstance(error, LibvirtError) or (isinstance(error, KvmError) and error.passing):
+                return self._wait(mark, error)
+            return self._give_up(mark, error)
+
+    def _try(self, mark: _Mark, connection: Connection, system: System) -> bool:
+        try:
+            domain = mark.domain(connection)
+        except NoDomainError:
+            return self._is_off(mark, None, system)
+        self._names[mark] = domain.name
+        beginning = domain.beginning()
+        if beginning == OFF:
+            return self._is_off(mark, domain, system)
+        self._off.pop(mark, None)
+        if beginning == STARTING:
+            return self._wait(mark, KvmarmError("it did not come to run"))
+        self._renew_stored(domain, system)
+        renew_live(domain, system)
+        if mark.domain(connection).run != domain.run:
+            return True  # what was written was of a run that is over
+        return self._done(mark, domain)
+
+    def _is_off(self, mark: _Mark, domain: Domain | None, system: System) -> bool:
+        """A guest that does not run may be about to."""
+        now = time.monotonic()
+        if now - self._off.setdefault(mark, now) < SETTLING:
+            return True
+        if domain is not None:
+            self._renew_stored(domain, system)
+        return self._done(mark, domain)
+
+    def _renew_stored(self, domain: Domain, system: System) -> None:
+        """Where it cannot be renewed, it stays: a guest's next start, and `kvmarm check`, compare
+        it with this host. Nobody could do that with a live record.
+        """
+        if not domain.is_persistent():
+            return
+        try:
+            renew_stored(domain, system)
+        except LibvirtError:
+            raise
+        except KvmarmError as error:
+            self._tell_once(f"{shown(domain.name)}: its stored record stays as it is: {error}")
+
+    def _done(self, mark: _Mark, domain: Domain | None) -> bool:
+        uuid, name = (domain.uuid, domain.name) if domain else mark
+        try:
+            marks.unmark(uuid, name)
+        except OSError as error:
+            return self._give_up(mark, KvmarmError(f"its mark stays: {error.strerror}"))
+        if domain is not None:
+            self._tell(f"{shown(name)}: its record is true")
+        return False
+
+    def _wait(self, mark: _Mark, error: KvmarmError) -> bool:
+        now = time.monotonic()
+        if now - self._since.setdefault(mark, now) < PATIENCE:
+            return True
+        return self._give_up(mark, error)
+
+    def _give_up(self, mark: _Mark, error: KvmarmError) -> bool:
+        self._left.add(mark)
+        name = self._names.get(mark) or mark.name or mark.uuid
+        self._tell_once(f"{shown(name)}: its record may not be true: {error}")
+        return False
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(text)
+
+
+class _Mark(NamedTuple):
+    """Whose mark it is: of a UUID or of a name, the other is empty."""
+
+    uuid: str
+    name: str
+
+    def domain(self, connection: Connection) -> Domain:
+        return (
+            connection.domain_by_uuid(self.uuid)
+            if self.uuid
+            else connection.domain_by_name(self.name)
+        )
+
+
+def _marks() -> list[_Mark]:
+    try:
+        uuids, names = marks.marked()
+    except OSError as error:
+        raise KvmarmError(
+            f"cannot read {marks.DIRECTORY}/marks: {error.strerror}", "run this as root"
+        ) from None
+    return [*(_Mark(uuid, "") for uuid in uuids), *(_Mark("", name) for name in names)]

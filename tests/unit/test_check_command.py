@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kvmarm check` and `kvmarm show`: which definition of a domain counts, what is asked of it, and
+how the answer reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from unittest.mock import patch
+
+import pytest
+
+from kvmarm_plugin import cli
+from kvmarm_plugin.commands import check as check_command
+from kvmarm_plugin.commands import check_view, inputs
+from kvmarm_plugin.commands.check_view import ARRIVAL, START, Report
+from kvmarm_plugin.fleet import baseline, pool
+from kvmarm_plugin.host import marks
+from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.judge.finding import Finding, kinds
+from kvmarm_plugin.kvm import device
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model import policy, profile_json
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.rehearse import rehearse, renewed
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
+from tests.corpus import GUEST, HOSTS, host
+
+from .fakekernel import FakeKernel
+
+if TYPE_CHECKING:
+    from kvmarm_plugin.model.profile import HostProfile
+
+_UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+_ALPHA, _BETA = "trixie-neoverse-n1", "sid-neoverse-n1"
+_SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks.\n"
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`kvmarm` in this process, on a host without a policy and without marks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(tmp_path / "no-policy.yaml"))
+    monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "run"))
+
+    def call(*arguments: str) -> Answer:
+        status = cli.main(list(arguments))
+        return Answer(status, *capsys.readouterr())
+
+    return call
+
+
+def _resolved(name: str = _ALPHA, machine: str = "virt", text: bytes = GUEST) -> str:
+    text = text.replace(b"<name>", f"<uuid>{_UUID}</uuid><name>".encode())
+    text = text.replace(b"machine='virt'", f"machine='{machine}'".encode())
+    return Resolver(host(name), Policy()).resolve(text).decode()
+
+
+def _passthrough() -> str:
+    return GUEST.replace(b"host-model", b"host-passthrough").decode()
+
+
+def _profile(here: HostProfile) -> str:
+    path = Path(f"{here.name}.json")
+    path.write_text(profile_json.dumps(here))
+    return str(path)
+
+
+def _slow_clock(name: str = "slow") -> HostProfile:
+    """A host like alpha, with another timer."""
+    here = host(_ALPHA)
+    (cluster,) = here.clusters
+    seen = {**cluster.seen, "CNTFRQ_EL0": 25_000_000}
+    return here.replace(name=name, clusters=(cluster.replace(seen=seen),))
+
+
+class Daemon:
+    """A libvirt that has one domain, "guest".
+
+    Attributes:
+        live, saved, stored: its definitions; None where it has none.
+    """
+
+    live: str | None = None
+    saved: str | None = None
+    stored: str | None = None
+
+    def name(self) -> str:
+        return "guest"
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return _UUID
+
+    def ID(self) -> int:  # noqa: N802
+        return -1 if self.live is None else 1
+
+    def isActive(self) -> bool:  # noqa: N802  # as libvirt has them
+        return self.live is not None
+
+    def isPersistent(self) -> bool:  # noqa: N802
+        return self.stored is not None
+
+    def hasManagedSaveImage(self, _flags: int) -> bool:  # noqa: N802
+        return self.saved is not None
+
+    def managedSaveGetXMLDesc(self, _flags: int) -> str | None:  # noqa: N802
+        return self.saved
+
+    def XMLDesc(self, flags: int) -> str | None:  # noqa: N802
+        return self.stored if flags == 2 or self.live is None else self.live
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    found = Daemon()
+    module = SimpleNamespace(
+        libvirtError=type("libvirtError", (Exception,), {}),
+        registerErrorHandler=lambda *_: None,
+        open=lambda _uri: SimpleNamespace(lookupByName=lambda _name: found, close=lambda: None),
+        VIR_DOMAIN_XML_INACTIVE=2,
+    )
+    monkeypatch.setitem(sys.modules, "libvirt", module)
+    return found
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostProfile], None]:
+    """Makes this host one of a profile."""
+
+    def become(here: HostProfile) -> None:
+        uname = SimpleNamespace(machine="aarch64", nodename=here.name, release=here.kernel)
+        monkeypatch.setattr(os, "uname", lambda: uname)
+        monkeypatch.setattr(platform, "node", lambda: here.name)
+        monkeypatch.setattr(device, "System", lambda: System(FakeKernel.from_profile(here)))
+        machines = here.qemu.machines if here.qemu else ()
+        monkeypatch.setattr(check_command, "machines_here", lambda: machines)
+
+    return become
+
+
+# -- which definition counts ---------------------------------------------------------------------
+
+
+def test_a_guest_that_runs_is_judged_by_what_runs(run: Run, daemon: Daemon) -> None:
+    daemon.live, daemon.stored = _resolved(_BETA, "virt-10.0"), _resolved(_ALPHA)
+    there = str(HOSTS[_ALPHA])
+    status, out, _ = run("check", "guest", "--host", there)
+    assert status == 3
+    assert f"guest on {_ALPHA}: no\n" in out
+    assert f"recorded on {_BETA} 0x10003, on {_ALPHA} 0x10001" in out
+    assert "\nNote: its stored definition, which counts from the next boot, is another;" in out
+    assert run("check", "--inactive", "guest", "--host", there) == (
+        0,
+        f"guest on {_ALPHA}: yes, it would start as recorded\n{_SCOPE}",
+        "",
+    )
+    assert f"made        on {_BETA} by" in run("show", "guest").out
+    assert f"made        on {_ALPHA} by" in run("show", "guest", "--inactive").out
+    assert "\nnote        its stored definition" in run("show", "guest").out
+
+
+def test_nothing_is_said_of_definitions_that_agree(run: Run, daemon: Daemon) -> None:
+    daemon.live = daemon.stored = _resolved()
+    same = f"guest on {_ALPHA}: yes, as recorded\n{_SCOPE}"
+    assert run("check", "guest", "--host", str(HOSTS[_ALPHA])) == (0, same, "")
+    daemon.stored = _resolved().replace(">512<", ">1024<")
+    assert run("check", "guest", "--host", str(HOSTS[_ALPHA])) == (0, same, "")
+    daemon.stored = _resolved().replace("<pmu state='on'/>", "<pmu state='off'/>")
+    assert daemon.stored != _resolved()
+    assert "\nNote: its stored" in run("check", "guest", "--host", str(HOSTS[_ALPHA])).out
+
+
+@pytest.mark.parametrize("stored", [_passthrough(), "<domain><metadata/></domain>"])
+def test_a_stored_definition_without_a_record(run: Run, daemon: Daemon, stored: str) -> None:
+    daemon.live, daemon.stored = _resolved(), stored
+    out = run("check", "guest", "--host", str(HOSTS[_ALPHA])).out
+    assert "Note: its stored definition, which counts from the next boot, has no record\n" in out
+
+
+def test_a_stored_definition_with_a_broken_record(run: Run, daemon: Daemon) -> None:
+    daemon.live = _resolved()
+    daemon.stored = daemon.live.replace("gic='3'", "gic='4'")
+    status, out, _ = run("check", "guest", "--host", str(HOSTS[_ALPHA]))
+    assert status == 0
+    assert (
+        "Note: its stored definition, which counts from the next boot, cannot be used: the" in out
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_what_runs_without_a_record_is_not_judged_by_another(
+    run: Run, daemon: Daemon, command: str
+) -> None:
+    daemon.live, daemon.stored = _passthrough(), _resolved()
+    status, out, err = run(command, "guest")
+    assert (status, out) == (1, "")
+    assert err.startswith("kvmarm: guest runs without a kvmarm record, and only its stored")
+    daemon.saved, daemon.live = daemon.live, None
+    assert run(command, "guest").err.startswith("kvmarm: guest was saved without a kvmarm record")
+
+
+def test_a_transient_guest_has_no_stored_definition(run: Run, daemon: Daemon) -> None:
+    daemon.live = _resolved()
+    assert run("check", "guest", "--host", str(HOSTS[_ALPHA])).status == 0
+    assert run("check", "--inactive", "guest") == (
+        1,
+        "",
+        "kvmarm: guest has no stored definition (hint: leave --inactive out)\n",
+    )
+
+
+def test_a_managed_save_is_what_the_next_start_loads(run: Run, daemon: Daemon) -> None:
+    daemon.saved = daemon.stored = _resolved()
+    _profile(_slow_clock())
+    status, out, _ = run("check", "guest", "--host", "slow.json")
+    assert status == 3
+    assert out.endswith(
+        "\nNote: this is its managed save, which its next start loads\n"
+        "Remedy: load it on a host that takes it, or give up what was saved: virsh"
+        " managedsave-remove guest\n"
+    )
+    assert run("check", "guest", "--inactive", "--host", "slow.json").status == 0
+
+
+# -- what is asked -------------------------------------------------------------------------------
+
+
+def test_a_guest_that_is_shut_off_only_has_to_start(
+    run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
+) -> None:
+    daemon.stored = _resolved()
+    on(_slow_clock())
+    drift = (
+        "guest on slow: yes, it would start, but not as recorded\n"
+        "  CNTFRQ_EL0 (generic timer frequency in Hz): recorded on trixie-neoverse-n1 62500000 Hz,"
+        f" on slow 25000000 Hz\n{_SCOPE}"
+    )
+    assert run("check", "guest") == (0, f"{drift}Remedy: kvmarm refresh guest\n", "")
+    report = json.loads(run("check", "guest", "--json").out)
+    assert (report["question"], report["definition"]) == ("cold start", "stored")
+    verdict = report["hosts"]["slow"]
+    assert verdict["verdict"] == "drift"
+    (finding,) = verdict["findings"]
+    assert (finding["stops_start"], finding["remedy"]) == (False, "kvmarm refresh guest")
+    _profile(_slow_clock())
+    assert run("check", "guest", "--host", "slow.json") == (
+        0,
+        f"{drift}Remedy: where it is started: kvmarm refresh guest\n",
+        "",
+    )
+    daemon.live = daemon.stored
+    status, out, _ = run("check", "guest")
+    assert status == 3
+    assert out.startswith("guest on slow: no\n  CNTFRQ_EL0 (")
+    assert "Remedy: shut it down and start it on slow, where it then gets what that" in out
+
+
+@pytest.mark.parametrize("home", [_ALPHA, _BETA, "bookworm-neoverse-n1", "trixie-max"])
+def test_drift_is_what_makes_a_record_untrue(home: str) -> None:
+    """Of a guest that would boot: nothing is listed if, and only if, the record would then be
+    true. By the kernel and by the profile.
+    """
+    target = Resolver(host(home), Policy(prefer_named=False)).target(Wish("aarch64"))
+    judged = 0
+    for away in (_ALPHA, _BETA, "bookworm-neoverse-n1", "trixie-max", "trixie-max-nobti"):
+        there = host(away)
+        for counters in (None, 31 << 11):
+            if counters is not None:
+                (cluster,) = there.clusters
+                seen = {**cluster.seen, "PMCR_EL0": counters}
+                there = there.replace(clusters=(cluster.replace(seen=seen),))
+            uname = SimpleNamespace(machine="aarch64", nodename=away, release=there.kernel)
+            with (
+                patch.object(os, "uname", lambda uname=uname: uname),
+                System(FakeKernel.from_profile(there)) as system,
+            ):
+                findings = rehearse(target, system, boots=True)
+                if any(finding.stops_start for finding in findings):
+                    continue
+                after = renewed(target, system, arrived=False)
+            machine = target.replace(machine=there.qemu.machines[0]) if there.qemu else target
+            judged += 1
+            assert (not findings) is (after == target), away
+            assert (not check(machine, there, boots=True)) is (after == target), away
+    assert judged > 2
+
+
+def test_a_policy_may_refuse_drift(
+    run: Run, daemon: Daemon, on: Callable[[HostProfile], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then the hook does. Of another host nobody here knows the policy."""
+    daemon.stored = _resolved()
+    Path("policy.yaml").write_text("on-drift: refuse\n")
+    Path("policy.yaml").chmod(0o644)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", "policy.yaml")
+    on(host(_ALPHA))
+    assert run("check", "guest").status == 0
+    on(_slow_clock())
+    status, out, _ = run("check", "guest")
+    assert (status, out.splitlines()[0]) == (
+        3,
+        "guest on slow: no, it would not start as recorded, which the policy refuses (on-drift)",
+    )
+    assert json.loads(run("check", "guest", "--json").out)["hosts"]["slow"]["verdict"] == "drift"
+    _profile(_slow_clock())
+    assert run("check", "guest", "--host", "slow.json").status == 0
+
+
+def test_a_file_is_one_of_an_arrival(run: Run, on: Callable[[HostProfile], None]) -> None:
+    Path("guest.xml").write_text(_resolved())
+    on(_slow_clock())
+    status, out, _ = run("check", "guest.xml")
+    assert status == 3
+    assert "guest would be wrong: nothing checks it" in out
+    assert out.splitlines()[-2:] == [
+        "Remedy: none: this guest and slow do not go together; keep it on hosts like the one it"
+        " was made on",
+        "Note: a saved state cannot be changed: it loads only where the answer is yes.",
+    ]
+    assert run("check", "guest.xml", "--inactive").status == 0
+    on(host(_ALPHA))
+    assert run("check", "guest.xml") == (0, f"guest on {_ALPHA}: yes, as recorded\n{_SCOPE}", "")
+
+
+@pytest.mark.parametrize("name", ["sid-max", "bookworm-neoverse-n1", "trixie-cortex-a72"])
+def test_what_stops_a_start_is_a_no(name: str, run: Run) -> None:
+    """The rest is listed behind it, without a rule: none forbids it."""
+    Path("guest.xml").write_text(_resolved("sid-max", "virt-11.1"))
+    arguments = ("check", "--inactive", "guest.xml", "--host", str(HOSTS[name]))
+    status, out, _ = run(*arguments)
+    report = json.loads(run(*arguments, "--json").out)["hosts"][name]
+    stops = [finding["stops_start"] for finding in report["findings"]]
+    assert (status == 3, report["verdict"] == "refuses") == (any(stops), any(stops))
+    rows = out.splitlines()[1 : 1 + len(stops)]
+    assert ["; refuses: " in row for row in rows] == sorted(stops, reverse=True)
+
+
+def test_an_edited_domain_boots_as_it_says(run: Run) -> None:
+    """What is recorded says nothing about it then."""
+    text = _resolved("trixie-max")
+    Path("guest.xml").write_text(text.replace("machine='virt-10.0'>hvm", "machine='virt-9.2'>hvm"))
+    arguments = ("guest.xml", "--host", str(HOSTS["trixie-cortex-a72"]))
+    status, out, _ = run("check", "--inactive", *arguments)
+    assert (status, out.splitlines()[1:2]) == (
+        0,
+        ["  machine type (in the domain's XML): recorded virt-10.0, now virt-9.2"],
+    )
+    assert len(out.splitlines()) == 4
+    assert run("check", *arguments).status == 3
+
+
+def test_pins_that_were_edited_are_seen_by_a_profile(run: Run) -> None:
+    board = "hand-made-rk3399"
+    Path("guest.xml").write_text(_resolved(board))
+    arguments = ("guest.xml", "--host", str(HOSTS[board]))
+    assert run("check", *arguments).out == f"guest on rk3399: yes, as recorded\n{_SCOPE}"
+    Path("guest.xml").write_text(
+        _resolved(board).replace("<emulatorpin cpuset='4-5'/>", "<emulatorpin cpuset='0'/>")
+    )
+    status, out, _ = run("check", *arguments)
+    assert status == 3
+    assert (
+        "\n  pinning (the CPUs of <emulatorpin>): in the XML 0, now on rk3399 4-5, of MIDR"
+        " 0x410fd082; refuses: " in out
+    )
+    status, out, _ = run("check", "--inactive", *arguments)
+    assert (status, "; refuses: " in out) == (0, False)
+
+
+def test_pins_of_another_board_are_moved_on_arrival_only(run: Run) -> None:
+    board = host("hand-made-rk3399")
+    small, big = sorted(board.clusters, key=lambda cluster: cluster.size)
+    _profile(
+        board.replace(name="other", clusters=(small.replace(cpus="2-5"), big.replace(cpus="0-1")))
+    )
+    Path("guest.xml").write_text(_resolved("hand-made-rk3399"))
+    arguments = ("guest.xml", "--host", "other.json")
+    assert run("check", *arguments).out == f"guest on other: yes, as recorded\n{_SCOPE}"
+    status, out, _ = run("check", "--inactive", *arguments)
+    assert status == 0
+    assert "pinning (the CPUs of <vcpu>): in the XML 4-5, on other 0-1, of MIDR" in out
+
+
+@pytest.mark.parametrize("cpus", ["", "x", "0-99999999999"])
+def test_a_profile_with_odd_cpus(cpus: str, run: Run) -> None:
+    board = host("hand-made-rk3399")
+    _profile(board.replace(clusters=tuple(c.replace(cpus=cpus) for c in board.clusters)))
+    Path("guest.xml").write_text(_resolved("hand-made-rk3399"))
+    status, out, err = run("check", "guest.xml", "--host", "rk3399.json")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+
+
+# -- where it is asked ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uri", ["qemu+ssh://root@far/system", "far", "qemu+tls://far/system"])
+def test_a_remote_guest_is_not_judged_by_this_kernel(
+    uri: str, run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
+) -> None:
+    on(host(_ALPHA))
+    daemon.live = daemon.stored = _resolved()
+    for arguments in (("guest",), ("guest", "--inactive"), ("guest", "--json")):
+        status, out, err = run("check", "-c", uri, *arguments)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"kvmarm: {uri} is another host, and this host's kernel knows")
+    assert run("check", "-c", uri, "guest", "--host", str(HOSTS[_ALPHA])).status == 0
+    assert run("show", "-c", uri, "guest").status == 0
+    Path("guest.xml").write_text(_resolved())
+    assert run("check", "-c", uri, "guest.xml").status == 0, "it is not asked"
+
+
+@pytest.mark.parametrize("definition", ["live", "stored"])
+def test_a_mark_leaves_nothing_known(
+    definition: str, run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
+) -> None:
+    on(host(_ALPHA))
+    daemon.stored = _resolved()
+    daemon.live = daemon.stored if definition == "live" else None
+    assert run("check", "guest").status == 0
+    marks.mark(_UUID, "it was started here, and its timer differs")
+    hosts = [["--host", str(HOSTS[_BETA]), "--host", str(HOSTS[_ALPHA])], ["--inactive"], []]
+    for options in hosts:
+        status, out, _ = run("check", "guest", *options)
+        assert status == 1
+        assert out.endswith(
+            f"guest on {_ALPHA}: not known: it was started here, and its timer differs\n"
+            "Remedy: have its record made true: kvmarm renew --once, as root\n"
+        )
+        report = json.loads(run("check", "guest", *options, "--json").out)
+        assert report["hosts"][_ALPHA] == {"verdict": "not known", "findings": []}
+        assert report["unknown"] == "it was started here, and its timer differs"
+    assert "the record may not be true: it was started here" in run("show", "guest").out
+    assert json.loads(run("show", "guest", "--json").out)["mark"].startswith("it was started")
+    # Of another host's guests this one has no marks, and of a file it knows nothing.
+    far = ("-c", "qemu+ssh://far/system", "guest", "--host", str(HOSTS[_ALPHA]))
+    assert run("check", *far).status == 0
+    Path("guest.xml").write_text(_resolved())
+    assert run("check", "guest.xml").status == 0
+    marks.unmark(_UUID)
+    assert run("check", "guest").status == 0
+
+
+# -- how it reads --------------------------------------------------------------------------------
+
+
+def _said(question: str, *findings: Finding, **more: Any) -> list[str]:
+    report = Report("guest", question, {"beta": list(findings)}, origin="alpha", **more)
+    return check_view.as_text(report).splitlines()
+
+
+_TIMER = Finding(
+    "timer-frequency",
+    register="CNTFRQ_EL0",
+    recorded=62_500_000,
+    local=25_000_000,
+    speed=0.4,
+    host="beta",
+)
+_GIC = Finding("gic-refused", recorded=2, local=(3,), host="beta")
+_MACHINE = Finding("machine-unknown", machine="virt-10.0", newest="virt-7.2", host="beta")
+
+
+def test_a_remedy_stands_once_at_the_end() -> None:
+    report = Report("guest", ARRIVAL, {"beta": [_MACHINE], "gamma": [_MACHINE]}, origin="alpha")
+    text = check_view.as_text(report)
+    assert text.count("resolve the guest with") == 1
+    assert text.splitlines()[-1].startswith("Remedy: resolve the guest with machine='virt-7.2'")
+    assert "remedy:" not in text
+    hosts = json.loads(check_view.as_json(report))["hosts"]
+    assert all(hosts[name]["findings"][0]["remedy"] for name in ("beta", "gamma"))
+
+
+def test_where_nothing_helps_nothing_else_is_advised() -> None:
+    assert [row for row in _said(ARRIVAL, _MACHINE, _TIMER) if row.startswith("Remedy: ")] == [
+        "Remedy: none: this guest and beta do not go together; keep it on hosts like the one it was"
+        " made on"
+    ]
+
+
+def test_only_what_stops_a_start_is_mended() -> None:
+    remedies = [row for row in _said(START, _TIMER, _MACHINE) if row.startswith("Remedy: ")]
+    assert remedies == [
+        "Remedy: resolve the guest with machine='virt-7.2', which both sides know, or upgrade QEMU"
+        " on beta"
+    ]
+    assert _said(START, _TIMER, _GIC)[-1] == "Remedy: kvmarm refresh guest"
+    assert _said(START, Finding("no-qemu", model="host", number=5, features=(), host="beta"))[
+        -1
+    ].startswith("  vCPU"), "nothing that kvmarm does helps"
+
+
+@pytest.mark.parametrize("kind", ["timer-frequency", "zero-block-size", "register-refused"])
+def test_a_guest_that_only_drifts_has_a_remedy(kind: str) -> None:
+    assert kinds()[kind]["remedy"].startswith("none")
+    values = {"register": "CTR_EL0", "recorded": 1, "local": 2, "speed": 2.0, "host": "beta"}
+    finding = Finding(kind, **values)
+    assert _said(START, finding)[-1] == "Remedy: kvmarm refresh guest"
+    assert _said(ARRIVAL, finding, definition=inputs.LIVE)[-1] == (
+        "Remedy: shut it down and start it on beta, where it then gets what that host has"
+    )
+
+
+def test_names_in_a_command_are_quoted() -> None:
+    report = Report("a b;c", START, {"beta": [_TIMER]}, origin="alpha")
+    assert "\nRemedy: kvmarm refresh 'a b;c'\n" in check_view.as_text(report)
+
+
+def test_a_host_that_has_changed_since() -> None:
+    text = check_view.as_text(Report("guest", ARRIVAL, {"alpha": [_TIMER]}, origin="alpha"))
+    assert "recorded on alpha 62500000 Hz, now on alpha 25000000 Hz; guest would be wrong" in text
+
+
+def test_a_pool_has_what_is_the_pool_s() -> None:
+    """Also where what the host makes is not taken by the rest."""
+    made = baseline.baseline([host("trixie-max-nobti"), host("trixie-max-nobti").replace(name="b")])
+    assert made.pool
+    findings = pool.check_member(made.pool, host("trixie-max"))
+    assert any("pool" in finding.values for finding in findings)
+    report = Report("pool rack", check_view.MEMBER, {"beta": findings})
+    assert (
+        "  ID_AA64PFR1_EL1.BT (branch target identification): pool rack 0x0, beta 0x1; refuses: a"
+        " guest started on it could not move to the rest of " in check_view.as_text(report)
+    )
+    data = json.loads(check_view.as_json(report))["hosts"]["beta"]["findings"]
+    bti = next(each for each in data if each["subject"] == "ID_AA64PFR1_EL1.BT")
+    assert (bti["recorded"], bti["local"]) == ("0x0", "0x1")
+    member = Report("pool rack", check_view.MEMBER, {"beta": []})
+    assert check_view.as_text(member) == (
+        f"pool rack on beta: yes, a member like the others\n{_SCOPE}"
+    )
+
+
+def test_what_a_source_is(run: Run, daemon: Daemon) -> None:
+    Path("guest.xml").write_text(_resolved())
+    Path("guest").mkdir()
+    assert inputs.is_file("guest.xml")
+    assert inputs.is_file("./missing")
+    assert inputs.is_file("-")
+    assert not inputs.is_file("guest")
+    daemon.live = _resolved()
+    assert inputs.read_source("guest", "qemu:///system", False).definition == inputs.LIVE
+    assert inputs.read_source("guest.xml", "qemu:///system", False).definition == inputs.FILE
