@@ -473,17 +473,21 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     if edited and not arrived:
         return edited, None  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
-    from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
     from kvmarm_plugin.judge.verdict import judge
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
     clusters = find_clusters()
-    xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
-    if xml != guest.xml:
-        guest.xml, guest.moved = xml, True
-        guest.read()
-        target = guest.known()[1].target
+    cpus: tuple[int, ...] = ()
+    misplaced: list[Finding] = []
+    if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
+        from kvmarm_plugin.judge.pinning import reconcile_pins
+
+        xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
+        if xml != guest.xml:
+            guest.xml, guest.moved = xml, True
+            guest.read()
+            target = guest.known()[1].target
     with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
         findings = judge(target, offer)
         refused = edited or [
@@ -492,7 +496,13 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
         after = None if refused else offer.renewed(target, arrived)
-    return edited + with_cluster(misplaced + findings, target.pinning, clusters), after
+    if target.pinning is not None:
+        from kvmarm_plugin.judge.pinning import with_cluster
+
+        findings = with_cluster(misplaced + findings, target.pinning, clusters)
+    else:
+        findings = misplaced + findings
+    return edited + findings, after
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:
