@@ -52,8 +52,8 @@ _MESSAGE_LIMIT = (
 
 _UNREAD = "unread"  # in a ticket, in place of the digest of a record
 
-# In a ticket, behind the kinds of findings that an arrival has passed against: nobody knows what it
-# has.
+# In a ticket, behind the kinds of findings that an arrival has passed against: its record may not
+# be true here.
 _UNSURE = "unsure"
 
 _MOST = 4  # differences in a line
@@ -131,6 +131,7 @@ class _Guest:
         domain, record: of `xml`; None where they could not be read.
         problem: why the record could not be read.
         renewed: the record that it needs here, if that is another.
+        allowed: whether an operator has let it pass.
     """
 
     def __init__(self, name: str, operation: str, xml: bytes) -> None:
@@ -141,6 +142,7 @@ class _Guest:
         self.record: Record | None = None
         self.problem: KvmarmError | None = None
         self.renewed: Record | None = None
+        self.allowed = False
 
     def read(self) -> bool:
         """Read the XML and the record in it. Returns whether there is one, be it broken.
@@ -216,9 +218,9 @@ def _arrive(guest: _Guest, policy: HookPolicy) -> bool:
                 return True
         elif failure:
             put_out = guest.record
+            kinds = (*kinds, _UNSURE)
             failure = f"libvirt cannot be given another: {failure}"
-            doubt = _mark(guest, failure)
-            _tell(guest, "WARNING", "arrives with a record that is not true here", failure, doubt)
+            _tell(guest, "WARNING", "arrives with a record that is not true here", failure)
         elif guest.renewed:
             _log(guest, "INFO", f"{shown(guest.name)} gets a record of what it has on this host")
     if guest.record or guest.problem:
@@ -315,8 +317,12 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
         if _UNSURE in start.ticket.warned:
-            _mark(guest, f"it arrived against a warning ({' '.join(start.ticket.warned)})")
+            against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
+            why = "it arrived with a record that may not be true here"
+            _mark(guest, f"{why}: {against}" if against else why)
             _ring(guest)
+        else:
+            _unmark(guest)
         return False
     if start.stops and _refuse(guest, "cannot start on this host", start.stops):
         return True
@@ -467,17 +473,21 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     if edited and not arrived:
         return edited, None  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
-    from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
     from kvmarm_plugin.judge.verdict import judge
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
     clusters = find_clusters()
-    xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
-    if xml != guest.xml:
-        guest.xml, guest.moved = xml, True
-        guest.read()
-        target = guest.known()[1].target
+    cpus: tuple[int, ...] = ()
+    misplaced: list[Finding] = []
+    if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
+        from kvmarm_plugin.judge.pinning import reconcile_pins
+
+        xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
+        if xml != guest.xml:
+            guest.xml, guest.moved = xml, True
+            guest.read()
+            target = guest.known()[1].target
     with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
         findings = judge(target, offer)
         refused = edited or [
@@ -486,7 +496,13 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
         after = None if refused else offer.renewed(target, arrived)
-    return edited + with_cluster(misplaced + findings, target.pinning, clusters), after
+    if target.pinning is not None:
+        from kvmarm_plugin.judge.pinning import with_cluster
+
+        findings = with_cluster(misplaced + findings, target.pinning, clusters)
+    else:
+        findings = misplaced + findings
+    return edited + findings, after
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:
@@ -544,7 +560,8 @@ def _refuse(guest: _Guest, heading: str, reason: str, advice: str = "") -> bool:
     """Whether a guest that should not pass is stopped: it is if no operator lets it pass."""
     from kvmarm_plugin.host.marks import take_allowance
 
-    if take_allowance(guest.uuid, guest.name):
+    guest.allowed = guest.allowed or take_allowance(guest.uuid, guest.name)
+    if guest.allowed:
         _tell(guest, "WARNING", f"passes, as kvmarm allow says, although it {heading}", reason)
         return False
     once = f"To let it pass once: kvmarm allow {guest.word()}"
