@@ -274,7 +274,7 @@ def _leave_ticket(guest: _Guest, put_out: Record | None, kinds: tuple[str, ...])
     why = "its UUID cannot be read"
     if guest.uuid:
         try:
-            leave_ticket(guest.uuid, Ticket(guest.operation, _digest(put_out), kinds))
+            leave_ticket(guest.uuid, guest.name, Ticket(guest.operation, _digest(put_out), kinds))
             return
         except OSError as error:
             why = f"/run/kvmarm cannot be written: {error.strerror}"

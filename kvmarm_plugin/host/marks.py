@@ -23,7 +23,9 @@ from ..basics.value import Value
 
 DIRECTORY = "/run/kvmarm"
 SOCKET = "renew.socket"
-STORED = "/etc/libvirt/qemu"  # where libvirt's system daemon keeps the definitions of guests
+# Where libvirt's system daemon keeps the definitions of guests, and those of guests that run.
+STORED = "/etc/libvirt/qemu"
+RUNNING = "/run/libvirt/qemu"
 
 TICKET_SECONDS = 600  # a migration that copies disks has them between migrate begin and prepare
 ALLOWANCE_SECONDS = 60
@@ -133,8 +135,14 @@ def ring(uuid: str) -> bool:
 # -- tickets -------------------------------------------------------------------------------------
 
 
-def leave_ticket(uuid: str, ticket: Ticket) -> None:
-    """Note that a guest is on its way here. Raises OSError."""
+def leave_ticket(uuid: str, name: str, ticket: Ticket) -> None:
+    """Note that a guest is on its way here; but not if one of its name runs here already. libvirt
+    asks the hook all the same and then refuses, and the next start is none of an arrival.
+
+    Raises OSError.
+    """
+    if os.path.lexists(f"{RUNNING}/{name}.xml"):
+        return
     text = " ".join([ticket.operation, ticket.digest, repr(_now()), *ticket.warned])
     _write("arrival", _file_name(uuid), text + "\n", 0o700, 0o600)
 

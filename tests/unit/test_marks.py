@@ -22,6 +22,7 @@ TICKET = Ticket("migrate", "ab" * 32, ("timer-frequency",))
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setattr(marks, "STORED", str(tmp_path / "stored"))
+    monkeypatch.setattr(marks, "RUNNING", str(tmp_path / "running"))
     (tmp_path / "stored").mkdir()
     return tmp_path / "run"
 
@@ -73,7 +74,7 @@ def test_a_mark_by_name(run: Path) -> None:
 def test_modes_whatever_the_umask(run: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        marks.leave_ticket(UUID, TICKET)
+        marks.leave_ticket(UUID, "guest", TICKET)
     finally:
         os.umask(before)
     assert (_modes(run), _modes(run / "arrival")) == (0o755, 0o700)
@@ -85,22 +86,22 @@ def test_what_is_no_uuid_is_no_file(odd: str) -> None:
     with pytest.raises(ValueError, match="not a UUID"):
         marks.mark(odd, "why")
     with pytest.raises(ValueError, match="not a UUID"):
-        marks.leave_ticket(odd, TICKET)
+        marks.leave_ticket(odd, "guest", TICKET)
 
 
 def test_a_ticket_is_believed_once(run: Path) -> None:
-    marks.leave_ticket(UUID, TICKET)
+    marks.leave_ticket(UUID, "guest", TICKET)
     assert marks.take_ticket(UUID, "guest") == TICKET
     assert marks.take_ticket(UUID, "guest") is None
     assert [*(run / "arrival").iterdir()] == []
 
 
 def test_an_old_ticket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks.leave_ticket(UUID, TICKET)
+    marks.leave_ticket(UUID, "guest", TICKET)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     monkeypatch.setattr(marks, "_now", lambda: now + marks.TICKET_SECONDS + 1)
     assert marks.take_ticket(UUID, "guest") is None
-    marks.leave_ticket(UUID, TICKET)  # left in what will be the future
+    marks.leave_ticket(UUID, "guest", TICKET)  # left in what will be the future
     monkeypatch.setattr(marks, "_now", lambda: now)
     assert marks.take_ticket(UUID, "guest") is None
 
@@ -114,19 +115,28 @@ def test_a_forged_ticket_is_not_believed(run: Path, text: str) -> None:
 
 
 def test_a_link_is_no_ticket(run: Path, tmp_path: Path) -> None:
-    marks.leave_ticket(UUID, TICKET)
+    marks.leave_ticket(UUID, "guest", TICKET)
     (run / "arrival" / UUID).rename(tmp_path / "elsewhere")
     (run / "arrival" / UUID).symlink_to(tmp_path / "elsewhere")
     assert marks.take_ticket(UUID, "guest") is None
+
+
+def test_a_guest_that_runs_here_is_not_on_its_way(tmp_path: Path) -> None:
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running/guest.xml").touch()
+    marks.leave_ticket(UUID, "guest", TICKET)
+    assert marks.take_ticket(UUID, "guest") is None
+    marks.leave_ticket(UUID, "another", TICKET)
+    assert marks.take_ticket(UUID, "another") == TICKET
 
 
 def test_a_definition_stored_since_means_that_nothing_arrived(tmp_path: Path) -> None:
     stored = tmp_path / "stored/guest.xml"
     stored.touch()
     time.sleep(0.02)  # the kernel's clock for files ticks every few milliseconds
-    marks.leave_ticket(UUID, TICKET)
+    marks.leave_ticket(UUID, "guest", TICKET)
     assert marks.take_ticket(UUID, "guest") == TICKET
-    marks.leave_ticket(UUID, TICKET)
+    marks.leave_ticket(UUID, "guest", TICKET)
     time.sleep(0.02)
     stored.touch()
     assert marks.take_ticket(UUID, "guest") is None

@@ -62,8 +62,8 @@ def test_what_really_happens_is_counted_once(
 ) -> None:
     played: Any = _Played(*answers)
     monkeypatch.setattr(truth_table, "migrate", played.migrate)
-    monkeypatch.setattr(truth_table, "_check", lambda *_: (check, ""))
-    monkeypatch.setattr(truth_table, "_ask_hook", lambda *_: (hook, "said"))
+    monkeypatch.setattr(truth_table, "ask_check", lambda *_: (check, ""))
+    monkeypatch.setattr(truth_table, "ask_hook", lambda *_: (hook, "said"))
     monkeypatch.setattr(truth_table, "_still_running", lambda *_: "yes")
     monkeypatch.setattr(
         truth_table, "_really", lambda result, *_: (REFUSES if result.rc else WORKS, "")
