@@ -7,10 +7,13 @@ Only calls that replace or add are made: a domain is never undefined.
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import decimal, shown
+from ..domain.xml import DomainXMLError, parse_fragment
+from .marks import RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
 OFF, STARTING, BOOTED, ARRIVED, UNKNOWN = "off", "starting", "booted", "arrived", "unknown"
 
 # By the names of libvirt's states and reasons (virDomainState, virDomain*Reason); others are
-# UNKNOWN. A guest that is paused and resumed has lost its reason, and a snapshot may be one of a
-# guest that was shut off.
+# UNKNOWN. A guest that is paused and resumed has lost its reason.
 _BEGINNINGS = {
     "RUNNING_BOOTED": BOOTED,
     "RUNNING_MIGRATED": ARRIVED,
@@ -32,6 +34,11 @@ _BEGINNINGS = {
     "PAUSED_MIGRATION": STARTING,  # on its way, here or away
     "PAUSED_STARTING_UP": STARTING,
 }
+_REVERTED = ("RUNNING_FROM_SNAPSHOT", "PAUSED_FROM_SNAPSHOT")
+
+# The same by the state that a guest had when its snapshot was made (snapshotState of libvirt's
+# domainsnapshot.rng); a snapshot of disks alone tells neither.
+_SNAPSHOTS = {"running": ARRIVED, "paused": ARRIVED, "shutoff": BOOTED}
 
 
 class LibvirtError(KvmarmError):
@@ -186,15 +193,30 @@ class Domain:
         """
         if not self.is_active():
             return OFF
-        state, reason = self._ask(self._domain.state)
-        for name, beginning in _BEGINNINGS.items():
+        reason = tuple(self._ask(self._domain.state))
+        for name in (*_BEGINNINGS, *_REVERTED):
             of_state, _, _ = name.partition("_")
-            if (state, reason) == (
+            if reason == (
                 getattr(self._libvirt, f"VIR_DOMAIN_{of_state}"),
                 getattr(self._libvirt, f"VIR_DOMAIN_{name}", None),
             ):
-                return beginning
+                return _BEGINNINGS.get(name) or self._reverted()
         return UNKNOWN
+
+    def _reverted(self) -> str:
+        """How a run began that started from a snapshot: with the state that it holds, or cold if
+        the guest was off when it was made. It is the current one, if it is older than the run.
+        """
+        try:
+            text = self._ask(lambda: self._domain.snapshotCurrent(0).getXMLDesc(0))
+            snapshot = parse_fragment(text, "utf-8").children[0]
+            state, made = snapshot.find("state"), snapshot.find("creationTime")
+            started = os.stat(f"{RUNNING}/{self.name}.pid").st_mtime
+            if state is None or made is None or decimal(made.content, 1 << 40) >= int(started):
+                return UNKNOWN
+        except (LibvirtError, DomainXMLError, OSError, ValueError, IndexError):
+            return UNKNOWN
+        return _SNAPSHOTS.get(state.content, UNKNOWN)
 
     def xml(self, live: bool, secrets: bool) -> str:
         """Its definition. Raises LibvirtError.

@@ -152,7 +152,6 @@ def is_reverted_there(guest: Guest, abroad: Host) -> Guest:
     abroad.put(snapshot.encode(), "/tmp/snapshot.xml")
     abroad.run(f"virsh snapshot-create --redefine {name} /tmp/snapshot.xml")
     abroad.run(f"virsh snapshot-revert {name} then")
-    abroad.run(f"virsh snapshot-delete --metadata {name} then")  # with it, it could not migrate
     return there
 
 
@@ -205,6 +204,8 @@ class Lives:
             there.wait_for("guest: tick [2-9]")
             if renewal:
                 _wait_until_renewed(there)
+            if has_disk:  # with the snapshot it could not migrate
+                abroad.run(f"virsh snapshot-delete --metadata {name} then")
             row.check, row.reasons = ask_check(there)
             row.hook, said = ask_hook(there, home)
             row.really, row.words = really_moves(there, home, "--unsafe" if has_disk else "")

@@ -69,6 +69,7 @@ class FakeDomain:
         state: one of REASONS.
         live, config: its definitions, None where it has none.
         saved: the one in its managed save.
+        snapshot: the XML of its current snapshot.
         run: number of its run, -1 for one that is off.
         refuses: calls of setMetadata that are yet to be refused, as while it is migrated.
         calls: of setMetadata that were not: "live" or "config", and the namespace; with "-" in
@@ -90,6 +91,7 @@ class FakeDomain:
     on_read: Callable[[], None] = lambda: None
     secret: str = ""
     saved: str | None = None
+    snapshot: str | None = None
 
     def name(self) -> str:
         return self.title
@@ -112,6 +114,14 @@ class FakeDomain:
         assert xml is not None
         self.on_read()
         return xml if flags & _SECURE or not self.secret else xml.replace(self.secret, "")
+
+    def snapshotCurrent(self, _flags: int) -> FakeDomain:  # noqa: N802
+        if self.snapshot is None:
+            raise FakeError("the domain does not have a current snapshot", 72)
+        return self
+
+    def getXMLDesc(self, _flags: int) -> str | None:  # noqa: N802
+        return self.snapshot
 
     def hasManagedSaveImage(self, _flags: int) -> int:  # noqa: N802
         return int(self.saved is not None)

@@ -18,7 +18,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import parse
-from kvmarm_plugin.host import libvirt_host_model, marks
+from kvmarm_plugin.host import libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
@@ -121,6 +121,46 @@ def test_the_live_record_follows_the_start_and_the_stored_one_this_host(
     assert guest.calls == [("config", record.NAMESPACE), ("live", record.NAMESPACE)]
     assert marks.marked() == ([], [])
     assert here.log == ["guest: its record is true"]
+
+
+_SNAPSHOT = """\
+<domainsnapshot><name>then</name><state>{}</state><creationTime>{}</creationTime>
+<memory snapshot='internal'/><domain type='kvm'/></domainsnapshot>"""
+_OLD, _LATER = 1_000_000_000, 9_000_000_000
+
+
+@pytest.mark.parametrize("state", ["RUNNING_FROM_SNAPSHOT", "PAUSED_FROM_SNAPSHOT"])
+@pytest.mark.parametrize(
+    ("of", "made", "arrived"),
+    [
+        ("running", _OLD, True),
+        ("paused", _OLD, True),
+        ("shutoff", _OLD, False),
+        ("running", _LATER, None),  # another one, which was made since
+        ("disk-snapshot", _OLD, None),
+        ("running", -1, None),
+        ("nosuch", _OLD, None),
+    ],
+)
+def test_a_snapshot_says_what_it_holds(
+    here: _Host,
+    state: str,
+    of: str,
+    made: int,
+    arrived: bool | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(libvirtd, "RUNNING", str(tmp_path))
+    (tmp_path / "guest.pid").touch()
+    guest = here.guest(state)
+    guest.snapshot = _SNAPSHOT.format(of, made)
+    assert here.renewer.work() is False
+    if arrived is None:
+        assert (guest.live, marks.marked()) == (_XML, ([_UUID], []))
+    else:
+        assert _record(guest.live).target == here.renewed(_RECORDED, arrived)
+        assert marks.marked() == ([], [])
 
 
 _UNTOLD = [
