@@ -64,8 +64,9 @@ profiles: $(VENV)/ready  ## [hosts] record the profile of every host that the la
 	@$(RUN) -m tests.lab setup
 	@$(RUN) -m tests.lab.record
 
-truth-table: $(VENV)/ready  ## [hosts] migrate guests between all telling pairs; writes docs/truth-table.md (40 minutes)
+truth-table: $(VENV)/ready  ## [hosts] real migrations and lives of guests, as foretold? writes docs/truth-table.md (90 minutes)
 	@$(RUN) -m tests.lab.truth_table --write
+	@$(RUN) -m tests.lab.lives --write
 
 clean:  ## remove what was built, and the virtualenv; the lab's cache: python3 -m tests.lab prune --all
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
