@@ -31,9 +31,9 @@ test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 2
 	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
-test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (an hour); tests/README.md
+test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
 	@$(RUN) -m tests.lab setup
-	@$(BUILD) trixie bookworm sid & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
+	@$(BUILD) trixie bookworm sid sid-trixie & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)
 
 unit: $(VENV)/ready  ## the part of test that needs no hosts (1 to 4 minutes)
