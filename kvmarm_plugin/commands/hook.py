@@ -62,6 +62,8 @@ def _how_to_renew() -> list[str]:
             return []
     except OSError:
         return []
+    if os.path.realpath(f"{_UNITS[0]}/{_UNIT}") == os.devnull:
+        return []  # masked, by somebody who does not want it
     what, enable = "nobody renews records here", f"systemctl enable --now {_UNIT}"
     if any(os.path.exists(f"{directory}/{_UNIT}") for directory in _UNITS):
         return [f"{what}; have it done with: {enable}"]

@@ -526,5 +526,9 @@ def test_nothing_is_said_where_records_are_renewed(
         (place / "policy.yaml").write_text(f"on-drift: {choice}\n")
         assert installing() == ""
     (place / "policy.yaml").unlink()
+    (place / "etc").mkdir()
+    (place / "etc/kvmarm-renew.socket").symlink_to("/dev/null")
+    assert installing() == "", "it is masked"
+    (place / "etc/kvmarm-renew.socket").unlink()
     (place / "systemd").rmdir()
     assert installing() == ""
