@@ -107,10 +107,12 @@ def _bound() -> Iterator[socket.socket]:
         try:
             with _umask(0o022):
                 os.makedirs(marks.DIRECTORY, 0o755, exist_ok=True)
-            if _is_served(path):
+            if marks.is_heard():
                 raise KvmarmError(
                     f"somebody serves {path}", "systemctl status kvmarm-renew.socket may tell who"
                 )
+            if os.path.lexists(path):
+                os.unlink(path)  # one that was ended has left it
             with _umask(0o177):
                 bell.bind(path)
         except OSError as error:
@@ -130,16 +132,3 @@ def _umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _is_served(path: str) -> bool:
-    """Whether somebody listens; what one that was ended has left is removed. Raises OSError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return False
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return False
-    return True

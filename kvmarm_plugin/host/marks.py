@@ -132,6 +132,20 @@ def ring(uuid: str) -> bool:
     return True
 
 
+def is_heard() -> bool:
+    """Whether somebody listens for the ring. Raises OSError: that cannot be told."""
+    import _socket  # as in `ring`
+
+    bell = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        bell.connect(f"{DIRECTORY}/{SOCKET}")
+    except (FileNotFoundError, ConnectionRefusedError):  # not there, or left by one that was ended
+        return False
+    finally:
+        bell.close()
+    return True
+
+
 # -- tickets -------------------------------------------------------------------------------------
 
 

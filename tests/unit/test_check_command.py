@@ -339,6 +339,53 @@ def test_a_file_is_one_of_an_arrival(run: Run, on: Callable[[HostProfile], None]
     assert run("check", "guest.xml") == (0, f"guest on {_ALPHA}: yes, as recorded\n{_SCOPE}", "")
 
 
+_SNAPSHOT = """\
+<domainsnapshot>
+  <name>before</name>
+  <state>running</state>
+  <memory snapshot='internal'/>
+  {}
+  <inactiveDomain type='kvm'><name>guest</name></inactiveDomain>
+</domainsnapshot>
+"""
+
+
+def test_of_a_snapshot_the_guest_in_it_is_judged(
+    run: Run, on: Callable[[HostProfile], None]
+) -> None:
+    """As that guest in a file: `virsh snapshot-dumpxml` has more around it."""
+    guest = _resolved()
+    for options in ((), ("--json",), ("--inactive",), ("--host", _profile(_slow_clock("there")))):
+        for here in (_slow_clock(), host(_ALPHA)):
+            on(here)
+            answers = []
+            for text in (guest, _SNAPSHOT.format(guest)):
+                Path("guest.xml").write_text(text)
+                answers.append(run("check", "guest.xml", *options))
+            assert answers[0] == answers[1]
+    shown = run("show", "--json", "guest.xml")
+    assert json.loads(shown.out)["definition"] == inputs.FILE
+    assert shown.status == 0
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "said"),
+    [
+        (_SNAPSHOT.format(""), "the document is a <domainsnapshot>, not a <domain>"),
+        (_SNAPSHOT.format("<domain><uuid/></domain>"), "holds no kvmarm record"),
+        (_SNAPSHOT.format("<domain>"), "not well-formed XML"),
+        (f"<x>{_SNAPSHOT.format('<domain/>')}</x>", "the document is a <x>, not a <domain>"),
+    ],
+)
+def test_snapshots_without_a_guest_to_judge(run: Run, snapshot: str, said: str) -> None:
+    Path("guest.xml").write_text(snapshot)
+    for command in ("check", "show"):
+        status, out, err = run(command, "guest.xml")
+        assert (status, out) == (1, "")
+        assert said in err
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["sid-max", "bookworm-neoverse-n1", "trixie-cortex-a72"])
 def test_what_stops_a_start_is_a_no(name: str, run: Run) -> None:
     """The rest is listed behind it, without a rule: none forbids it."""
