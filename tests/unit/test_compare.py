@@ -288,7 +288,7 @@ def test_few_hosts_get_a_matrix_and_all_reasons() -> None:
         "  PSCI_VERSION (PSCI version that the guest is offered): recorded 0x10003, here 0x10001;"
         " refuses"
     )
-    assert lines[start + 8].startswith("  register list")
+    assert len(lines) == start + 8  # QEMU 10.0 loses VENDOR_HYP_BMAP_2, which is 0, in silence
 
 
 def test_pairs_with_the_same_reasons_are_told_together() -> None:

@@ -192,7 +192,15 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "register-refused-newer-kernel": lambda: check(
         _target(), _with_register("PSCI_VERSION", 0x10000)
     ),
-    "registers-unknown": lambda: check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1)),
+    "registers-unknown": lambda: check(_target(_N1, "virt-7.2"), host("bookworm-neoverse-n1")),
+    "registers-lost": lambda: check(
+        _target(
+            "sid-neoverse-n1",
+            "virt-10.0",
+            registers={**_target("sid-neoverse-n1").registers, "VENDOR_HYP_BMAP_2": 1},
+        ),
+        host(_N1),
+    ),
     "timer-frequency": lambda: check(
         _target(), _host(cluster={"seen": {"CNTFRQ_EL0": 25_000_000}})
     ),
