@@ -488,14 +488,14 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             guest.xml, guest.moved = xml, True
             guest.read()
             target = guest.known()[1].target
-    with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
+    with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
         findings = judge(target, offer)
         refused = edited or [
             finding
             for finding in findings
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
-        after = None if refused else offer.renewed(target, arrived)
+        after = None if refused else offer.renewed(target)
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 
