@@ -162,6 +162,8 @@ class KernelOffer(Offer):
         return target.replace(
             number=self._number,
             features=features,
+            # QEMU leaves out what lies beyond (virt_set_high_memmap).
+            ipa_bits=min(target.ipa_bits, self.ipa_bits),
             sve_lengths=lengths or sve_lengths(registers.get("SVE_VLS", 0)),
             seen=seen,
             registers=registers,
@@ -172,12 +174,12 @@ class KernelOffer(Offer):
         """Whether the vCPU that has been made says already that nothing changes. Registers that are
         loaded with the values that they have do not change others.
         """
-        return (target.number, target.features, target.registers, target.reglist) == (
-            self._number,
-            self.features_for(target),
-            self.registers,
-            self.reglist,
-        ) and (not self.boots or target.seen == self.seen)
+        return (
+            (target.number, target.features, target.registers, target.reglist)
+            == (self._number, self.features_for(target), self.registers, self.reglist)
+            and target.ipa_bits <= self.ipa_bits
+            and (not self.boots or target.seen == self.seen)
+        )
 
     def close(self) -> None:
         if self._scratch is not None:

@@ -136,3 +136,22 @@ def test_a_target_of_another_architecture_is_nothing_to_renew(arrived: bool) -> 
         pytest.raises(KvmarmError, match="does not make the recorded vCPU"),
     ):
         renewed(_target(_OLDER), system, arrived)
+
+
+def test_addresses_that_the_host_has_not_are_left_out() -> None:
+    """QEMU then does without its high regions (virt_set_high_memmap), and starts."""
+    there = host(_OLDER)
+    there = there.replace(
+        capabilities={**there.capabilities, "ARM_VM_IPA_SIZE": 36}, ipa_bits=36
+    )
+    uname = SimpleNamespace(machine="aarch64", nodename="there", release=there.kernel)
+    guest = _target(_OLDER)
+    with (
+        patch.object(os, "uname", lambda: uname),
+        System(FakeKernel.from_profile(there)) as system,
+    ):
+        (finding,) = rehearse(guest, system, boots=True)
+        assert (finding.kind, finding.stops_start) == ("addresses-too-few", False)
+        started = renewed(guest, system, arrived=False)
+        assert started == guest.replace(ipa_bits=36)
+        assert rehearse(started, system, boots=True) == []
