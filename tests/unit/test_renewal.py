@@ -163,6 +163,29 @@ def test_a_snapshot_says_what_it_holds(
         assert marks.marked() == ([], [])
 
 
+@pytest.mark.parametrize("option", ["-incoming", "-loadvm", "-daemonize"])
+@pytest.mark.parametrize("state", ["RUNNING_BOOTED", "RUNNING_UNPAUSED", "PAUSED_USER"])
+def test_qemu_was_started_to_load_state(
+    here: _Host, state: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt calls a guest booted that it has rebooted since (virsh reboot), and has forgotten how
+    one began that was paused. KVM's registers are what was loaded.
+    """
+    monkeypatch.setattr(libvirtd, "RUNNING", str(tmp_path))
+    monkeypatch.setattr(libvirtd, "PROC", str(tmp_path / "proc"))
+    (tmp_path / "guest.pid").write_text("4711\n")
+    (tmp_path / "proc/4711").mkdir(parents=True)
+    line = ["/usr/bin/qemu-system-aarch64", "-name", "guest=guest", option, "defer", ""]
+    (tmp_path / "proc/4711/cmdline").write_text("\0".join(line))
+    guest = here.guest(state)
+    assert here.renewer.work() is False
+    if option == "-daemonize" and state != "RUNNING_BOOTED":
+        assert (guest.live, marks.marked()) == (_XML, ([_UUID], []))
+    else:
+        arrived = option != "-daemonize"
+        assert _record(guest.live).target == here.renewed(_RECORDED, arrived)
+
+
 _UNTOLD = [
     "RUNNING_FROM_SNAPSHOT",
     "RUNNING_UNPAUSED",
