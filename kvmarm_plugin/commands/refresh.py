@@ -103,9 +103,11 @@ class _Refresher:
         return guest._replace(stored=Outcome(FAILED, reason=reason))
 
     def refresh(self, domain: Domain) -> Guest:
+        stamp, is_saved = marks.stamp(domain.uuid, domain.name), False
         try:
             stored = self._stored(domain) if domain.is_persistent() else None
             running = self._running(domain) if domain.beginning() != OFF else None
+            is_saved = domain.is_saved()
             if stored and not domain.is_active() and domain.saved_xml() is not None:
                 say(
                     f"{shown(domain.name)}: its next start loads its managed save, which stays as"
@@ -114,8 +116,9 @@ class _Refresher:
         except LibvirtError as error:  # it has gone meanwhile
             stored, running = Outcome(FAILED, reason=str(error)), None
         guest = Guest(domain.name, domain.uuid, stored, running)
-        if not self._dry_run and self._here:
-            _unmark(guest)
+        # What was saved has the record that the mark is about.
+        if not self._dry_run and self._here and not is_saved:
+            _unmark(guest, stamp)
         return guest
 
     def _stored(self, domain: Domain) -> Outcome | None:
@@ -182,12 +185,14 @@ def _machine_of(domain: Element) -> str:
     return os_type.attributes.get("machine", "") if os_type else ""
 
 
-def _unmark(guest: Guest) -> None:
-    """Where all records are true now, the hook's mark is of the past."""
+def _unmark(guest: Guest, stamp: object) -> None:
+    """Where all records are true now, the hook's mark is of the past, if it is not a new one."""
     parts = [part for part in (guest.stored, guest.running) if part]
     if not parts or any(part.result not in (KEPT, CHANGED) for part in parts):
         return
     if marks.mark_of(guest.uuid, guest.name) is None:
+        return
+    if marks.stamp(guest.uuid, guest.name) != stamp:
         return
     try:
         marks.unmark(guest.uuid, guest.name)

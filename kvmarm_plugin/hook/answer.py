@@ -316,7 +316,11 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start, problem = _finish(TIME_LIMIT, _judge_start, guest)
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
-        if _UNSURE in start.ticket.warned:
+        if start.ticket.operation == "restore" and _is_marked(guest):
+            from kvmarm_plugin.host.marks import SAVED
+
+            _mark(guest, SAVED)
+        elif _UNSURE in start.ticket.warned:
             against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
             why = "it arrived with a record that may not be true here"
             _mark(guest, f"{why}: {against}" if against else why)
@@ -438,6 +442,12 @@ def _mark(guest: _Guest, reason: str) -> str:
     except (OSError, ValueError) as error:
         return f"This cannot be noted in /run/kvmarm: {getattr(error, 'strerror', error)}"
     return ""
+
+
+def _is_marked(guest: _Guest) -> bool:
+    from kvmarm_plugin.host.marks import mark_of
+
+    return mark_of(guest.uuid, guest.name) is not None
 
 
 def _unmark(guest: _Guest) -> None:

@@ -258,6 +258,17 @@ class Domain:
         xml: str = self._ask(lambda: self._domain.managedSaveGetXMLDesc(0))
         return xml
 
+    def is_saved(self) -> bool:
+        """Whether it is off and its state lies in a managed save or in a file, as far as libvirt
+        knows. Raises LibvirtError.
+        """
+        if self.is_active():
+            return False
+        of_save = (self._libvirt.VIR_DOMAIN_SHUTOFF, self._libvirt.VIR_DOMAIN_SHUTOFF_SAVED)
+        return tuple(self._ask(self._domain.state)) == of_save or bool(
+            self._ask(lambda: self._domain.hasManagedSaveImage(0))
+        )
+
     def set_metadata(self, prefix: str, namespace: str, element: str | None, live: bool) -> None:
         """Replace the one element of a namespace in its metadata, and nothing else. Raises
         LibvirtError, also while the domain is migrated.

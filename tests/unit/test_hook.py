@@ -575,6 +575,18 @@ def test_an_arrival_takes_an_old_mark_away(door: Door) -> None:
     assert marks.mark_of(_UUID) is None
 
 
+def test_a_restored_guest_keeps_the_mark_that_it_was_saved_with(door: Door) -> None:
+    """Its record was not true then, and the one in the saved file is the same."""
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, CNTFRQ_EL0=1)
+    assert marks.mark_of(_UUID)
+    assert door(xml, _TRIXIE, "restore") == (False, "")
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) == marks.SAVED
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) is None, "a cold start"
+
+
 # -- cold starts ---------------------------------------------------------------------------------
 
 

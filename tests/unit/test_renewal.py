@@ -10,6 +10,7 @@ import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -257,6 +258,53 @@ def test_a_guest_that_has_not_started(here: _Host) -> None:
     assert here.passes(1) is False
     assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
     assert guest.calls == [("config", record.NAMESPACE)]
+    assert marks.marked() == ([], [])
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_a_guest_that_was_saved_keeps_its_mark(here: _Host, managed: bool) -> None:
+    """What was saved has the record that the mark is about."""
+    guest = here.guest("SHUTOFF_SHUTDOWN" if managed else "SHUTOFF_SAVED")
+    guest.saved = _XML if managed else None
+    assert here.passes(0)
+    assert here.passes(SETTLING) is False
+    assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([_UUID], [])
+
+
+def test_a_guest_that_was_saved_with_a_mark_stays_unknown(here: _Host) -> None:
+    guest = here.guest("RUNNING_RESTORED")
+    marks.mark(_UUID, marks.SAVED)
+    assert here.renewer.work() is False
+    assert guest.live == _XML
+    assert marks.marked() == ([_UUID], [])
+    guest.state = "RUNNING_BOOTED"
+    here.renewer.again()
+    assert here.renewer.work() is False
+    assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([], [])
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_new_mark_is_not_taken_away_with_the_old_one(
+    here: _Host, monkeypatch: pytest.MonkeyPatch, by_name: bool
+) -> None:
+    """Somebody starts the guest again as its renewal ends."""
+    here.guest("RUNNING_BOOTED")
+    renew_live, starts = renewal.renew_live, [lambda: marks.mark(_UUID, "new")]
+    if by_name:
+        starts = [lambda: marks.mark_by_name("guest", "new")]
+
+    def and_start(*arguments: Any) -> object:
+        renewed = renew_live(*arguments)
+        while starts:
+            starts.pop()()
+        return renewed
+
+    monkeypatch.setattr(renewal, "renew_live", and_start)
+    assert here.renewer.work()
+    assert marks.mark_of(_UUID, "guest")
+    assert here.passes(1) is False
     assert marks.marked() == ([], [])
 
 
