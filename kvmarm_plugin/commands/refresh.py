@@ -8,6 +8,7 @@ A domain is read, and defined again only if something of it changes; it is never
 from __future__ import annotations
 
 import functools
+import shlex
 from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
@@ -96,9 +97,10 @@ class _Refresher:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
+        plain = guest.name == shlex.quote(guest.name) and guest.name[0] != "-"
         reason = (
             "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"
-            f" {shown(name)} | kvmarm define -)"
+            f" {guest.name if plain else guest.uuid} | kvmarm define -)"
         )
         return guest._replace(stored=Outcome(FAILED, reason=reason))
 
