@@ -505,14 +505,14 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             for finding in findings
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
-        after = None if refused else offer.renewed(target)
+        after = None if refused or misplaced else offer.renewed(target)
+    found = misplaced + findings
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 
-        findings = with_cluster(misplaced + findings, target.pinning, clusters)
-    else:
-        findings = misplaced + findings
-    return edited + findings, after
+        found = with_cluster(found, target.pinning, clusters)
+    # On CPUs of which kind it runs, nobody knows then.
+    return edited + found, after if len(found) == len(findings) else None
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:

@@ -141,9 +141,7 @@ def test_a_target_of_another_architecture_is_nothing_to_renew(arrived: bool) -> 
 def test_addresses_that_the_host_has_not_are_left_out() -> None:
     """QEMU then does without its high regions (virt_set_high_memmap), and starts."""
     there = host(_OLDER)
-    there = there.replace(
-        capabilities={**there.capabilities, "ARM_VM_IPA_SIZE": 36}, ipa_bits=36
-    )
+    there = there.replace(capabilities={**there.capabilities, "ARM_VM_IPA_SIZE": 36}, ipa_bits=36)
     uname = SimpleNamespace(machine="aarch64", nodename="there", release=there.kernel)
     guest = _target(_OLDER)
     with (
