@@ -78,8 +78,8 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     beginning = domain.beginning()
     if beginning in (OFF, STARTING):
         raise UntoldError("the guest does not run yet, or is on its way", "wait, and do it again")
-    if beginning == ARRIVED and marks.mark_of(domain.uuid, domain.name) == marks.SAVED:
-        raise UntoldError(marks.SAVED, _LATER)
+    if beginning != BOOTED and marks.mark_of(domain.uuid, domain.name) == marks.FROM_STATE:
+        raise UntoldError(marks.FROM_STATE, _LATER)
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
@@ -229,9 +229,13 @@ class Renewer:
         try:
             self._renew_stored(domain, system)
         finally:  # one says nothing about the other
-            renew_live(domain, system)
+            renewed = renew_live(domain, system)
         if mark.domain(connection).run != domain.run:
-            return True  # what was written was of a run that is over
+            # libvirt may have waited for a revert to end, and put the record of the run that is
+            # over in the place of the snapshot's.
+            if renewed is not None and renewed.before != renewed.after:
+                self._mark(domain, marks.FROM_STATE)
+            return True
         return self._done(mark, domain, stamp)
 
     def _is_off(self, mark: _Mark, domain: Domain | None, system: System, stamp: object) -> bool:
@@ -242,7 +246,7 @@ class Renewer:
         if domain is not None:
             self._renew_stored(domain, system)
             if domain.is_saved():
-                return self._give_up(mark, KvmarmError(marks.SAVED))
+                return self._give_up(mark, KvmarmError("it was saved with that"))
         return self._done(mark, domain, stamp)
 
     def _renew_stored(self, domain: Domain, system: System) -> None:
@@ -270,6 +274,12 @@ class Renewer:
         if domain is not None:
             self._tell(f"{shown(name)}: its record is true")
         return False
+
+    def _mark(self, domain: Domain, reason: str) -> None:
+        try:
+            marks.mark(domain.uuid, reason)
+        except OSError as error:
+            self._tell_once(f"{shown(domain.name)}: its mark stays as it is: {error.strerror}")
 
     def _wait(self, mark: _Mark, error: KvmarmError) -> bool:
         now = time.monotonic()

@@ -317,9 +317,9 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
         if start.ticket.operation == "restore" and _is_marked(guest):
-            from kvmarm_plugin.host.marks import SAVED
+            from kvmarm_plugin.host.marks import FROM_STATE
 
-            _mark(guest, SAVED)
+            _mark(guest, FROM_STATE)
         elif _UNSURE in start.ticket.warned:
             against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
             why = "it arrived with a record that may not be true here"

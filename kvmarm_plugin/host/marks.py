@@ -30,9 +30,9 @@ RUNNING = "/run/libvirt/qemu"
 TICKET_SECONDS = 600  # a migration that copies disks has them between migrate begin and prepare
 ALLOWANCE_SECONDS = 60
 
-# The reason of a mark that stood when the guest was restored: what was saved has the record that
-# the mark is about, and no later word on it (renewal.renew_live).
-SAVED = "it was saved with a record that may not have been true"
+# The reason of a mark that stood when the guest was restored, or whose renewal a revert has
+# overtaken: how it came here does not tell what it has (renewal.renew_live).
+FROM_STATE = "it goes on from a state whose record may not have been true"
 
 _LARGEST = 4096  # bytes of a file; longer reasons are cut
 _UUID = frozenset("0123456789abcdef-")

@@ -582,7 +582,7 @@ def test_a_restored_guest_keeps_the_mark_that_it_was_saved_with(door: Door) -> N
     assert marks.mark_of(_UUID)
     assert door(xml, _TRIXIE, "restore") == (False, "")
     assert door(xml, _TRIXIE) == (False, "")
-    assert marks.mark_of(_UUID) == marks.SAVED
+    assert marks.mark_of(_UUID) == marks.FROM_STATE
     assert door(xml, _TRIXIE) == (False, "")
     assert marks.mark_of(_UUID) is None, "a cold start"
 

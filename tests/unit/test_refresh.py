@@ -257,10 +257,12 @@ def test_the_mark_of_a_saved_guest_stays(run: Callable[..., _Run], libvirt: Fake
         assert run(guest.title).status == 0
         assert marks.mark_of(guest.uuid)
     restored = _guest(libvirt, state="RUNNING_RESTORED", name="restored")
-    marks.mark(restored.uuid, marks.SAVED)
+    marks.mark(restored.uuid, marks.FROM_STATE)
     status, out, _ = run("restored")
     assert (status, _record(restored.live).target) == (3, _RECORDED)
-    assert "as it runs: not known: it was saved with a record that may not have been true" in out
+    assert (
+        "as it runs: not known: it goes on from a state whose record may not have been true" in out
+    )
     assert marks.mark_of(restored.uuid)
 
 

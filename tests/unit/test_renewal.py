@@ -274,7 +274,7 @@ def test_a_guest_that_was_saved_keeps_its_mark(here: _Host, managed: bool) -> No
 
 def test_a_guest_that_was_saved_with_a_mark_stays_unknown(here: _Host) -> None:
     guest = here.guest("RUNNING_RESTORED")
-    marks.mark(_UUID, marks.SAVED)
+    marks.mark(_UUID, marks.FROM_STATE)
     assert here.renewer.work() is False
     assert guest.live == _XML
     assert marks.marked() == ([_UUID], [])
@@ -404,6 +404,22 @@ def test_a_guest_that_was_started_again_meanwhile(here: _Host) -> None:
     assert here.passes(1) is False
     assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
     assert marks.marked() == ([], [])
+
+
+def test_a_guest_that_was_reverted_meanwhile_has_lost_its_record(here: _Host) -> None:
+    """libvirt writes once the revert has ended, in place of the snapshot's."""
+    guest = here.guest("RUNNING_BOOTED")
+
+    def revert() -> None:
+        if len(guest.calls) == 2:
+            guest.run += 1
+            guest.state = "RUNNING_RESTORED"
+
+    guest.on_write = revert
+    assert here.renewer.work()
+    assert here.passes(1) is False
+    assert marks.mark_of(_UUID) == marks.FROM_STATE
+    assert len(guest.calls) == 2
 
 
 def test_a_record_of_version_1_becomes_one_of_version_2(here: _Host) -> None:
