@@ -140,9 +140,13 @@ class KernelOffer(Offer):
             return False
         return True
 
+    def makes_vcpu(self) -> bool:
+        """Whether there is such a vCPU here."""
+        return self._scratch is not None
+
     def renewed(self, target: Target) -> Target:
         """See the function of this name."""
-        if self._scratch is None:  # or of another architecture
+        if not self.makes_vcpu():
             raise KvmarmError(f"{self.host} does not make the recorded vCPU", "see: kvmarm check")
         if self._is_as_recorded(target):
             return target

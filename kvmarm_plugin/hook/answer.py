@@ -505,7 +505,8 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             for finding in findings
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
-        after = None if refused or misplaced else offer.renewed(target)
+        unknown = refused or misplaced or not offer.makes_vcpu()
+        after = None if unknown else offer.renewed(target)
     found = misplaced + findings
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster

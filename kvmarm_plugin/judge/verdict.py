@@ -8,7 +8,7 @@ differ in the answers.
 
 from __future__ import annotations
 
-from ..model.features import FEATURES, PMU, SVE
+from ..model.features import AARCH32, FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
@@ -27,7 +27,8 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         thorough: of a guest that boots, also name what it gets and would do without if it arrived.
     """
     if target.architecture != offer.architecture:
-        return [Finding("architecture", recorded=target.architecture, local=offer.architecture)]
+        kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
+        return [Finding(kind, recorded=target.architecture, local=offer.architecture)]
     findings = _judge_machine(target, offer)
     if offer.problem:
         return [*findings, offer.problem]
@@ -45,6 +46,13 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         if thorough:
             findings += harmless_differences(target, offer, findings)
     return sorted(findings, key=_rank)
+
+
+def _both_run_it(target: Target, offer: Offer) -> bool:
+    """Whether it is a 32-bit guest of a 64-bit host, or the other way round, and could boot."""
+    if target.architecture == "arm64":
+        return offer.architecture == "arm" and AARCH32.is_in(target.features)
+    return offer.architecture == "arm64" and offer.has(AARCH32.bit)
 
 
 def _rank(finding: Finding) -> tuple[int, bool]:

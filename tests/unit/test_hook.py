@@ -678,6 +678,20 @@ def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
     assert door(edited, "trixie-cortex-a57", "migrate")[0]
 
 
+def test_a_32_bit_guest_starts_on_hosts_of_both_architectures(door: Door) -> None:
+    """Nothing is known of what it then has; a 64-bit guest has no such choice."""
+    wide, narrow = "trixie-cortex-a57", "hand-made-a15-3.10"
+    domain = _DOMAIN.replace("aarch64", "armv7l").encode()
+    for made, here in ((wide, narrow), (narrow, wide)):
+        xml = Resolver(_profile(made), Policy()).resolve(domain)
+        status, err = door(xml, here)
+        assert (status, "architecture: recorded arm" in err) == (False, True)
+        assert marks.mark_of(_UUID)
+        assert door(xml, here, "migrate")[0]
+    assert door(_resolved(wide), narrow)[0]
+    assert door(Resolver(_profile(narrow), Policy()).resolve(domain), _TRIXIE)[0]
+
+
 @pytest.mark.parametrize("stored", [None, "same", "other", "plain", "broken"])
 def test_a_snapshot_is_refused_for_what_qemu_accepts_in_silence(
     door: Door, stored: str | None
