@@ -27,7 +27,8 @@ SOCKET = "renew.socket"
 STORED = "/etc/libvirt/qemu"
 RUNNING = "/run/libvirt/qemu"
 
-TICKET_SECONDS = 600  # a migration that copies disks has them between migrate begin and prepare
+# Between an arrival's hook and its `prepare`: a migration copies disks there, a restore does nothing.
+TICKET_SECONDS = {"migrate": 600, "restore": 60}
 ALLOWANCE_SECONDS = 60
 
 # The reason of a mark that stood when the guest was restored, or whose renewal a revert has
@@ -192,7 +193,7 @@ def take_ticket(uuid: str, name: str) -> Ticket | None:
     except (OSError, ValueError):
         stored = 0
     words = text.split()
-    if stored > left or len(words) < 3 or not _is_since(words[2], TICKET_SECONDS):
+    if stored > left or len(words) < 3 or not _is_since(words[2], TICKET_SECONDS.get(words[0], 0)):
         return None
     return Ticket(words[0], words[1], tuple(words[3:]))
 

@@ -115,10 +115,13 @@ def test_a_ticket_is_believed_once(run: Path) -> None:
 
 
 def test_an_old_ticket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks.leave_ticket(UUID, "guest", TICKET)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    monkeypatch.setattr(marks, "_now", lambda: now + marks.TICKET_SECONDS + 1)
-    assert marks.take_ticket(UUID, "guest") is None
+    for operation, seconds in (("migrate", 600), ("restore", 60)):
+        for later, believed in ((seconds - 1, True), (seconds + 1, False)):
+            monkeypatch.setattr(marks, "_now", lambda: now)
+            marks.leave_ticket(UUID, "guest", TICKET.replace(operation=operation))
+            monkeypatch.setattr(marks, "_now", lambda later=later: now + later)
+            assert (marks.take_ticket(UUID, "guest") is not None) is believed
     marks.leave_ticket(UUID, "guest", TICKET)  # left in what will be the future
     monkeypatch.setattr(marks, "_now", lambda: now)
     assert marks.take_ticket(UUID, "guest") is None
