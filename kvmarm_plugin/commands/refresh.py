@@ -109,8 +109,8 @@ class _Refresher:
         try:
             stored = self._stored(domain) if domain.is_persistent() else None
             running = self._running(domain) if domain.beginning() != OFF else None
-            is_saved = domain.is_saved()
-            if stored and not domain.is_active() and domain.saved_xml() is not None:
+            is_saved = stored is not None and domain.is_saved()
+            if is_saved and domain.saved_xml() is not None:
                 say(
                     f"{shown(domain.name)}: its next start loads its managed save, which stays as"
                     " it is"

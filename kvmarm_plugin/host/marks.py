@@ -27,7 +27,7 @@ SOCKET = "renew.socket"
 STORED = "/etc/libvirt/qemu"
 RUNNING = "/run/libvirt/qemu"
 
-# Between an arrival's hook and its `prepare`: a migration copies disks there, a restore does nothing.
+# From an arrival's hook to its `prepare`: a migration copies disks meanwhile.
 TICKET_SECONDS = {"migrate": 600, "restore": 60}
 ALLOWANCE_SECONDS = 60
 
