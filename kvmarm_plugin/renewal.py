@@ -51,6 +51,8 @@ SETTLING = 10.0  # seconds without running, after which a guest has not started
 _WAYS = {BOOTED: (False,), ARRIVED: (True,)}
 _EITHER = (False, True)
 
+_LATER = "it is known again once the guest is shut off and started"
+
 
 class Renewed(NamedTuple):
     """The target that was recorded, and the one that is."""
@@ -76,6 +78,8 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     beginning = domain.beginning()
     if beginning in (OFF, STARTING):
         raise UntoldError("the guest does not run yet, or is on its way", "wait, and do it again")
+    if beginning != BOOTED and marks.mark_of(domain.uuid, domain.name) == marks.FROM_STATE:
+        raise UntoldError(marks.FROM_STATE, _LATER)
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
@@ -126,7 +130,7 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
         raise UntoldError(
             "libvirt does not say whether the guest booted here or came with its state, and which"
             " decides what it has",
-            "it is known again once the guest is shut off and started",
+            _LATER,
         )
     return first
 
@@ -209,33 +213,41 @@ class Renewer:
             return self._give_up(mark, error)
 
     def _try(self, mark: _Mark, connection: Connection, system: System) -> bool:
+        stamp = marks.stamp(*mark)
         try:
             domain = mark.domain(connection)
         except NoDomainError:
-            return self._is_off(mark, None, system)
+            return self._is_off(mark, None, system, stamp)
+        stamp = marks.stamp(domain.uuid, domain.name)
         self._names[mark] = domain.name
         beginning = domain.beginning()
         if beginning == OFF:
-            return self._is_off(mark, domain, system)
+            return self._is_off(mark, domain, system, stamp)
         self._off.pop(mark, None)
         if beginning == STARTING:
             return self._wait(mark, KvmarmError("it did not come to run"))
         try:
             self._renew_stored(domain, system)
         finally:  # one says nothing about the other
-            renew_live(domain, system)
+            renewed = renew_live(domain, system)
         if mark.domain(connection).run != domain.run:
-            return True  # what was written was of a run that is over
-        return self._done(mark, domain)
+            # libvirt may have waited for a revert to end, and put the record of the run that is
+            # over in the place of the snapshot's.
+            if renewed is not None and renewed.before != renewed.after:
+                self._mark(domain, marks.FROM_STATE)
+            return True
+        return self._done(mark, domain, stamp)
 
-    def _is_off(self, mark: _Mark, domain: Domain | None, system: System) -> bool:
+    def _is_off(self, mark: _Mark, domain: Domain | None, system: System, stamp: object) -> bool:
         """A guest that does not run may be about to."""
         now = time.monotonic()
         if now - self._off.setdefault(mark, now) < SETTLING:
             return True
         if domain is not None:
             self._renew_stored(domain, system)
-        return self._done(mark, domain)
+            if domain.is_saved():
+                return self._give_up(mark, KvmarmError("it was saved with that"))
+        return self._done(mark, domain, stamp)
 
     def _renew_stored(self, domain: Domain, system: System) -> None:
         """Where it cannot be renewed, it stays: a guest's next start, and `kvmarm check`, compare
@@ -250,8 +262,11 @@ class Renewer:
         except KvmarmError as error:
             self._tell_once(f"{shown(domain.name)}: its stored record stays as it is: {error}")
 
-    def _done(self, mark: _Mark, domain: Domain | None) -> bool:
+    def _done(self, mark: _Mark, domain: Domain | None, stamp: object) -> bool:
+        """Remove the mark, unless it is another one by now."""
         uuid, name = (domain.uuid, domain.name) if domain else mark
+        if marks.stamp(uuid, name) != stamp:
+            return True
         try:
             marks.unmark(uuid, name)
         except OSError as error:
@@ -259,6 +274,12 @@ class Renewer:
         if domain is not None:
             self._tell(f"{shown(name)}: its record is true")
         return False
+
+    def _mark(self, domain: Domain, reason: str) -> None:
+        try:
+            marks.mark(domain.uuid, reason)
+        except OSError as error:
+            self._tell_once(f"{shown(domain.name)}: its mark stays as it is: {error.strerror}")
 
     def _wait(self, mark: _Mark, error: KvmarmError) -> bool:
         now = time.monotonic()

@@ -8,6 +8,7 @@ import shlex
 
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
+from ..host import marks
 from ..judge.finding import HARMLESS, REFUSES, worst
 from ..judge.wording import as_data, difference, texts
 from .inputs import FILE, LIVE, SAVED
@@ -97,7 +98,7 @@ def as_text(report: Report) -> str:
     if any(yes):
         said.append(_SCOPE)
     if report.unknown:
-        said.append("Remedy: have its record made true: kvmarm renew --once, as root")
+        said.append(f"Remedy: {_of_unknown(report)}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
@@ -133,6 +134,15 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
     return _YES[report.question].get(verdict, _NO[report.question])
+
+
+def _of_unknown(report: Report) -> str:
+    if report.definition == SAVED:
+        title = shlex.quote(shown(report.title))
+        return f"give up what was saved, and start it: virsh managedsave-remove {title}"
+    if report.unknown == marks.FROM_STATE:
+        return "shut it down and start it"
+    return "have its record made true: kvmarm renew --once, as root"
 
 
 def _in_order(report: Report, findings: list[Finding]) -> list[Finding]:

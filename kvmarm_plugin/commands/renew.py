@@ -11,7 +11,7 @@ import select
 import socket
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..basics.errors import KvmarmError
 from ..host import marks
@@ -83,7 +83,11 @@ def _passed() -> socket.socket | None:
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
         return None
     count = os.environ.pop("LISTEN_FDS", "")
-    if count != "1" or not stat.S_ISSOCK(os.fstat(_FIRST_PASSED).st_mode):
+    try:
+        is_one = count == "1" and stat.S_ISSOCK(os.fstat(_FIRST_PASSED).st_mode)
+    except OSError:  # closed
+        is_one = False
+    if not is_one:
         raise KvmarmError(
             "LISTEN_FDS is not of one socket", "start it with kvmarm-renew.socket, or by hand"
         )
@@ -122,7 +126,8 @@ def _bound() -> Iterator[socket.socket]:
         try:
             yield bell
         finally:
-            os.unlink(path)
+            with suppress(OSError):  # somebody has removed it
+                os.unlink(path)
 
 
 @contextmanager

@@ -316,7 +316,11 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start, problem = _finish(TIME_LIMIT, _judge_start, guest)
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
-        if _UNSURE in start.ticket.warned:
+        if start.ticket.operation == "restore" and _is_marked(guest):
+            from kvmarm_plugin.host.marks import FROM_STATE
+
+            _mark(guest, FROM_STATE)
+        elif _UNSURE in start.ticket.warned:
             against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
             why = "it arrived with a record that may not be true here"
             _mark(guest, f"{why}: {against}" if against else why)
@@ -440,6 +444,12 @@ def _mark(guest: _Guest, reason: str) -> str:
     return ""
 
 
+def _is_marked(guest: _Guest) -> bool:
+    from kvmarm_plugin.host.marks import mark_of
+
+    return mark_of(guest.uuid, guest.name) is not None
+
+
 def _unmark(guest: _Guest) -> None:
     """The record is true."""
     from kvmarm_plugin.host.marks import unmark
@@ -488,21 +498,22 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
             guest.xml, guest.moved = xml, True
             guest.read()
             target = guest.known()[1].target
-    with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
+    with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
         findings = judge(target, offer)
         refused = edited or [
             finding
             for finding in findings
             if (finding.severity == REFUSES if arrived else finding.stops_start)
         ]
-        after = None if refused else offer.renewed(target, arrived)
+        unknown = refused or misplaced or not offer.makes_vcpu()
+        after = None if unknown else offer.renewed(target)
+    found = misplaced + findings
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 
-        findings = with_cluster(misplaced + findings, target.pinning, clusters)
-    else:
-        findings = misplaced + findings
-    return edited + findings, after
+        found = with_cluster(found, target.pinning, clusters)
+    # On CPUs of which kind it runs, nobody knows then.
+    return edited + found, after if len(found) == len(findings) else None
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:

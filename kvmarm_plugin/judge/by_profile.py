@@ -21,8 +21,14 @@ from .verdict import judge
 class ProfileOffer(Offer):
     """What the host of a profile gives to a guest of one target, on one of its clusters."""
 
-    def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
-        super().__init__(profile.name, profile.kvm_architecture)
+    def __init__(
+        self,
+        target: Target,
+        profile: HostProfile,
+        cluster: Cluster | None,
+        boots: bool = False,
+    ) -> None:
+        super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
         self._kernel = KernelFacts(
             kernel_version(profile.kernel), cluster.writable if cluster else None
@@ -38,14 +44,15 @@ class ProfileOffer(Offer):
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
-        vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))
+        features = self.features_for(target)
+        vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
             self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, target.features)
+        self.seen = readable(cluster.seen, features if boots else target.features)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -92,7 +99,7 @@ def check(
     Args:
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
-        boots: as for `judge`.
+        boots: the guest boots there; otherwise it arrives.
     """
     clusters, pinning = profile.clusters, target.pinning
     found: list[Finding] = []
@@ -106,7 +113,7 @@ def check(
             cluster for cluster in clusters if set(cpus) & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster), boots)
+        judge(target, ProfileOffer(target, profile, cluster, boots), boots)
         for cluster in clusters or (None,)
     ]
     verdict = (max if target.roams else min)(verdicts, key=_weight)

@@ -504,6 +504,24 @@ def test_a_mark_leaves_nothing_known(
     assert run("check", "guest").status == 0
 
 
+@pytest.mark.parametrize("definition", ["live", "saved"])
+def test_no_renewal_makes_the_record_of_an_old_state_true(
+    definition: str, run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
+) -> None:
+    on(host(_ALPHA))
+    daemon.stored = _resolved()
+    setattr(daemon, definition, daemon.stored)
+    marks.mark(_UUID, marks.FROM_STATE if definition == "live" else "its timer differs")
+    remedy = run("check", "guest").out.partition("Remedy: ")[2]
+    assert (
+        remedy
+        == {
+            "live": "shut it down and start it\n",
+            "saved": "give up what was saved, and start it: virsh managedsave-remove guest\n",
+        }[definition]
+    )
+
+
 # -- how it reads --------------------------------------------------------------------------------
 
 

@@ -152,6 +152,9 @@ _NO_PMU = {name: answer for name, answer in host(_N1).capabilities.items() if na
 # Each kind → what finds it.
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "architecture": lambda: check(_target(), host("hand-made-a15-3.10")),
+    "architecture-other": lambda: check(
+        _target(features=("psci_0_2", "el1_32bit")), host("hand-made-a15-3.10")
+    ),
     "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
     "no-qemu": lambda: check(_target(), _host(qemu=None)),
     "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),

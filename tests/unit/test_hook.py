@@ -575,6 +575,18 @@ def test_an_arrival_takes_an_old_mark_away(door: Door) -> None:
     assert marks.mark_of(_UUID) is None
 
 
+def test_a_restored_guest_keeps_the_mark_that_it_was_saved_with(door: Door) -> None:
+    """Its record was not true then, and the one in the saved file is the same."""
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, CNTFRQ_EL0=1)
+    assert marks.mark_of(_UUID)
+    assert door(xml, _TRIXIE, "restore") == (False, "")
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) == marks.FROM_STATE
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) is None, "a cold start"
+
+
 # -- cold starts ---------------------------------------------------------------------------------
 
 
@@ -664,6 +676,20 @@ def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
     assert (status, "<feature sve>: recorded on, here none" in err) == (False, True)
     assert marks.mark_of(_UUID)
     assert door(edited, "trixie-cortex-a57", "migrate")[0]
+
+
+def test_a_32_bit_guest_starts_on_hosts_of_both_architectures(door: Door) -> None:
+    """Nothing is known of what it then has; a 64-bit guest has no such choice."""
+    wide, narrow = "trixie-cortex-a57", "hand-made-a15-3.10"
+    domain = _DOMAIN.replace("aarch64", "armv7l").encode()
+    for made, here in ((wide, narrow), (narrow, wide)):
+        xml = Resolver(_profile(made), Policy()).resolve(domain)
+        status, err = door(xml, here)
+        assert (status, "architecture: recorded arm" in err) == (False, True)
+        assert marks.mark_of(_UUID)
+        assert door(xml, here, "migrate")[0]
+    assert door(_resolved(wide), narrow)[0]
+    assert door(Resolver(_profile(narrow), Policy()).resolve(domain), _TRIXIE)[0]
 
 
 @pytest.mark.parametrize("stored", [None, "same", "other", "plain", "broken"])

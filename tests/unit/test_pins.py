@@ -1028,6 +1028,30 @@ def test_a_policy_that_only_warns_lets_the_pins_be_moved(
     assert "<emulatorpin cpuset='0-1'/>" in out
 
 
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+@pytest.mark.parametrize("kind", ["cluster-open", "pin-missing", "cluster-missing"])
+def test_a_guest_that_is_let_in_on_cpus_of_any_kind_is_marked(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, operation: str, kind: str
+) -> None:
+    """What it has is known as little to the hook as to who renews records."""
+    (tmp_path / "policy.yaml").write_text("on-migrate: warn\non-restore: warn\n")
+    monkeypatch.setattr(policy_module.for_hook, "__defaults__", (str(tmp_path / "policy.yaml"),))
+    xml = _GUEST
+    if kind == "cluster-open":
+        board.scheduler.initial = board.scheduler.allowed = set(numbers(A72.cpus))
+        xml = _unpinned()
+    elif kind == "pin-missing":
+        xml = re.sub(rb"<vcpu [^>]*>", b"<vcpu>", xml)
+    else:
+        monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path / "nothing",))
+        monkeypatch.setattr(board.kernel, "current_cpu", lambda: 4)
+    assert board(xml, operation)[:2] == (False, "")
+    assert board(xml, "prepare") == (False, "", "")
+    mark = marks.mark_of(_UUID) or ""
+    assert mark.startswith("it arrived with a record that may not be true here: ")
+    assert kind in mark
+
+
 def test_cpus_that_this_process_may_not_use(board: Board) -> None:
     """libvirt's services may be kept from the CPUs of guests. An old kernel then answers for the
     others: no.
