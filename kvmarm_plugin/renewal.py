@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .basics.errors import KvmarmError
 from .basics.untrusted import shown
-from .domain import record
+from .domain import record, record_text
 from .domain.record import Record
 from .domain.xml import Element, parse
 from .host import marks
@@ -100,7 +100,7 @@ def _renew(
     changes = target != old.target
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
-        domain.set_metadata(record.PREFIX, record.NAMESPACE, record.standalone(new), live)
+        domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
     # Only now: until then the one of version 1 is what there is.
     outdated = any(element.name.startswith(record.NAMESPACE_1) for element in elements)
     if outdated and (changes or len(elements) > 1) and not dry_run:

@@ -283,7 +283,7 @@ def _leave_ticket(guest: _Guest, put_out: Record | None, kinds: tuple[str, ...])
 
 def _digest(found: Record | None) -> str:
     """Of a record, as tickets have it."""
-    from kvmarm_plugin.domain.record import digest
+    from kvmarm_plugin.domain.record_text import digest
 
     return digest(found.target) if found else _UNREAD
 

@@ -46,7 +46,7 @@ class Ticket(Value):
 
     Attributes:
         operation: libvirt's: "migrate" or "restore".
-        digest: of the target as it was put out (record.digest).
+        digest: of the target as it was put out (record_text.digest).
         warned: kinds of the findings that the policy, or an operator, has let pass.
     """
 

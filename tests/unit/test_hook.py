@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
@@ -462,7 +462,7 @@ def test_a_prepare_after_an_arrival_asks_nobody(
     status, err = door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
     assert (status, "should not run" in err) == (False, True)
     assert marks.take_ticket(_UUID, "guest") == Ticket(
-        "migrate", record.digest(_target(xml)), ("timer-frequency",)
+        "migrate", record_text.digest(_target(xml)), ("timer-frequency",)
     )
     door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
     monkeypatch.setattr(FakeKernel, "open", lambda *_: pytest.fail("nobody should ask"))
@@ -516,7 +516,7 @@ def test_an_offline_migration_and_a_cold_start(door: Door) -> None:
 
 def test_a_forged_ticket(door: Door, run_directory: Path) -> None:
     xml = _resolved(_TRIXIE)
-    for text in ("", "migrate", f"migrate {record.digest(_target(xml))} 1e99", "\xff" * 9999):
+    for text in ("", "migrate", f"migrate {record_text.digest(_target(xml))} 1e99", "\xff" * 9999):
         (run_directory / "arrival").mkdir(parents=True, exist_ok=True)
         (run_directory / "arrival" / _UUID).write_text(text)
         assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
