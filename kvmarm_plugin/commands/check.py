@@ -125,15 +125,21 @@ def _judged(
 
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..host.cpus import find_clusters
-    from ..judge.pinning import with_cluster
+    from ..judge.pinning import kinds_to_ask, with_cluster
+    from ..judge.verdict import which_counts
     from ..kvm.device import System
     from ..rehearse import rehearse
 
     target, machines, clusters = guest.record.target, machines_here(), find_clusters()
 
     def judge(cpus: tuple[int, ...]) -> list[Finding]:
+        boots = question == START
         with System() as system:
-            findings = rehearse(target, system, machines, cpus, question == START)
+            verdicts = [
+                rehearse(target, system, machines, kind, boots)
+                for kind in kinds_to_ask(target, clusters, cpus)
+            ]
+        findings = verdicts[which_counts(verdicts, target.roams and not boots)]
         return with_cluster(findings, target.pinning, clusters)
 
     return _judged(guest, question, clusters, judge)

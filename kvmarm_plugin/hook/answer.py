@@ -473,29 +473,36 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     if edited and not arrived:
         return edited, None  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
-    from kvmarm_plugin.judge.verdict import judge
+    from kvmarm_plugin.judge.verdict import judge, which_counts
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
     clusters = find_clusters()
-    cpus: tuple[int, ...] = ()
+    kinds: list[tuple[int, ...]] = [()]
     misplaced: list[Finding] = []
     if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
-        from kvmarm_plugin.judge.pinning import reconcile_pins
+        from kvmarm_plugin.judge.pinning import kinds_to_ask, reconcile_pins
 
         xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
         if xml != guest.xml:
             guest.xml, guest.moved = xml, True
             guest.read()
             target = guest.known()[1].target
-    with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
-        findings = judge(target, offer)
-        refused = edited or [
-            finding
-            for finding in findings
-            if (finding.severity == REFUSES if arrived else finding.stops_start)
-        ]
-        after = None if refused else offer.renewed(target, arrived)
+        kinds = kinds_to_ask(target, clusters, cpus)
+    answers = []
+    for cpus in kinds:
+        with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
+            findings = judge(target, offer)
+            refused = edited or [
+                finding
+                for finding in findings
+                if (finding.severity == REFUSES if arrived else finding.stops_start)
+            ]
+            after = None if refused else offer.renewed(target, arrived)
+            answers.append((findings, after))
+    if len(answers) > 1:
+        verdicts = [findings for findings, _ in answers]
+        findings, after = answers[which_counts(verdicts, target.roams and arrived)]
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 
