@@ -377,15 +377,12 @@ def _judge_start(guest: _Guest) -> _Start:
     if not findings:
         return _Start(drift="" if after is None else _changes(target, after))
     from kvmarm_plugin.judge.finding import WRONG
-    from kvmarm_plugin.judge.wording import in_short, texts
+    from kvmarm_plugin.judge.wording import difference, in_short
 
     stops = [finding for finding in findings if finding.stops_start]
     if stops:
         return _Start(stops="; ".join(in_short(stops)))
-    said = [texts(finding) for finding in findings[:_MOST]]
-    drift = [
-        f"{each['subject']}: recorded {each['recorded']}, here {each['local']}" for each in said
-    ]
+    drift = [difference(finding, "recorded", "here", meaning=False) for finding in findings[:_MOST]]
     if len(findings) > _MOST:
         drift.append(f"and {len(findings) - _MOST} more")
     wrong = [finding for finding in findings if finding.severity == WRONG]
@@ -471,7 +468,11 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     target = record.target
     edited = find_contradictions(domain, target)
     if edited and not arrived:
-        return edited, None  # QEMU makes a vCPU of the XML
+        from kvmarm_plugin.host.libvirt_host_model import is_noted
+        from kvmarm_plugin.judge.contradictions import as_written
+
+        edited = find_contradictions(domain, target, is_noted())
+        target = as_written(domain, target)  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
     from kvmarm_plugin.judge.verdict import judge, which_counts
     from kvmarm_plugin.kvm.device import System
@@ -503,6 +504,8 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     if len(answers) > 1:
         verdicts = [findings for findings, _ in answers]
         findings, after = answers[which_counts(verdicts, target.roams and arrived)]
+    if edited and not arrived:
+        return edited + [finding for finding in findings if finding.stops_start], None
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 

@@ -22,6 +22,7 @@ _ITEMS = 6  # of a list with commas
 # Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
 _OF_THE_XML = {
     "xml-edited": ("recorded", "now"),
+    "host-model-asked": ("recorded", "now"),
     "cluster-open": ("in the XML", ""),
     "pin-missing": ("in the XML", ""),
     "pin-elsewhere": ("in the XML", ""),
@@ -79,22 +80,23 @@ def line(finding: Finding) -> str:
     """A finding as one line."""
     said = texts(finding)
     remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
-    return f"{_difference(said, 'recorded', 'here')}; {said['severity']}: {said['rule']}{remedy}"
+    return f"{difference(finding, 'recorded', 'here')}; {said['severity']}: {said['rule']}{remedy}"
 
 
-def difference(finding: Finding, recorded: str, local: str) -> str:
+def difference(finding: Finding, recorded: str, local: str, meaning: bool = True) -> str:
     """What differs, in a line.
 
     Args:
         recorded, local: whose the two values are, such as "recorded on alpha" and "on beta".
+        meaning: whether to say what it is that differs.
     """
+    said = texts(finding)
     ours, theirs = _OF_THE_XML.get(finding.kind, ("", ""))
-    return _difference(texts(finding), ours or recorded, theirs or local)
-
-
-def _difference(said: dict[str, str], recorded: str, local: str) -> str:
-    meaning = f" ({said['meaning']})" if said["meaning"] else ""
-    return f"{said['subject']}{meaning}: {recorded} {said['recorded']}, {local} {said['local']}"
+    means = f" ({said['meaning']})" if meaning and said["meaning"] else ""
+    return (
+        f"{said['subject']}{means}: {ours or recorded} {said['recorded']},"
+        f" {theirs or local} {said['local']}"
+    )
 
 
 def in_short(findings: list[Finding], limit: int = 4) -> list[str]:

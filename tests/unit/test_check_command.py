@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,15 +356,47 @@ def test_what_stops_a_start_is_a_no(name: str, run: Run) -> None:
 def test_an_edited_domain_boots_as_it_says(run: Run) -> None:
     """What is recorded says nothing about it then."""
     text = _resolved("trixie-max")
-    Path("guest.xml").write_text(text.replace("machine='virt-10.0'>hvm", "machine='virt-9.2'>hvm"))
+    text = re.sub("<cpu .*</cpu>", "<cpu mode='host-passthrough'/>", text, flags=re.DOTALL)
+    Path("guest.xml").write_text(text)
     arguments = ("guest.xml", "--host", str(HOSTS["trixie-cortex-a72"]))
     status, out, _ = run("check", "--inactive", *arguments)
     assert (status, out.splitlines()[1:2]) == (
         0,
-        ["  machine type (in the domain's XML): recorded virt-10.0, now virt-9.2"],
+        ["  <feature sve> (in the domain's XML): recorded on, now none"],
     )
-    assert len(out.splitlines()) == 4
     assert run("check", *arguments).status == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stops"),
+    [
+        ("machine='virt-10.0'>hvm", "machine='virt-9.2'>hvm", ""),
+        ("machine='virt-10.0'>hvm", "machine='virt-99.0'>hvm", "machine type"),
+        ("<gic version='3'/>", "<gic version='2'/>", "GIC"),
+        ("<cpu mode='host-passthrough'", "<cpu mode='host-model'", "<cpu mode>"),
+        ("'disable' name='sve'", "'require' name='sve'", "vCPU"),
+        ("'disable' name='pauth'", "'require' name='pauth'", "vCPU"),
+        ("<pmu state='on'/>", "<pmu state='off'/>", ""),
+        (
+            "<cpu mode='host-passthrough' check='none'>",
+            "<cpu mode='custom'><model>cortex-a53</model>",
+            "vCPU",
+        ),
+    ],
+)
+def test_an_edit_may_be_what_does_not_start(
+    old: str, new: str, stops: str, run: Run, on: Callable[[HostProfile], None]
+) -> None:
+    """By the profile and by the kernel."""
+    text = _resolved()
+    assert old in text
+    Path("guest.xml").write_text(text.replace(old, new))
+    here = host(_ALPHA).replace(gic_versions=(3,))
+    on(here)
+    for arguments in (("--host", _profile(here)), ()):
+        status, out, _ = run("check", "--inactive", "guest.xml", *arguments)
+        assert status == (3 if stops else 0), out
+        assert f"\n  {stops} (" in out or not stops
 
 
 def test_pins_that_were_edited_are_seen_by_a_profile(run: Run) -> None:

@@ -210,6 +210,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "pin-missing": lambda: _pinned(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>"),
     "pin-elsewhere": lambda: _pinned(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
     "xml-edited": _edited,
+    "host-model-asked": lambda: find_contradictions(parse(GUEST), _target()),
     "no-guest": lambda: _of_others([host(_N1), _host(name="other", gic_versions=())]),
 }  # fmt: skip
 

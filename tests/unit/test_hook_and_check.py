@@ -151,6 +151,9 @@ _GUESTS = {
 _EDITS = [
     (b"", b""),
     (b"<gic version='3'/>", b"<gic version='2'/>"),
+    (b"<cpu mode='host-passthrough'", b"<cpu mode='host-model'"),
+    (b"'disable' name='sve'", b"'require' name='sve'"),
+    (b">cortex-a53<", b">cortex-a57<"),
     (b" cpuset='4-5'>2<", b">2<"),
     (b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
     (b"cpuset='4-5'", b"cpuset='0-3'"),
