@@ -163,8 +163,9 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
     members = read_profiles(hosts) if hosts else [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:
+        why = "; ".join(map(str, useless.problems)) or "its profile has no CPU cluster"
         raise KvmarmError(
-            f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}",
+            f"host {useless.name} cannot run KVM guests: {why}",
             "it can be no member of a pool",
         )
     return Report(

@@ -76,11 +76,11 @@ def as_data(finding: Finding) -> dict[str, Any]:
     return {**texts(finding), "stops_start": finding.stops_start}
 
 
-def line(finding: Finding) -> str:
-    """A finding as one line."""
+def line(finding: Finding, recorded: str = "recorded", local: str = "here") -> str:
+    """A finding as one line; the arguments are as for `difference`."""
     said = texts(finding)
     remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
-    return f"{difference(finding, 'recorded', 'here')}; {said['severity']}: {said['rule']}{remedy}"
+    return f"{difference(finding, recorded, local)}; {said['severity']}: {said['rule']}{remedy}"
 
 
 def difference(finding: Finding, recorded: str, local: str, meaning: bool = True) -> str:
@@ -99,10 +99,20 @@ def difference(finding: Finding, recorded: str, local: str, meaning: bool = True
     )
 
 
-def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
-    """The first findings, a line each, and how many more there are."""
+def in_short(
+    findings: list[Finding], limit: int = 4, recorded: str = "recorded", local: str = "here"
+) -> list[str]:
+    """The first findings, a line each, and how many more there are; the texts are as for
+    `difference`.
+    """
     more = len(findings) - limit
-    return [*map(line, findings[:limit]), *([f"and {more} more"] if more > 0 else [])]
+    said = [line(finding, recorded, local) for finding in findings[:limit]]
+    return [*said, *([f"and {more} more"] if more > 0 else [])]
+
+
+def override_for(finding: Finding) -> str:
+    """The word of the kernel's command line that its remedy names; empty if it names none."""
+    return str(_words(finding).get("override", ""))
 
 
 def named_in(finding: Finding, *columns: str) -> tuple[object, ...]:

@@ -319,7 +319,8 @@ def test_a_policy_may_refuse_drift(
         3,
         "guest on slow: no, it would not start as recorded, which the policy refuses (on-drift)",
     )
-    assert json.loads(run("check", "guest", "--json").out)["hosts"]["slow"]["verdict"] == "drift"
+    report = json.loads(run("check", "guest", "--json").out)
+    assert (report["hosts"]["slow"]["verdict"], report["drift_refused"]) == ("drift", True)
     _profile(_slow_clock())
     assert run("check", "guest", "--host", "slow.json").status == 0
 
@@ -529,14 +530,18 @@ def test_where_nothing_helps_nothing_else_is_advised() -> None:
 
 def test_only_what_stops_a_start_is_mended() -> None:
     remedies = [row for row in _said(START, _TIMER, _MACHINE) if row.startswith("Remedy: ")]
-    assert remedies == [
-        "Remedy: resolve the guest with machine='virt-7.2', which both sides know, or upgrade QEMU"
-        " on beta"
-    ]
+    assert remedies == ["Remedy: kvmarm refresh guest --machine virt-7.2, or upgrade QEMU on beta"]
     assert _said(START, _TIMER, _GIC)[-1] == "Remedy: kvmarm refresh guest"
     assert _said(START, Finding("no-qemu", model="host", number=5, features=(), host="beta"))[
         -1
     ].startswith("  vCPU"), "nothing that kvmarm does helps"
+
+
+def test_an_edit_is_mended_before_anything_else() -> None:
+    """What else is found is about the recorded guest, which this one is not."""
+    edit = Finding("xml-edited", what="machine type", recorded="virt-10.0", local="virt-7.2")
+    for more in ([], [_TIMER], [_MACHINE]):
+        assert _said(ARRIVAL, edit, *more)[-1] == "Remedy: kvmarm refresh guest, or undo the edit"
 
 
 @pytest.mark.parametrize("kind", ["timer-frequency", "zero-block-size", "register-refused"])
@@ -578,6 +583,60 @@ def test_a_pool_has_what_is_the_pool_s() -> None:
     assert check_view.as_text(member) == (
         f"pool rack on beta: yes, a member like the others\n{_SCOPE}"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "remedy"),
+    [
+        ({"CNTFRQ_EL0": 25_000_000}, "CNTFRQ_EL0", "leave odd out of the pool"),
+        ({"gic_versions": (2,)}, "GIC", "probe all members and make the baseline anew"),
+        ({"ipa_bits": 40}, "IPA size", "probe all members and make the baseline anew"),
+        ({"machines": 1}, "machine type", "upgrade QEMU on odd, or make the baseline anew"),
+        ({"PSCI_VERSION": 0x10000}, "PSCI_VERSION", "probe all members and make the baseline anew"),
+        (
+            {"ID_AA64PFR1_EL1": 1},
+            "ID_AA64PFR1_EL1.BT",
+            "boot odd with arm64.nobti, and probe it again",
+        ),
+    ],
+)
+def test_a_pool_has_remedies_of_hosts(
+    changes: dict[str, Any], subject: str, remedy: str, run: Run
+) -> None:
+    """No guest is at hand that could be resolved or kept anywhere. A GIC that only some guest asks
+    for, and addresses that only a large one needs, are the pool's all the same.
+    """
+    here = host(_ALPHA).replace(gic_versions=(2, 3))
+    formed = baseline.baseline([here, here.replace(name="twin")], "rack").pool
+    assert formed is not None
+    Path("pool.yaml").write_text(pool.dumps(formed))
+    (cluster,) = here.clusters
+    odd = here.replace(
+        name="odd", **{k: v for k, v in changes.items() if k in ("gic_versions", "ipa_bits")}
+    )
+    if "machines" in changes and here.qemu:
+        odd = odd.replace(qemu=here.qemu.replace(machines=here.qemu.machines[1:]))
+    seen = {**cluster.seen, **{k: v for k, v in changes.items() if k in cluster.seen}}
+    vcpus = tuple(
+        vcpu.replace(
+            registers={
+                **vcpu.registers,
+                **{
+                    name: value | (vcpu.registers[name] if name.startswith("ID_") else 0)
+                    for name, value in changes.items()
+                    if name in vcpu.registers
+                },
+            }
+        )
+        for vcpu in cluster.vcpus
+    )
+    odd = odd.replace(clusters=(cluster.replace(seen=seen, vcpus=vcpus),))
+    status, out, _ = run("check", "pool.yaml", "--host", _profile(odd))
+    assert status == 3
+    assert f"\n  {subject} (" in out
+    assert [row for row in out.splitlines() if row.startswith("Remedy: ")] == [f"Remedy: {remedy}"]
+    assert "guest and" not in out
+    assert run("check", "pool.yaml", "--host", _profile(here)).status == 0
 
 
 def test_what_a_source_is(run: Run, daemon: Daemon) -> None:
