@@ -80,6 +80,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
                 guest,
                 question,
                 counted(host),
+                host.ipa_bits,
                 lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
             )
             for host in read_profiles(hosts)
@@ -104,12 +105,14 @@ def _judged(
     guest: Guest,
     question: str,
     clusters: Sequence[Counted],
+    ipa_bits: int,
     judge: Callable[[Target, tuple[int, ...]], list[Finding]],
     takes_host_model: bool = False,
 ) -> list[Finding]:
     """The findings of a guest on a host of these clusters.
 
     Args:
+        ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
         judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
         takes_host_model: whether the host's libvirt does.
     """
@@ -122,11 +125,16 @@ def _judged(
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
     )
-    if changes and question == START:
-        # It boots as its XML says, of which the record says nothing.
-        written = judge(as_written(guest.domain, target), cpus)
-        return changes + [finding for finding in written if finding.stops_start]
-    return changes + pins + judge(target, cpus)
+    if question == ARRIVAL:
+        return changes + pins + judge(target, cpus)
+    from ..resolve.address_space import memory_too_large
+
+    too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
+    if not changes:
+        return too_large + pins + judge(target, cpus)
+    # It boots as its XML says, of which the record says nothing.
+    written = judge(as_written(guest.domain, target), cpus)
+    return changes + too_large + [finding for finding in written if finding.stops_start]
 
 
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
@@ -138,6 +146,8 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..rehearse import rehearse
 
     machines, clusters = machines_here(), find_clusters()
+    with System() as system:
+        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40  # as before that capability
 
     def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
         boots = question == START
@@ -149,7 +159,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
         findings = verdicts[which_counts(verdicts, target.roams and not boots)]
         return with_cluster(findings, target.pinning, clusters)
 
-    return _judged(guest, question, clusters, judge, is_noted())
+    return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
 
 
 def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:

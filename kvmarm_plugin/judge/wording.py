@@ -23,6 +23,7 @@ _ITEMS = 6  # of a list with commas
 _OF_THE_XML = {
     "xml-edited": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
+    "memory-too-large": ("in the XML", ""),
     "cluster-open": ("in the XML", ""),
     "pin-missing": ("in the XML", ""),
     "pin-elsewhere": ("in the XML", ""),

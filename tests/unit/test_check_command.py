@@ -400,6 +400,31 @@ def test_an_edit_may_be_what_does_not_start(
         assert f"\n  {stops} (" in out or not stops
 
 
+@pytest.mark.parametrize(
+    ("memory", "bits", "answer"),
+    [
+        (2, 36, "drift"),
+        (62, 36, "drift"),
+        (64, 36, "refuses"),
+        (64, 40, "same"),
+        (2048, 40, "refuses"),
+    ],
+)
+def test_a_smaller_address_space_stops_only_what_does_not_fit(
+    memory: int, bits: int, answer: str, run: Run, on: Callable[[HostProfile], None]
+) -> None:
+    """QEMU leaves out regions behind the memory, and not the memory."""
+    text = _resolved().replace("<memory unit='MiB'>512<", f"<memory unit='GiB'>{memory}<")
+    Path("guest.xml").write_text(text)
+    capabilities = {**host(_ALPHA).capabilities, "ARM_VM_IPA_SIZE": bits}
+    here = host(_ALPHA).replace(ipa_bits=bits, capabilities=capabilities)
+    on(here)
+    for arguments in (("--host", _profile(here)), ()):
+        report = json.loads(run("check", "--json", "--inactive", "guest.xml", *arguments).out)
+        assert report["hosts"][_ALPHA]["verdict"] == answer
+        assert run("check", "guest.xml", *arguments).status == (3 if bits == 36 else 0)
+
+
 def test_pins_that_were_edited_are_seen_by_a_profile(run: Run) -> None:
     board = "hand-made-rk3399"
     Path("guest.xml").write_text(_resolved(board))

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from kvmarm_plugin.model.profile import HostProfile
 
 _UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
-_SOURCE = GUEST.replace(b"<name>", f"<uuid>{_UUID}</uuid><name>".encode())
+_SOURCE = GUEST.replace(b"<name>", f"<uuid>{_UUID}</uuid><name>".encode()).replace(
+    b"<os>", b"<vcpu>2</vcpu><os>"
+)
 
 
 class Said(NamedTuple):
