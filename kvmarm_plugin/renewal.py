@@ -32,7 +32,7 @@ from .host.libvirtd import (
     NoDomainError,
 )
 from .judge.contradictions import find_contradictions
-from .judge.pinning import reconcile_pins, with_cluster
+from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
 from .judge.wording import line, texts
 from .kvm.device import KvmError, System
 from .rehearse import renewed
@@ -136,17 +136,15 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
 
 
 def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
-    """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
+    """The CPUs whose answers are the guest's own: those that it keeps to, or, where it roams, those
+    of the kind that it was recorded on. None where all are alike.
+    """
     target, clusters = recorded.target, find_clusters()
     _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
     findings = with_cluster(findings, target.pinning, clusters)
     if findings:
         raise UntoldError(line(findings[0]))
-    if target.roams:
-        # It is as it is on the kind of CPU that it was recorded on.
-        midr = target.registers.get("MIDR_EL1")
-        return next((cluster.cpus for cluster in clusters if cluster.midr == midr), cpus)
-    return cpus
+    return kinds_to_ask(target, clusters, cpus)[0]
 
 
 class Renewer:

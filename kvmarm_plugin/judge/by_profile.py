@@ -12,10 +12,10 @@ from ..model.guest_registers import readable
 from ..model.profile import Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
-from .finding import REFUSES, WRONG, Finding
+from .finding import Finding
 from .offer import Offer
-from .pinning import place, with_cluster
-from .verdict import judge
+from .pinning import kinds_to_ask, place, with_cluster
+from .verdict import judge, which_counts
 
 
 class ProfileOffer(Offer):
@@ -94,7 +94,7 @@ def check(
     boots: bool = False,
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
-    pinned to, or of all together if it roams.
+    pinned to, or of the one that counts (`verdict.which_counts`).
 
     Args:
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
@@ -108,15 +108,19 @@ def check(
     own = find_cluster(pinning, clusters) if pinning else None
     if own is not None:
         clusters = (own,)
-    elif cpus:
+    elif len(clusters) > 1:
+        kinds = kinds_to_ask(target, counted(profile), cpus or ())
         clusters = tuple(
-            cluster for cluster in clusters if set(cpus) & {*cpulist.parse(cluster.cpus)}
+            cluster
+            for kind in kinds
+            for cluster in clusters
+            if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
         judge(target, ProfileOffer(target, profile, cluster, boots), boots)
         for cluster in clusters or (None,)
     ]
-    verdict = (max if target.roams else min)(verdicts, key=_weight)
+    verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
     return found + (with_cluster(verdict, pinning, clusters) if clusters else verdict)
 
 
@@ -126,7 +130,3 @@ def counted(profile: HostProfile) -> list[CountedCluster]:
         CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
         for cluster in profile.clusters
     ]
-
-
-def _weight(findings: list[Finding]) -> int:
-    return sum(finding.severity in (REFUSES, WRONG) for finding in findings)

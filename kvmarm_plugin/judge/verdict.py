@@ -55,6 +55,27 @@ def _both_run_it(target: Target, offer: Offer) -> bool:
     return offer.architecture == "arm64" and offer.has(AARCH32.bit)
 
 
+def which_counts(verdicts: list[list[Finding]], everywhere: bool) -> int:
+    """Which of the verdicts on the kinds of CPU that a guest may run on is the guest's.
+
+    Args:
+        verdicts: at least one; among equals the first counts.
+        everywhere: it has to run on all, as one that arrives and roams; else on one of them.
+    """
+    weights = [
+        (any(finding.stops_start for finding in verdict), sum(map(_blocks, verdict)))
+        for verdict in verdicts
+    ]
+    places = range(len(verdicts))
+    if everywhere:
+        return max(places, key=weights.__getitem__)
+    return min(places, key=lambda place: (weights[place], len(verdicts[place])))
+
+
+def _blocks(finding: Finding) -> bool:
+    return finding.severity != HARMLESS
+
+
 def _rank(finding: Finding) -> tuple[int, bool]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.

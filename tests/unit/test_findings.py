@@ -36,6 +36,7 @@ from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.table import fields_of
 from kvmarm_plugin.rehearse import rehearse
+from kvmarm_plugin.resolve.address_space import memory_too_large
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import GUEST, TESTS, host
@@ -164,6 +165,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machines-unknown": _missing_machines,
     "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
+    "memory-too-large": lambda: memory_too_large(
+        parse(GUEST.replace(b"'MiB'>512<", b"'TiB'>2<")), 40
+    ),
     "addresses-differ": lambda: _of_others([host(_MAX), _host(_MAX, name="small", ipa_bits=36)]),
     "features-left-to-qemu": lambda: check(
         _target(_MAX, policy=Policy(sve=False, prefer_named=False), unsaid=("sve",)), host(_MAX)
@@ -221,6 +225,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "pin-missing": lambda: _pinned(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>"),
     "pin-elsewhere": lambda: _pinned(b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
     "xml-edited": _edited,
+    "host-model-asked": lambda: find_contradictions(parse(GUEST), _target()),
     "no-guest": lambda: _of_others([host(_N1), _host(name="other", gic_versions=())]),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
-from kvmarm_plugin.host import marks, qemu_version
+from kvmarm_plugin.host import libvirt_host_model, marks, qemu_version
 from kvmarm_plugin.host.marks import Ticket
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy, profile_json
@@ -673,7 +673,7 @@ def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
     xml = _resolved("trixie-max")
     edited = re.sub(rb"<cpu .*</cpu>", b"<cpu mode='host-passthrough'/>", xml, flags=re.DOTALL)
     status, err = door(edited, "trixie-cortex-a57")
-    assert (status, "<feature sve>: recorded on, here none" in err) == (False, True)
+    assert (status, "<feature sve>: recorded on, now none" in err) == (False, True)
     assert marks.mark_of(_UUID)
     assert door(edited, "trixie-cortex-a57", "migrate")[0]
 
@@ -690,6 +690,21 @@ def test_a_32_bit_guest_starts_on_hosts_of_both_architectures(door: Door) -> Non
         assert door(xml, here, "migrate")[0]
     assert door(_resolved(wide), narrow)[0]
     assert door(Resolver(_profile(narrow), Policy()).resolve(domain), _TRIXIE)[0]
+
+
+def test_a_recorded_domain_that_asks_for_host_model_again(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt would refuse it with words that help nobody, unless it knows host-model itself."""
+    xml = _resolved(_TRIXIE).replace(b"mode='host-passthrough'", b"mode='host-model'")
+    status, err = door(xml, _TRIXIE)
+    assert status
+    assert "guest cannot start on this host: <cpu mode> (in the domain's XML): recorded" in err
+    assert "now host-model; refuses: libvirt does not start a guest on ARM that asks" in err
+    assert "remedy: kvmarm refresh " in err
+    monkeypatch.setattr(libvirt_host_model, "is_noted", lambda: True)
+    status, err = door(xml, _TRIXIE)
+    assert (status, "<cpu mode>: recorded host-passthrough, now host-model" in err) == (False, True)
 
 
 @pytest.mark.parametrize("stored", [None, "same", "other", "plain", "broken"])
