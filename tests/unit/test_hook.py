@@ -23,7 +23,9 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
+from kvmarm_plugin.hook import guest as hook_guest
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.hook import tell, time_limit
 from kvmarm_plugin.host import libvirt_host_model, marks, qemu_version
 from kvmarm_plugin.host.marks import Ticket
 from kvmarm_plugin.kvm import device
@@ -791,7 +793,7 @@ def test_an_operator_lets_a_snapshot_pass(door: Door) -> None:
 
 def test_what_to_paste_for_an_odd_name(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("it's", "-rf", "x" * 61, "\x1b[2J", ""):
-        guest = hook._Guest(name, "migrate", _resolved(_TRIXIE))
+        guest = hook_guest.Guest(name, "migrate", _resolved(_TRIXIE))
         guest.read()
         assert guest.word() == _UUID
 
@@ -805,7 +807,7 @@ def test_what_to_paste_for_an_odd_name(door: Door, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("length", [1, 100, 1900, 1901, 5000, 4_000_000])
 def test_a_message_is_one_line_of_less_than_2_kib(character: str, length: int) -> None:
     text = "kvmarm: " + character * length
-    line = hook._one_line(text)
+    line = tell.one_line(text)
     assert line.isprintable()
     assert len(line.encode()) < 2000
     whole = "kvmarm: " + (character if character.isprintable() else ascii(character)[1:-1]) * length
@@ -816,8 +818,8 @@ def test_a_message_is_one_line_of_less_than_2_kib(character: str, length: int) -
 _OUTPUT = """
 import sys, time
 sys.path.append(sys.argv[1])
-from kvmarm_plugin.hook import answer as hook
-hook.TIME_LIMIT = 0.3
+from kvmarm_plugin.hook import tell
+tell.TIME_LIMIT = 0.3
 start = time.monotonic()
 answer = eval(sys.argv[2])
 open(sys.argv[3], "w").write(f"{answer}, {time.monotonic() - start < 2}")
@@ -827,10 +829,10 @@ open(sys.argv[3], "w").write(f"{answer}, {time.monotonic() - start < 2}")
 @pytest.mark.parametrize(
     ("call", "answer"),
     [
-        ("hook._print(bytes(1000))", "standard output: nobody has read it for 0.3 s"),
-        ("hook._print(bytes(1000000))", "standard output: nobody has read it for 0.3 s"),
-        ("hook._say('a')", "None"),
-        ("hook._say('a' * 1000000)", "None"),
+        ("tell.print_xml(bytes(1000))", "standard output: nobody has read it for 0.3 s"),
+        ("tell.print_xml(bytes(1000000))", "standard output: nobody has read it for 0.3 s"),
+        ("tell.say('a')", "None"),
+        ("tell.say('a' * 1000000)", "None"),
     ],
 )
 def test_output_that_nobody_reads(tmp_path: Path, call: str, answer: str) -> None:
@@ -853,8 +855,8 @@ def test_a_signal_as_the_timer_is_stopped_leaves_none_running(
         setitimer(which, seconds, interval)
 
     monkeypatch.setattr("_signal.setitimer", stop)
-    with pytest.raises(hook._OutOfTime):
-        hook._within(0.05, lambda: None)
+    with pytest.raises(time_limit.OutOfTime):
+        time_limit.within(0.05, lambda: None)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 

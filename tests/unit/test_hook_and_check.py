@@ -19,6 +19,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.commands import check as check_command
 from kvmarm_plugin.domain.pins import CountedCluster
 from kvmarm_plugin.hook import answer as hook
+from kvmarm_plugin.hook import arrival, guest
 from kvmarm_plugin.host import cpus, marks, qemu_version
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy
@@ -62,7 +63,8 @@ def play(
     no_policy, file = str(tmp_path / "policy.yaml"), tmp_path / "guest.xml"
     monkeypatch.setattr(policy, "DEFAULT_PATH", no_policy)
     monkeypatch.setattr(policy.for_hook, "__defaults__", (no_policy,))
-    monkeypatch.setattr(hook, "_log", lambda *_: None)
+    for module in (arrival, guest):
+        monkeypatch.setattr(module, "log", lambda *_: None)
     # libvirt asks QEMU before it asks the hook.
     monkeypatch.setattr(check_command, "machines_here", lambda: ())
 

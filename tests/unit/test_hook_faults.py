@@ -30,8 +30,8 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.basics.untrusted import shown
 from kvmarm_plugin.domain.record import NAMESPACE_STEM
 from kvmarm_plugin.domain.xml import SIZE_LIMIT
-from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.hook import time_limit
 from kvmarm_plugin.kvm import scratch
 from kvmarm_plugin.model.policy import DEFAULT_PATH, HookPolicy
 
@@ -140,7 +140,7 @@ class Place:
         playedkernel.play(self.package, _guests_once()["fits"])
         self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
         self.replace("model/policy.py", DEFAULT_PATH, str(self.policy))
-        self.replace("hook/answer.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
+        self.replace("hook/time_limit.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
         self.replace("model/policy.py", "seconds: int = 10", f"seconds: float = {_TIME_LIMIT}")
 
     def append(self, module: str, text: str) -> None:
@@ -999,7 +999,7 @@ def test_every_module(tmp_path: Path, module: str, harm: str) -> None:
 
 def test_the_real_time_limit(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.replace("hook/answer.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
+    place.replace("hook/time_limit.py", f"TIME_LIMIT = {_TIME_LIMIT}", "TIME_LIMIT = 2")
     place.replace("model/policy.py", f"seconds: float = {_TIME_LIMIT}", "seconds: int = 10")
     _BY_NAME["it answers slowly"].arrange(place)
     status, _, err, seconds = place.call("prepare", "begin", "fits")
@@ -1321,11 +1321,11 @@ def _document() -> str:
     ]
     introduction = _INTRODUCTION.format(
         passed=", ".join(f"`{operation} {stage}`" for operation, stage in _PASSED),
-        limit=hook.TIME_LIMIT,
+        limit=time_limit.TIME_LIMIT,
         arrival=HookPolicy.arrival_seconds,
         guest=scratch.GUEST_TIME_LIMIT,
-        say=hook.PATIENCE,
-        log=2 * hook.PATIENCE,
+        say=time_limit.PATIENCE,
+        log=2 * time_limit.PATIENCE,
         data=int(_in_script(r"ulimit -S -d (\d+)")) >> 10,
         cpu=_in_script(r"ulimit -S -t (\d+)"),
         size=SIZE_LIMIT >> 20,
@@ -1346,7 +1346,7 @@ def test_the_script_agrees_with_the_package() -> None:
     assert int(_in_script(r"overlap \+ (\d+) - len")) == SIZE_LIMIT + 1
     assert [
         int(_in_script(rf"{name}(\d+)")) for name in (r"_signal.alarm\(", "timeout ", "end in ")
-    ] == [hook.TIME_LIMIT] * 3
+    ] == [time_limit.TIME_LIMIT] * 3
 
 
 def test_the_document(regenerate_output: bool) -> None:

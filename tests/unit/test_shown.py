@@ -876,7 +876,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
-_WRITERS = {"output", "answer", "marks"}  # the last writes files, of which others make text
+_WRITERS = {"output", "answer", "tell", "marks"}  # the last writes files, of which others make text
 
 
 def test_only_few_write() -> None:

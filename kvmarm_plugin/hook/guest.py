@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A guest that the hook is asked about: what its XML and its record say, what this host makes of
+it, and its mark.
+"""
+
+from __future__ import annotations
+
+from ..basics.untrusted import shown
+from .tell import MESSAGE_LIMIT, log, one_line, quoted, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..basics.errors import KvmarmError
+    from ..domain.record import Record
+    from ..domain.xml import Element
+    from ..judge.finding import Finding
+    from ..model.target import Target
+
+
+_UNREAD = "unread"  # in a ticket, in place of the digest of a record
+
+# In a ticket, behind the kinds of findings that an arrival has passed against: nobody knows what it
+# has.
+UNSURE = "unsure"
+
+
+class Guest:
+    """A guest that mentions a record, as far as it has been read.
+
+    Attributes:
+        name, operation: the domain's, and libvirt's.
+        xml: its XML, with the pins that it needs here.
+        moved: whether libvirt has given other pins.
+        uuid: empty where it could not be read.
+        domain, record: of `xml`; None where they could not be read.
+        problem: why the record could not be read.
+        renewed: the record that it needs here, if that is another.
+        allowed: whether an operator has let it pass.
+    """
+
+    def __init__(self, name: str, operation: str, xml: bytes) -> None:
+        self.name, self.operation, self.xml = name, operation, xml
+        self.moved = False
+        self.uuid = ""
+        self.domain: Element | None = None
+        self.record: Record | None = None
+        self.problem: KvmarmError | None = None
+        self.renewed: Record | None = None
+        self.allowed = False
+
+    def read(self) -> bool:
+        """Read the XML and the record in it. Returns whether there is one, be it broken.
+
+        Raises:
+            DomainXMLError: it is no domain.
+        """
+        from kvmarm_plugin.basics.errors import KvmarmError
+        from kvmarm_plugin.domain import record
+        from kvmarm_plugin.domain.xml import parse
+        from kvmarm_plugin.host.marks import is_uuid
+
+        self.domain = domain = parse(self.xml)
+        element = domain.find("uuid")
+        text = element.body.strip().decode(errors="replace").lower() if element else ""
+        self.uuid = text if is_uuid(text) else ""
+        try:
+            found = record.find(domain)
+            if found is None:
+                return False
+            self.record = record.read(found)
+        except KvmarmError as error:
+            self.problem = error
+        return True
+
+    def known(self) -> tuple[Element, Record]:
+        """The domain and its record. Raises why there is none."""
+        if self.domain is None or self.record is None:
+            raise self.problem or AssertionError
+        return self.domain, self.record
+
+    def word(self) -> str:
+        """What to call it in a command, for people who paste that."""
+        word = quoted(self.name)
+        return self.uuid if self.uuid and (word != self.name or len(word) > 60) else word
+
+
+def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
+    """What speaks against a guest on this host, and what it will have here: None where nobody
+    knows.
+    """
+    from kvmarm_plugin.judge.contradictions import find_contradictions
+    from kvmarm_plugin.judge.finding import REFUSES
+
+    domain, record = guest.known()
+    target = record.target
+    edited = find_contradictions(domain, target)
+    if edited and not arrived:
+        from kvmarm_plugin.host.libvirt_host_model import is_noted
+        from kvmarm_plugin.judge.contradictions import as_written
+
+        edited = find_contradictions(domain, target, is_noted())
+        target = as_written(domain, target)  # QEMU makes a vCPU of the XML
+    from kvmarm_plugin.host.cpus import find_clusters
+    from kvmarm_plugin.judge.verdict import judge, which_counts
+    from kvmarm_plugin.kvm.device import System
+    from kvmarm_plugin.rehearse import KernelOffer
+
+    clusters = find_clusters()
+    kinds: list[tuple[int, ...]] = [()]
+    misplaced: list[Finding] = []
+    if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
+        from kvmarm_plugin.judge.pinning import kinds_to_ask, reconcile_pins
+
+        xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
+        if xml != guest.xml:
+            guest.xml, guest.moved = xml, True
+            guest.read()
+            target = guest.known()[1].target
+        kinds = kinds_to_ask(target, clusters, cpus)
+    answers = []
+    for cpus in kinds:
+        with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+            findings = judge(target, offer)
+            refused = edited or [
+                finding
+                for finding in findings
+                if (finding.severity == REFUSES if arrived else finding.stops_start)
+            ]
+            unknown = refused or misplaced or not offer.makes_vcpu()
+            answers.append((findings, None if unknown else offer.renewed(target)))
+    if len(answers) > 1:
+        verdicts = [findings for findings, _ in answers]
+        findings, after = answers[which_counts(verdicts, target.roams and arrived)]
+    else:
+        findings, after = answers[0]
+    if edited and not arrived:
+        return edited + [finding for finding in findings if finding.stops_start], None
+    found = misplaced + findings
+    if target.pinning is not None:
+        from kvmarm_plugin.judge.pinning import with_cluster
+
+        found = with_cluster(found, target.pinning, clusters)
+    # On CPUs of which kind it runs, nobody knows then.
+    return edited + found, after if len(found) == len(findings) else None
+
+
+def digest_of(found: Record | None) -> str:
+    """Of a record, as tickets have it."""
+    from kvmarm_plugin.domain.record_text import digest
+
+    return digest(found.target) if found else _UNREAD
+
+
+def refuse(guest: Guest, heading: str, reason: str, advice: str = "") -> bool:
+    """Whether a guest that should not pass is stopped: it is if no operator lets it pass."""
+    from kvmarm_plugin.host.marks import take_allowance
+
+    guest.allowed = guest.allowed or take_allowance(guest.uuid, guest.name)
+    if guest.allowed:
+        tell(guest, "WARNING", f"passes, as kvmarm allow says, although it {heading}", reason)
+        return False
+    once = f"To let it pass once: kvmarm allow {guest.word()}"
+    tell(guest, "ERR", heading, reason, f"{advice}. {once}" if advice else once)
+    return True
+
+
+def tell(guest: Guest, level: str, heading: str, reason: str, advice: str = "") -> None:
+    """Say something of a guest on standard error, which reaches whoever started it if it is
+    stopped, and in the system's log. A reason that is too long loses its end.
+    """
+    heading = f"{shown(guest.name)} {heading}: "
+    advice = advice and f". {advice}"
+    room = MESSAGE_LIMIT - len((heading + advice).encode()) - len("… (cut: 4000000 characters)")
+    message = heading + one_line(reason, room) + advice
+    say(message)
+    log(guest.operation, level, message)
+
+
+def mark(guest: Guest, reason: str) -> str:
+    """Note that the record may not be true. Returns what went wrong."""
+    from kvmarm_plugin.host import marks
+
+    try:
+        if guest.uuid:
+            marks.mark(guest.uuid, one_line(reason))
+        else:
+            marks.mark_by_name(guest.name, one_line(reason))
+    except (OSError, ValueError) as error:
+        return f"This cannot be noted in /run/kvmarm: {getattr(error, 'strerror', error)}"
+    return ""
+
+
+def is_marked(guest: Guest) -> bool:
+    from kvmarm_plugin.host.marks import mark_of
+
+    return mark_of(guest.uuid, guest.name) is not None
+
+
+def unmark(guest: Guest) -> None:
+    """The record is true."""
+    from kvmarm_plugin.host.marks import unmark
+
+    try:
+        if guest.uuid:
+            unmark(guest.uuid, guest.name)
+    except OSError as error:
+        tell(guest, "WARNING", "starts as recorded, and keeps its mark", str(error.strerror))
+
+
+def ring(guest: Guest) -> bool:
+    from kvmarm_plugin.host.marks import ring
+
+    return ring(guest.uuid)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Starts: libvirt's `prepare`, of a guest that has arrived as of one that boots.
+
+A cold start is what this host makes of the XML, whatever is recorded: it is refused only if KVM or
+QEMU would not start it. What differs is drift: a mark says that the record may not be true, and
+whoever renews records is told. A snapshot that a guest reverts to looks like a cold start here; it
+is refused only for what QEMU would accept in silence.
+"""
+
+from __future__ import annotations
+
+from ..basics.value import Value
+from .guest import UNSURE, compare, digest_of, is_marked, mark, refuse, ring, tell, unmark
+from .time_limit import TIME_LIMIT, finish
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..host.marks import Ticket
+    from ..model.policy import HookPolicy
+    from ..model.target import Target
+    from .guest import Guest
+
+
+_MOST = 4  # differences in a line
+
+
+class _Start(Value):
+    """What there is to say of a start.
+
+    Attributes:
+        ticket: the arrival's that it is; None for a cold start.
+        stops: why KVM or QEMU would not start it.
+        wrong: what QEMU would accept in silence, if the record is a snapshot's.
+        drift: what is not as recorded, or may be so.
+        checked: whether the host has been asked.
+    """
+
+    ticket: Ticket | None = None
+    stops: str = ""
+    wrong: str = ""
+    drift: str = ""
+    checked: bool = True
+
+
+def stops(guest: Guest, policy: HookPolicy) -> bool:
+    """Whether to stop a guest that starts. Nothing that was recorded binds a cold start, and what
+    cannot be found out does not stop one.
+    """
+    start, problem = finish(TIME_LIMIT, _judge_start, guest)
+    start = start or _Start(drift=problem, checked=False)
+    if start.ticket is not None:
+        if start.ticket.operation == "restore" and is_marked(guest):
+            from kvmarm_plugin.host.marks import FROM_STATE
+
+            mark(guest, FROM_STATE)
+        elif UNSURE in start.ticket.warned:
+            against = " ".join(kind for kind in start.ticket.warned if kind != UNSURE)
+            why = "it arrived with a record that may not be true here"
+            mark(guest, f"{why}: {against}" if against else why)
+            ring(guest)
+        else:
+            unmark(guest)
+        return False
+    if start.stops and refuse(guest, "cannot start on this host", start.stops):
+        return True
+    if (
+        start.wrong
+        and policy.on_restore == "refuse"
+        and refuse(guest, "cannot go on here from this snapshot", start.wrong)
+    ):
+        return True
+    return _drift(guest, start, policy.on_drift)
+
+
+def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
+    """Whether to stop a guest that starts as something else than is recorded, or may do so. What
+    passes is marked.
+    """
+    drift = start.drift or start.stops
+    if not drift:
+        unmark(guest)
+        return False
+    refresh = f"kvmarm refresh {guest.word()}"
+    if start.checked:
+        heading, refusal = (
+            f"{verb} as this host makes it, which is not recorded"
+            for verb in ("starts", "would start")
+        )
+        advice, why = f"To record what it has: {refresh}", "this host makes it otherwise"
+    else:
+        heading, refusal = "starts unchecked", "cannot be checked, and would start"
+        advice, why = f"When that is mended: {refresh}", "its start was not checked"
+    if reaction == "refuse" and refuse(guest, refusal, drift, advice):
+        return True
+    unnoted = mark(guest, f"{why}: {drift}")
+    if reaction == "renew" and not unnoted and ring(guest):
+        level = "NOTICE" if start.checked else "WARNING"
+        tell(guest, level, heading, drift, "kvmarm renew has been told")
+    else:
+        tell(guest, "WARNING", heading, drift, unnoted or advice)
+    return False
+
+
+def _judge_start(guest: Guest) -> _Start:
+    from kvmarm_plugin.host.marks import take_ticket
+
+    if not guest.read():
+        return _Start()  # whatever its XML mentions
+    ticket = take_ticket(guest.uuid, guest.name) if guest.uuid else None
+    if ticket is not None and ticket.digest == digest_of(guest.record):
+        return _Start(ticket)
+    findings, after = compare(guest, arrived=False)
+    target = guest.known()[1].target
+    if not findings:
+        return _Start(drift="" if after is None else _changes(target, after))
+    from kvmarm_plugin.judge.finding import WRONG
+    from kvmarm_plugin.judge.wording import difference, in_short
+
+    stops = [finding for finding in findings if finding.stops_start]
+    if stops:
+        return _Start(stops="; ".join(in_short(stops)))
+    drift = [difference(finding, "recorded", "here", meaning=False) for finding in findings[:_MOST]]
+    if len(findings) > _MOST:
+        drift.append(f"and {len(findings) - _MOST} more")
+    wrong = [finding for finding in findings if finding.severity == WRONG]
+    is_reverted = wrong and _is_not_stored(guest)
+    return _Start(wrong="; ".join(in_short(wrong)) if is_reverted else "", drift="; ".join(drift))
+
+
+def _changes(before: Target, after: Target) -> str:
+    """In what a target differs from another where there is no finding: it has more than it had."""
+    if before == after:
+        return ""
+    from kvmarm_plugin.registers.text import unpack_ids
+
+    new = unpack_ids(after.reglist) - unpack_ids(before.reglist)
+    if new:
+        return f"registers that only this kernel has: {len(new)}"
+    old, here = before.as_dict(), after.as_dict()
+    return f"other here: {', '.join(name for name in here if here[name] != old[name])}"
+
+
+def _is_not_stored(guest: Guest) -> bool:
+    """Whether the record is another than that of the definition that libvirt has stored: it starts
+    from a snapshot then. One that cannot be read says nothing.
+    """
+    from kvmarm_plugin.basics.errors import KvmarmError
+    from kvmarm_plugin.domain import record
+    from kvmarm_plugin.domain.xml import SIZE_LIMIT, parse
+    from kvmarm_plugin.host.marks import STORED
+
+    if "/" in guest.name:
+        return False
+    try:
+        with open(f"{STORED}/{guest.name}.xml", "rb") as file:
+            found = record.find(parse(file.read(SIZE_LIMIT + 1)))
+        stored = record.read(found) if found is not None else None
+    except (OSError, ValueError, KvmarmError):
+        return False
+    return stored is None or stored.target != guest.known()[1].target
