@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What QEMU does not start, although libvirt would tell it to."""
+
+from __future__ import annotations
+
+from ..basics.untrusted import shown
+from ..model.features import PMU, PMU_OFF_FAILS_FROM
+from ..model.profile import Cluster, HostProfile, Qemu
+from .address_space import has_high_redistributors
+from .forms import Form
+from .wish import ResolveError, Wish
+
+_NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
+_EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
+
+MOST_VCPUS_OF_GIC_2 = 8  # GIC_NCPU
+_MOST_IN_FRONT = 123  # redistributors of a GICv3 below RAM (VIRT_GIC_REDIST, hw/arm/virt.c)
+_MOST = 512  # mc->max_cpus (virt_machine_class_init)
+_MOST_BEFORE_3_0 = 255  # the same of machine types up to virt-2.12
+
+
+def check_start(
+    wish: Wish,
+    form: Form,
+    machine: str,
+    gic: int,
+    cluster: Cluster,
+    profile: HostProfile,
+    qemu: Qemu,
+) -> None:
+    """Refuse a guest that QEMU on this host would not start.
+
+    Args:
+        form: in which its CPU is written.
+        machine, gic: what it gets.
+        cluster: where it runs.
+
+    Raises:
+        ResolveError: with what to change.
+    """
+    _check_model(form, profile, qemu)
+    _check_pmu_off(wish, form, cluster, profile, qemu)
+    _check_vcpus(wish, machine, gic, profile, qemu)
+
+
+def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
+    if profile.kvm_architecture == "arm" and qemu.release >= _NO_32_BIT_KVM_FROM:
+        raise ResolveError(
+            f"host {profile.name} is 32-bit, and QEMU {shown(qemu.version, 40)} has no KVM for"
+            " 32-bit hosts",
+            "install QEMU 5.1 or older there, or use an aarch64 host",
+        )
+    is_missing = qemu.cpu_models and form.model not in qemu.cpu_models
+    # Without KVM there is no "host" to expand; see host.qemu.
+    is_silent = not qemu.host_properties and profile.kvm_architecture == "arm64"
+    if is_missing or (form.model == "host" and is_silent and qemu.release >= _EXPANDS_FROM):
+        raise ResolveError(
+            f"QEMU {shown(qemu.version, 40)} on host {profile.name} has no CPU"
+            f" {shown(form.model, 60)!r} under KVM",
+            "install a QEMU that is built with KVM there, and probe again",
+        )
+
+
+def _check_pmu_off(
+    wish: Wish, form: Form, cluster: Cluster, profile: HostProfile, qemu: Qemu
+) -> None:
+    """<pmu state='off'/> is itself an error where "host" has no PMU to turn off. A named model
+    always has the property.
+    """
+    if wish.pmu is not False or form.model != "host" or cluster.has(PMU.bit):
+        return
+    if qemu.release >= PMU_OFF_FAILS_FROM or (
+        profile.kvm_architecture == "arm" and PMU.qemu not in qemu.host_properties
+    ):
+        raise ResolveError(
+            f"the domain says <pmu state='off'/>, KVM on host {profile.name} has no PMU, and QEMU"
+            f" {shown(qemu.version, 40)} does not start a guest without it that says so",
+            "remove <pmu>",
+        )
+
+
+def _check_vcpus(wish: Wish, machine: str, gic: int, profile: HostProfile, qemu: Qemu) -> None:
+    """As many as the GIC can serve (machvirt_init, hw/arm/virt.c)."""
+    if gic == 2:
+        most, why = MOST_VCPUS_OF_GIC_2, "with GIC version 2"
+        others = [version for version in profile.gic_versions if version > 2]
+        hint = (
+            f"write <gic version='{max(others)}'/>"
+            if others
+            else "KVM there offers no other: use a host with GIC version 3"
+        )
+    elif qemu.release >= (7, 0) and not has_high_redistributors(wish.memory, profile.ipa_bits):
+        most, why = _MOST_IN_FRONT, f"where KVM has {profile.ipa_bits} bits of guest addresses"
+        hint = "use a host with more"
+    else:
+        is_old = machine.startswith("virt-2.")
+        most, why = (_MOST_BEFORE_3_0 if is_old else _MOST), f"on {machine}"
+        hint = "use virt-3.0 or newer" if is_old else ""
+    if wish.vcpus > most:
+        raise ResolveError(
+            f"the domain has {wish.vcpus} vCPUs, and QEMU starts up to {most} {why} (host"
+            f" {profile.name})",
+            f"give it {most} at most" + (f", or {hint}" if hint else ""),
+        )
