@@ -46,7 +46,7 @@ def guest_ipa_bits(
             f"QEMU {_version(qemu)} on host {host} has at most {_OLD_LIMIT // GIB} GiB of memory",
             "give the guest less memory, or install QEMU 4.0 or newer there",
         )
-    if (0, 0) < qemu < _LEAVES_OUT:
+    if not leaves_out(qemu):
         if ends[-1] > limit:
             less = "" if _region_ends(GIB)[-1] > limit else ", or give the guest less memory"
             raise ResolveError(
@@ -56,6 +56,11 @@ def guest_ipa_bits(
             )
         return _bits(ends[-1])
     return max(32, _bits(max(top, *(end for end in ends if end <= limit), 0)))
+
+
+def leaves_out(qemu: tuple[int, int]) -> bool:
+    """Whether this QEMU leaves out the regions that KVM has no room for."""
+    return qemu >= _LEAVES_OUT or qemu == (0, 0)
 
 
 def has_high_redistributors(memory: int, host_ipa_bits: int) -> bool:
@@ -69,7 +74,7 @@ def most_memory(ipa_bits: int, qemu: tuple[int, int]) -> int:
     """
     limit = 1 << ipa_bits
     largest = max(0, limit // GIB - 1)
-    if (0, 0) < qemu < _LEAVES_OUT:
+    if not leaves_out(qemu):
         while largest and _region_ends(GIB + largest * GIB)[-1] > limit:
             largest -= 1
     return min(largest, _OLD_LIMIT // GIB) if (0, 0) < qemu < _MOVES else largest
