@@ -124,7 +124,8 @@ def _is_on(
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(
             f"{by} wants {feature.noun}, which KVM on host {profile.name} does not offer",
-            f"turn {feature.noun} off there",
+            # not "off": that is itself refused where there is none (starting.check_start)
+            "remove <pmu>" if feature is PMU and asked else f"turn {feature.noun} off there",
         )
     return offered if wanted is None else wanted
 

@@ -289,6 +289,14 @@ def test_a_pmu_that_is_not_there_is_not_turned_off(version: str) -> None:
     assert not PMU.is_in(target.features)
 
 
+def test_without_a_pmu_the_element_goes() -> None:
+    here = without_pmu(host("trixie-neoverse-n1"), "10.0.13")
+    for written in ("<pmu/>", "<pmu state='on'/>", "<pmu state='off'/>"):
+        text = refused(here, domain(f"<features>{written}</features>"))
+        assert text.endswith("(hint: remove <pmu>)")
+    assert refused(here, domain(), Policy(pmu=True)).endswith("(hint: turn a PMU off there)")
+
+
 @pytest.mark.parametrize("version", ["7.2.22", "8.2.10", "9.0.2"])
 def test_older_qemu_turns_off_what_is_not_there(version: str) -> None:
     here = without_pmu(host("trixie-neoverse-n1"), version)
