@@ -94,7 +94,7 @@ class Resolver:
             wish = wish._replace(machine=machine)
         several = len(self._clusters) > 1
         if several:
-            wish = wish._replace(cpus=pinned_cpus(domain))
+            wish = wish._replace(cpus=pinned_cpus(domain), vcpus=vcpus(domain))
         if wish not in self._answers:
             target, form = self._decide(wish)
             self._confirm(target, wish)

@@ -105,11 +105,12 @@ def _check_vcpus(wish: Wish, machine: str, gic: int, profile: HostProfile, qemu:
         why = f"where KVM has {profile.ipa_bits} bits of guest addresses"
         hint = "use a host with more of them"
     else:
-        most = _MOST_BEFORE_3_0 if machine.startswith("virt-2.") else _MOST
-        why, hint = f"on {machine}", "use virt-3.0 or newer"
+        is_old = machine.startswith("virt-2.")
+        most = _MOST_BEFORE_3_0 if is_old else _MOST
+        why, hint = f"on {machine}", "use virt-3.0 or newer" if is_old else ""
     if wish.vcpus > most:
         raise ResolveError(
             f"the domain has {wish.vcpus} vCPUs, and QEMU starts up to {most} {why} (host"
             f" {profile.name})",
-            f"give it {most} at most, or {hint}",
+            f"give it {most} at most" + (f", or {hint}" if hint else ""),
         )

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import libvirt_number, shown
-from ..domain.new_pins import vcpus
 from ..domain.xml import ARCHITECTURES, Element
 
 TYPE_CHECKING = False
@@ -32,7 +31,7 @@ _UNITS.update(
 
 _MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
 
-_MOST_SLOTS = (1 << 32) - 1  # libvirt's numbers end there; QEMU has up to 256
+_MOST_COUNT = (1 << 32) - 1  # of vCPUs and memory slots; libvirt's numbers end there
 
 
 class ResolveError(KvmarmError):
@@ -73,7 +72,6 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
 
     Raises:
         ResolveError: an element twice that there is one of, or a memory size that is none.
-        DomainXMLError: a number of vCPUs that is none.
     """
     for parent, name in (
         (domain, "cpu"),
@@ -99,7 +97,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=memory + room,
         room=room,
-        vcpus=vcpus(domain),
+        vcpus=_vcpus(domain),
     )
 
 
@@ -135,6 +133,15 @@ def _read_feature(feature: Element) -> tuple[str, bool | None]:
     }.get(policy, True)
 
 
+def _vcpus(domain: Element) -> int:
+    """The maximum; of what is no number, libvirt says so itself."""
+    vcpu = domain.find("vcpu")
+    try:
+        return libvirt_number(vcpu.content, _MOST_COUNT) if vcpu else 1
+    except ValueError:
+        return 0
+
+
 def _memory(domain: Element) -> tuple[int, int]:
     """The memory that QEMU lays out, and behind it the room for more, of which each slot takes up
     to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c).
@@ -148,7 +155,7 @@ def _memory(domain: Element) -> tuple[int, int]:
     if plugged is None:
         return memory, 0
     try:
-        slots = libvirt_number(plugged.attributes.get("slots", "0"), _MOST_SLOTS)
+        slots = libvirt_number(plugged.attributes.get("slots", "0"), _MOST_COUNT)
     except ValueError as error:
         raise ResolveError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
     room = _whole_gib(max(0, _content_size(plugged) - memory)) + slots * GIB

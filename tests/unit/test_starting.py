@@ -241,9 +241,18 @@ def test_redistributors_need_addresses() -> None:
     assert "up to 255 on virt-2.12" in text
 
 
-@pytest.mark.parametrize("count", ["many", "513", "-1", "1.5", ""])
-def test_a_number_of_vcpus_that_is_none(count: str) -> None:
-    assert "<vcpu> is not a number" in refused("trixie-max", domain(f"<vcpu>{count}</vcpu>"))
+def test_more_vcpus_than_any_machine_has() -> None:
+    text = refused("trixie-max", domain("<vcpu>513</vcpu>"))
+    assert "has 513 vCPUs, and QEMU starts up to 512 on virt-10.0" in text
+    assert text.endswith("(hint: give it 512 at most)")
+
+
+@pytest.mark.parametrize("count", ["many", "-1", "1.5", ""])
+def test_what_is_no_number_of_vcpus_is_libvirts_to_refuse(count: str) -> None:
+    source = domain(f"<vcpu>{count}</vcpu>")
+    resolved("trixie-max", source)
+    # Where there is a pin for each, their number has to be known.
+    assert "<vcpu> is not a number of threads" in refused("hand-made-rk3399", source)
 
 
 def test_a_pool_says_what_the_lowest_of_its_members_costs() -> None:
