@@ -208,7 +208,7 @@ class Resolver:
             qemu.cpu_models,
         )
         machine, gic = _choose_machine(wish, qemu, profile.name), _choose_gic(wish, profile)
-        check_start(wish, form, machine, gic, cluster, profile, qemu)
+        check_start(wish, form, machine, gic, profile, qemu)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(

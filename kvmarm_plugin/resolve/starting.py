@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from ..basics.untrusted import shown
-from ..model.features import PMU, PMU_OFF_FAILS_FROM
-from ..model.profile import Cluster, HostProfile, Qemu
+from ..model.features import OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
+from ..model.profile import HostProfile, Qemu
 from .address_space import has_high_redistributors, leaves_out
 from .forms import Form
 from .wish import ResolveError, Wish
@@ -20,26 +20,19 @@ _MOST_BEFORE_3_0 = 255  # the same of machine types up to virt-2.12
 
 
 def check_start(
-    wish: Wish,
-    form: Form,
-    machine: str,
-    gic: int,
-    cluster: Cluster,
-    profile: HostProfile,
-    qemu: Qemu,
+    wish: Wish, form: Form, machine: str, gic: int, profile: HostProfile, qemu: Qemu
 ) -> None:
     """Refuse a guest that QEMU on this host would not start.
 
     Args:
         form: in which its CPU is written.
         machine, gic: what it gets.
-        cluster: where it runs.
 
     Raises:
         ResolveError: with what to change.
     """
     _check_model(form, profile, qemu)
-    _check_pmu_off(wish, form, cluster, profile, qemu)
+    _check_pmu_off(wish, form, profile, qemu)
     _check_vcpus(wish, machine, gic, profile, qemu)
 
 
@@ -77,20 +70,19 @@ def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
         )
 
 
-def _check_pmu_off(
-    wish: Wish, form: Form, cluster: Cluster, profile: HostProfile, qemu: Qemu
-) -> None:
+def _check_pmu_off(wish: Wish, form: Form, profile: HostProfile, qemu: Qemu) -> None:
     """<pmu state='off'/> is itself an error where "host" has no PMU to turn off. A named model
     always has the property.
     """
-    if wish.pmu is not False or form.model != "host" or cluster.has(PMU.bit):
+    has_pmu = OFFERED_BY[PMU.bit] in profile.capabilities  # what QEMU asks, whatever the cluster
+    if wish.pmu is not False or form.model != "host" or has_pmu:
         return
     if qemu.release >= PMU_OFF_FAILS_FROM or (
         profile.kvm_architecture == "arm" and PMU.qemu not in qemu.host_properties
     ):
         raise ResolveError(
             f"the domain says <pmu state='off'/>, KVM on host {profile.name} has no PMU, and QEMU"
-            f" {shown(qemu.version, 40)} does not start a guest without it that says so",
+            f" {shown(qemu.version, 40)} does not start a guest that says so",
             "remove <pmu>",
         )
 

@@ -52,6 +52,14 @@ def without_pmu(here: HostProfile, version: str) -> HostProfile:
     return with_qemu(here.replace(clusters=clusters, capabilities=capabilities), version)
 
 
+def test_one_kind_of_cpu_without_a_pmu_does_not_matter() -> None:
+    """QEMU asks KVM, and that is of the whole host."""
+    here = host("trixie-neoverse-n1")
+    odd = here.replace(clusters=without_pmu(here, "10.0.13").clusters)
+    result, _ = resolved(odd, domain(_PMU_OFF))
+    assert refusals(odd, result) == []
+
+
 @cache
 def _variations() -> dict[str, HostProfile]:
     """The corpus, and what ordinary boards have otherwise."""
