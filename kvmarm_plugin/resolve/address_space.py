@@ -13,7 +13,7 @@ _HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
 # virt_set_memmap without a limit), and so 40 bits at least.
 _LEAVES_OUT = (7, 0)
 
-# Before it, they lie at fixed addresses, and RAM ends in front of them (RAMLIMIT_GB).
+# Before it, they lie at fixed addresses, and RAM ends in front of them ("Legacy RAM limit").
 _MOVES = (4, 0)
 _OLD_LIMIT = 255 * GIB
 
