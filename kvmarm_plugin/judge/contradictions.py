@@ -8,22 +8,60 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..domain.xml import Element
+from ..domain.xml import Element, asks_for_host_model
 from ..model.features import CPU_FEATURES, PMU, SVE
-from ..model.target import Target
+from ..model.target import SVE_LENGTHS, Target, is_name
+from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
 
 
-def find_contradictions(domain: Element, target: Target) -> list[Finding]:
+def find_contradictions(
+    domain: Element, target: Target, takes_host_model: bool = False
+) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
     recorded vCPU of it.
+
+    Args:
+        takes_host_model: whether libvirt starts guests that ask for host-model.
     """
     says = _says(domain)
+    asks = not takes_host_model and asks_for_host_model(domain)
     return [
-        Finding("xml-edited", what=what, recorded=recorded, local=says[what])
+        Finding(
+            "host-model-asked" if asks and what == "<cpu mode>" else "xml-edited",
+            what=what,
+            recorded=recorded,
+            local=says[what],
+        )
         for what, recorded in _recorded(target, says).items()
         if says[what] != recorded
     ]
+
+
+def as_written(domain: Element, target: Target) -> Target:
+    """What QEMU would be asked for by a domain whose XML was edited since this target was recorded:
+    as far as it is known here, and good for nothing but whether it would start.
+    """
+    says = _says(domain)
+    model = {"host-passthrough": "host", "custom": says["<model>"]}.get(says["<cpu mode>"], "")
+    if model != "host" and model not in NAMED_MODELS:
+        model = target.model
+    words = {f"<feature {feature.libvirt}>": feature for feature in CPU_FEATURES}
+    features, unsaid = {*target.features}, {*target.unsaid}
+    for what, feature in (("<pmu>", PMU), *words.items()):
+        said = says.get(what, "none")
+        for bits, there in ((features, said == "on"), (unsaid, said == "none")):
+            (bits.update if there else bits.difference_update)(feature.bits)
+    lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
+    return target.replace(
+        model=model,
+        number=NAMED_MODELS.get(model, ("", target.number))[1],
+        features=in_order(features),
+        unsaid=in_order(unsaid),
+        machine=says["machine type"] if is_name(says["machine type"]) else target.machine,
+        gic=int(says["<gic>"]) if says["<gic>"] in ("2", "3") else target.gic,
+        sve_lengths=lengths if lengths == target.sve_lengths else (),  # QEMU adds to others
+    )
 
 
 def _says(domain: Element) -> dict[str, str]:

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
-from .wish import GIB, ResolveError
+from ..judge.finding import Finding
+from .wish import GIB, ResolveError, memory_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..domain.xml import Element
+
 
 # Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory
 # (extended_memmap, hw/arm/virt.c).
@@ -112,3 +118,19 @@ def _too_large(top: int, at_once: bool, limit: int, host: str) -> ResolveError:
             else "lower <maxMemory>, or its slots, of which each takes 1 GiB of addresses"
         ),
     )
+
+
+def memory_too_large(domain: Element, host_ipa_bits: int) -> list[Finding]:
+    """Whether QEMU does not start a guest for its memory, which the XML says and no record.
+
+    Args:
+        host_ipa_bits: the host's limit.
+    """
+    try:
+        end = GIB + memory_of(domain)
+    except ResolveError:
+        return []  # not written as libvirt writes it, and for QEMU to say
+    if end <= 1 << host_ipa_bits:
+        return []
+    limit = (1 << host_ipa_bits) // GIB
+    return [Finding("memory-too-large", recorded=-(-end // GIB), local=limit)]

@@ -133,6 +133,11 @@ def _read_feature(feature: Element) -> tuple[str, bool | None]:
     }.get(policy, True)
 
 
+def memory_of(domain: Element) -> int:
+    """The bytes of addresses that QEMU lays out for memory, as in `Wish`."""
+    return sum(_memory(domain))
+
+
 def _vcpus(domain: Element) -> int:
     """The maximum; of what is no number, libvirt says so itself."""
     vcpu = domain.find("vcpu")
