@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Lists of host CPUs as text: the kernel's "0-3,6", and libvirt's, which may also take some out
-again: "0-7,^2".
+again: "0-7,^2", and end in a comma (virBitmapParseInternal).
 
 `mask` reads one as a number with a bit for each CPU: as quick for all CPUs as for one, to read and
 to compare.
@@ -8,7 +8,7 @@ to compare.
 
 from __future__ import annotations
 
-from .untrusted import decimal, shown
+from .untrusted import libvirt_number, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,18 +25,23 @@ def mask(text: str) -> int:
         ValueError: not such a list, or one of larger numbers than libvirt takes.
     """
     cpus = 0
+    if not text.strip():
+        return cpus
     try:
         if len(text) > _LENGTH:
             raise ValueError
-        for item in text.split(",") if text.strip() else []:
-            numbers = item.strip().lstrip("^")
+        *items, end = text.split(",")
+        for item in items if items and not end.strip() else (*items, end):
+            is_out, numbers = item.strip()[:1] == "^", item.strip().removeprefix("^")
             first, dash, last = numbers.partition("-")
-            low = decimal(first.rstrip(), _MOST)
-            high = decimal(last.lstrip(), _MOST) if dash else low
+            if not first[:1].isdigit() or (is_out and dash):
+                raise ValueError
+            low = libvirt_number(first, _MOST)
+            high = libvirt_number(last, _MOST) if dash else low
             if low > high:
                 raise ValueError
             span = (2 << high) - (1 << low)
-            cpus = cpus | span if item.strip() == numbers else cpus & ~span
+            cpus = cpus & ~span if is_out else cpus | span
     except ValueError:
         raise ValueError(f"not a list of CPUs: {shown(text, 60)!r}") from None
     return cpus

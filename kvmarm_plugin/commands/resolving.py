@@ -72,7 +72,13 @@ def resolved(source: bytes, choices: Choices) -> bytes:
             what the domain asks for.
     """
     # Most domains do not ask, and then neither a profile nor a policy is needed.
-    if not asks_for_host_model(parse(source)):
+    domain = parse(source)
+    if not asks_for_host_model(domain):
+        from ..resolve.wish import what_emulation_needs
+
+        advice = what_emulation_needs(domain)
+        if advice:
+            say(advice)
         return source
     with resolver_for(choices) as resolver:
         return resolver.resolve(source)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..basics import cpulist
-from ..basics.untrusted import decimal, shown
+from ..basics.untrusted import libvirt_number, shown
 from .pins import MOST_THREADS, cpus_of, cpuset_of, pins_in, pins_of, thread_of
 from .xml import DomainXMLError, Element
 
@@ -39,11 +39,13 @@ def new_pins(domain: Element, cpus: str) -> tuple[str, tuple[bytes, ...]]:
     KVM for its preferred target.
 
     Raises:
-        DomainXMLError: a number of threads or an id that is none, or more threads than QEMU makes.
+        DomainXMLError: a number of threads or an id that is none, more threads than QEMU makes, or
+            a <numatune> that libvirt does not take beside pins.
     """
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     if vcpu is not None and cpuset_of(vcpu):
         return "", ()
+    _check_numatune(domain)
     pinned = {thread_of(pin) for pin in pins_in(cputune)} if cputune else set()
     threads = [
         *(("vcpupin", str(number)) for number in range(vcpus(domain))),
@@ -59,12 +61,31 @@ def _pin(name: str, number: str | None, cpus: str) -> bytes:
     return f"<{name}{which} cpuset='{cpus}'/>".encode()
 
 
+def _check_numatune(domain: Element) -> None:
+    """Where the vCPUs are numad's to place, the memory is, too, unless <numatune> says otherwise;
+    where they are pinned, it has to say (virDomainNumatuneSet). Raises DomainXMLError.
+    """
+    vcpu, memory = domain.find("vcpu"), domain.find("numatune/memory")
+    if (
+        vcpu is not None
+        and vcpu.attributes.get("placement") == "auto"
+        and memory is not None
+        and "mode" in memory.attributes
+        and not {"nodeset", "placement"} & memory.attributes.keys()
+    ):
+        raise DomainXMLError(
+            "<vcpu placement='auto'> has to become a list of CPUs on this host of several kinds,"
+            " and <memory> of <numatune> says nothing of nodes for that case",
+            "write placement='auto' into that <memory>, or a nodeset",
+        )
+
+
 def _count(element: Element | None, default: int) -> int:
     if element is None:
         return default
-    text = element.body.decode(errors="replace").strip()
+    text = element.content
     try:
-        return decimal(text, MOST_THREADS)
+        return libvirt_number(text, MOST_THREADS)
     except ValueError:
         what = f"<{element.name}> is not a number of threads: {shown(text, 40)!r}"
         raise DomainXMLError(what, f"QEMU has up to {MOST_THREADS}") from None
@@ -81,9 +102,11 @@ def _iothreads(domain: Element) -> list[int]:
             f"<iothreadids> has {len(threads)} threads", f"up to {MOST_THREADS} can be pinned"
         )
     try:
-        ids = {decimal(thread.attributes.get("id", ""), 0xFFFFFFFF) for thread in threads}
+        ids = {libvirt_number(thread.attributes.get("id", ""), 0xFFFFFFFF) for thread in threads}
     except ValueError as error:
         raise DomainXMLError(f"<iothread id>: {error}", "libvirt refuses that too") from None
     free = [number for number in range(1, MOST_THREADS + 1) if number not in ids]
-    missing = max(0, _count(domain.find("iothreads"), 0) - len(ids))
+    number = domain.find("iothreads")
+    count = _count(number, 0) if number and number.content else 0  # empty is none (virXPathString)
+    missing = max(0, count - len(ids))
     return sorted([*ids, *free[:missing]])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..basics import cpulist
+from ..basics.untrusted import libvirt_number
 from ..basics.value import Value
 from .xml import DomainXMLError, Element
 
@@ -42,6 +43,7 @@ class CountedCluster(Value):
 MOST_THREADS = 512
 
 _PINS = ("vcpupin", "emulatorpin", "iothreadpin")
+_MOST_NUMBER = (1 << 32) - 1  # of a thread; libvirt's numbers end there
 _MOST_PINS = 2 * MOST_THREADS + 1
 _MOST_TEXT = 1 << 20  # characters of all their lists of CPUs: a thousand for each, in a second
 
@@ -78,8 +80,14 @@ def pins_in(cputune: Element) -> list[Element]:
 
 
 def thread_of(pin: Element) -> tuple[str, str | None]:
-    """Which threads a pin of <cputune> is for."""
-    return pin.name, pin.attributes.get("vcpu") or pin.attributes.get("iothread")
+    """Which threads a pin of <cputune> is for: their kind, and the number of one, in which "00" is
+    the same as "0". What is no number, libvirt refuses.
+    """
+    number = pin.attributes.get(pin.name[: -len("pin")])
+    try:
+        return pin.name, number and str(libvirt_number(number, _MOST_NUMBER))
+    except ValueError:
+        return pin.name, number
 
 
 def cpuset_of(vcpu: Element) -> str:

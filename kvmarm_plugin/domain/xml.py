@@ -38,6 +38,8 @@ _INDENT_LIMIT = (
     1000  # bytes: without it, many elements on one long line would each look for its start
 )
 
+ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
+
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _SKIPPED = "devices"
 
@@ -307,7 +309,7 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
         and cpu.attributes.get("mode") == "host-model"
         and domain.attributes.get("type") == "kvm"
         and os_type is not None
-        and os_type.attributes.get("arch", host_architecture) in ("aarch64", "armv7l")
+        and os_type.attributes.get("arch", host_architecture) in ARCHITECTURES
     )
 
 

@@ -17,6 +17,8 @@ from ..model.profile import HostProfile
 from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
+from ..resolve.address_space import most_memory
+from ..resolve.starting import most_vcpus
 from .common_ground import Obstacle, common, some
 from .kinds import Kind, kinds_of
 from .plan import Plan, level
@@ -247,11 +249,17 @@ def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[s
     newest, allowed = (h.qemu.machines[0] if h.qemu else "" for h in (host, profile))
     if newest != allowed:
         losses.append(f"{newest} (has {allowed})")
-    losses += [
-        f"GIC {version}" for version in host.gic_versions if version not in profile.gic_versions
-    ]
+    gics = [version for version in host.gic_versions if version not in profile.gic_versions]
+    losses += [f"GIC {version}" for version in gics]
+    if most_vcpus(profile) < most_vcpus(host):
+        losses.append(f"more than {most_vcpus(profile)} vCPUs")
+    there, here = (
+        most_memory(h.ipa_bits, h.qemu.release if h.qemu else (0, 0)) for h in (host, profile)
+    )
     if host.ipa_bits > profile.ipa_bits:
         losses.append(f"addresses over {profile.ipa_bits} bits")
+    if here < there:
+        losses.append(f"more than {here} GiB of memory")
     losses += [
         f"the {cluster.part or hex(cluster.midr)}"
         for cluster in host.clusters

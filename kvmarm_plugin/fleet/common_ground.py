@@ -144,9 +144,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 for finding in blocking(check(targets[wish], destination))
             ]
             if destination.ipa_bits:
-                here, there = (
-                    guest_ipa_bits(0, host.ipa_bits, host.name) for host in (source, destination)
-                )
+                here, there = (_least_addresses(host) for host in (source, destination))
                 if here < there:  # the other way round `check` says it
                     found.append(
                         Obstacle(
@@ -156,6 +154,16 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                         )
                     )
     return found
+
+
+def _least_addresses(host: HostProfile) -> int:
+    """Bits of addresses of its smallest guests; 0 where QEMU starts none."""
+    try:
+        return guest_ipa_bits(
+            0, host.ipa_bits, host.name, host.qemu.release if host.qemu else (0, 0)
+        )
+    except KvmarmError:
+        return 0
 
 
 def _least(host: HostProfile, wish: Wish) -> Target:
@@ -231,7 +239,8 @@ def _head(hosts: list[HostProfile], name: str) -> HostProfile:
 
 
 def _qemu(every: list[Qemu]) -> Qemu:
-    first = every[0]
+    first = min(every, key=lambda qemu: qemu.release)  # what it would not start, no guest can be
+    every = [first, *(qemu for qemu in every if qemu is not first)]
     machines = _in_all([qemu.machines for qemu in every])
     return first.replace(
         machines=machines,

@@ -241,8 +241,10 @@ def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
     """Raises ResolveError if QEMU would lay the addresses of such a guest out otherwise here than
     on the pool's smallest host.
     """
+    qemu = pool.baseline.qemu.release if pool.baseline.qemu else (0, 0)
     there, here = (
-        guest_ipa_bits(wish.memory, limit, host) for limit in (pool.baseline.ipa_bits, ipa_bits)
+        guest_ipa_bits(wish.memory, limit, host, qemu, wish.room)
+        for limit in (pool.baseline.ipa_bits, ipa_bits)
     )
     if there != here:
         raise ResolveError(

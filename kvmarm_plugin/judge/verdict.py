@@ -8,15 +8,10 @@ differ in the answers.
 
 from __future__ import annotations
 
-from ..model.features import AARCH32, FEATURES, PMU, SVE
+from ..model.features import AARCH32, FEATURES, PMU, PMU_OFF_FAILS_FROM, SVE
 from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
-
-# After this version, QEMU's "host" has no property to turn a PMU off where KVM has none, and -cpu
-# host,pmu=off does not start (kvm_arm_get_host_cpu_features): 7.2 has it, 10.0 and 11.1 do not, and
-# those between were not looked at.
-_QEMU_KNOWS_NO_PMU = (7, 2)
 
 
 def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]:
@@ -130,7 +125,7 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
         target.model != "host"
         or not said_off
         or offer.has(PMU.bit)
-        or offer.qemu_version() <= _QEMU_KNOWS_NO_PMU
+        or offer.qemu_version() < PMU_OFF_FAILS_FROM
     ):
         return []
     return [Finding("pmu-off-refused", host=offer.host)]

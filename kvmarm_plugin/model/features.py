@@ -61,6 +61,10 @@ PMU = Feature(
     fields=("ID_AA64DFR0_EL1.PMUVer", "ID_DFR0_EL1.PerfMon"),
     override="",
 )
+# Since this version of QEMU, "host" has no property to turn a PMU off where KVM has none, and -cpu
+# host,pmu=off does not start ("target/arm/kvm: Set PMU for host only when available").
+PMU_OFF_FAILS_FROM = (9, 1)
+
 SVE = Feature(
     name="SVE",
     noun="SVE",

@@ -19,8 +19,8 @@ def choose_features(
     wish: Wish, cluster: Cluster, profile: HostProfile, policy: Policy, roams: str
 ) -> Features:
     """What the domain says, else what the policy says, else what the host has."""
-    _check_architecture(wish, cluster, profile)
     asked = _read_cpu_features(wish)
+    _check_architecture(wish, asked, cluster, profile)
     vcpu = [*(("psci_0_2",) if cluster.has("psci_0_2") else ())]
     if _has_pmu(wish, cluster, profile, policy, roams):
         vcpu += PMU.bits
@@ -49,7 +49,9 @@ def choose_features(
     return Features(in_order(vcpu), lengths)
 
 
-def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> None:
+def _check_architecture(
+    wish: Wish, asked: dict[str, bool | None], cluster: Cluster, profile: HostProfile
+) -> None:
     if wish.architecture == "aarch64" and profile.kvm_architecture == "arm":
         raise ResolveError(
             f"host {profile.name} is 32-bit and the guest is {wish.architecture}",
@@ -65,7 +67,12 @@ def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> N
             " AArch32 at EL1",
             "use an aarch64 guest",
         )
-    if wish.architecture == "armv7l" and any(required for _, required in wish.features):
+    # PAuth it has on an aarch64 host that has it, whatever is said, and that is what is written.
+    has_pauth = profile.kvm_architecture == "arm64" and cluster.has(PAUTH.bit)
+    granted = (PAUTH.libvirt,) if has_pauth else ()
+    if wish.architecture == "armv7l" and any(
+        required and name not in granted for name, required in asked.items()
+    ):
         raise ResolveError(
             f"a 32-bit guest can have neither {' nor '.join(f.name for f in CPU_FEATURES)}",
             "remove the <feature> elements of its <cpu>",
@@ -73,12 +80,17 @@ def _check_architecture(wish: Wish, cluster: Cluster, profile: HostProfile) -> N
 
 
 def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
-    """The domain's own <feature> elements: "sve", "pauth" and lengths such as "sve256"; the last
-    word on a name counts.
+    """The domain's own <feature> elements: "sve", "pauth" and lengths such as "sve256".
+
+    As libvirt has it, a name stands once (virCPUDefParseXML), and a length of whatever policy asks
+    for SVE (qemuDomainDefCPUPostParse).
+
+    Raises:
+        ResolveError: libvirt does not take them.
     """
     names = [feature.libvirt for feature in CPU_FEATURES]
     lengths = [f"sve{length}" for length in SVE_LENGTHS]
-    asked = {}
+    asked: dict[str, bool | None] = {}
     for name, required in wish.features:
         if name not in names and name not in lengths:
             first, *others = names
@@ -86,9 +98,19 @@ def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
                 f"libvirt knows no ARM CPU feature {shown(name, 60)!r}",
                 f"known are {first}, {lengths[0]} to {lengths[-1]}, and {', '.join(others)}",
             )
+        if name in asked:
+            raise ResolveError(
+                f"CPU feature {name!r} specified more than once", "libvirt takes it once"
+            )
         asked[name] = required
-    if any(asked.get(length) for length in lengths):
-        asked.setdefault(SVE.libvirt, True)  # as libvirt has it: a length adds sve
+    provided = [length for length in lengths if length in asked]
+    if provided and asked.get(SVE.libvirt) is False:
+        raise ResolveError(
+            f"SVE disabled, but SVE vector lengths provided: {', '.join(provided)}",
+            "remove their <feature> elements, or the one of sve",
+        )
+    if provided:
+        asked[SVE.libvirt] = True
     return asked
 
 
@@ -102,7 +124,8 @@ def _is_on(
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(
             f"{by} wants {feature.noun}, which KVM on host {profile.name} does not offer",
-            f"turn {feature.noun} off there",
+            # not "off": that is itself refused where there is none (starting.check_start)
+            "remove <pmu>" if feature is PMU and asked else f"turn {feature.noun} off there",
         )
     return offered if wanted is None else wanted
 
@@ -132,7 +155,8 @@ def _sve_lengths(
     not have.
     """
     required = [length for length in SVE_LENGTHS if asked.get(f"sve{length}")]
-    refused = [length for length in SVE_LENGTHS if asked.get(f"sve{length}") is False]
+    # One that the host does not have is no gap.
+    refused = [length for length in cluster.sve_lengths if asked.get(f"sve{length}") is False]
     missing = [length for length in required if length not in cluster.sve_lengths]
     if missing:
         have = ", ".join(map(str, cluster.sve_lengths))

@@ -47,14 +47,19 @@ class Form(Value):
 
 
 def choose_form(
-    cluster: Cluster, knobs: frozenset[str], features: Features, prefer_named: bool
+    cluster: Cluster,
+    knobs: frozenset[str],
+    features: Features,
+    prefer_named: bool,
+    cpu_models: tuple[str, ...],
 ) -> Form:
     """The form for a guest with these features on this cluster.
 
     Args:
         knobs: from `knobs_of`.
+        cpu_models: of QEMU there; empty where it was not asked.
     """
-    named = _named_model(cluster, features) if prefer_named else None
+    named = _named_model(cluster, features, cpu_models) if prefer_named else None
     return named or _host_passthrough(cluster, knobs, features)
 
 
@@ -68,14 +73,14 @@ def knobs_of(profile: HostProfile) -> frozenset[str]:
     )
 
 
-def _named_model(cluster: Cluster, features: Features) -> Form | None:
+def _named_model(cluster: Cluster, features: Features, cpu_models: tuple[str, ...]) -> Form | None:
     """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are
     have none of the features but a PMU.
     """
     if any(feature.is_in(features.vcpu) for feature in FEATURES if feature is not PMU):
         return None
     for model, number in cluster.models.items():
-        if cluster.vcpu(number, features.vcpu):
+        if (not cpu_models or model in cpu_models) and cluster.vcpu(number, features.vcpu):
             element = f"<model fallback='forbid'>{escaped(model)}</model>"
             return Form(model, number, "mode='custom' match='exact' check='none'", element, ())
     return None

@@ -16,7 +16,7 @@ from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
 from ..domain.xml import Element, asks_for_host_model, parse, quoted
-from ..model.features import CPU_FEATURES, OFFERED_BY, PMU
+from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
 from ..model.problem import Problem
@@ -27,6 +27,7 @@ from ..model.vcpu import in_order
 from .address_space import guest_ipa_bits
 from .features import choose_features
 from .forms import Form, choose_form, knobs_of
+from .starting import check_start
 from .wish import ResolveError, Wish, read_wish
 
 TYPE_CHECKING = False
@@ -200,8 +201,14 @@ class Resolver:
         profile = self.profile
         features = choose_features(wish, cluster, profile, self.policy, roams)
         form = choose_form(
-            cluster, knobs_of(profile), features, self.policy.prefer_named and not roams
+            cluster,
+            knobs_of(profile),
+            features,
+            self.policy.prefer_named and not roams,
+            qemu.cpu_models,
         )
+        machine, gic = _choose_machine(wish, qemu, profile.name), _choose_gic(wish, profile)
+        check_start(wish, form, machine, gic, profile, qemu)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
@@ -220,9 +227,11 @@ class Resolver:
             features=features.vcpu,
             model=form.model,
             unsaid=_unsaid(form, wish, profile),
-            machine=_choose_machine(wish, qemu, profile.name),
-            gic=_choose_gic(wish, profile),
-            ipa_bits=guest_ipa_bits(wish.memory, profile.ipa_bits, profile.name),
+            machine=machine,
+            gic=gic,
+            ipa_bits=guest_ipa_bits(
+                wish.memory, profile.ipa_bits, profile.name, qemu.release, wish.room
+            ),
             sve_lengths=features.sve_lengths,
             seen=readable(cluster.seen, features.vcpu),
             registers=registers,
@@ -284,9 +293,6 @@ def origin_of(profile: HostProfile) -> Origin:
             f"the profile of host {shown(profile.name, 60)} is broken: {error}",
             "probe the host again",
         ) from None
-
-
-# -- what the domain asks for --------------------------------------------------------------------
 
 
 # -- what the host gives -------------------------------------------------------------------------
@@ -396,14 +402,12 @@ def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
     if form.model != "host" or profile.kvm_architecture != "arm64":
         return ()
     said = {name for name, _ in form.features}
-    # Where KVM has no PMU, newer QEMU's "host" has no property to turn it off, and -cpu
-    # host,pmu=off does not start (kvm_arm_get_host_cpu_features, target/arm/kvm.c; QEMU 7.2 still
-    # has it, 10.0 does not).
-    properties = profile.qemu.host_properties if profile.qemu else {}
+    qemu = profile.qemu
+    properties, release = (qemu.host_properties, qemu.release) if qemu else ({}, (0, 0))
     pmu = (
-        PMU.qemu in properties
-        or OFFERED_BY[PMU.bit] in profile.capabilities
+        OFFERED_BY[PMU.bit] in profile.capabilities
         or wish.pmu is not None
+        or (PMU.qemu in properties and release < PMU_OFF_FAILS_FROM)
     )
     unsaid = [feature for feature in CPU_FEATURES if feature.libvirt not in said]
     return in_order(bit for feature in (*unsaid, *(() if pmu else (PMU,))) for bit in feature.bits)

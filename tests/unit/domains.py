@@ -134,6 +134,9 @@ _MODELS = (
 # Nothing that a host could lack: what hosts refuse is in test_resolve.
 _CPU_FEATURES = (
     node("feature", policy="disable", name="sve"),
+    node("feature", policy="forbid", name="sve"),
+)
+_MORE_FEATURES = (
     node("feature", policy="optional", name="pauth"),
     node("feature", name="pauth", policy="forbid"),
 )
@@ -174,7 +177,9 @@ def cpus(draw: st.DrawFn) -> Node:
                 draw(st.sampled_from(_TOPOLOGIES)),
                 _NUMA,
                 draw(st.sampled_from(_MODELS)),
-                *draw(_some(*_CPU_FEATURES)),
+                # libvirt takes each name once
+                draw(st.sampled_from([None, *_CPU_FEATURES])),
+                draw(st.sampled_from([None, *_MORE_FEATURES])),
             )
         )
     )

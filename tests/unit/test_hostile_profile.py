@@ -73,9 +73,10 @@ def _small(profile: HostProfile, source: bytes) -> HostProfile:
         for name, value in profile.qemu.host_properties.items()
         if name in ("pmu", "pauth", "sve", "sve256")
     }
+    named = next(iter(profile.clusters[0].models), "")
     qemu = profile.qemu.replace(
         machines=profile.qemu.machines[:2],
-        cpu_models=profile.qemu.cpu_models[:2],
+        cpu_models=tuple(name for name in profile.qemu.cpu_models if name in ("host", named)),
         host_properties=knobs,
     )
     target = record.read(
