@@ -79,6 +79,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
                 guest,
                 question,
                 counted(host),
+                host.ipa_bits,
                 lambda cpus, host=host: check(guest.record.target, host, cpus, question == START),  # type: ignore[misc]
             )
             for host in read_profiles(hosts)
@@ -103,18 +104,20 @@ def _judged(
     guest: Guest,
     question: str,
     clusters: Sequence[Counted],
+    ipa_bits: int,
     judge: Callable[[tuple[int, ...]], list[Finding]],
 ) -> list[Finding]:
     """The findings of a guest on a host of these clusters.
 
     Args:
+        ipa_bits: the host's limit; 0 for one without KVM.
         judge: takes the CPUs that the guest belongs on, none if it may run on any.
     """
     from ..judge.contradictions import find_contradictions
     from ..judge.pinning import reconcile_pins
 
-    changes = find_contradictions(guest.domain, guest.record.target)
-    if changes and question == START:
+    changes = find_contradictions(guest.domain, guest.record.target, ipa_bits)
+    if question == START and any(change.kind != "addresses-other" for change in changes):
         return changes  # it boots as its XML says, and what is recorded says nothing of that
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
@@ -136,7 +139,9 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
             findings = rehearse(target, system, machines, cpus, question == START)
         return with_cluster(findings, target.pinning, clusters)
 
-    return _judged(guest, question, clusters, judge)
+    with System() as system:
+        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
+    return _judged(guest, question, clusters, ipa_bits, judge)
 
 
 def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:

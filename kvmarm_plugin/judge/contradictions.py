@@ -8,28 +8,90 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..domain.xml import Element
-from ..model.features import CPU_FEATURES, PMU, SVE
+from ..basics.untrusted import decimal
+from ..domain.memory import ipa_bits, memory_of
+from ..domain.xml import DomainXMLError, Element
+from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import Finding
 
+# The vCPUs that a GIC has room for: GICv2 by its registers (GIC_NCPU), GICv3 by the redistributors
+# at 128 KiB each, below RAM and in the first of the high regions, and by what the board takes
+# (virt_redist_capacity, virt_machine_class_init, hw/arm/virt.c).
+_VCPUS_OF_GICV2, _VCPUS_OF_LOW_GICV3, _VCPUS_OF_GICV3 = 8, 123, 512
+_HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
 
-def find_contradictions(domain: Element, target: Target) -> list[Finding]:
+_MOST_VCPUS = 0xFFFF  # what libvirt takes
+
+
+def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
     recorded vCPU of it.
+
+    Args:
+        host_ipa_bits: the limit of the host that the guest is to run on; 0 where that is not known.
+
+    Raises:
+        DomainXMLError: a number that decides is none.
     """
-    says = _says(domain)
-    return [
-        Finding("xml-edited", what=what, recorded=recorded, local=says[what])
+    says = _says(domain, target)
+    findings = [
+        Finding(_kind(what, says[what]), what=what, recorded=recorded, local=says[what])
         for what, recorded in _recorded(target, says).items()
         if says[what] != recorded
     ]
+    findings += _find_addresses(domain, target, host_ipa_bits)
+    most, vcpus = _most_vcpus(target), _vcpus(domain)
+    if vcpus > most:
+        findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
+    if domain.find("cpu/maxphysaddr"):
+        findings.append(Finding("maxphysaddr-refused"))
+    return findings
 
 
-def _says(domain: Element) -> dict[str, str]:
+def _kind(what: str, said: str) -> str:
+    """<cpu> that asks for something else has left host-model, and is not resolved anew."""
+    left = what in ("<cpu mode>", "<model>") and said not in ("none", "host-model")
+    return "cpu-replaced" if left else "xml-edited"
+
+
+def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list[Finding]:
+    """Whether QEMU lays the guest's addresses out farther than was recorded. A guest that needs
+    fewer than that fits wherever the recorded one does.
+    """
+    limit = max(host_ipa_bits, target.ipa_bits)
+    bits = ipa_bits(memory_of(domain), limit)
+    if bits <= target.ipa_bits:
+        return []
+    kind = "memory-too-large" if bits > limit and host_ipa_bits else "addresses-other"
+    return [Finding(kind, recorded=target.ipa_bits, local=bits)]
+
+
+def _most_vcpus(target: Target) -> int:
+    if target.gic == 2:
+        return _VCPUS_OF_GICV2
+    return _VCPUS_OF_LOW_GICV3 if target.ipa_bits < _HIGH_REGIONS_FROM else _VCPUS_OF_GICV3
+
+
+def _vcpus(domain: Element) -> int:
+    vcpu = domain.find("vcpu")
+    if vcpu is None:
+        return 1
+    text = vcpu.content.strip()
+    try:
+        return decimal(text, _MOST_VCPUS)
+    except ValueError as error:
+        raise DomainXMLError(f"<vcpu> is {error}", "write how many vCPUs it has") from None
+
+
+def _says(domain: Element, target: Target) -> dict[str, str]:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    # Without a word, the guest's architecture is the host's.
+    own = "aarch64" if target.architecture == "arm64" else "armv7l"
     says = {
+        "domain type": domain.attributes.get("type", "none"),
+        "architecture": os_type.attributes.get("arch", own) if os_type else own,
         "<cpu mode>": cpu.attributes.get("mode", "none") if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
@@ -51,7 +113,10 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     it.
     """
     named = target.model != "host"
+    is_64_bit = target.architecture == "arm64" and not AARCH32.is_in(target.features)
     recorded = {
+        "domain type": "kvm",
+        "architecture": "aarch64" if is_64_bit else "armv7l",
         "<cpu mode>": "custom" if named else "host-passthrough",
         "<model>": target.model if named else "none",
         "machine type": target.machine,
@@ -59,8 +124,19 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     }
     if target.architecture == "arm64" and not PMU.is_in(target.unsaid):
         recorded["<pmu>"] = _switch(PMU.is_in(target.features))
+    if says["<cpu mode>"] != recorded["<cpu mode>"]:  # what is in another says nothing
+        del recorded["<model>"]
+    else:
+        recorded.update(_recorded_features(target, says))
+    for name in recorded:
+        says.setdefault(name, "none")
+    return recorded
+
+
+def _recorded_features(target: Target, says: dict[str, str]) -> dict[str, str]:
     words = {feature.libvirt: feature for feature in CPU_FEATURES}
     lengths = [f"sve{length}" for length in target.sve_lengths]
+    recorded = {}
     for name in says:
         if name.startswith("<feature "):
             word = name[len("<feature ") : -1]
@@ -68,12 +144,11 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
                 word in lengths or (word in words and words[word].is_in(target.features))
             )
     for word, feature in words.items():
-        if not named and target.architecture == "arm64" and not feature.is_in(target.unsaid):
+        said = target.model == "host" and target.architecture == "arm64"
+        if said and not feature.is_in(target.unsaid):
             recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
     for length in lengths if not SVE.is_in(target.unsaid) else ():
         recorded[f"<feature {length}>"] = "on"
-    for name in recorded:
-        says.setdefault(name, "none")
     return recorded
 
 
@@ -82,4 +157,4 @@ def _switch(on: bool) -> str:
 
 
 def _text(element: Element | None) -> str:
-    return element.body.decode(errors="replace").strip() if element else "none"
+    return element.content.strip() if element else "none"
