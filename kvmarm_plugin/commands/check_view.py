@@ -43,6 +43,9 @@ _SAVED = "Note: a saved state cannot be changed: it loads only where the answer 
 # Kinds of findings that another resolving does not mend.
 _NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
 
+# Kinds that resolving anew does not change.
+_OF_THE_USER = ("argument-overrules", "cpu-replaced")
+
 
 class Report(Value):
     """What was asked, and the answers.
@@ -174,6 +177,8 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
         ):
+            return remedy
+        if finding.kind in _OF_THE_USER:
             return remedy
         return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
     if finding.severity == HARMLESS:

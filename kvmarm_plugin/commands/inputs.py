@@ -16,6 +16,7 @@ from ..domain.record import Record
 from ..domain.xml import Element, parse
 from ..host import files, marks
 from ..host.libvirtd import Connection, is_remote
+from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
@@ -157,6 +158,7 @@ def _without_record(source: Source) -> KvmarmError:
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
     if source.definition == SAVED:
         yield "this is its managed save, which its next start loads"
+    yield from find_unjudged(domain, found.target)
     if source.stored is None:
         return
     stored = parse(source.stored)

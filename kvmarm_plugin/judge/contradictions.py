@@ -46,6 +46,10 @@ def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0)
         findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
     if domain.find("cpu/maxphysaddr"):
         findings.append(Finding("maxphysaddr-refused"))
+    if any(child.name.endswith(" commandline") for child in domain.children):
+        from .arguments import find_overruled  # few domains have it
+
+        findings += find_overruled(domain, target)
     return findings
 
 

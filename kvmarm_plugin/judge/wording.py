@@ -22,6 +22,7 @@ _ITEMS = 6  # of a list with commas
 # Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
 _OF_THE_XML = {
     "xml-edited": ("recorded", "now"),
+    "argument-overrules": ("recorded", "now"),
     "cpu-replaced": ("recorded", "now"),
     "addresses-other": ("recorded", "now"),
     "memory-too-large": ("recorded", "now"),

@@ -225,6 +225,11 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
     ),
+    "argument-overrules": lambda: _with_edit(
+        b"</domain>",
+        b"<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        b"<arg value='-machine'/><arg value='mte=on'/></commandline></domain>",
+    ),
     "no-guest": lambda: _of_others([host(_N1), _host(name="other", gic_versions=())]),
 }  # fmt: skip
 
