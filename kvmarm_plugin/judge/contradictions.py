@@ -54,9 +54,11 @@ def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0)
 
 
 def _kind(what: str, said: str) -> str:
-    """<cpu> that asks for something else has left host-model, and is not resolved anew."""
-    left = what in ("<cpu mode>", "<model>") and said not in ("none", "host-model")
-    return "cpu-replaced" if left else "xml-edited"
+    """A <cpu> that asks for something else than host-model is not resolved anew; one that is gone
+    comes back (rewrite.restore).
+    """
+    is_back = said == "host-model" or (what == "<cpu mode>" and said == "none")
+    return "xml-edited" if is_back or what not in ("<cpu mode>", "<model>") else "cpu-replaced"
 
 
 def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list[Finding]:
@@ -96,7 +98,7 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
     says = {
         "domain type": domain.attributes.get("type", "none"),
         "architecture": os_type.attributes.get("arch", own) if os_type else own,
-        "<cpu mode>": cpu.attributes.get("mode", "none") if cpu else "none",
+        "<cpu mode>": cpu.attributes.get("mode", "custom") if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",

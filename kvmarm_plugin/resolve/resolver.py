@@ -89,7 +89,7 @@ class Resolver:
             return source
         if record.find(domain) is not None:
             # Resolved before, and the user has written host-model anew: start from the user's XML.
-            source = rewrite.restore(source, domain, cpu=False)
+            source = rewrite.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
         if machine:

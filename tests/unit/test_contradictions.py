@@ -193,6 +193,7 @@ def _with_cpu(new: bytes) -> bytes:
     [
         (b"", "xml-edited", "none"),
         (b"<cpu mode='host-model'/>", "xml-edited", "host-model"),
+        (b"<cpu><topology sockets='1' cores='1' threads='1'/></cpu>", "cpu-replaced", "custom"),
         (b"<cpu mode='maximum'/>", "cpu-replaced", "maximum"),
         (b"<cpu mode='custom'><model>cortex-a57</model></cpu>", "cpu-replaced", "custom"),
     ],
