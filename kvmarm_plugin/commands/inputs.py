@@ -12,6 +12,7 @@ from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
 from ..basics.value import Value
 from ..domain import record
+from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, parse
 from ..host import files, marks
@@ -62,6 +63,8 @@ class Guest(Value):
         domain, document: its XML, parsed and not.
         record: the one in it.
         definition: as in `Source`.
+        emulator: path of the QEMU that it names; empty if it names none.
+        is_here: whether this host's libvirt has it, and starts it with that.
         mark: why its record may not be true, as far as this host knows; None if it knows nothing.
         notes: what else there is to say of its definitions, a line each.
     """
@@ -71,6 +74,8 @@ class Guest(Value):
     document: bytes
     record: Record
     definition: str
+    emulator: str
+    is_here: bool
     mark: str | None
     notes: tuple[str, ...]
 
@@ -133,6 +138,8 @@ def read_guest(source: Source) -> Guest:
         source.document,
         found,
         source.definition,
+        emulator_of(domain),
+        source.is_here,
         marks.mark_of(uuid, name) if source.is_here else None,
         tuple(_notes(source, domain, found)),
     )
@@ -237,8 +244,12 @@ def probe_here(qemu: str = "", verbose: bool = False) -> HostProfile:
     )
 
 
-def machines_here() -> tuple[str, ...]:
-    """The machine types of this host's QEMU."""
+def machines_here(emulator: str = "") -> tuple[str, ...]:
+    """The machine types of this host's QEMU, or of another one on it.
+
+    Args:
+        emulator: its path. It is run: none that a file names.
+    """
     from ..host import qemu
 
-    return qemu.ask(qemu.find_binary(platform.machine())).machines
+    return qemu.ask(emulator or qemu.find_binary(platform.machine())).machines
