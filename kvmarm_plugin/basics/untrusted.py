@@ -33,6 +33,22 @@ def decimal(text: str, most: int) -> int:
     return int(text)
 
 
+def libvirt_number(text: str, most: int) -> int:
+    """A number from 0 to `most` as libvirt reads it in domain XML: strtoul in base ten takes white
+    space and a "+" in front, and any number of leading zeros (virStrToLong_uip). White space behind
+    is taken, too; libvirt refuses it.
+
+    Raises:
+        ValueError: anything else.
+    """
+    digits = text.strip(" \t\n\r")
+    digits = digits[1:] if digits[:1] == "+" else digits
+    try:
+        return decimal(digits[:-1].lstrip("0") + digits[-1:], most)
+    except ValueError:
+        raise ValueError(f"not a number up to {most}: {shown(text, _SHOWN)!r}") from None
+
+
 def hexadecimal(text: str, bits: int = 64) -> int:
     """A number in hexadecimal digits, "0x" in front or not, of at most so many bits.
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..basics.untrusted import decimal, shown
+from ..basics.untrusted import libvirt_number, shown
 from .xml import DomainXMLError, Element
 
 GIB = 1 << 30
@@ -34,30 +34,35 @@ def memory_of(domain: Element) -> int:
     Raises:
         DomainXMLError: a size that is none.
     """
-    most = domain.find("maxMemory")
-    slots = most.attributes.get("slots", "0") if most else "0"
-    try:
-        room = decimal(slots.strip(), _MOST_SLOTS) * GIB
-    except ValueError as error:
-        raise DomainXMLError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
-    numa = domain.find("cpu/numa")
+    numa, most = domain.find("cpu/numa"), domain.find("maxMemory")
     cells = numa.find_all("cell") if numa else []
     # libvirt takes what the cells have together for <memory> (virDomainDefPostParseMemory).
-    of_cells = sum(_bytes(cell, cell.attributes.get("memory", "0")) for cell in cells)
-    return max(of_cells or _size(domain.find("memory")), _size(most)) + room
+    memory = sum(_bytes(cell, cell.attributes.get("memory", "")) for cell in cells)
+    memory = memory or _size(domain.find("memory"))
+    if most is None:
+        return memory
+    try:
+        slots = libvirt_number(most.attributes.get("slots", "0"), _MOST_SLOTS)
+    except ValueError as error:
+        raise DomainXMLError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
+    return _whole_gib(memory) + _whole_gib(max(0, _size(most) - memory)) + slots * GIB
+
+
+def _whole_gib(size: int) -> int:
+    return -(-size // GIB) * GIB
 
 
 def _size(element: Element | None) -> int:
-    return 0 if element is None else _bytes(element, element.content)
+    """Of an element's text; one that is empty says nothing."""
+    text = element.content if element else ""
+    return _bytes(element, text) if element and text else 0
 
 
 def _bytes(element: Element, number: str) -> int:
     """A size; without a unit it is in KiB (virDomainParseMemory)."""
     unit = element.attributes.get("unit") or "KiB"
     try:
-        size = (
-            decimal(number.strip(), _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
-        )
+        size = libvirt_number(number, _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
         if size > _MOST_MEMORY:
             raise ValueError
     except (KeyError, ValueError):

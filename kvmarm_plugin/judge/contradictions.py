@@ -8,9 +8,9 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..basics.untrusted import decimal
+from ..basics.untrusted import libvirt_number
 from ..domain.memory import ipa_bits, memory_of
-from ..domain.xml import DomainXMLError, Element
+from ..domain.xml import Element
 from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import Finding
@@ -21,7 +21,7 @@ from .finding import Finding
 _VCPUS_OF_GICV2, _VCPUS_OF_LOW_GICV3, _VCPUS_OF_GICV3 = 8, 123, 512
 _HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
 
-_MOST_VCPUS = 0xFFFF  # what libvirt takes
+_MOST_VCPUS = 0xFFFFFFFF  # libvirt's numbers end there
 
 
 def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0) -> list[Finding]:
@@ -32,7 +32,7 @@ def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0)
         host_ipa_bits: the limit of the host that the guest is to run on; 0 where that is not known.
 
     Raises:
-        DomainXMLError: a number that decides is none.
+        DomainXMLError: a size of memory that is none.
     """
     says = _says(domain, target)
     findings = [
@@ -80,14 +80,12 @@ def _most_vcpus(target: Target) -> int:
 
 
 def _vcpus(domain: Element) -> int:
+    """The maximum; of what is no number, libvirt says so itself."""
     vcpu = domain.find("vcpu")
-    if vcpu is None:
-        return 1
-    text = vcpu.content.strip()
     try:
-        return decimal(text, _MOST_VCPUS)
-    except ValueError as error:
-        raise DomainXMLError(f"<vcpu> is {error}", "write how many vCPUs it has") from None
+        return libvirt_number(vcpu.content, _MOST_VCPUS) if vcpu else 1
+    except ValueError:
+        return 0
 
 
 def _says(domain: Element, target: Target) -> dict[str, str]:
