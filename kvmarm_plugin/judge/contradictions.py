@@ -19,6 +19,7 @@ from .finding import Finding
 # at 128 KiB each, below RAM and in the first of the high regions, and by what the board takes
 # (virt_redist_capacity, virt_machine_class_init, hw/arm/virt.c).
 _VCPUS_OF_GICV2, _VCPUS_OF_LOW_GICV3, _VCPUS_OF_GICV3 = 8, 123, 512
+_VCPUS_BEFORE_3_0 = 255  # what boards up to virt-2.12 take
 _HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
 
 _MOST_VCPUS = 0xFFFFFFFF  # libvirt's numbers end there
@@ -76,7 +77,9 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
 def _most_vcpus(target: Target) -> int:
     if target.gic == 2:
         return _VCPUS_OF_GICV2
-    return _VCPUS_OF_LOW_GICV3 if target.ipa_bits < _HIGH_REGIONS_FROM else _VCPUS_OF_GICV3
+    if target.ipa_bits < _HIGH_REGIONS_FROM:
+        return _VCPUS_OF_LOW_GICV3
+    return _VCPUS_BEFORE_3_0 if target.machine.startswith("virt-2.") else _VCPUS_OF_GICV3
 
 
 def _vcpus(domain: Element) -> int:

@@ -7,7 +7,8 @@ import pytest
 
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.memory import GIB, memory_of
-from kvmarm_plugin.domain.xml import DomainXMLError, parse
+from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.xml import DomainXMLError, asks_for_host_model, parse
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import Finding
 from kvmarm_plugin.judge.wording import texts
@@ -171,6 +172,12 @@ def test_vcpus_below_the_high_regions() -> None:
         assert _kinds(_findings(edited, 36)) == kinds
 
 
+def test_vcpus_of_an_old_board() -> None:
+    xml = resolver(_MAX).resolve(GUEST).replace(b"virt-10.0", b"virt-2.12")
+    for vcpus, kinds in ((255, []), (256, ["vcpus-too-many"])):
+        assert _kinds(_findings(xml.replace(b"<os>", b"<vcpu>%d</vcpu><os>" % vcpus))) == kinds
+
+
 @pytest.mark.parametrize("vcpus", [b"two", b"", b"-1"])
 def test_a_number_of_vcpus_that_libvirt_refuses(vcpus: bytes) -> None:
     assert _findings(_edited(b"<os>", b"<vcpu>" + vcpus + b"</vcpu><os>")) == []
@@ -203,3 +210,29 @@ def test_another_cpu_is_one_finding(cpu: bytes, kind: str, local: str) -> None:
     assert (finding.kind, finding.values["what"]) == (kind, "<cpu mode>")
     assert finding.values["local"] == local
     assert not finding.stops_start
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"arch='aarch64' machine='virt-", b"arch='armv7l' machine='virt-"),
+        (b"machine='virt-10.0'>hvm", b"machine='virt-9.2'>hvm"),
+        (_MEMORY, b"<memory unit='TiB'>4</memory>"),
+        (b"<gic version='3'/>", b""),
+        (b"<pmu state='on'/>", b"<pmu state='off'/>"),
+        (b"'require' name='sve2048'", b"'disable' name='sve2048'"),
+        (b"mode='host-passthrough'", b"mode='host-model'"),
+        (b"mode='maximum'", b"mode='host-model'"),
+    ],
+)
+def test_the_remedy_works(old: bytes, new: bytes) -> None:
+    """What kvmarm refresh makes of it is about the guest."""
+    xml = resolver(_MAX).resolve(GUEST)
+    if old == b"mode='maximum'":
+        xml = xml.replace(b"mode='host-passthrough'", old)
+    edited = xml.replace(old, new)
+    found = _findings(edited)
+    assert found
+    assert all("kvmarm refresh DOMAIN" in texts(finding)["remedy"] for finding in found)
+    written = edited if asks_for_host_model(parse(edited)) else restore(edited, parse(edited))
+    assert _findings(resolver(_MAX).resolve(written), host(_MAX).ipa_bits) == []
