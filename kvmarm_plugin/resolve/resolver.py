@@ -109,6 +109,8 @@ class Resolver:
         target, emission, facts = self._answers[wish]
         for overruled in find_overruled(domain, target):
             raise _overruled(overruled)
+        if domain.find("cpu/maxphysaddr"):
+            raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
         pins = self._pins(domain, target.pinning) if several else ("", ())
         return rewrite.concretise(source, domain, emission, facts, *pins)
 

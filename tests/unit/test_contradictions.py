@@ -188,6 +188,12 @@ def test_an_address_width_that_libvirt_refuses() -> None:
     assert _kinds(_findings(xml)) == ["maxphysaddr-refused"]
 
 
+def test_nor_is_it_resolved() -> None:
+    source = GUEST.replace(b"host-model'/>", b"host-model'><maxphysaddr mode='emulate'/></cpu>")
+    with pytest.raises(ResolveError, match="<maxphysaddr> for x86 only"):
+        resolver(_MAX).resolve(source)
+
+
 def _with_cpu(new: bytes) -> bytes:
     xml = resolver(_MAX).resolve(GUEST)
     cpu = parse(xml).find("cpu")
