@@ -31,9 +31,9 @@ test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 2
 	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
-test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (an hour); tests/README.md
+test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
 	@$(RUN) -m tests.lab setup
-	@$(BUILD) trixie bookworm sid & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
+	@$(BUILD) trixie bookworm sid sid-trixie & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)
 
 unit: $(VENV)/ready  ## the part of test that needs no hosts (1 to 4 minutes)
@@ -64,8 +64,9 @@ profiles: $(VENV)/ready  ## [hosts] record the profile of every host that the la
 	@$(RUN) -m tests.lab setup
 	@$(RUN) -m tests.lab.record
 
-truth-table: $(VENV)/ready  ## [hosts] migrate guests between all telling pairs; writes docs/truth-table.md (40 minutes)
+truth-table: $(VENV)/ready  ## [hosts] real migrations and lives of guests, as foretold? writes docs/truth-table.md (90 minutes)
 	@$(RUN) -m tests.lab.truth_table --write
+	@$(RUN) -m tests.lab.lives --write
 
 clean:  ## remove what was built, and the virtualenv; the lab's cache: python3 -m tests.lab prune --all
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,6 @@ from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
 from .model.features import OFFERED_BY, PMU, SVE
 from .model.guest_registers import GUEST_REGISTERS, readable
 from .model.target import Target, sve_lengths
-from .model.vcpu import VCPU_FEATURES
 from .registers.table import id_of, is_identity, name_of
 from .registers.text import pack_ids, unpack_ids
 
@@ -35,6 +34,7 @@ class KernelOffer(Offer):
     Args:
         cpus: those to ask, where they are not all alike: the thread stays on them until this is
             closed. Empty where they are.
+        boots: whether the guest boots here; otherwise it arrives.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class KernelOffer(Offer):
         system: System,
         machines: tuple[str, ...] = (),
         cpus: tuple[int, ...] = (),
+        boots: bool = False,
     ) -> None:
         name = os.uname()
         architecture = (
@@ -52,7 +53,7 @@ class KernelOffer(Offer):
             if name.machine.startswith("armv")
             else name.machine
         )
-        super().__init__(name.nodename, architecture)
+        super().__init__(name.nodename, architecture, boots)
         self.machines = machines
         self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
         self._system = system
@@ -78,8 +79,9 @@ class KernelOffer(Offer):
             number = (
                 preferred_target(vm, self.architecture) if target.model == "host" else target.number
             )
-            if SVE.is_in(target.features):
-                with ScratchVcpu(self._system, number, target.features) as vcpu:
+            wanted = self.features_for(target) if self.boots else target.features
+            if SVE.is_in(wanted):
+                with ScratchVcpu(self._system, number, wanted) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
             self._number = number
             self._scratch = ScratchVcpu(self._system, number, self.features_for(target))
@@ -96,9 +98,9 @@ class KernelOffer(Offer):
         self.registers = {
             name: vcpu.get(reg) for name in target.registers if (reg := id_of(name)) in held
         }
-        names = tuple(readable(target.seen, target.features))
+        names = tuple(readable(target.seen, wanted))
         if names:
-            self.seen = run_guest(self._system, number, _without_sve(target.features), names)
+            self.seen = run_guest(self._system, number, _without_sve(wanted), names)
 
     def has(self, feature: str) -> bool:
         return bool(self._system.check_extension(OFFERED_BY[feature]))
@@ -138,52 +140,50 @@ class KernelOffer(Offer):
             return False
         return True
 
-    def renewed(self, target: Target, arrived: bool) -> Target:
+    def makes_vcpu(self) -> bool:
+        """Whether there is such a vCPU here."""
+        return self._scratch is not None
+
+    def renewed(self, target: Target) -> Target:
         """See the function of this name."""
-        if self.problem is not None:
+        if not self.makes_vcpu():
             raise KvmarmError(f"{self.host} does not make the recorded vCPU", "see: kvmarm check")
-        if self._is_as_recorded(target, arrived):
+        if self._is_as_recorded(target):
             return target
         # A PMU may stay unseen in an arrived guest, and QEMU makes it all the same.
-        features, lengths = self.features_for(target), target.sve_lengths
-        if not arrived:
-            features = tuple(
-                feature
-                for feature in VCPU_FEATURES[target.architecture]
-                if feature in features or (feature in target.unsaid and self.has(feature))
-            )
+        features = self.features_for(target)
+        lengths = () if self.boots and SVE.is_in(target.unsaid) else target.sve_lengths
         with ScratchVcpu(self._system, self._number, features, lengths or None) as vcpu:
             ids = vcpu.reg_list()
-            if arrived:
+            if not self.boots:
                 for name, value in target.registers.items():
                     _push(vcpu, name, value)
             registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
         seen = target.seen
-        if seen and not arrived:
+        if seen and self.boots:
             names = tuple(readable(GUEST_REGISTERS, features))
             seen = run_guest(self._system, self._number, _without_sve(features), names)
         return target.replace(
             number=self._number,
             features=features,
+            # QEMU leaves out what lies beyond (virt_set_high_memmap).
+            ipa_bits=min(target.ipa_bits, self.ipa_bits),
             sve_lengths=lengths or sve_lengths(registers.get("SVE_VLS", 0)),
             seen=seen,
             registers=registers,
             reglist=pack_ids(ids),
         )
 
-    def _is_as_recorded(self, target: Target, arrived: bool) -> bool:
+    def _is_as_recorded(self, target: Target) -> bool:
         """Whether the vCPU that has been made says already that nothing changes. Registers that are
         loaded with the values that they have do not change others.
         """
-        if (target.number, target.features, target.registers, target.reglist) != (
-            self._number,
-            self.features_for(target),
-            self.registers,
-            self.reglist,
-        ):
-            return False
-        left_to_qemu = (name for name in target.unsaid if name not in target.features)
-        return arrived or (target.seen == self.seen and not any(map(self.has, left_to_qemu)))
+        return (
+            (target.number, target.features, target.registers, target.reglist)
+            == (self._number, self.features_for(target), self.registers, self.reglist)
+            and target.ipa_bits <= self.ipa_bits
+            and (not self.boots or target.seen == self.seen)
+        )
 
     def close(self) -> None:
         if self._scratch is not None:
@@ -206,12 +206,12 @@ def rehearse(
             it first.
         cpus: those that the guest is pinned to, whose answers may be their own (before Linux 6.6);
             empty where all are alike.
-        boots: as for `judge`.
+        boots: the guest boots here; otherwise it arrives.
 
     Raises:
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
-    with KernelOffer(target, system, machines, cpus) as offer:
+    with KernelOffer(target, system, machines, cpus, boots) as offer:
         return judge(target, offer, boots)
 
 
@@ -230,8 +230,8 @@ def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...]
     Raises:
         KvmarmError: no such vCPU is made here, or /dev/kvm fails.
     """
-    with KernelOffer(target, system, cpus=cpus) as offer:
-        return offer.renewed(target, arrived)
+    with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+        return offer.renewed(target)
 
 
 def _push(vcpu: VCPU, name: str, value: int) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .basics.errors import KvmarmError
 from .basics.untrusted import shown
-from .domain import record
+from .domain import record, record_text
 from .domain.record import Record
 from .domain.xml import Element, parse
 from .host import marks
@@ -32,7 +32,7 @@ from .host.libvirtd import (
     NoDomainError,
 )
 from .judge.contradictions import find_contradictions
-from .judge.pinning import reconcile_pins, with_cluster
+from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
 from .judge.wording import line, texts
 from .kvm.device import KvmError, System
 from .rehearse import renewed
@@ -50,6 +50,8 @@ SETTLING = 10.0  # seconds without running, after which a guest has not started
 # answer has to be the same.
 _WAYS = {BOOTED: (False,), ARRIVED: (True,)}
 _EITHER = (False, True)
+
+_LATER = "it is known again once the guest is shut off and started"
 
 
 class Renewed(NamedTuple):
@@ -76,6 +78,8 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     beginning = domain.beginning()
     if beginning in (OFF, STARTING):
         raise UntoldError("the guest does not run yet, or is on its way", "wait, and do it again")
+    if beginning != BOOTED and marks.mark_of(domain.uuid, domain.name) == marks.FROM_STATE:
+        raise UntoldError(marks.FROM_STATE, _LATER)
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
@@ -96,7 +100,7 @@ def _renew(
     changes = target != old.target
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
-        domain.set_metadata(record.PREFIX, record.NAMESPACE, record.standalone(new), live)
+        domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
     # Only now: until then the one of version 1 is what there is.
     outdated = any(element.name.startswith(record.NAMESPACE_1) for element in elements)
     if outdated and (changes or len(elements) > 1) and not dry_run:
@@ -126,23 +130,21 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
         raise UntoldError(
             "libvirt does not say whether the guest booted here or came with its state, and which"
             " decides what it has",
-            "it is known again once the guest is shut off and started",
+            _LATER,
         )
     return first
 
 
 def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
-    """The CPUs that the guest keeps to, whose answers are its own; none where all are alike."""
+    """The CPUs whose answers are the guest's own: those that it keeps to, or, where it roams, those
+    of the kind that it was recorded on. None where all are alike.
+    """
     target, clusters = recorded.target, find_clusters()
     _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
     findings = with_cluster(findings, target.pinning, clusters)
     if findings:
         raise UntoldError(line(findings[0]))
-    if target.roams:
-        # It is as it is on the kind of CPU that it was recorded on.
-        midr = target.registers.get("MIDR_EL1")
-        return next((cluster.cpus for cluster in clusters if cluster.midr == midr), cpus)
-    return cpus
+    return kinds_to_ask(target, clusters, cpus)[0]
 
 
 class Renewer:
@@ -209,33 +211,41 @@ class Renewer:
             return self._give_up(mark, error)
 
     def _try(self, mark: _Mark, connection: Connection, system: System) -> bool:
+        stamp = marks.stamp(*mark)
         try:
             domain = mark.domain(connection)
         except NoDomainError:
-            return self._is_off(mark, None, system)
+            return self._is_off(mark, None, system, stamp)
+        stamp = marks.stamp(domain.uuid, domain.name)
         self._names[mark] = domain.name
         beginning = domain.beginning()
         if beginning == OFF:
-            return self._is_off(mark, domain, system)
+            return self._is_off(mark, domain, system, stamp)
         self._off.pop(mark, None)
         if beginning == STARTING:
             return self._wait(mark, KvmarmError("it did not come to run"))
         try:
             self._renew_stored(domain, system)
         finally:  # one says nothing about the other
-            renew_live(domain, system)
+            renewed = renew_live(domain, system)
         if mark.domain(connection).run != domain.run:
-            return True  # what was written was of a run that is over
-        return self._done(mark, domain)
+            # libvirt may have waited for a revert to end, and put the record of the run that is
+            # over in the place of the snapshot's.
+            if renewed is not None and renewed.before != renewed.after:
+                self._mark(domain, marks.FROM_STATE)
+            return True
+        return self._done(mark, domain, stamp)
 
-    def _is_off(self, mark: _Mark, domain: Domain | None, system: System) -> bool:
+    def _is_off(self, mark: _Mark, domain: Domain | None, system: System, stamp: object) -> bool:
         """A guest that does not run may be about to."""
         now = time.monotonic()
         if now - self._off.setdefault(mark, now) < SETTLING:
             return True
         if domain is not None:
             self._renew_stored(domain, system)
-        return self._done(mark, domain)
+            if domain.is_saved():
+                return self._give_up(mark, KvmarmError("it was saved with that"))
+        return self._done(mark, domain, stamp)
 
     def _renew_stored(self, domain: Domain, system: System) -> None:
         """Where it cannot be renewed, it stays: a guest's next start, and `kvmarm check`, compare
@@ -250,8 +260,11 @@ class Renewer:
         except KvmarmError as error:
             self._tell_once(f"{shown(domain.name)}: its stored record stays as it is: {error}")
 
-    def _done(self, mark: _Mark, domain: Domain | None) -> bool:
+    def _done(self, mark: _Mark, domain: Domain | None, stamp: object) -> bool:
+        """Remove the mark, unless it is another one by now."""
         uuid, name = (domain.uuid, domain.name) if domain else mark
+        if marks.stamp(uuid, name) != stamp:
+            return True
         try:
             marks.unmark(uuid, name)
         except OSError as error:
@@ -259,6 +272,12 @@ class Renewer:
         if domain is not None:
             self._tell(f"{shown(name)}: its record is true")
         return False
+
+    def _mark(self, domain: Domain, reason: str) -> None:
+        try:
+            marks.mark(domain.uuid, reason)
+        except OSError as error:
+            self._tell_once(f"{shown(domain.name)}: its mark stays as it is: {error.strerror}")
 
     def _wait(self, mark: _Mark, error: KvmarmError) -> bool:
         now = time.monotonic()

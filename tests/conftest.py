@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin.host import marks
+from kvmarm_plugin.host import libvirtd, marks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,4 +41,6 @@ def run_directory(
     directory = tmp_path_factory.mktemp("host")
     monkeypatch.setattr(marks, "DIRECTORY", str(directory / "run"))
     monkeypatch.setattr(marks, "STORED", str(directory / "stored"))
+    monkeypatch.setattr(marks, "RUNNING", str(directory / "running"))
+    monkeypatch.setattr(libvirtd, "RUNNING", str(directory / "running"))
     return directory / "run"

@@ -3,7 +3,7 @@
 
 Each has `run`, which takes the parsed arguments, unpacks them in its first lines, and returns the
 exit status. `inputs` reads what options and arguments name, `output` writes, `resolving` is what
-resolve, define and create share.
+resolve, define, create and refresh share.
 """
 
 # Exit statuses. INCOMPATIBLE is a clear "no", with findings; what is not known is no answer either.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
+    from ..model.target import Target
     from .inputs import Guest
 
 
@@ -89,7 +90,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
                 question,
                 counted(host),
                 host.ipa_bits,
-                lambda cpus, host=host: check(guest.record.target, host, cpus, question == START),  # type: ignore[misc]
+                lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
             )
             for host in profiles
         }
@@ -120,44 +121,61 @@ def _judged(
     question: str,
     clusters: Sequence[Counted],
     ipa_bits: int,
-    judge: Callable[[tuple[int, ...]], list[Finding]],
+    judge: Callable[[Target, tuple[int, ...]], list[Finding]],
+    takes_host_model: bool = False,
 ) -> list[Finding]:
     """The findings of a guest on a host of these clusters.
 
     Args:
-        ipa_bits: the host's limit; 0 for one without KVM.
-        judge: takes the CPUs that the guest belongs on, none if it may run on any.
+        ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
+        judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
+        takes_host_model: whether the host's libvirt does.
     """
-    from ..judge.contradictions import find_contradictions
+    from ..judge.contradictions import as_written, find_contradictions
     from ..judge.pinning import reconcile_pins
 
-    changes = find_contradictions(guest.domain, guest.record.target, ipa_bits)
-    if question == START and any(change.kind != "addresses-other" for change in changes):
-        return changes  # it boots as its XML says, and what is recorded says nothing of that
+    target = guest.record.target
+    changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
     )
-    return changes + pins + judge(cpus)
+    if question == ARRIVAL:
+        return changes + pins + judge(target, cpus)
+    from ..resolve.address_space import memory_too_large
+
+    too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
+    if not changes:
+        return too_large + pins + judge(target, cpus)
+    # It boots as its XML says, of which the record says nothing.
+    written = judge(as_written(guest.domain, target), cpus)
+    return changes + too_large + [finding for finding in written if finding.stops_start]
 
 
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..host.cpus import find_clusters
-    from ..judge.pinning import with_cluster
+    from ..host.libvirt_host_model import is_noted
+    from ..judge.pinning import kinds_to_ask, with_cluster
+    from ..judge.verdict import which_counts
     from ..kvm.device import System
     from ..rehearse import rehearse
 
-    target, clusters = guest.record.target, find_clusters()
+    clusters = find_clusters()
     machines = machines_here(guest.emulator if guest.is_here else "")
+    with System() as system:
+        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40  # as before that capability
 
-    def judge(cpus: tuple[int, ...]) -> list[Finding]:
+    def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
+        boots = question == START
         with System() as system:
-            findings = rehearse(target, system, machines, cpus, question == START)
+            verdicts = [
+                rehearse(target, system, machines, kind, boots)
+                for kind in kinds_to_ask(target, clusters, cpus)
+            ]
+        findings = verdicts[which_counts(verdicts, target.roams and not boots)]
         return with_cluster(findings, target.pinning, clusters)
 
-    with System() as system:
-        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
-    return _judged(guest, question, clusters, ipa_bits, judge)
+    return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
 
 
 def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
@@ -171,8 +189,9 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
     members = read_profiles(hosts) if hosts else [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:
+        why = "; ".join(map(str, useless.problems)) or "its profile has no CPU cluster"
         raise KvmarmError(
-            f"host {useless.name} cannot run KVM guests: {'; '.join(map(str, useless.problems))}",
+            f"host {useless.name} cannot run KVM guests: {why}",
             "it can be no member of a pool",
         )
     return Report(

@@ -8,8 +8,9 @@ import shlex
 
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
+from ..host import marks
 from ..judge.finding import HARMLESS, REFUSES, worst
-from ..judge.wording import as_data, difference, texts
+from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
 TYPE_CHECKING = False
@@ -45,6 +46,13 @@ _NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
 
 # Kinds that resolving anew does not change.
 _OF_THE_USER = ("argument-overrules", "cpu-replaced")
+
+
+# Kinds of findings that a baseline mends, though it mends no guest.
+_LEVELLED = ("gic-refused", "addresses-too-few")
+
+# Kinds of findings by which the record is not about this guest.
+_EDITS = ("xml-edited", "host-model-asked")
 
 
 class Report(Value):
@@ -100,7 +108,7 @@ def as_text(report: Report) -> str:
     if any(yes):
         said.append(_SCOPE)
     if report.unknown:
-        said.append("Remedy: have its record made true: kvmarm renew --once, as root")
+        said.append(f"Remedy: {_of_unknown(report)}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
@@ -124,6 +132,8 @@ def as_json(report: Report) -> str:
             "recorded_on": report.origin,
             "notes": report.notes,
         }
+    if report.question == START:
+        document["drift_refused"] = report.drift_refused
     if report.unknown:
         document["unknown"] = report.unknown
     return json.dumps(document, indent=1) + "\n"
@@ -136,6 +146,15 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
     return _YES[report.question].get(verdict, _NO[report.question])
+
+
+def _of_unknown(report: Report) -> str:
+    if report.definition == SAVED:
+        title = shlex.quote(shown(report.title))
+        return f"give up what was saved, and start it: virsh managedsave-remove {title}"
+    if report.unknown == marks.FROM_STATE:
+        return "shut it down and start it"
+    return "have its record made true: kvmarm renew --once, as root"
 
 
 def _in_order(report: Report, findings: list[Finding]) -> list[Finding]:
@@ -164,16 +183,24 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
     """
     if report.question == START:
         findings = [finding for finding in findings if finding.stops_start] or findings
+    else:  # until the record is about the guest again, nothing else of it is known
+        edits = [finding for finding in findings if finding.kind in _EDITS]
+        findings = edits or findings
     remedies = [_remedy(report, host, finding) for finding in findings]
-    hopeless = [remedy for remedy in remedies if _is_none(remedy)]
+    hopeless = [remedy for remedy in remedies if remedy.startswith(("none", "leave "))]
     return hopeless[:1] or [remedy for remedy in remedies if remedy]
 
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    if report.question == MEMBER:
+        return _remedy_of_pool(host, finding)
     title = shlex.quote(shown(report.title))
     remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
     if report.question == START:
+        if finding.kind == "machine-unknown":
+            newest = shlex.quote(shown(finding.values["newest"]))
+            return f"kvmarm refresh {title} --machine {newest}, or upgrade QEMU on {shown(host)}"
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
         ):
@@ -190,9 +217,19 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         )
     if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
-    if "pool" in finding.values and not finding.kind.endswith("-override-there"):
-        return "probe all members and make the baseline anew"
     return remedy
+
+
+def _remedy_of_pool(host: str, finding: Finding) -> str:
+    """What to do about a host that is no member like the others: no guest is at hand."""
+    away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
+    if finding.kind.endswith(f"-override-{away}"):
+        return f"boot {shown(host)} with {override_for(finding)}, and probe it again"
+    if finding.kind in ("machine-unknown", "machines-unknown"):
+        return f"upgrade QEMU on {shown(host)}, or make the baseline anew"
+    if _is_none(texts(finding)["remedy"]) and finding.kind not in _LEVELLED:
+        return f"leave {shown(host)} out of the pool"
+    return "probe all members and make the baseline anew"
 
 
 def _is_none(remedy: str) -> bool:

@@ -6,10 +6,14 @@ away.
 from __future__ import annotations
 
 import os
+import sysconfig
+from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines
 from ..hook import install
+from ..host import marks
+from ..model import policy
 from . import DONE
 from .inputs import read_policy
 from .output import write_text
@@ -18,6 +22,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
+_SYSTEMD = "/run/systemd/system"  # there while systemd is what runs this host: sd_booted(3)
+_UNIT = "kvmarm-renew.socket"
+_UNITS = (  # where systemd looks for units, systemd.unit(5)
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+# Where an installation for one Python, or the source tree, has them.
+_ELSEWHERE = (
+    f"{sysconfig.get_path('data')}/lib/systemd/system",
+    str(Path(__file__).parents[2] / "systemd"),
+)
+
 
 def run(arguments: Namespace) -> int:
     action = arguments.action
@@ -25,13 +44,37 @@ def run(arguments: Namespace) -> int:
         raise KvmarmError(
             f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root"
         )
-    if action == "install":
-        read_policy(None)  # a file that the hook would read otherwise is refused before it matters
-    for line in install.install() if action == "install" else install.uninstall():
-        write_text(lines([line]))
-    if action == "install":
-        _note_host_model()
+    if action == "uninstall":
+        write_text(lines(install.uninstall()))
+        return DONE
+    read_policy(None)  # a file that the hook would read otherwise is refused before it matters
+    write_text(lines(install.install()))
+    if policy.for_hook(policy.DEFAULT_PATH).on_drift == "renew":
+        write_text(lines(_how_to_renew()))
+    _note_host_model()
     return DONE
+
+
+def _how_to_renew() -> list[str]:
+    """Where systemd could have records renewed and nobody listens for the hook's ring: how to."""
+    try:
+        if not os.path.isdir(_SYSTEMD) or marks.is_heard():
+            return []
+    except OSError:
+        return []
+    if os.path.realpath(f"{_UNITS[0]}/{_UNIT}") == os.devnull:
+        return []  # masked, by somebody who does not want it
+    what, enable = "nobody renews records here", f"systemctl enable --now {_UNIT}"
+    if any(os.path.exists(f"{directory}/{_UNIT}") for directory in _UNITS):
+        return [f"{what}; have it done with: {enable}"]
+    units = next(
+        (directory for directory in _ELSEWHERE if os.path.exists(f"{directory}/{_UNIT}")),
+        "systemd/ of kvmarm's sources",
+    )
+    return [
+        f"{what}; copy the units in {units} to {_UNITS[0]}, see that ExecStart= finds kvmarm, and"
+        f" then: {enable}"
+    ]
 
 
 def _note_host_model() -> None:

@@ -14,7 +14,7 @@ from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
-from ..domain.xml import Element, parse
+from ..domain.xml import Element, domain_of, parse
 from ..host import files, marks
 from ..host.libvirtd import Connection, is_remote
 from ..judge.arguments import find_unjudged
@@ -121,12 +121,13 @@ def _definitions(domain: Domain) -> dict[str, bytes]:
 
 
 def read_guest(source: Source) -> Guest:
-    """A domain and its record.
+    """A domain and its record, or those that a snapshot holds.
 
     Raises:
         KvmarmError: it has no record, or one that cannot be used.
     """
-    domain = parse(source.document)
+    document = domain_of(source.document)
+    domain = parse(document)
     element = record.find(domain)
     if element is None:
         raise _without_record(source)
@@ -135,7 +136,7 @@ def read_guest(source: Source) -> Guest:
     return Guest(
         name or source.name,
         domain,
-        source.document,
+        document,
         found,
         source.definition,
         emulator_of(domain),

@@ -8,6 +8,7 @@ A domain is read, and defined again only if something of it changes; it is never
 from __future__ import annotations
 
 import functools
+import shlex
 from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
@@ -96,17 +97,20 @@ class _Refresher:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
+        plain = guest.name == shlex.quote(guest.name) and guest.name[0] != "-"
         reason = (
             "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"
-            f" {shown(name)} | kvmarm define -)"
+            f" {guest.name if plain else guest.uuid} | kvmarm define -)"
         )
         return guest._replace(stored=Outcome(FAILED, reason=reason))
 
     def refresh(self, domain: Domain) -> Guest:
+        stamp, is_saved = marks.stamp(domain.uuid, domain.name), False
         try:
             stored = self._stored(domain) if domain.is_persistent() else None
             running = self._running(domain) if domain.beginning() != OFF else None
-            if stored and not domain.is_active() and domain.saved_xml() is not None:
+            is_saved = stored is not None and domain.is_saved()
+            if is_saved and domain.saved_xml() is not None:
                 say(
                     f"{shown(domain.name)}: its next start loads its managed save, which stays as"
                     " it is"
@@ -114,8 +118,9 @@ class _Refresher:
         except LibvirtError as error:  # it has gone meanwhile
             stored, running = Outcome(FAILED, reason=str(error)), None
         guest = Guest(domain.name, domain.uuid, stored, running)
-        if not self._dry_run and self._here:
-            _unmark(guest)
+        # What was saved has the record that the mark is about.
+        if not self._dry_run and self._here and not is_saved:
+            _unmark(guest, stamp)
         return guest
 
     def _stored(self, domain: Domain) -> Outcome | None:
@@ -210,12 +215,14 @@ def _machine_of(domain: Element) -> str:
     return os_type.attributes.get("machine", "") if os_type else ""
 
 
-def _unmark(guest: Guest) -> None:
-    """Where all records are true now, the hook's mark is of the past."""
+def _unmark(guest: Guest, stamp: object) -> None:
+    """Where all records are true now, the hook's mark is of the past, if it is not a new one."""
     parts = [part for part in (guest.stored, guest.running) if part]
     if not parts or any(part.result not in (KEPT, CHANGED) for part in parts):
         return
     if marks.mark_of(guest.uuid, guest.name) is None:
+        return
+    if marks.stamp(guest.uuid, guest.name) != stamp:
         return
     try:
         marks.unmark(guest.uuid, guest.name)

@@ -11,7 +11,7 @@ import select
 import socket
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..basics.errors import KvmarmError
 from ..host import marks
@@ -83,7 +83,11 @@ def _passed() -> socket.socket | None:
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
         return None
     count = os.environ.pop("LISTEN_FDS", "")
-    if count != "1" or not stat.S_ISSOCK(os.fstat(_FIRST_PASSED).st_mode):
+    try:
+        is_one = count == "1" and stat.S_ISSOCK(os.fstat(_FIRST_PASSED).st_mode)
+    except OSError:  # closed
+        is_one = False
+    if not is_one:
         raise KvmarmError(
             "LISTEN_FDS is not of one socket", "start it with kvmarm-renew.socket, or by hand"
         )
@@ -107,10 +111,12 @@ def _bound() -> Iterator[socket.socket]:
         try:
             with _umask(0o022):
                 os.makedirs(marks.DIRECTORY, 0o755, exist_ok=True)
-            if _is_served(path):
+            if marks.is_heard():
                 raise KvmarmError(
                     f"somebody serves {path}", "systemctl status kvmarm-renew.socket may tell who"
                 )
+            if os.path.lexists(path):
+                os.unlink(path)  # one that was ended has left it
             with _umask(0o177):
                 bell.bind(path)
         except OSError as error:
@@ -120,7 +126,8 @@ def _bound() -> Iterator[socket.socket]:
         try:
             yield bell
         finally:
-            os.unlink(path)
+            with suppress(OSError):  # somebody has removed it
+                os.unlink(path)
 
 
 @contextmanager
@@ -130,16 +137,3 @@ def _umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _is_served(path: str) -> bool:
-    """Whether somebody listens; what one that was ended has left is removed. Raises OSError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return False
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return False
-    return True

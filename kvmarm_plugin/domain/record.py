@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The record: a target in the domain's metadata, with the user's intent and where it was made.
 
-`format_record` writes the <kvmarm:target> element, `find` and `read` get it back; both ways are
-inverse. The element's schema is xml-templates/kvmarm-target.rng. libvirt keeps the element through
-define, migration, save and snapshot, and keeps one of each namespace.
+`find` and `read` get it out of the <kvmarm:target> element, and record_text writes it; both ways
+are inverse. The element's schema is xml-templates/kvmarm-target.rng. libvirt keeps the element
+through define, migration, save and snapshot, and keeps one of each namespace.
 
 Records of version 1 are read too (xml-templates/kvmarm-target-1.rng). They hold the intent as
 elements. virDomainSetMetadata would put these into the record's namespace, since it does that to
@@ -19,22 +19,18 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
 from ..model.target import Pinning, Target, check_cpus, check_target
-from ..registers.text import format_values, parse_value, parse_values, words
-from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment, quoted
+from ..registers.text import parse_value, parse_values, words
+from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Sequence
 
 NAMESPACE_STEM = "urn:kvmarm-plugin:target:"
 NAMESPACE = NAMESPACE_STEM + "2"
 NAMESPACE_1 = NAMESPACE_STEM + "1"
 PREFIX = "kvmarm"
 
-_DECLARATION = f" xmlns:{PREFIX}='{NAMESPACE}'"
-_HEAD = f"<kvmarm:target{_DECLARATION}>".encode()
-_STEP = b"  "
-_LINE = 120  # columns of the long lists, for people who read dumpxml
 
 # The children of the element by version, each with the attributes that it has and those that it may
 # have.
@@ -61,16 +57,10 @@ _OPTIONAL_1 = ("pinning", "sve", "seen")
 _OPTIONAL = {NAMESPACE: (*_OPTIONAL_1, "intent", "roams", "home"), NAMESPACE_1: _OPTIONAL_1}
 _OF_TEXT = ("seen", "registers", "reglist", "home")
 
-_ESCAPES = ((b"&", b"&amp;"), (b"<", b"&lt;"), (b">", b"&gt;"), (b"\r", b"&#13;"))
-
 # What `rewrite.concretise` keeps in an intent.
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
 _ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
 _WITH_CHILDREN = ("cpu", "cputune")
-# Bytes of an intent or of pins, escaped: a <cpu> with as many NUMA cells as QEMU takes, and their
-# distances, has less. Whoever writes the domain anew may escape more than kvmarm does.
-_LARGEST_TEXT = RUN_LIMIT - RUN_LIMIT // 4
-
 _LONGEST_NAME = 255  # characters: of the host, which Linux gives 64, and of program and version
 
 
@@ -131,145 +121,6 @@ class Record(Value):
     intent: Intent
     origin: Origin
     home: Home | None = None
-
-
-def format_whole(record: Record, indent: bytes) -> bytes:
-    """The <kvmarm:target> element of a record; see `format_record`. Raises RecordError."""
-    facts = format_facts(record.target, record.origin, record.home)
-    return format_record(record.intent, facts, indent)
-
-
-def standalone(record: Record) -> str:
-    """The element as virDomainSetMetadata takes it, with the prefix PREFIX and the NAMESPACE: it
-    fails if the prefix is declared. Raises RecordError.
-    """
-    text = format_whole(record, b"\n").decode()
-    # Attributes and texts have no "<".
-    for start in ("<", "</"):
-        text = text.replace(f"{start}{PREFIX}:", start)
-    return text.replace(_DECLARATION, "", 1)
-
-
-def digest(target: Target) -> str:
-    """SHA-256 of a target, in hexadecimal digits. Equal targets have equal ones."""
-    return _sha256_of(" ".join(_format_target(target)).encode())
-
-
-def _sha256_of(text: bytes) -> str:
-    try:  # not hashlib at once: hook/__init__.py says why
-        from _sha2 import sha256  # type: ignore[import-not-found]  # from Python 3.12 on
-    except ImportError:
-        try:
-            from _sha256 import sha256  # type: ignore[import-not-found]
-        except ImportError:
-            from hashlib import sha256
-    digest: str = sha256(text).hexdigest()
-    return digest
-
-
-def format_record(intent: Intent, facts: list[bytes], indent: bytes) -> bytes:
-    """The <kvmarm:target> element, in ASCII: the document may be in any encoding that holds it.
-
-    Args:
-        facts: from `format_facts`; the same for every domain that gets this target.
-        indent: line break and white space to put in front of each child; empty puts all on one
-            line.
-
-    Raises:
-        RecordError: the intent is larger than one may be.
-    """
-    kept = _as_text(intent.kept, "write a smaller <cpu>")
-    added = f" added='{' '.join(intent.added)}'" if intent.added else ""
-    intents = [f"<kvmarm:intent{added}>".encode() + kept + b"</kvmarm:intent>"] if kept else []
-    inner = indent + _STEP if indent else b" "  # never nothing: a list goes over several lines
-    return inner.join([_HEAD, *intents, *facts]) + indent + b"</kvmarm:target>"
-
-
-def _as_text(elements: tuple[bytes, ...], hint: str) -> bytes:
-    """Elements as the text of another. A parser would make a line feed of a carriage return.
-
-    Raises:
-        RecordError: that is more than could be read.
-    """
-    text = b"".join(elements)
-    for character, reference in _ESCAPES:
-        text = text.replace(character, reference)
-    if not text.isascii():
-        text = text.decode().encode("ascii", "xmlcharrefreplace")
-    if len(text) > _LARGEST_TEXT:
-        raise RecordError(
-            f"what the record would have to keep of the domain has {len(text)} bytes", hint
-        )
-    return text
-
-
-def format_facts(target: Target, origin: Origin, home: Home | None = None) -> list[bytes]:
-    """The children of <kvmarm:target> that come from hosts, as lines.
-
-    Raises:
-        RecordError: the profile that these come from says what no host can give, or has a name that
-            does not print.
-    """
-    try:
-        check_target(target)
-        _check_origin(origin)
-        _check_home(home, target)
-    except (ValueError, DomainXMLError) as error:
-        raise RecordError(
-            f"a record of this profile would be broken: {_reason(error)}", "probe the host again"
-        ) from None
-    renewed = f" renewed={quoted(origin.renewed)}" if origin.renewed else ""
-    lines = [
-        *_format_target(target),
-        *([_format_home(home)] if home else []),
-        (
-            f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)}"
-            f" by={quoted(origin.by)}{renewed}/>"
-        ),
-    ]
-    # The document may be in any encoding that holds ASCII as it is.
-    return [line.encode("ascii", "xmlcharrefreplace") for line in lines]
-
-
-def _format_target(target: Target) -> list[str]:
-    sve = (
-        [f"<kvmarm:sve lengths={_list(map(str, target.sve_lengths))}/>"]
-        if target.sve_lengths
-        else []
-    )
-    unsaid = f" unsaid={_list(target.unsaid)}" if target.unsaid else ""
-    pinning = [_format_pinning(target.pinning)] if target.pinning else []
-    roams = ["<kvmarm:roams/>"] if target.roams else []
-    seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
-    return [
-        (
-            f"<kvmarm:vcpu architecture={quoted(target.architecture)} target='{target.number}'"
-            f" features={_list(target.features)}/>"
-        ),
-        f"<kvmarm:qemu model={quoted(target.model)} machine={quoted(target.machine)}{unsaid}/>",
-        f"<kvmarm:guest gic='{target.gic}' psci={quoted(target.psci)} ipa='{target.ipa_bits}'/>",
-        *pinning,
-        *roams,
-        *sve,
-        *seen,
-        *_wrapped("registers", format_values(target.registers)),
-        *_wrapped("reglist", target.reglist),
-    ]
-
-
-def _format_pinning(pinning: Pinning) -> str:
-    revidr = "" if pinning.revidr is None else f" revidr='{pinning.revidr:#x}'"
-    return f"<kvmarm:pinning midr='{pinning.midr:#x}'{revidr} cpus={quoted(pinning.cpus)}/>"
-
-
-def _format_home(home: Home) -> str:
-    cpuset = f" cpuset={quoted(home.cpuset)}" if home.cpuset else ""
-    pins = _as_text(home.pins, "write ranges of CPUs in <cputune>, such as 0-3,6").decode()
-    return f"<kvmarm:home cpus={quoted(home.cpus)}{cpuset}>{pins}</kvmarm:home>"
-
-
-def _list(names: Iterable[str]) -> str:
-    return quoted(" ".join(names))
 
 
 def find(domain: Element) -> Element | None:
@@ -337,13 +188,13 @@ def read(element: Element) -> Record:
             Origin(**children["origin"].attributes),
             _read_home(children.get("home")),
         )
-        _check_origin(record.origin)
+        check_origin(record.origin)
         if children["origin"].attributes.get("renewed") == "":
             raise ValueError("renewed by nobody")
-        _check_home(record.home, target)
+        check_home(record.home, target)
     except (ValueError, DomainXMLError) as error:
         raise RecordError(
-            f"the domain's kvmarm record is broken: {_reason(error)}",
+            f"the domain's kvmarm record is broken: {reason(error)}",
             "resolve the domain again from its intent",
         ) from None
     return record
@@ -375,7 +226,7 @@ def intent_of(element: Element) -> Element:
     except (ValueError, DomainXMLError) as error:
         raise RecordError(
             "the intent in the domain's kvmarm record is not one that kvmarm wrote:"
-            f" {_reason(error)}",
+            f" {reason(error)}",
             "remove the record with: virsh edit",
         ) from None
     return intent
@@ -390,7 +241,8 @@ def _elements_in(element: Element) -> Element:
     return fragment
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Of a record that is broken."""
     return error.message if isinstance(error, KvmarmError) else str(error)
 
 
@@ -470,7 +322,8 @@ def _text(element: Element) -> str:
     return element.body.decode(errors="replace")
 
 
-def _check_origin(origin: Origin) -> None:
+def check_origin(origin: Origin) -> None:
+    """Raises ValueError for an origin that kvmarm would not have written."""
     for text in (origin.host, origin.by, origin.renewed):
         if len(text) > _LONGEST_NAME or not text.isprintable():
             raise ValueError(f"not a host's name, or not a program's: {shown(text, 60)!r}")
@@ -483,7 +336,8 @@ def _check_origin(origin: Origin) -> None:
         raise ValueError(f"not a profile's digest: {shown(origin.profile, 60)!r}")
 
 
-def _check_home(home: Home | None, target: Target) -> None:
+def check_home(home: Home | None, target: Target) -> None:
+    """Raises ValueError or DomainXMLError for pins that the hook would not have kept."""
     if home is None:
         return
     from ..basics import cpulist  # few guests are pinned, and fewer have moved
@@ -571,15 +425,3 @@ def _check_no_text(element: Element) -> None:
         if body[place:start].strip():
             raise ValueError(f"text inside its {element.name.rpartition(' ')[2]}")
         place = end
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    """An element around a long list, broken into lines at white space."""
-    lines = [f"<kvmarm:{name}>"]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= _LINE:
-            lines.append(word)
-        else:
-            lines[-1] += word if lines[-1].endswith(">") else f" {word}"
-    lines[-1] += f"</kvmarm:{name}>"
-    return lines

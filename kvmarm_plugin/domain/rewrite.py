@@ -10,7 +10,7 @@ to the byte.
 from __future__ import annotations
 
 from ..basics.value import Value
-from . import record
+from . import record, record_text
 from .edits import Edits
 from .emitted import Emitted
 from .pins import pins_in, thread_of
@@ -65,7 +65,7 @@ def concretise(
         source: the domain's XML, without a record.
         domain: `source` parsed; it has a <cpu>, an <os><type> and no concrete answer where the
             emission gives one.
-        facts: from record.format_facts.
+        facts: from record_text.format_facts.
         cpuset: host CPUs for <vcpu>; empty leaves it as it is, and pins nothing.
         pins: elements for <cputune>.
     """
@@ -153,7 +153,7 @@ def replace_record(source: bytes, domain: Element, new: Record) -> bytes:
     """
     current, *older = record.find_all(domain)
     edits = Edits(source)
-    edits.replace(current.start, current.end, record.format_whole(new, current.indent))
+    edits.replace(current.start, current.end, record_text.format_whole(new, current.indent))
     for element in older:
         edits.remove(element)
     return edits.apply()
@@ -384,7 +384,7 @@ def _add_record(
 
     def formatted(indent: bytes) -> bytes:
         intent = record.Intent(tuple(added), tuple(in_utf8(text, encoding) for text in kept))
-        return record.format_record(intent, facts, indent)
+        return record_text.format_record(intent, facts, indent)
 
     if metadata is not None:
         _keep_if_empty(kept, metadata)

@@ -215,6 +215,19 @@ def parse(source: bytes) -> Element:
     return root
 
 
+def domain_of(source: bytes) -> bytes:
+    """The document of the domain that a <domainsnapshot> holds, as it was when the snapshot was
+    made (libvirt's domainsnapshot.rng); any other document as it is.
+
+    Raises DomainXMLError, MemoryError as `parse` does.
+    """
+    if b"<domainsnapshot" not in source:
+        return source
+    root = _read(source, ParserCreate(namespace_separator=" "))
+    domain = root.find("domain") if root.name == "domainsnapshot" else None
+    return source if domain is None else source[: root.start] + domain.text
+
+
 def parse_fragment(text: str, encoding: str) -> Element:
     """Elements that are kept as text, as the children of one that is made up for them.
 

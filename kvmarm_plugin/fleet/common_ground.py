@@ -51,7 +51,9 @@ class Obstacle(Value):
     finding: Finding
 
     def __str__(self) -> str:
-        return f"{shown(self.source)} to {shown(self.destination)}: {line(self.finding)}"
+        source, destination = shown(self.source), shown(self.destination)
+        said = line(self.finding, f"on {source}", f"on {destination}")
+        return f"{source} to {destination}: {said}"
 
     def in_short(self) -> str:
         """What differs, without the rule and the remedy."""

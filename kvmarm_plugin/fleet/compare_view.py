@@ -236,7 +236,9 @@ def _reasons(comparison: Comparison) -> list[list[str]]:
 
 
 def _why(pair: Pair) -> list[str]:
-    return [pair.problem] if pair.problem else in_short(pair.blocking)
+    if pair.problem:
+        return [pair.problem]
+    return in_short(pair.blocking, recorded="on the source", local="on the destination")
 
 
 def _in_common(pairs: list[Pair]) -> str:

@@ -210,10 +210,22 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
                 pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))
             ):
                 found[finding] = None
-    missing = tuple(machine for machine in machines(pool.baseline) if machine not in machines(host))
-    if missing and not any(finding.kind == "machine-unknown" for finding in found):
-        found[Finding("machines-unknown", machines=missing, host=host.name)] = None
-    return list(found)
+    # What no target of an open guest asks for: those that a user has written, and much memory.
+    base = pool.baseline
+    missing = tuple(machine for machine in machines(base) if machine not in machines(host))
+    gics = tuple(version for version in base.gic_versions if version not in host.gic_versions)
+    of_some = {
+        "machine-unknown": missing
+        and Finding("machines-unknown", machines=missing, host=host.name),
+        "gic-refused": gics
+        and Finding("gic-refused", recorded=gics[0], local=host.gic_versions, host=host.name),
+        "addresses-too-few": host.ipa_bits < base.ipa_bits
+        and Finding(
+            "addresses-too-few", recorded=base.ipa_bits, local=host.ipa_bits, host=host.name
+        ),
+    }
+    told = {finding.kind for finding in found}
+    return [*found, *(new for kind, new in of_some.items() if new and kind not in told)]
 
 
 def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
@@ -247,8 +259,9 @@ def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
         if host in pool.members
         else f"{host} does not fit into pool {pool.name}"
     )
+    said = in_short(findings, recorded=f"pool {shown(pool.name, 60)}", local=shown(host, 60))
     return ResolveError(
-        f"{what}: {'; '.join(in_short(findings))}", "probe all members and make the baseline anew"
+        f"{what}: {'; '.join(said)}", "probe all members and make the baseline anew"
     )
 
 

@@ -283,7 +283,7 @@ def _leave_ticket(guest: _Guest, put_out: Record | None, kinds: tuple[str, ...])
 
 def _digest(found: Record | None) -> str:
     """Of a record, as tickets have it."""
-    from kvmarm_plugin.domain.record import digest
+    from kvmarm_plugin.domain.record_text import digest
 
     return digest(found.target) if found else _UNREAD
 
@@ -316,7 +316,11 @@ def _start(guest: _Guest, policy: HookPolicy) -> bool:
     start, problem = _finish(TIME_LIMIT, _judge_start, guest)
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
-        if _UNSURE in start.ticket.warned:
+        if start.ticket.operation == "restore" and _is_marked(guest):
+            from kvmarm_plugin.host.marks import FROM_STATE
+
+            _mark(guest, FROM_STATE)
+        elif _UNSURE in start.ticket.warned:
             against = " ".join(kind for kind in start.ticket.warned if kind != _UNSURE)
             why = "it arrived with a record that may not be true here"
             _mark(guest, f"{why}: {against}" if against else why)
@@ -377,15 +381,12 @@ def _judge_start(guest: _Guest) -> _Start:
     if not findings:
         return _Start(drift="" if after is None else _changes(target, after))
     from kvmarm_plugin.judge.finding import WRONG
-    from kvmarm_plugin.judge.wording import in_short, texts
+    from kvmarm_plugin.judge.wording import difference, in_short
 
     stops = [finding for finding in findings if finding.stops_start]
     if stops:
         return _Start(stops="; ".join(in_short(stops)))
-    said = [texts(finding) for finding in findings[:_MOST]]
-    drift = [
-        f"{each['subject']}: recorded {each['recorded']}, here {each['local']}" for each in said
-    ]
+    drift = [difference(finding, "recorded", "here", meaning=False) for finding in findings[:_MOST]]
     if len(findings) > _MOST:
         drift.append(f"and {len(findings) - _MOST} more")
     wrong = [finding for finding in findings if finding.severity == WRONG]
@@ -440,6 +441,12 @@ def _mark(guest: _Guest, reason: str) -> str:
     return ""
 
 
+def _is_marked(guest: _Guest) -> bool:
+    from kvmarm_plugin.host.marks import mark_of
+
+    return mark_of(guest.uuid, guest.name) is not None
+
+
 def _unmark(guest: _Guest) -> None:
     """The record is true."""
     from kvmarm_plugin.host.marks import unmark
@@ -471,38 +478,53 @@ def _compare(guest: _Guest, arrived: bool) -> tuple[list[Finding], Target | None
     target = record.target
     edited = find_contradictions(domain, target)
     if edited and not arrived:
-        return edited, None  # QEMU makes a vCPU of the XML
+        from kvmarm_plugin.host.libvirt_host_model import is_noted
+        from kvmarm_plugin.judge.contradictions import as_written
+
+        edited = find_contradictions(domain, target, is_noted())
+        target = as_written(domain, target)  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
-    from kvmarm_plugin.judge.verdict import judge
+    from kvmarm_plugin.judge.verdict import judge, which_counts
     from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
     clusters = find_clusters()
-    cpus: tuple[int, ...] = ()
+    kinds: list[tuple[int, ...]] = [()]
     misplaced: list[Finding] = []
     if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
-        from kvmarm_plugin.judge.pinning import reconcile_pins
+        from kvmarm_plugin.judge.pinning import kinds_to_ask, reconcile_pins
 
         xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
         if xml != guest.xml:
             guest.xml, guest.moved = xml, True
             guest.read()
             target = guest.known()[1].target
-    with System() as system, KernelOffer(target, system, cpus=cpus) as offer:
-        findings = judge(target, offer)
-        refused = edited or [
-            finding
-            for finding in findings
-            if (finding.severity == REFUSES if arrived else finding.stops_start)
-        ]
-        after = None if refused else offer.renewed(target, arrived)
+        kinds = kinds_to_ask(target, clusters, cpus)
+    answers = []
+    for cpus in kinds:
+        with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+            findings = judge(target, offer)
+            refused = edited or [
+                finding
+                for finding in findings
+                if (finding.severity == REFUSES if arrived else finding.stops_start)
+            ]
+            unknown = refused or misplaced or not offer.makes_vcpu()
+            answers.append((findings, None if unknown else offer.renewed(target)))
+    if len(answers) > 1:
+        verdicts = [findings for findings, _ in answers]
+        findings, after = answers[which_counts(verdicts, target.roams and arrived)]
+    else:
+        findings, after = answers[0]
+    if edited and not arrived:
+        return edited + [finding for finding in findings if finding.stops_start], None
+    found = misplaced + findings
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 
-        findings = with_cluster(misplaced + findings, target.pinning, clusters)
-    else:
-        findings = misplaced + findings
-    return edited + findings, after
+        found = with_cluster(found, target.pinning, clusters)
+    # On CPUs of which kind it runs, nobody knows then.
+    return edited + found, after if len(found) == len(findings) else None
 
 
 def _finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tuple[Any, str]:

@@ -15,6 +15,8 @@ from ..basics.untrusted import decimal, shown
 from ..domain.xml import DomainXMLError, parse_fragment
 from .marks import RUNNING
 
+PROC = "/proc"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, TypeVar
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 OFF, STARTING, BOOTED, ARRIVED, UNKNOWN = "off", "starting", "booted", "arrived", "unknown"
 
 # By the names of libvirt's states and reasons (virDomainState, virDomain*Reason); others are
-# UNKNOWN. A guest that is paused and resumed has lost its reason.
+# UNKNOWN. A guest that is paused and resumed has lost its reason. One that libvirt has rebooted
+# inside its QEMU (qemuProcessFakeReboot) is called booted, however its run began.
 _BEGINNINGS = {
     "RUNNING_BOOTED": BOOTED,
     "RUNNING_MIGRATED": ARRIVED,
@@ -35,6 +38,9 @@ _BEGINNINGS = {
     "PAUSED_STARTING_UP": STARTING,
 }
 _REVERTED = ("RUNNING_FROM_SNAPSHOT", "PAUSED_FROM_SNAPSHOT")
+
+# Of QEMU's command line, where it loads state.
+_LOADS = frozenset({b"-incoming", b"-loadvm"})
 
 # The same by the state that a guest had when its snapshot was made (snapshotState of libvirt's
 # domainsnapshot.rng); a snapshot of disks alone tells neither.
@@ -200,8 +206,21 @@ class Domain:
                 getattr(self._libvirt, f"VIR_DOMAIN_{of_state}"),
                 getattr(self._libvirt, f"VIR_DOMAIN_{name}", None),
             ):
-                return _BEGINNINGS.get(name) or self._reverted()
-        return UNKNOWN
+                found = _BEGINNINGS.get(name) or self._reverted()
+                break
+        else:
+            found = UNKNOWN
+        return ARRIVED if found in (BOOTED, UNKNOWN) and self._has_loaded() else found
+
+    def _has_loaded(self) -> bool:
+        """Whether its QEMU was started to load state; False also where that cannot be read."""
+        try:
+            with open(f"{RUNNING}/{self.name}.pid", encoding="ascii") as file:
+                pid = decimal(file.read(20).strip(), 1 << 31)
+            with open(f"{PROC}/{pid}/cmdline", "rb") as file:
+                return not _LOADS.isdisjoint(file.read().split(b"\0"))
+        except (OSError, ValueError):
+            return False
 
     def _reverted(self) -> str:
         """How a run began that started from a snapshot: with the state that it holds, or cold if
@@ -238,6 +257,17 @@ class Domain:
             return None
         xml: str = self._ask(lambda: self._domain.managedSaveGetXMLDesc(0))
         return xml
+
+    def is_saved(self) -> bool:
+        """Whether it is off and its state lies in a managed save or in a file, as far as libvirt
+        knows. Raises LibvirtError.
+        """
+        if self.is_active():
+            return False
+        of_save = (self._libvirt.VIR_DOMAIN_SHUTOFF, self._libvirt.VIR_DOMAIN_SHUTOFF_SAVED)
+        return tuple(self._ask(self._domain.state)) == of_save or bool(
+            self._ask(lambda: self._domain.hasManagedSaveImage(0))
+        )
 
     def set_metadata(self, prefix: str, namespace: str, element: str | None, live: bool) -> None:
         """Replace the one element of a namespace in its metadata, and nothing else. Raises

@@ -27,8 +27,13 @@ SOCKET = "renew.socket"
 STORED = "/etc/libvirt/qemu"
 RUNNING = "/run/libvirt/qemu"
 
-TICKET_SECONDS = 600  # a migration that copies disks has them between migrate begin and prepare
+# From an arrival's hook to its `prepare`: a migration copies disks meanwhile.
+TICKET_SECONDS = {"migrate": 600, "restore": 60}
 ALLOWANCE_SECONDS = 60
+
+# The reason of a mark that stood when the guest was restored, or whose renewal a revert has
+# overtaken: how it came here does not tell what it has (renewal.renew_live).
+FROM_STATE = "it goes on from a state whose record may not have been true"
 
 _LARGEST = 4096  # bytes of a file; longer reasons are cut
 _UUID = frozenset("0123456789abcdef-")
@@ -41,7 +46,7 @@ class Ticket(Value):
 
     Attributes:
         operation: libvirt's: "migrate" or "restore".
-        digest: of the target as it was put out (record.digest).
+        digest: of the target as it was put out (record_text.digest).
         warned: kinds of the findings that the policy, or an operator, has let pass.
     """
 
@@ -59,7 +64,8 @@ def is_uuid(text: str) -> bool:
 
 
 def mark(uuid: str, reason: str) -> None:
-    """Note that a guest's record may not be true. The first reason stays.
+    """Note that a guest's record may not be true. The last reason counts, and the mark is another
+    one than before (`stamp`).
 
     Raises OSError: /run/kvmarm cannot be written; the host then does not know.
     """
@@ -74,8 +80,7 @@ def mark_by_name(name: str, reason: str) -> None:
 
 
 def _mark(key: str, reason: str) -> None:
-    if _read("marks", key) is None:
-        _write("marks", key, " ".join(reason.split()) + "\n", 0o755, 0o644)
+    _write("marks", key, " ".join(reason.split()) + "\n", 0o755, 0o644)
 
 
 def mark_of(uuid: str, name: str = "") -> str | None:
@@ -91,6 +96,21 @@ def mark_of(uuid: str, name: str = "") -> str | None:
     return None
 
 
+def stamp(uuid: str, name: str = "") -> tuple[tuple[int, int] | None, ...]:
+    """What tells the marks of a guest from later ones: whoever has worked on a guest and finds
+    another stamp must not take its marks away. Arguments as for `unmark`.
+    """
+    return tuple(map(_stamp, _keys(uuid, name)))
+
+
+def _stamp(key: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(f"{DIRECTORY}/marks/{key}", follow_symlinks=False)
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def unmark(uuid: str, name: str = "") -> None:
     """The record is true again. Raises OSError.
 
@@ -98,9 +118,12 @@ def unmark(uuid: str, name: str = "") -> None:
         uuid: of the guest; empty where it is not known.
         name: of the guest, for a mark by name.
     """
-    for key in (_file_name(uuid) if uuid else uuid, f"{_BY_NAME}{name}"):
-        if key:
-            _remove("marks", key)
+    for key in _keys(uuid, name):
+        _remove("marks", key)
+
+
+def _keys(uuid: str, name: str) -> list[str]:
+    return [*([_file_name(uuid)] if uuid else []), f"{_BY_NAME}{name}"]
 
 
 def marked() -> tuple[list[str], list[str]]:
@@ -126,6 +149,20 @@ def ring(uuid: str) -> bool:
     except BlockingIOError:
         return True  # it has much to do, and will find the mark
     except OSError:  # nobody is there
+        return False
+    finally:
+        bell.close()
+    return True
+
+
+def is_heard() -> bool:
+    """Whether somebody listens for the ring. Raises OSError: that cannot be told."""
+    import _socket  # as in `ring`
+
+    bell = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        bell.connect(f"{DIRECTORY}/{SOCKET}")
+    except (FileNotFoundError, ConnectionRefusedError):  # not there, or left by one that was ended
         return False
     finally:
         bell.close()
@@ -170,7 +207,7 @@ def take_ticket(uuid: str, name: str) -> Ticket | None:
     except (OSError, ValueError):
         stored = 0
     words = text.split()
-    if stored > left or len(words) < 3 or not _is_since(words[2], TICKET_SECONDS):
+    if stored > left or len(words) < 3 or not _is_since(words[2], TICKET_SECONDS.get(words[0], 0)):
         return None
     return Ticket(words[0], words[1], tuple(words[3:]))
 
@@ -248,7 +285,9 @@ def _write(directory: str, name: str, text: str, directory_mode: int, mode: int)
         os.fchmod(made, wanted)  # whatever the umask
         os.close(made)
     draft = f"{DIRECTORY}/{directory}/.{os.getpid()}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    # One that was ended before it came to rename it may have had the same number.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, mode)
     try:
         os.fchmod(descriptor, mode)
         os.write(descriptor, text.encode(errors="replace")[:_LARGEST])

@@ -12,17 +12,23 @@ from ..model.guest_registers import readable
 from ..model.profile import Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
-from .finding import REFUSES, WRONG, Finding
+from .finding import Finding
 from .offer import Offer
-from .pinning import place, with_cluster
-from .verdict import judge
+from .pinning import kinds_to_ask, place, with_cluster
+from .verdict import judge, which_counts
 
 
 class ProfileOffer(Offer):
     """What the host of a profile gives to a guest of one target, on one of its clusters."""
 
-    def __init__(self, target: Target, profile: HostProfile, cluster: Cluster | None) -> None:
-        super().__init__(profile.name, profile.kvm_architecture)
+    def __init__(
+        self,
+        target: Target,
+        profile: HostProfile,
+        cluster: Cluster | None,
+        boots: bool = False,
+    ) -> None:
+        super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
         self._kernel = KernelFacts(
             kernel_version(profile.kernel), cluster.writable if cluster else None
@@ -38,14 +44,15 @@ class ProfileOffer(Offer):
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
-        vcpu = None if number is None else cluster.vcpu(number, self.features_for(target))
+        features = self.features_for(target)
+        vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
             self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, target.features)
+        self.seen = readable(cluster.seen, features if boots else target.features)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -87,12 +94,12 @@ def check(
     boots: bool = False,
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
-    pinned to, or of all together if it roams.
+    pinned to, or of the one that counts (`verdict.which_counts`).
 
     Args:
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
-        boots: as for `judge`.
+        boots: the guest boots there; otherwise it arrives.
     """
     clusters, pinning = profile.clusters, target.pinning
     found: list[Finding] = []
@@ -101,15 +108,19 @@ def check(
     own = find_cluster(pinning, clusters) if pinning else None
     if own is not None:
         clusters = (own,)
-    elif cpus:
+    elif len(clusters) > 1:
+        kinds = kinds_to_ask(target, counted(profile), cpus or ())
         clusters = tuple(
-            cluster for cluster in clusters if set(cpus) & {*cpulist.parse(cluster.cpus)}
+            cluster
+            for kind in kinds
+            for cluster in clusters
+            if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster), boots)
+        judge(target, ProfileOffer(target, profile, cluster, boots), boots)
         for cluster in clusters or (None,)
     ]
-    verdict = (max if target.roams else min)(verdicts, key=_weight)
+    verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
     return found + (with_cluster(verdict, pinning, clusters) if clusters else verdict)
 
 
@@ -119,7 +130,3 @@ def counted(profile: HostProfile) -> list[CountedCluster]:
         CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
         for cluster in profile.clusters
     ]
-
-
-def _weight(findings: list[Finding]) -> int:
-    return sum(finding.severity in (REFUSES, WRONG) for finding in findings)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from ..basics.untrusted import libvirt_number
 from ..domain.memory import ipa_bits, memory_of
-from ..domain.xml import Element
+from ..domain.xml import Element, asks_for_host_model
 from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
-from ..model.target import Target
+from ..model.target import SVE_LENGTHS, Target, is_name
+from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
 
 # The vCPUs that a GIC has room for: GICv2 by its registers (GIC_NCPU), GICv3 by the redistributors
@@ -25,19 +26,23 @@ _HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
 _MOST_VCPUS = 0xFFFFFFFF  # libvirt's numbers end there
 
 
-def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0) -> list[Finding]:
+def find_contradictions(
+    domain: Element, target: Target, takes_host_model: bool = False, host_ipa_bits: int = 0
+) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
     recorded vCPU of it.
 
     Args:
+        takes_host_model: whether libvirt starts guests that ask for host-model.
         host_ipa_bits: the limit of the host that the guest is to run on; 0 where that is not known.
 
     Raises:
         DomainXMLError: a size of memory that is none.
     """
     says = _says(domain, target)
+    asks = not takes_host_model and asks_for_host_model(domain)
     findings = [
-        Finding(_kind(what, says[what]), what=what, recorded=recorded, local=says[what])
+        Finding(_kind(what, says[what], asks), what=what, recorded=recorded, local=says[what])
         for what, recorded in _recorded(target, says).items()
         if says[what] != recorded
     ]
@@ -54,10 +59,40 @@ def find_contradictions(domain: Element, target: Target, host_ipa_bits: int = 0)
     return findings
 
 
-def _kind(what: str, said: str) -> str:
+def as_written(domain: Element, target: Target) -> Target:
+    """What QEMU would be asked for by a domain whose XML was edited since this target was recorded:
+    as far as it is known here, and good for nothing but whether it would start.
+    """
+    says = _says(domain, target)
+    model = {"host-passthrough": "host", "custom": says["<model>"]}.get(says["<cpu mode>"], "")
+    if model != "host" and model not in NAMED_MODELS:
+        model = target.model
+    words = {f"<feature {feature.libvirt}>": feature for feature in CPU_FEATURES}
+    features, unsaid = {*target.features}, {*target.unsaid}
+    for what, feature in (("<pmu>", PMU), *words.items()):
+        said = says.get(what, "none")
+        for bits, there in ((features, said == "on"), (unsaid, said == "none")):
+            (bits.update if there else bits.difference_update)(feature.bits)
+    is_32_bit = target.architecture == "arm64" and says["architecture"] == "armv7l"
+    (features.update if is_32_bit else features.difference_update)(AARCH32.bits)
+    lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
+    return target.replace(
+        model=model,
+        number=NAMED_MODELS.get(model, ("", target.number))[1],
+        features=in_order(features),
+        unsaid=in_order(unsaid),
+        machine=says["machine type"] if is_name(says["machine type"]) else target.machine,
+        gic=int(says["<gic>"]) if says["<gic>"] in ("2", "3") else target.gic,
+        sve_lengths=lengths if lengths == target.sve_lengths else (),  # QEMU adds to others
+    )
+
+
+def _kind(what: str, said: str, asks: bool) -> str:
     """A <cpu> that asks for something else than host-model is not resolved anew; one that is gone
     comes back (rewrite.restore).
     """
+    if asks and what == "<cpu mode>":
+        return "host-model-asked"
     is_back = said == "host-model" or (what == "<cpu mode>" and said == "none")
     return "xml-edited" if is_back or what not in ("<cpu mode>", "<model>") else "cpu-replaced"
 
@@ -70,8 +105,7 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     bits = ipa_bits(memory_of(domain), limit)
     if bits <= target.ipa_bits:
         return []
-    kind = "memory-too-large" if bits > limit and host_ipa_bits else "addresses-other"
-    return [Finding(kind, recorded=target.ipa_bits, local=bits)]
+    return [Finding("addresses-other", recorded=target.ipa_bits, local=bits)]
 
 
 def _most_vcpus(target: Target) -> int:

@@ -30,11 +30,14 @@ class Offer:
             target records are enough.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
+        boots: whether the guest boots there, and nothing that was recorded binds it; else it
+            arrives with its state.
     """
 
-    def __init__(self, host: str, architecture: str) -> None:
+    def __init__(self, host: str, architecture: str, boots: bool = False) -> None:
         self.host = host
         self.architecture = architecture
+        self.boots = boots
         self.machines: tuple[str, ...] = ()
         self.gic_versions: tuple[int, ...] = ()
         self.ipa_bits = 0
@@ -55,9 +58,14 @@ class Offer:
 
     def features_for(self, target: Target) -> tuple[str, ...]:
         """Of the vCPU that QEMU would make: with a PMU wherever there is one, unless the domain's
-        XML says no.
+        XML says no. Of a guest that boots, everything that the XML leaves to QEMU is as the host
+        has it.
         """
         features = target.features
+        if self.boots and target.unsaid:
+            left = tuple(feature for feature in target.unsaid if self.has(feature))
+            said = (feature for feature in features if feature not in target.unsaid)
+            return in_order((*said, *left))
         if PMU.is_in(features) or not PMU.is_in(target.unsaid) or not self.has(PMU.bit):
             return features
         return in_order((*features, *PMU.bits))

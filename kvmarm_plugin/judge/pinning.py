@@ -123,6 +123,21 @@ def place(
     return (), [Finding("cluster-open", recorded=cpuset or "none", local=local)]
 
 
+def kinds_to_ask(
+    target: Target, clusters: Sequence[Counted], cpus: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """The CPUs of each kind that a guest may run on, whose answers are their own: the kind that it
+    was recorded on first. One entry without CPUs where all are alike.
+
+    Args:
+        cpus: those that the guest belongs on, as `reconcile_pins` returns them.
+    """
+    if cpus or len(clusters) < 2:
+        return [cpus]
+    midr = target.seen.get("MIDR_EL1", target.registers.get("MIDR_EL1"))
+    return [kind.cpus for kind in sorted(clusters, key=lambda kind: kind.midr != midr)]
+
+
 def _cpuset(domain: Element) -> str:
     vcpu = domain.find("vcpu")
     return cpuset_of(vcpu) if vcpu is not None else ""

@@ -8,7 +8,7 @@ differ in the answers.
 
 from __future__ import annotations
 
-from ..model.features import FEATURES, PMU
+from ..model.features import AARCH32, FEATURES, PMU, SVE
 from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
@@ -19,15 +19,16 @@ from .offer import Offer
 _QEMU_KNOWS_NO_PMU = (7, 2)
 
 
-def judge(target: Target, offer: Offer, boots: bool = False) -> list[Finding]:
+def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
     none.
 
     Args:
-        boots: the guest boots there, and gets what it would do without if it arrived, too.
+        thorough: of a guest that boots, also name what it gets and would do without if it arrived.
     """
     if target.architecture != offer.architecture:
-        return [Finding("architecture", recorded=target.architecture, local=offer.architecture)]
+        kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
+        return [Finding(kind, recorded=target.architecture, local=offer.architecture)]
     findings = _judge_machine(target, offer)
     if offer.problem:
         return [*findings, offer.problem]
@@ -42,9 +43,37 @@ def judge(target: Target, offer: Offer, boots: bool = False) -> list[Finding]:
         from .registers import differences, harmless_differences
 
         findings += differences(target, offer)
-        if boots:
+        if thorough:
             findings += harmless_differences(target, offer, findings)
     return sorted(findings, key=_rank)
+
+
+def _both_run_it(target: Target, offer: Offer) -> bool:
+    """Whether it is a 32-bit guest of a 64-bit host, or the other way round, and could boot."""
+    if target.architecture == "arm64":
+        return offer.architecture == "arm" and AARCH32.is_in(target.features)
+    return offer.architecture == "arm64" and offer.has(AARCH32.bit)
+
+
+def which_counts(verdicts: list[list[Finding]], everywhere: bool) -> int:
+    """Which of the verdicts on the kinds of CPU that a guest may run on is the guest's.
+
+    Args:
+        verdicts: at least one; among equals the first counts.
+        everywhere: it has to run on all, as one that arrives and roams; else on one of them.
+    """
+    weights = [
+        (any(finding.stops_start for finding in verdict), sum(map(_blocks, verdict)))
+        for verdict in verdicts
+    ]
+    places = range(len(verdicts))
+    if everywhere:
+        return max(places, key=weights.__getitem__)
+    return min(places, key=lambda place: (weights[place], len(verdicts[place])))
+
+
+def _blocks(finding: Finding) -> bool:
+    return finding.severity != HARMLESS
 
 
 def _rank(finding: Finding) -> tuple[int, bool]:
@@ -109,7 +138,7 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
     """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
-    if not target.sve_lengths:
+    if not target.sve_lengths or (offer.boots and SVE.is_in(target.unsaid)):
         return []
     possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
     if possible == target.sve_lengths:

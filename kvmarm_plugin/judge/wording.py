@@ -25,9 +25,10 @@ _OF_THE_XML = {
     "argument-overrules": ("recorded", "now"),
     "cpu-replaced": ("recorded", "now"),
     "addresses-other": ("recorded", "now"),
-    "memory-too-large": ("recorded", "now"),
     "vcpus-too-many": ("possible are", "now"),
     "maxphysaddr-refused": ("recorded", "now"),
+    "host-model-asked": ("recorded", "now"),
+    "memory-too-large": ("in the XML", ""),
     "cluster-open": ("in the XML", ""),
     "pin-missing": ("in the XML", ""),
     "pin-elsewhere": ("in the XML", ""),
@@ -81,32 +82,43 @@ def as_data(finding: Finding) -> dict[str, Any]:
     return {**texts(finding), "stops_start": finding.stops_start}
 
 
-def line(finding: Finding) -> str:
-    """A finding as one line."""
+def line(finding: Finding, recorded: str = "recorded", local: str = "here") -> str:
+    """A finding as one line; the arguments are as for `difference`."""
     said = texts(finding)
     remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
-    return f"{_difference(said, 'recorded', 'here')}; {said['severity']}: {said['rule']}{remedy}"
+    return f"{difference(finding, recorded, local)}; {said['severity']}: {said['rule']}{remedy}"
 
 
-def difference(finding: Finding, recorded: str, local: str) -> str:
+def difference(finding: Finding, recorded: str, local: str, meaning: bool = True) -> str:
     """What differs, in a line.
 
     Args:
         recorded, local: whose the two values are, such as "recorded on alpha" and "on beta".
+        meaning: whether to say what it is that differs.
     """
+    said = texts(finding)
     ours, theirs = _OF_THE_XML.get(finding.kind, ("", ""))
-    return _difference(texts(finding), ours or recorded, theirs or local)
+    means = f" ({said['meaning']})" if meaning and said["meaning"] else ""
+    return (
+        f"{said['subject']}{means}: {ours or recorded} {said['recorded']},"
+        f" {theirs or local} {said['local']}"
+    )
 
 
-def _difference(said: dict[str, str], recorded: str, local: str) -> str:
-    meaning = f" ({said['meaning']})" if said["meaning"] else ""
-    return f"{said['subject']}{meaning}: {recorded} {said['recorded']}, {local} {said['local']}"
-
-
-def in_short(findings: list[Finding], limit: int = 4) -> list[str]:
-    """The first findings, a line each, and how many more there are."""
+def in_short(
+    findings: list[Finding], limit: int = 4, recorded: str = "recorded", local: str = "here"
+) -> list[str]:
+    """The first findings, a line each, and how many more there are; the texts are as for
+    `difference`.
+    """
     more = len(findings) - limit
-    return [*map(line, findings[:limit]), *([f"and {more} more"] if more > 0 else [])]
+    said = [line(finding, recorded, local) for finding in findings[:limit]]
+    return [*said, *([f"and {more} more"] if more > 0 else [])]
+
+
+def override_for(finding: Finding) -> str:
+    """The word of the kernel's command line that its remedy names; empty if it names none."""
+    return str(_words(finding).get("override", ""))
 
 
 def named_in(finding: Finding, *columns: str) -> tuple[object, ...]:

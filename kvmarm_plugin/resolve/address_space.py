@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from .wish import GIB, ResolveError
+from ..judge.finding import Finding
+from .wish import GIB, ResolveError, memory_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from ..domain.xml import Element
 
 
 # Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory
@@ -44,3 +45,19 @@ def guest_ipa_bits(memory: int, host_ipa_bits: int, host: str) -> int:
         if start + size <= limit:
             end = highest = start + size
     return max(32, (highest - 1).bit_length())  # KVM makes none smaller than 32
+
+
+def memory_too_large(domain: Element, host_ipa_bits: int) -> list[Finding]:
+    """Whether QEMU does not start a guest for its memory, which the XML says and no record.
+
+    Args:
+        host_ipa_bits: the host's limit.
+    """
+    try:
+        end = GIB + memory_of(domain)
+    except ResolveError:
+        return []  # not written as libvirt writes it, and for QEMU to say
+    if end <= 1 << host_ipa_bits:
+        return []
+    limit = (1 << host_ipa_bits) // GIB
+    return [Finding("memory-too-large", recorded=-(-end // GIB), local=limit)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
-from ..domain import record, rewrite
+from ..domain import record, record_text, rewrite
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
@@ -104,7 +104,7 @@ class Resolver:
             self._answers[wish] = (
                 target,
                 _emission(target, form),
-                record.format_facts(target, self._origin),
+                record_text.format_facts(target, self._origin),
             )
         target, emission, facts = self._answers[wish]
         for overruled in find_overruled(domain, target):

@@ -92,7 +92,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         gic=gic.attributes.get("version", "") if gic else "",
         pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
-        memory=_memory(domain),
+        memory=memory_of(domain),
     )
 
 
@@ -105,7 +105,7 @@ def _read_feature(feature: Element) -> tuple[str, bool | None]:
     }.get(policy, True)
 
 
-def _memory(domain: Element) -> int:
+def memory_of(domain: Element) -> int:
     """The memory that QEMU lays out; each slot for more takes up to 1 GiB of alignment
     (virt_set_memmap, hw/arm/virt.c).
     """

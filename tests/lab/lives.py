@@ -38,8 +38,16 @@ from .truth_table import (
 from .wheel import build_wheel
 
 HEADING = "## Lives\n"
+TO_AND_FRO = "moved there, home and there"
+REVERTED = "snapshot, reverted to there"
 HOST_MODEL = "<cpu mode='host-model'/>"
 RENEWED_SECONDS = 60.0
+
+# libvirt's daemon; a process that has ended is its parent's for a while, and has no command line.
+RESTART = (
+    "pid=$(cat /run/libvirtd.pid) && kill $pid && while grep -q . /proc/$pid/cmdline 2>/dev/null;"
+    " do sleep 0.1; done; /usr/sbin/libvirtd --daemon --listen"
+)
 
 SAVED = "/var/lib/libvirt/qemu/save/{}.save"
 DISK = "/var/lib/libvirt/images/{}.qcow2"
@@ -69,12 +77,20 @@ class LifeCase:
         home: where the guest is resolved, and where its last hop goes.
         abroad: the host that it comes to meanwhile; it gives more than home.
         machine: that both know.
+        not_lived: lives that cannot be lived there, for reasons that kvmarm does not judge; or
+            because a guest that has been abroad cannot come home.
     """
 
     name: str
     home: HostSpec
     abroad: HostSpec
     machine: str
+    not_lived: tuple[str, ...] = ()
+
+    @property
+    def lives(self) -> tuple[str, ...]:
+        """Those that can be lived."""
+        return tuple(life for life in LIVES if life not in self.not_lived)
 
 
 def _on(suite: str, cpu: str = "neoverse-n1", append: str = "") -> HostSpec:
@@ -83,9 +99,11 @@ def _on(suite: str, cpu: str = "neoverse-n1", append: str = "") -> HostSpec:
 
 CASES = (
     LifeCase("bti", _on("trixie", "max", "arm64.nobti"), _on("trixie", "max"), "virt-10.0"),
-    LifeCase("trixie-sid", _on("trixie"), _on("sid"), "virt-10.0"),
-    LifeCase("bookworm-trixie", _on("bookworm"), _on("trixie"), "virt-7.2"),
-    LifeCase("bookworm-sid", _on("bookworm"), _on("sid"), "virt-7.2"),
+    # QEMU 11.1 does not load what virtio-blk has in a snapshot of 10.0: "Failed to load element of
+    # type virtio for virtio".
+    LifeCase("trixie-sid", _on("trixie"), _on("sid"), "virt-10.0", (REVERTED,)),
+    LifeCase("bookworm-trixie", _on("bookworm"), _on("trixie"), "virt-7.2", (TO_AND_FRO,)),
+    LifeCase("bookworm-sid", _on("bookworm"), _on("sid"), "virt-7.2", (TO_AND_FRO,)),
     LifeCase("kernel-later", _on("sid-trixie"), _on("sid"), "virt-11.1"),
 )
 
@@ -130,11 +148,7 @@ def is_upgraded_while_saved(guest: Guest, abroad: Host) -> Guest:
     there = guest.on(abroad).define(definition)
     abroad.put(guest.host.get(SAVED.format(guest.name)), SAVED.format(guest.name))
     # libvirt looks for saved guests when it starts.
-    abroad.run(
-        "kill $(pidof libvirtd) && while pidof libvirtd; do sleep 0.1; done;"
-        " /usr/sbin/libvirtd --daemon --listen &&"
-        " until virsh --quiet version >/dev/null 2>&1; do sleep 0.2; done"
-    )
+    abroad.run(f"{RESTART} && until virsh --quiet version >/dev/null 2>&1; do sleep 0.2; done")
     abroad.run(f"virsh start {guest.name}")
     return there
 
@@ -157,11 +171,11 @@ def is_reverted_there(guest: Guest, abroad: Host) -> Guest:
 
 LIVES: dict[str, Callable[[Guest, Host], Guest]] = {
     "moved there": moves_there,
-    "moved there, home and there": moves_to_and_fro,
+    TO_AND_FRO: moves_to_and_fro,
     "moved there shut off, started there": starts_cold_there,
     "saved, restored there": is_restored_there,
     "managed save, started there": is_upgraded_while_saved,
-    "snapshot, reverted to there": is_reverted_there,
+    REVERTED: is_reverted_there,
 }
 COLD = ("moved there shut off, started there",)
 
@@ -173,9 +187,8 @@ class Lives:
         self.wheel = wheel
         self.rows: list[tuple[str, bool, Row]] = []  # life, with renewal, row of the last hop
 
-    def run(
-        self, case: LifeCase, lives: tuple[str, ...] = tuple(LIVES), renewal: bool = True
-    ) -> None:
+    def run(self, case: LifeCase, lives: tuple[str, ...] = (), renewal: bool = True) -> None:
+        """Live these lives, all that can be lived if none is named."""
         home = HostSpec(**{**case.home.__dict__, "name": "alpha"})
         abroad = HostSpec(**{**case.abroad.__dict__, "name": "beta"})
         with Pair(home, abroad) as hosts:
@@ -185,7 +198,7 @@ class Lives:
                 peer.put(host.get("/tmp/profile.json"), "/tmp/peer.json")
                 if renewal:
                     host.run("setsid kvmarm renew >/tmp/renew.log 2>&1 </dev/null &")
-            for number, life in enumerate(lives):
+            for number, life in enumerate(lives or case.lives):
                 row = self._live(case, hosts, life, f"life-{number}", renewal)
                 self.rows.append((life, renewal, row))
                 answers = f"{row.hook} / {row.check} / {row.really}"
@@ -213,8 +226,9 @@ class Lives:
         except LabTimeout:
             raise
         except LabError as error:
-            row.hook = row.check = row.really = row.really or "does not come so far"
+            row.hook, row.check, row.really = "not asked", "not asked", "does not come so far"
             row.words = str(error)
+            say(f"{case.name}: {life}: {error}")
         finally:
             for host in hosts:
                 guest.on(host).destroy()
@@ -285,7 +299,7 @@ def section(lives: Lives, seconds: float) -> str:
 def _runs(names: list[str]) -> Iterator[tuple[LifeCase, tuple[str, ...], bool]]:
     for case in CASES:
         if not names or case.name in names:
-            yield case, tuple(LIVES), True
+            yield case, case.lives, True
             if case.name in ("bti", "trixie-sid"):
                 yield case, ("moved there", *COLD), False
 

@@ -116,7 +116,7 @@ def test_a_definition_of_another_host(boards: Boards) -> None:
     assert "in the XML 2-3, on beta 0-1, of MIDR" in boards.beta.run("kvmarm check settler").stdout
     boards.beta.run("virsh start --paused settler")
     mark = boards.beta.run("cat /run/kvmarm/marks/$(virsh domuuid settler)").stdout
-    assert "pinning: recorded 2-3, here 0-1, of MIDR 0x410fd083" in mark
+    assert "pinning: in the XML 2-3, here 0-1, of MIDR 0x410fd083" in mark
     boards.beta.run("virsh destroy settler")
     boards.beta.run(f"kvmarm refresh --host {PROFILE} settler")
     boards.beta.run("virsh start --paused settler")

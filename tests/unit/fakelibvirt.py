@@ -32,6 +32,7 @@ REASONS = {
     "PAUSED_FROM_SNAPSHOT": 7,
     "PAUSED_STARTING_UP": 11,
     "SHUTOFF_SHUTDOWN": 1,
+    "SHUTOFF_SAVED": 5,
     "SHUTOFF_FAILED": 6,
 }
 _LIVE, _CONFIG, _SECURE, _INACTIVE = 1, 2, 1, 2
@@ -232,6 +233,7 @@ class FakeLibvirt:
     VIR_DOMAIN_XML_INACTIVE = _INACTIVE
     VIR_DOMAIN_RUNNING = VIR_DOMAIN_RUNNING
     VIR_DOMAIN_PAUSED = VIR_DOMAIN_PAUSED
+    VIR_DOMAIN_SHUTOFF = VIR_DOMAIN_SHUTOFF
 
     def __init__(self, *domains: FakeDomain) -> None:
         self.domains = list(domains)

@@ -33,6 +33,20 @@ INSTALLED = {
 }
 NOWHERE = {"ansible_host": "127.0.0.1", "ansible_port": "1", "ansible_ssh_args": "-F none"}
 
+# What Ansible asks of it, with the state of the one unit in /etc.
+_SYSTEMCTL = """
+    case "$*" in
+    show*kvmarm-renew.socket*)
+        echo LoadState=loaded
+        [ "$2" = --property=LoadState ] ||
+            echo "ActiveState=$(cat /etc/is-active || echo inactive)" ;;
+    "is-enabled kvmarm-renew.socket"*) [ -e /etc/is-enabled ] && echo enabled ;;
+    "enable kvmarm-renew.socket") touch /etc/is-enabled ;;
+    "start kvmarm-renew.socket") echo active >/etc/is-active ;;
+    *) exit 1 ;;
+    esac"""
+_NO_SYSTEMD = "echo 'System has not been booted with systemd as init system'; exit 1"
+
 
 class Fleet:
     """Hosts to make."""
@@ -41,8 +55,10 @@ class Fleet:
         self.directory = directory
         self.hosts: dict[str, dict[str, str]] = {}
 
-    def add(self, name: str, profile: str) -> None:
-        """A host with the profile of this file in tests/hosts."""
+    def add(self, name: str, profile: str, systemd: bool = False) -> None:
+        """A host with the profile of this file in tests/hosts, and perhaps with a systemd that has
+        kvmarm's units.
+        """
         root = self.directory / name
         for file in ("passwd", "group", "ld.so.cache"):
             (root / "etc").mkdir(parents=True, exist_ok=True)
@@ -57,6 +73,7 @@ class Fleet:
                 touch {hookfile.NAME} ;;
             esac"""
         _script(root / "bin/kvmarm", kvmarm)
+        _script(root / "bin/systemctl", _SYSTEMCTL if systemd else _NO_SYSTEMD)
         inside = f"mount --bind {root}/etc /etc && PATH={root}/bin:$PATH exec sh"
         _script(root / "shell", f'exec {" ".join(UNSHARE)} sh -c \'{inside} "$@"\' sh "$@"')
         self.hosts[name] = {
@@ -105,17 +122,20 @@ def test_in_check_mode_then_for_real_then_again(fleet: Fleet) -> None:
     """
     fleet.hosts["alpha"] = NOWHERE
     fleet.add("beta", "trixie-cortex-a57")
+    fleet.add("gamma", "trixie-cortex-a57", systemd=True)
     files = INSTALLED - {
         policy.DEFAULT_PATH
     }  # which is left alone as long as there are no settings
-    # What is installed, and the directory of policy and pool.
+    # What is installed, and the directory of policy and pool; with systemd the socket, too.
     for options, installed, changed in (["--check"], set(), 4), ([], files, 4), ([], files, 0):
-        run = fleet.run(*options, kvmarm_leave_out=["alpha"])
+        run = fleet.run(*options, kvmarm_leave_out=["alpha"], kvmarm_serial="100%")
         assert run.rc == 0, run.output
-        assert run.plan[0] == "kvmarm: 1 host, guests move freely between them"
+        assert run.plan[0] == "kvmarm: 2 hosts, guests move freely between them"
         assert run.plan[-1] == "alpha: left out, as kvmarm_leave_out says"
-        assert fleet.installed("beta") == installed
-        assert run.changed == {"alpha": 0, "beta": changed}
+        assert fleet.installed("beta") == fleet.installed("gamma") == installed
+        assert run.changed == {"alpha": 0, "beta": changed, "gamma": changed and changed + 1}
+        states = [fleet.directory / "gamma/etc" / name for name in ("is-enabled", "is-active")]
+        assert [path.exists() for path in states] == [bool(installed)] * 2
 
 
 def test_hosts_without_a_profile_are_named(fleet: Fleet) -> None:

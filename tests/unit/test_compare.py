@@ -285,10 +285,10 @@ def test_few_hosts_get_a_matrix_and_all_reasons() -> None:
     ]
     assert lines[start + 6] == "1 sid-neoverse-n1 -> 2 trixie-neoverse-n1: no"
     assert lines[start + 7].startswith(
-        "  PSCI_VERSION (PSCI version that the guest is offered): recorded 0x10003, here 0x10001;"
-        " refuses"
+        "  PSCI_VERSION (PSCI version that the guest is offered): on the source 0x10003, on the"
+        " destination 0x10001; refuses"
     )
-    assert lines[start + 8].startswith("  register list")
+    assert len(lines) == start + 8  # QEMU 10.0 loses VENDOR_HYP_BMAP_2, which is 0, in silence
 
 
 def test_pairs_with_the_same_reasons_are_told_together() -> None:

@@ -217,6 +217,23 @@ def test_bodies_and_heads_make_up_the_element(source: bytes) -> None:
             last = child.end
 
 
+@pytest.mark.parametrize(
+    "head", ["", "\ufeff", "<?xml version='1.0' encoding='latin-1'?>\n<!-- a -->"]
+)
+def test_the_domain_of_a_snapshot(head: str) -> None:
+    """It keeps its encoding, and what it declares; what only mentions a snapshot stays."""
+    encoding = "latin-1" if "latin-1" in head else "utf-8"
+    guest = "<domain type='kvm' xmlns:a='urn:a'><name>ä</name><metadata><a:b/></metadata></domain>"
+    whole = f"{head}<domainsnapshot><disks/>{guest}<domain/></domainsnapshot>\n".encode(encoding)
+    root = parse(domain.domain_of(whole))
+    assert root.text == guest.encode(encoding)
+    name = root.find("name")
+    assert name is not None
+    assert name.content == "ä"
+    for other in (guest + "<!-- <domainsnapshot> -->", "<domainsnapshot/>"):
+        assert domain.domain_of(other.encode()) == other.encode()
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 _DOMAIN = b"<domain type='kvm'><name>x</name></domain>"

@@ -189,7 +189,7 @@ assert b"<feature policy='require' name='el2'/>" in xml
 assert "has_el2" in target.features
 edited = parse(xml.replace(b"'require' name='el2'", b"'disable' name='el2'"))
 (edited,) = find_contradictions(edited, target)
-assert line(edited).startswith("<feature el2> (in the domain's XML): recorded on, here off")
+assert line(edited).startswith("<feature el2> (in the domain's XML): recorded on, now off")
 xml, without = resolved(nested, "el2: off")
 assert b"<feature policy='disable' name='el2'/>" in xml
 assert "has_el2" not in without.features

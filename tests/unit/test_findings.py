@@ -36,6 +36,7 @@ from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.table import fields_of
 from kvmarm_plugin.rehearse import rehearse
+from kvmarm_plugin.resolve.address_space import memory_too_large
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import GUEST, TESTS, host
@@ -135,12 +136,12 @@ def _edited() -> list[Finding]:
     return find_contradictions(domain, _target(machine="virt-9.0"))
 
 
-def _with_edit(old: bytes, new: bytes, ipa_bits: int = 0) -> list[Finding]:
+def _with_edit(old: bytes, new: bytes) -> list[Finding]:
     source = Resolver(host(_N1), Policy()).resolve(GUEST)
     assert old in source
     domain = parse(source.replace(old, new))
     recorded = record.read(record.find(domain) or pytest.fail("no record"))
-    return find_contradictions(domain, recorded.target, ipa_bits)
+    return find_contradictions(domain, recorded.target)
 
 
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:
@@ -160,6 +161,9 @@ _NO_PMU = {name: answer for name, answer in host(_N1).capabilities.items() if na
 # Each kind → what finds it.
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "architecture": lambda: check(_target(), host("hand-made-a15-3.10")),
+    "architecture-other": lambda: check(
+        _target(features=("psci_0_2", "el1_32bit")), host("hand-made-a15-3.10")
+    ),
     "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
     "no-qemu": lambda: check(_target(), _host(qemu=None)),
     "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),
@@ -169,6 +173,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machines-unknown": _missing_machines,
     "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
+    "memory-too-large": lambda: memory_too_large(
+        parse(GUEST.replace(b"'MiB'>512<", b"'TiB'>2<")), 40
+    ),
     "addresses-differ": lambda: _of_others([host(_MAX), _host(_MAX, name="small", ipa_bits=36)]),
     "features-left-to-qemu": lambda: check(
         _target(_MAX, policy=Policy(sve=False, prefer_named=False), unsaid=("sve",)), host(_MAX)
@@ -200,7 +207,15 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "register-refused-newer-kernel": lambda: check(
         _target(), _with_register("PSCI_VERSION", 0x10000)
     ),
-    "registers-unknown": lambda: check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1)),
+    "registers-unknown": lambda: check(_target(_N1, "virt-7.2"), host("bookworm-neoverse-n1")),
+    "registers-lost": lambda: check(
+        _target(
+            "sid-neoverse-n1",
+            "virt-10.0",
+            registers={**_target("sid-neoverse-n1").registers, "VENDOR_HYP_BMAP_2": 1},
+        ),
+        host(_N1),
+    ),
     "timer-frequency": lambda: check(
         _target(), _host(cluster={"seen": {"CNTFRQ_EL0": 25_000_000}})
     ),
@@ -220,7 +235,6 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "xml-edited": _edited,
     "cpu-replaced": lambda: _with_edit(b"mode='host-passthrough'", b"mode='maximum'"),
     "addresses-other": lambda: _with_edit(b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
-    "memory-too-large": lambda: _with_edit(b"<memory unit='MiB'>512", b"<memory unit='TiB'>4", 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
@@ -230,6 +244,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         b"<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>"
         b"<arg value='-machine'/><arg value='mte=on'/></commandline></domain>",
     ),
+    "host-model-asked": lambda: find_contradictions(parse(GUEST), _target()),
     "no-guest": lambda: _of_others([host(_N1), _host(name="other", gic_versions=())]),
 }  # fmt: skip
 

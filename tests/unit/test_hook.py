@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import install as hookfile
-from kvmarm_plugin.host import marks, qemu_version
+from kvmarm_plugin.host import libvirt_host_model, marks, qemu_version
 from kvmarm_plugin.host.marks import Ticket
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy, profile_json
@@ -462,7 +462,7 @@ def test_a_prepare_after_an_arrival_asks_nobody(
     status, err = door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
     assert (status, "should not run" in err) == (False, True)
     assert marks.take_ticket(_UUID, "guest") == Ticket(
-        "migrate", record.digest(_target(xml)), ("timer-frequency",)
+        "migrate", record_text.digest(_target(xml)), ("timer-frequency",)
     )
     door(xml, "trixie-cortex-a57", "migrate", CNTFRQ_EL0=25_000_000)
     monkeypatch.setattr(FakeKernel, "open", lambda *_: pytest.fail("nobody should ask"))
@@ -516,7 +516,7 @@ def test_an_offline_migration_and_a_cold_start(door: Door) -> None:
 
 def test_a_forged_ticket(door: Door, run_directory: Path) -> None:
     xml = _resolved(_TRIXIE)
-    for text in ("", "migrate", f"migrate {record.digest(_target(xml))} 1e99", "\xff" * 9999):
+    for text in ("", "migrate", f"migrate {record_text.digest(_target(xml))} 1e99", "\xff" * 9999):
         (run_directory / "arrival").mkdir(parents=True, exist_ok=True)
         (run_directory / "arrival" / _UUID).write_text(text)
         assert "CNTFRQ_EL0" in door(xml, _TRIXIE, CNTFRQ_EL0=1)[1]
@@ -573,6 +573,18 @@ def test_an_arrival_takes_an_old_mark_away(door: Door) -> None:
     assert marks.mark_of(_UUID), "it has not come yet"
     door(xml, _TRIXIE)
     assert marks.mark_of(_UUID) is None
+
+
+def test_a_restored_guest_keeps_the_mark_that_it_was_saved_with(door: Door) -> None:
+    """Its record was not true then, and the one in the saved file is the same."""
+    xml = _resolved(_TRIXIE)
+    door(xml, _TRIXIE, CNTFRQ_EL0=1)
+    assert marks.mark_of(_UUID)
+    assert door(xml, _TRIXIE, "restore") == (False, "")
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) == marks.FROM_STATE
+    assert door(xml, _TRIXIE) == (False, "")
+    assert marks.mark_of(_UUID) is None, "a cold start"
 
 
 # -- cold starts ---------------------------------------------------------------------------------
@@ -661,7 +673,7 @@ def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
     xml = _resolved("trixie-max")
     edited = re.sub(rb"<cpu .*</cpu>", b"<cpu mode='host-passthrough'/>", xml, flags=re.DOTALL)
     status, err = door(edited, "trixie-cortex-a57")
-    assert (status, "<feature sve>: recorded on, here none" in err) == (False, True)
+    assert (status, "<feature sve>: recorded on, now none" in err) == (False, True)
     assert marks.mark_of(_UUID)
     assert door(edited, "trixie-cortex-a57", "migrate")[0]
 
@@ -675,11 +687,10 @@ _FOR_QEMU = (
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("arch='aarch64' machine='virt-", "arch='armv7l' machine='virt-", "architecture: recorded"),
-        ("<domain type='kvm'>", "<domain type='qemu'>", "domain type: recorded kvm, here qemu"),
-        ("unit='MiB'>512", "unit='TiB'>4", "IPA size: recorded 40, here 43"),
-        ("<cpu .*</cpu>", "", "<cpu mode>: recorded host-passthrough, here none"),
-        ("</domain>", _FOR_QEMU, "-cpu host,pmu=off,sve=off,pauth=off: recorded pmu on, here pmu"),
+        ("<domain type='kvm'>", "<domain type='qemu'>", "domain type: recorded kvm, now qemu"),
+        ("unit='MiB'>512", "unit='TiB'>4", "IPA size: recorded 40, now 43"),
+        ("<cpu .*</cpu>", "", "<cpu mode>: recorded host-passthrough, now none"),
+        ("</domain>", _FOR_QEMU, "-cpu host,pmu=off,sve=off,pauth=off: recorded pmu on, now pmu"),
     ],
 )
 def test_what_was_edited_since_starts_and_does_not_arrive(
@@ -698,6 +709,35 @@ def test_more_vcpus_than_the_gic_has_room_for(door: Door) -> None:
     for operation in ("prepare", "migrate"):
         status, err = door(edited, _TRIXIE, operation)
         assert (status, "give the guest 512 vCPUs or fewer" in err) == (True, True)
+
+
+def test_a_32_bit_guest_starts_on_hosts_of_both_architectures(door: Door) -> None:
+    """Nothing is known of what it then has; a 64-bit guest has no such choice."""
+    wide, narrow = "trixie-cortex-a57", "hand-made-a15-3.10"
+    domain = _DOMAIN.replace("aarch64", "armv7l").encode()
+    for made, here in ((wide, narrow), (narrow, wide)):
+        xml = Resolver(_profile(made), Policy()).resolve(domain)
+        status, err = door(xml, here)
+        assert (status, "architecture: recorded arm" in err) == (False, True)
+        assert marks.mark_of(_UUID)
+        assert door(xml, here, "migrate")[0]
+    assert door(_resolved(wide), narrow)[0]
+    assert door(Resolver(_profile(narrow), Policy()).resolve(domain), _TRIXIE)[0]
+
+
+def test_a_recorded_domain_that_asks_for_host_model_again(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt would refuse it with words that help nobody, unless it knows host-model itself."""
+    xml = _resolved(_TRIXIE).replace(b"mode='host-passthrough'", b"mode='host-model'")
+    status, err = door(xml, _TRIXIE)
+    assert status
+    assert "guest cannot start on this host: <cpu mode> (in the domain's XML): recorded" in err
+    assert "now host-model; refuses: libvirt does not start a guest on ARM that asks" in err
+    assert "remedy: kvmarm refresh " in err
+    monkeypatch.setattr(libvirt_host_model, "is_noted", lambda: True)
+    status, err = door(xml, _TRIXIE)
+    assert (status, "<cpu mode>: recorded host-passthrough, now host-model" in err) == (False, True)
 
 
 @pytest.mark.parametrize("stored", [None, "same", "other", "plain", "broken"])

@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
+from kvmarm_plugin.commands import hook as command
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.host import marks
+from kvmarm_plugin.model import policy
 
 from ..corpus import GUEST
 from .users import give, needs_root
@@ -461,3 +466,69 @@ def test_names_are_shown_as_text(directory: Path, package: Path) -> None:
         hookfile.install(directory)
     assert "\\x1b[2Jx\\nkvmarm: all is well" in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+# -- who renews records --------------------------------------------------------------------------
+
+_ENABLE = "systemctl enable --now kvmarm-renew.socket\n"
+
+
+@pytest.fixture
+def installing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
+    """What `kvmarm hook install` says, where systemd runs but has no units of kvmarm's."""
+    (place / "systemd").mkdir()
+    monkeypatch.setattr(command, "_SYSTEMD", str(place / "systemd"))
+    monkeypatch.setattr(command, "_UNITS", (str(place / "etc"), str(place / "lib")))
+    monkeypatch.setattr(command, "_note_host_model", lambda: None)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(place / "policy.yaml"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(hookfile, "install", lambda: ["installed"])
+
+    def call() -> str:
+        assert command.run(SimpleNamespace(action="install")) == 0  # type: ignore[arg-type]
+        out = capsys.readouterr().out
+        assert out.startswith("installed\n")
+        return out[len("installed\n") :]
+
+    return call
+
+
+def test_how_to_have_records_renewed(installing: Callable[[], str], place: Path) -> None:
+    (place / "lib").mkdir()
+    (place / "lib/kvmarm-renew.socket").write_text("")
+    assert installing() == f"nobody renews records here; have it done with: {_ENABLE}"
+
+
+def test_units_that_systemd_would_not_find(
+    installing: Callable[[], str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an installation into a virtualenv, and from the source tree."""
+    sources, said = str(_PACKAGE.parent / "systemd"), installing()
+    assert said.startswith(f"nobody renews records here; copy the units in {sources} to ")
+    assert said.endswith(_ENABLE)
+    assert said.count("\n") == 1
+    monkeypatch.setattr(command, "_ELSEWHERE", (str(place),))
+    assert " copy the units in systemd/ of kvmarm's sources to " in installing()
+
+
+def test_nothing_is_said_where_records_are_renewed(
+    installing: Callable[[], str], run_directory: Path, place: Path
+) -> None:
+    """Or where they are not to be, or by nobody that systemd could start."""
+    run_directory.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+        bell.bind(str(run_directory / marks.SOCKET))
+        assert installing() == ""
+    assert installing().endswith(_ENABLE), "what listened is gone, and has left its socket"
+    for choice in ("warn", "refuse"):
+        (place / "policy.yaml").write_text(f"on-drift: {choice}\n")
+        assert installing() == ""
+    (place / "policy.yaml").unlink()
+    (place / "etc").mkdir()
+    (place / "etc/kvmarm-renew.socket").symlink_to("/dev/null")
+    assert installing() == "", "it is masked"
+    (place / "etc/kvmarm-renew.socket").unlink()
+    (place / "systemd").rmdir()
+    assert installing() == ""

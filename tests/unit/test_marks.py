@@ -34,8 +34,8 @@ def _modes(path: Path) -> int:
 def test_a_mark_stays_until_it_is_taken_away(run: Path) -> None:
     assert marks.marked() == ([], [])
     assert marks.mark_of(UUID) is None
-    marks.mark(UUID, "started\ncold")
     marks.mark(UUID, "another reason")
+    marks.mark(UUID, "started\ncold")
     assert marks.mark_of(UUID) == "started cold"
     assert marks.mark_of(UUID.upper(), "guest") == "started cold"
     assert marks.marked() == ([UUID], [])
@@ -50,14 +50,32 @@ def test_a_mark_stays_until_it_is_taken_away(run: Path) -> None:
 
 
 def test_a_guest_whose_uuid_could_not_be_read(run: Path) -> None:
-    marks.mark_by_name("guest", "no\nUUID")
     marks.mark_by_name("guest", "again")
+    marks.mark_by_name("guest", "no\nUUID")
     assert marks.marked() == ([], ["guest"])
     assert (run / "marks/name-guest").read_text() == "no UUID\n"
     for name in ("../../etc/x", "a\0b", "x" * 300):
         with pytest.raises(OSError, match=r"File name too long|called so"):
             marks.mark_by_name(name, "why")
     assert marks.marked() == ([], ["guest"])
+
+
+def test_a_mark_that_was_left_again_is_another_one() -> None:
+    stamps = [marks.stamp(UUID, "guest")]
+    for _ in range(2):
+        marks.mark(UUID, "why")
+        stamps.append(marks.stamp(UUID, "guest"))
+        marks.mark_by_name("guest", "why")
+        stamps.append(marks.stamp(UUID, "guest"))
+    assert len({*stamps}) == len(stamps)
+    assert marks.stamp(UUID, "guest") == stamps[-1]
+
+
+def test_a_draft_that_was_left_behind_is_in_nobody_s_way(run: Path) -> None:
+    marks.mark(UUID, "why")
+    (run / f"marks/.{os.getpid()}").write_text("half of anoth")
+    marks.mark(UUID, "now")
+    assert marks.mark_of(UUID) == "now"
 
 
 def test_a_mark_by_name(run: Path) -> None:
@@ -97,10 +115,13 @@ def test_a_ticket_is_believed_once(run: Path) -> None:
 
 
 def test_an_old_ticket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks.leave_ticket(UUID, "guest", TICKET)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    monkeypatch.setattr(marks, "_now", lambda: now + marks.TICKET_SECONDS + 1)
-    assert marks.take_ticket(UUID, "guest") is None
+    for operation, seconds in (("migrate", 600), ("restore", 60)):
+        for later, believed in ((seconds - 1, True), (seconds + 1, False)):
+            monkeypatch.setattr(marks, "_now", lambda: now)
+            marks.leave_ticket(UUID, "guest", TICKET.replace(operation=operation))
+            monkeypatch.setattr(marks, "_now", lambda later=later: now + later)
+            assert (marks.take_ticket(UUID, "guest") is not None) is believed
     marks.leave_ticket(UUID, "guest", TICKET)  # left in what will be the future
     monkeypatch.setattr(marks, "_now", lambda: now)
     assert marks.take_ticket(UUID, "guest") is None

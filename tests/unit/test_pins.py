@@ -526,12 +526,12 @@ def test_pins_that_nobody_can_move(movable: bool) -> None:
     findings = reconcile_pins(elsewhere, _ALPHA, movable)[2]
     assert len(findings) == 1
     assert findings[0].startswith(
-        "pinning (the CPUs of <emulatorpin>): recorded 0, here 4-5, of MIDR 0x410fd083; refuses: "
+        "pinning (the CPUs of <emulatorpin>): in the XML 0, here 4-5, of MIDR 0x410fd083; refuses: "
     )
     assert findings[0].endswith("remedy: kvmarm refresh DOMAIN")
     away = pinned().replace(b"<vcpu placement='static' cpuset='4-5'>", b"<vcpu>")
     assert reconcile_pins(away, _ALPHA, movable)[2][0].startswith(
-        "pinning (the CPUs of <vcpu cpuset>): recorded none, here 4-5"
+        "pinning (the CPUs of <vcpu cpuset>): in the XML none, here 4-5"
     )
 
 
@@ -775,7 +775,7 @@ def _unpinned(inside: str = "<vcpu>2</vcpu>", roams: bool = False) -> bytes:
 
 
 _OPEN = (
-    "pinning (the CPUs of <vcpu cpuset>): recorded {}, here 0-3 of MIDR 0x410fd034, 4-5 of MIDR"
+    "pinning (the CPUs of <vcpu cpuset>): in the XML {}, here 0-3 of MIDR 0x410fd034, 4-5 of MIDR"
     " 0x410fd083; refuses: its threads would run on CPUs of several kinds"
 )
 
@@ -952,7 +952,7 @@ def test_a_cold_start_on_the_wrong_cpus_is_marked(board: Board) -> None:
     board.start(_renumbered(RK3399))
     refused, out, err = board(_GUEST, "prepare")
     assert (refused, out) == (False, "")
-    assert "pinning: recorded 4-5, here 0-1, of MIDR 0x410fd082" in err
+    assert "pinning: in the XML 4-5, here 0-1, of MIDR 0x410fd082" in err
     assert marks.mark_of(_UUID)
     again = Resolver(board.profile, Policy()).resolve(rewrite.restore(_GUEST, parse(_GUEST)))
     assert board(again, "prepare") == (False, "", "")
@@ -982,7 +982,9 @@ def test_a_board_without_the_cluster(board: Board, operation: str) -> None:
 def test_a_guest_of_a_host_of_one_kind_arrives(board: Board, operation: str) -> None:
     refused, out, err = board(_unpinned(), operation)
     assert (refused, out) == (True, "")
-    assert "pinning (the CPUs of <vcpu cpuset>): recorded none, here 0-3 of MIDR 0x410fd034" in err
+    assert (
+        "pinning (the CPUs of <vcpu cpuset>): in the XML none, here 0-3 of MIDR 0x410fd034" in err
+    )
     board.scheduler.moves.clear()
     assert board(_unpinned("<vcpu cpuset='4-5'>2</vcpu>"), operation) == (False, "", "")
     assert board.scheduler.moves[0] == {4, 5}
@@ -1026,6 +1028,30 @@ def test_a_policy_that_only_warns_lets_the_pins_be_moved(
     refused, out, err = board(_GUEST, "migrate")
     assert (refused, "CNTFRQ_EL0" in err) == (False, True)
     assert "<emulatorpin cpuset='0-1'/>" in out
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+@pytest.mark.parametrize("kind", ["cluster-open", "pin-missing", "cluster-missing"])
+def test_a_guest_that_is_let_in_on_cpus_of_any_kind_is_marked(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, operation: str, kind: str
+) -> None:
+    """What it has is known as little to the hook as to who renews records."""
+    (tmp_path / "policy.yaml").write_text("on-migrate: warn\non-restore: warn\n")
+    monkeypatch.setattr(policy_module.for_hook, "__defaults__", (str(tmp_path / "policy.yaml"),))
+    xml = _GUEST
+    if kind == "cluster-open":
+        board.scheduler.initial = board.scheduler.allowed = set(numbers(A72.cpus))
+        xml = _unpinned()
+    elif kind == "pin-missing":
+        xml = re.sub(rb"<vcpu [^>]*>", b"<vcpu>", xml)
+    else:
+        monkeypatch.setattr(find_clusters, "__defaults__", (tmp_path / "nothing",))
+        monkeypatch.setattr(board.kernel, "current_cpu", lambda: 4)
+    assert board(xml, operation)[:2] == (False, "")
+    assert board(xml, "prepare") == (False, "", "")
+    mark = marks.mark_of(_UUID) or ""
+    assert mark.startswith("it arrived with a record that may not be true here: ")
+    assert kind in mark
 
 
 def test_cpus_that_this_process_may_not_use(board: Board) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from kvmarm_plugin.basics import cpulist
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Origin, Record, RecordError
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS
@@ -211,7 +211,7 @@ _indents = st.sampled_from([b"", b"\n", b"\n    ", b"\n\t"])
 
 
 def formatted(value: Record, indent: bytes = b"\n    ") -> bytes:
-    return record.format_whole(value, indent)
+    return record_text.format_whole(value, indent)
 
 
 def in_domain(*elements: bytes) -> bytes:
@@ -264,7 +264,7 @@ def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(
     again = record.read(found(in_domain(text)))
     assert again == value
     assert formatted(again, indent) == text
-    assert record.digest(again.target) == record.digest(value.target)
+    assert record_text.digest(again.target) == record_text.digest(value.target)
     assert is_valid(in_domain(text)), schema().error_log
 
 
@@ -272,12 +272,12 @@ def test_the_digest_is_sha_256_of_the_facts_whatever_python_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     value = record.read(found(_SOURCES[0]))
-    facts = record.format_facts(value.target, value.origin)[:-1]
+    facts = record_text.format_facts(value.target, value.origin)[:-1]
     expected = hashlib.sha256(b" ".join(facts)).hexdigest()
-    assert record.digest(value.target) == expected
+    assert record_text.digest(value.target) == expected
     for module in ("_sha2", "_sha256"):
         monkeypatch.setitem(sys.modules, module, None)
-        assert record.digest(value.target) == expected
+        assert record_text.digest(value.target) == expected
 
 
 def test_pins_too_large_to_be_read_are_not_written() -> None:
@@ -320,10 +320,10 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
     }
     assert others.keys() == set(Target.__annotations__)
     origin = Origin("host", "sha256:" + "0" * 64, "kvmarm")
-    texts = {b"".join(record.format_facts(target, origin))}
+    texts = {b"".join(record_text.format_facts(target, origin))}
     for name, changes in others.items():
         changed = target.replace(**changes)
-        texts.add(b"".join(record.format_facts(changed, origin)))
+        texts.add(b"".join(record_text.format_facts(changed, origin)))
         again = found(in_domain(formatted(Record(changed, Intent((), (_CPUS[0],)), origin))))
         assert getattr(record.read(again).target, name) == changes[name]
     assert len(texts) == 1 + len(others)
@@ -967,7 +967,7 @@ def test_an_intent_as_large_as_it_may_be_is_read_however_it_is_escaped() -> None
     cpu = f"<cpu mode='host-model'><numa>{cells}</numa></cpu>".encode()
     value = record.read(found(_SOURCES[0])).replace(intent=Intent((), (cpu,)))
     assert record.read(found(in_domain(formatted(value)))) == value
-    comment = "<!--" + "ą" * ((record._LARGEST_TEXT - 200) // 6) + "-->"
+    comment = "<!--" + "ą" * ((record_text._LARGEST_TEXT - 200) // 6) + "-->"
     value = value.replace(intent=Intent((), (f"<cpu mode='host-model'>{comment}</cpu>".encode(),)))
     longest = formatted(value).replace(b"&#261;", b"&#x105;")
     assert record.read(found(in_domain(longest))) == value
@@ -1066,7 +1066,7 @@ def test_an_intent_in_any_encoding_comes_back_or_is_refused(encoding: str) -> No
             one_line(error)
             continue
         value = record.read(found(once))
-        assert record.standalone(value)
+        assert record_text.standalone(value)
         if "escape" not in encoding:  # no encoding of XML, and Python's has two ways to write one
             assert rewrite.restore(once, parse(once)) == source
             again = rewrite.replace_record(once, parse(once), value)
@@ -1299,7 +1299,7 @@ def test_a_record_that_could_not_be_read_is_not_written(field: str, hostile: str
         Pinning: target.pinning.replace(cpus=hostile),
     }[type(value)]
     with pytest.raises(RecordError) as caught:
-        record.format_facts(
+        record_text.format_facts(
             target.replace(**{field: changed}), Origin("host", "sha256:" + "0" * 64, "kvmarm")
         )
     assert len(one_line(caught.value)) < 300
@@ -1310,7 +1310,7 @@ def test_a_record_that_could_not_be_read_is_not_written(field: str, hostile: str
 def test_an_origin_that_could_not_be_read_is_not_written(field: str, hostile: str) -> None:
     target = record.read(found(_swapped(b"psci='1.1'", b"psci='1.1'"))).target
     with pytest.raises(RecordError):
-        record.format_facts(
+        record_text.format_facts(
             target, Origin("host", "sha256:" + "0" * 64, "kvmarm").replace(**{field: hostile})
         )
 

@@ -242,6 +242,38 @@ def test_a_guest_that_is_not_there_and_one_without_a_record(
     assert guest.calls
 
 
+@pytest.mark.parametrize("name", ["it's", "-rf", "a b", "$(reboot)", "\N{SNOWMAN}"])
+def test_what_to_paste_for_an_odd_name(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, name: str
+) -> None:
+    guest = _guest(libvirt, GUEST.decode(), name=name)
+    assert f" --security-info {guest.uuid} | kvmarm" in run("--", name).out
+
+
+def test_the_mark_of_a_saved_guest_stays(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
+    for guest in (_guest(libvirt), _guest(libvirt, state="SHUTOFF_SAVED", name="filed")):
+        guest.saved = _XML if guest.title == "guest" else None
+        marks.mark(guest.uuid, "it has started as something else")
+        assert run(guest.title).status == 0
+        assert marks.mark_of(guest.uuid)
+    restored = _guest(libvirt, state="RUNNING_RESTORED", name="restored")
+    marks.mark(restored.uuid, marks.FROM_STATE)
+    status, out, _ = run("restored")
+    assert (status, _record(restored.live).target) == (3, _RECORDED)
+    assert (
+        "as it runs: not known: it goes on from a state whose record may not have been true" in out
+    )
+    assert marks.mark_of(restored.uuid)
+
+
+def test_a_mark_of_a_start_meanwhile_stays(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
+    guest = _guest(libvirt)
+    marks.mark(guest.uuid, "it has started as something else")
+    guest.on_read = lambda: marks.mark(guest.uuid, "again")
+    assert run("guest").status == 0
+    assert marks.mark_of(guest.uuid) == "again"
+
+
 def test_a_managed_save_stays(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     guest = _guest(libvirt)
     guest.saved = _XML

@@ -49,6 +49,9 @@ renew._IDLE = float(sys.argv.pop(1))
 if "PASSED" in os.environ:  # as systemd does it
     os.dup2(int(os.environ["PASSED"]), 3)
     os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+if "FDS" in os.environ:
+    os.closerange(3, 10)
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=os.environ["FDS"])
 renew.Renewer = Renewer
 sys.exit(cli.main(["renew"]))
 """
@@ -188,6 +191,27 @@ def test_a_socket_of_another_kind(start: Callable[..., subprocess.Popen[str]]) -
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.startswith("kvmarm: the socket of LISTEN_FDS takes no datagrams")
+
+
+@pytest.mark.parametrize("passed", ["0", "2", "x", "1"])
+def test_a_socket_that_is_not_there(
+    start: Callable[..., subprocess.Popen[str]], passed: str
+) -> None:
+    process = start(FDS=passed)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.count("\n")) == (1, 1)
+    assert err.startswith("kvmarm: LISTEN_FDS is not of one socket")
+
+
+def test_a_socket_that_somebody_removes(
+    start: Callable[..., subprocess.Popen[str]], directory: Path
+) -> None:
+    process = start()
+    assert _line(process) == "worked"
+    (directory / marks.SOCKET).unlink()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[1] == ""
+    assert process.returncode == 130
 
 
 def test_a_directory_that_cannot_be_written(

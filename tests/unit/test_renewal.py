@@ -10,6 +10,7 @@ import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,29 @@ def test_a_snapshot_says_what_it_holds(
         assert marks.marked() == ([], [])
 
 
+@pytest.mark.parametrize("option", ["-incoming", "-loadvm", "-daemonize"])
+@pytest.mark.parametrize("state", ["RUNNING_BOOTED", "RUNNING_UNPAUSED", "PAUSED_USER"])
+def test_qemu_was_started_to_load_state(
+    here: _Host, state: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt calls a guest booted that it has rebooted since (virsh reboot), and has forgotten how
+    one began that was paused. KVM's registers are what was loaded.
+    """
+    monkeypatch.setattr(libvirtd, "RUNNING", str(tmp_path))
+    monkeypatch.setattr(libvirtd, "PROC", str(tmp_path / "proc"))
+    (tmp_path / "guest.pid").write_text("4711\n")
+    (tmp_path / "proc/4711").mkdir(parents=True)
+    line = ["/usr/bin/qemu-system-aarch64", "-name", "guest=guest", option, "defer", ""]
+    (tmp_path / "proc/4711/cmdline").write_text("\0".join(line))
+    guest = here.guest(state)
+    assert here.renewer.work() is False
+    if option == "-daemonize" and state != "RUNNING_BOOTED":
+        assert (guest.live, marks.marked()) == (_XML, ([_UUID], []))
+    else:
+        arrived = option != "-daemonize"
+        assert _record(guest.live).target == here.renewed(_RECORDED, arrived)
+
+
 _UNTOLD = [
     "RUNNING_FROM_SNAPSHOT",
     "RUNNING_UNPAUSED",
@@ -234,6 +258,53 @@ def test_a_guest_that_has_not_started(here: _Host) -> None:
     assert here.passes(1) is False
     assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
     assert guest.calls == [("config", record.NAMESPACE)]
+    assert marks.marked() == ([], [])
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_a_guest_that_was_saved_keeps_its_mark(here: _Host, managed: bool) -> None:
+    """What was saved has the record that the mark is about."""
+    guest = here.guest("SHUTOFF_SHUTDOWN" if managed else "SHUTOFF_SAVED")
+    guest.saved = _XML if managed else None
+    assert here.passes(0)
+    assert here.passes(SETTLING) is False
+    assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([_UUID], [])
+
+
+def test_a_guest_that_was_saved_with_a_mark_stays_unknown(here: _Host) -> None:
+    guest = here.guest("RUNNING_RESTORED")
+    marks.mark(_UUID, marks.FROM_STATE)
+    assert here.renewer.work() is False
+    assert guest.live == _XML
+    assert marks.marked() == ([_UUID], [])
+    guest.state = "RUNNING_BOOTED"
+    here.renewer.again()
+    assert here.renewer.work() is False
+    assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([], [])
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_new_mark_is_not_taken_away_with_the_old_one(
+    here: _Host, monkeypatch: pytest.MonkeyPatch, by_name: bool
+) -> None:
+    """Somebody starts the guest again as its renewal ends."""
+    here.guest("RUNNING_BOOTED")
+    renew_live, starts = renewal.renew_live, [lambda: marks.mark(_UUID, "new")]
+    if by_name:
+        starts = [lambda: marks.mark_by_name("guest", "new")]
+
+    def and_start(*arguments: Any) -> object:
+        renewed = renew_live(*arguments)
+        while starts:
+            starts.pop()()
+        return renewed
+
+    monkeypatch.setattr(renewal, "renew_live", and_start)
+    assert here.renewer.work()
+    assert marks.mark_of(_UUID, "guest")
+    assert here.passes(1) is False
     assert marks.marked() == ([], [])
 
 
@@ -333,6 +404,22 @@ def test_a_guest_that_was_started_again_meanwhile(here: _Host) -> None:
     assert here.passes(1) is False
     assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
     assert marks.marked() == ([], [])
+
+
+def test_a_guest_that_was_reverted_meanwhile_has_lost_its_record(here: _Host) -> None:
+    """libvirt writes once the revert has ended, in place of the snapshot's."""
+    guest = here.guest("RUNNING_BOOTED")
+
+    def revert() -> None:
+        if len(guest.calls) == 2:
+            guest.run += 1
+            guest.state = "RUNNING_RESTORED"
+
+    guest.on_write = revert
+    assert here.renewer.work()
+    assert here.passes(1) is False
+    assert marks.mark_of(_UUID) == marks.FROM_STATE
+    assert len(guest.calls) == 2
 
 
 def test_a_record_of_version_1_becomes_one_of_version_2(here: _Host) -> None:

@@ -12,6 +12,7 @@ import pytest
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target, check_target
@@ -94,3 +95,61 @@ def test_a_feature_that_was_left_to_qemu_comes_where_the_host_has_it() -> None:
 def test_a_vcpu_that_is_not_made_here_is_nothing_to_renew() -> None:
     with pytest.raises(KvmarmError, match="does not make the recorded vCPU"):
         _on(_OLDER, _target("trixie-max"), arrived=False)
+
+
+@pytest.mark.parametrize("feature", ["ptrauth_address ptrauth_generic", "pmu_v3", "sve"])
+def test_a_feature_that_was_left_to_qemu_stays_away_where_the_host_has_none(feature: str) -> None:
+    """The vCPU with it cannot be made, and nobody asks for that one."""
+    guest = _target("trixie-max", Policy(sve=None if feature == "sve" else False))
+    if feature != "ptrauth_address ptrauth_generic":
+        guest = guest.replace(
+            features=tuple(bit for bit in guest.features if not bit.startswith("ptrauth"))
+        )
+    guest = guest.replace(unsaid=tuple(feature.split()))
+    there = host("trixie-cortex-a57")
+    without = there.replace(
+        capabilities={
+            name: value for name, value in there.capabilities.items() if "PMU" not in name
+        }
+    )
+    there = without if feature == "pmu_v3" else there
+    kernel = FakeKernel.from_profile(there)
+    uname = SimpleNamespace(machine="aarch64", nodename="there", release=there.kernel)
+    with patch.object(os, "uname", lambda: uname), System(kernel) as system:
+        findings = rehearse(guest, system, boots=True)
+        assert [finding.kind for finding in findings if finding.stops_start] == []
+        started = renewed(guest, system, arrived=False)
+        assert not {*feature.split()} & {*started.features}
+        check_target(started)
+        assert rehearse(started, system) == []
+    profile_findings = check(guest, there, boots=True)
+    assert [finding.kind for finding in profile_findings if finding.stops_start] == []
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_target_of_another_architecture_is_nothing_to_renew(arrived: bool) -> None:
+    uname = SimpleNamespace(machine="armv7l", nodename="there", release="6.12.0")
+    kernel = FakeKernel.from_profile(host(_OLDER))
+    with (
+        patch.object(os, "uname", lambda: uname),
+        System(kernel) as system,
+        pytest.raises(KvmarmError, match="does not make the recorded vCPU"),
+    ):
+        renewed(_target(_OLDER), system, arrived)
+
+
+def test_addresses_that_the_host_has_not_are_left_out() -> None:
+    """QEMU then does without its high regions (virt_set_high_memmap), and starts."""
+    there = host(_OLDER)
+    there = there.replace(capabilities={**there.capabilities, "ARM_VM_IPA_SIZE": 36}, ipa_bits=36)
+    uname = SimpleNamespace(machine="aarch64", nodename="there", release=there.kernel)
+    guest = _target(_OLDER)
+    with (
+        patch.object(os, "uname", lambda: uname),
+        System(FakeKernel.from_profile(there)) as system,
+    ):
+        (finding,) = rehearse(guest, system, boots=True)
+        assert (finding.kind, finding.stops_start) == ("addresses-too-few", False)
+        started = renewed(guest, system, arrived=False)
+        assert started == guest.replace(ipa_bits=36)
+        assert rehearse(started, system, boots=True) == []

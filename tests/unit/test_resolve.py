@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarm_plugin.commands import show_view as show
-from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain import record, record_text
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
@@ -666,7 +666,7 @@ def test_the_short_form_leaves_the_registers_out() -> None:
 def test_records_are_written_with_every_field() -> None:
     """What `test_record` reads back stands in the element in words."""
     found = _shown()
-    text = b"\n".join(record.format_facts(found.target, found.origin)).decode()
+    text = b"\n".join(record_text.format_facts(found.target, found.origin)).decode()
     target = found.target
     for piece in (
         (

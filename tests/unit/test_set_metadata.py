@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.model.policy import Policy
@@ -129,7 +129,7 @@ def _check_law(driver: Any, source: bytes, once: bytes, runs: bool) -> None:
     with Guest(driver, once, runs) as guest:
         was = guest.xml()
         places = (False, True) if runs else (False,)
-        guest.set(record.NAMESPACE, record.standalone(new))
+        guest.set(record.NAMESPACE, record_text.standalone(new))
         interrupted = [guest.xml(live) for live in places]
         if record.NAMESPACE_1.encode() in was:
             guest.set(record.NAMESPACE_1, None)
@@ -137,7 +137,7 @@ def _check_law(driver: Any, source: bytes, once: bytes, runs: bool) -> None:
         finished = [guest.xml(live) for live in places]
     for xml in (*interrupted, *finished):
         assert _read(xml) == new
-        assert record.digest(_read(xml).target) == record.digest(new.target)
+        assert record_text.digest(_read(xml).target) == record_text.digest(new.target)
         if xml in (interrupted[0], finished[0]):
             assert _shown(driver, _restored(xml)) == expected
         else:  # the live one has ids and aliases
@@ -226,7 +226,7 @@ def test_an_intent_survives(driver: Any, name: str) -> None:
     # Through libvirt: as it was defined, and as it is set.
     with Guest(driver, once) as guest:
         assert _read(guest.xml()) == value
-        guest.set(record.NAMESPACE, record.standalone(_renewed(value)))
+        guest.set(record.NAMESPACE, record_text.standalone(_renewed(value)))
         assert _read(guest.xml()) == _renewed(value)
         if name == "a prefix from outside":
             with pytest.raises(record.RecordError, match=r"cannot be restored: .* unbound prefix"):
@@ -258,7 +258,7 @@ def test_a_guest_that_never_asked_has_nothing_to_restore(driver: Any) -> None:
     concrete = once.replace((parse(once).find("metadata") or pytest.fail("none")).text, b"")
     with Guest(driver, _with_uuid(concrete)) as guest:
         was = guest.xml()
-        guest.set(record.NAMESPACE, record.standalone(adopted))
+        guest.set(record.NAMESPACE, record_text.standalone(adopted))
         xml = guest.xml()
         assert b"intent" not in xml
         assert _read(xml) == adopted
@@ -275,7 +275,7 @@ def test_everything_that_is_optional_survives(driver: Any) -> None:
         pinned.replace(origin=pinned.origin.replace(renewed="host")),
     ):
         with Guest(driver, _with_uuid(template("uefi"))) as guest:
-            guest.set(record.NAMESPACE, record.standalone(value))
+            guest.set(record.NAMESPACE, record_text.standalone(value))
             assert _read(guest.xml()) == value
 
 
@@ -285,6 +285,6 @@ def test_the_digest_does_not_depend_on_white_space(driver: Any, where: str) -> N
     once = resolver(where).resolve(template(name))
     with Guest(driver, once) as guest:
         target = _read(guest.xml()).target
-    assert record.digest(target) == record.digest(_read(once).target)
+    assert record_text.digest(target) == record_text.digest(_read(once).target)
     changed = target.replace(ipa_bits=33 if target.ipa_bits != 33 else 34)
-    assert record.digest(changed) != record.digest(target)
+    assert record_text.digest(changed) != record_text.digest(target)

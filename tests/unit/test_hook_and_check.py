@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hook and `kvmarm check` answer alike, of the same guest on the same kernel: as it starts
+like check of one that is shut off, and as it arrives like check of a file. And they answer the same
+whichever CPU they happen to run on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, NamedTuple
+
+import pytest
+
+from kvmarm_plugin import cli
+from kvmarm_plugin.commands import check as check_command
+from kvmarm_plugin.domain.pins import CountedCluster
+from kvmarm_plugin.hook import answer as hook
+from kvmarm_plugin.host import cpus, marks, qemu_version
+from kvmarm_plugin.kvm import device
+from kvmarm_plugin.model import policy
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
+from tests.corpus import GUEST, host
+
+from .fakehost import Scheduler, numbers
+from .fakekernel import FakeKernel
+
+if TYPE_CHECKING:
+    from kvmarm_plugin.model.profile import HostProfile
+
+_UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+_SOURCE = GUEST.replace(b"<name>", f"<uuid>{_UUID}</uuid><name>".encode()).replace(
+    b"<os>", b"<vcpu>2</vcpu><os>"
+)
+
+
+class Said(NamedTuple):
+    """What became of a guest.
+
+    Attributes:
+        stopped, doubted: by the hook: whether it was stopped, and its record called into question.
+        status, verdict: of `kvmarm check`.
+    """
+
+    stopped: bool
+    doubted: bool
+    status: int
+    verdict: str
+
+
+Play = Callable[..., Said]
+
+
+@pytest.fixture
+def play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Play:
+    no_policy, file = str(tmp_path / "policy.yaml"), tmp_path / "guest.xml"
+    monkeypatch.setattr(policy, "DEFAULT_PATH", no_policy)
+    monkeypatch.setattr(policy.for_hook, "__defaults__", (no_policy,))
+    monkeypatch.setattr(hook, "_log", lambda *_: None)
+    # libvirt asks QEMU before it asks the hook.
+    monkeypatch.setattr(check_command, "machines_here", lambda: ())
+
+    def call(source: bytes, here: HostProfile, boots: bool, first: int = 0) -> Said:
+        """Both of a guest on a host.
+
+        Args:
+            first: the CPU that they run on unless they choose another.
+        """
+        name = os.uname_result(("Linux", here.name, here.kernel, "#1", here.architecture))
+        monkeypatch.setattr(os, "uname", lambda: name)
+        monkeypatch.setattr(platform, "node", lambda: here.name)
+        found = [CountedCluster(c.midr, c.revidr, (*numbers(c.cpus),)) for c in here.clusters]
+        monkeypatch.setattr(cpus, "find_clusters", lambda: found)
+        kernel = FakeKernel.from_profile(here)
+        scheduler = Scheduler(monkeypatch, [cpu for kind in found for cpu in kind.cpus])
+        kernel.current_cpu = lambda: min(scheduler.allowed, key=lambda cpu: (cpu != first, cpu))
+        monkeypatch.setattr(device, "SystemCalls", lambda: kernel)
+        release = here.qemu.release if here.qemu else (0, 0)
+        monkeypatch.setattr(qemu_version, "installed_version", lambda: release)
+
+        stopped = hook.verify("guest", "prepare" if boots else "migrate", source)
+        doubted = marks.mark_of(_UUID) is not None
+        shutil.rmtree(marks.DIRECTORY, ignore_errors=True)  # and the ticket of an arrival
+        capfd.readouterr()
+        file.write_bytes(source)
+        status = cli.main(["check", "--json", *(["--inactive"] if boots else []), str(file)])
+        assert not kernel.handles
+        assert scheduler.allowed == scheduler.initial
+        [said] = json.loads(capfd.readouterr().out)["hosts"].values()
+        return Said(stopped, doubted, status, said["verdict"])
+
+    return call
+
+
+def _both(name: str, little: HostProfile, big: HostProfile) -> HostProfile:
+    """A host of two clusters, each that of a host."""
+    kinds = (little.clusters[0].replace(cpus="0-3"), big.clusters[0].replace(cpus="4-5"))
+    return little.replace(name=name, clusters=kinds)
+
+
+_A53, _A72 = host("trixie-cortex-a53"), host("trixie-cortex-a72")
+_OLD_A53, _OLD_A72 = host("bookworm-cortex-a53"), host("bookworm-cortex-a72")
+
+
+def _alike() -> HostProfile:
+    """A host of two clusters between which a guest may roam, since it sees the same of either but
+    what only the CPU itself tells.
+    """
+    (cluster,) = _A72.clusters
+    seen = {**cluster.seen, "MIDR_EL1": 0x410FD034, "CTR_EL0": 0x84448004}
+    little = _A72.replace(clusters=(cluster.replace(midr=0x410FD034, seen=seen),))
+    return _both("alike", little, _A72)
+
+
+_LITTLE, _OLD, _ALIKE = _both("new", _A53, _A72), _both("old", _OLD_A53, _OLD_A72), _alike()
+_BIG_FIRST = _ALIKE.replace(
+    name="big-first",
+    clusters=tuple(
+        cluster.replace(cpus=there)
+        for cluster, there in zip(reversed(_ALIKE.clusters), ("0-1", "2-5"))
+    ),
+)
+_RK3399 = host("hand-made-rk3399")
+_HOSTS = [
+    _A53,
+    _A72,
+    _OLD_A53,
+    _RK3399,
+    _LITTLE,
+    _OLD,
+    _ALIKE,
+    _BIG_FIRST,
+    host("trixie-max"),
+    host("sid-neoverse-n1"),
+]
+_ALL, _SMALL, _HOST = Policy(cluster="all"), Policy(cluster="smallest"), Policy(prefer_named=False)
+_GUESTS = {
+    "named": (_A53, Policy()),
+    "a72": (_A72, Policy()),
+    "old": (_OLD_A53, _HOST),
+    "max": (host("trixie-max"), Policy()),
+    "sid": (host("sid-neoverse-n1"), Policy()),
+    "pinned": (_LITTLE, Policy()),
+    "pinned to the small": (_RK3399, _SMALL),
+    "roams": (_ALIKE, _ALL),
+}
+_EDITS = [
+    (b"", b""),
+    (b"<gic version='3'/>", b"<gic version='2'/>"),
+    (b"<cpu mode='host-passthrough'", b"<cpu mode='host-model'"),
+    (b"'disable' name='sve'", b"'require' name='sve'"),
+    (b">cortex-a53<", b">cortex-a57<"),
+    (b" cpuset='4-5'>2<", b">2<"),
+    (b"<emulatorpin cpuset='4-5'/>", b"<emulatorpin cpuset='0'/>"),
+    (b"cpuset='4-5'", b"cpuset='0-3'"),
+    (b"<vcpu>2<", b"<vcpu cpuset='4-5'>2<"),
+    (b"<vcpu>2<", b"<vcpu cpuset='3-4'>2<"),
+]
+
+
+@pytest.mark.parametrize("guest", _GUESTS)
+def test_the_hook_and_check_answer_alike(guest: str, play: Play) -> None:
+    resolved = Resolver(*_GUESTS[guest]).resolve(_SOURCE)
+    answers = {
+        (here.name, new, boots): {
+            play(source, here, boots, first)
+            for first in ((0, 4) if len(here.clusters) > 1 else (0,))
+        }
+        for old, new in _EDITS
+        if old in resolved
+        for source in [resolved.replace(old, new)]
+        for here in _HOSTS
+        for boots in (True, False)
+    }
+    for (name, new, boots), several in answers.items():
+        assert len(several) == 1, (name, new, boots, several)
+        (said,) = several
+        assert said.stopped is (said.status != 0), (name, new, boots, said)
+        if boots and not said.stopped:
+            assert said.doubted is (said.verdict == "drift"), (name, new, said)
+    assert len({said for several in answers.values() for said in several}) > 1
+
+
+def test_a_guest_that_roams_is_as_recorded_at_home(play: Play) -> None:
+    """Whichever kind of CPU it is asked on: it reads another MIDR_EL1 on each."""
+    source = Resolver(_ALIKE, _ALL).resolve(_SOURCE)
+    for here in (_ALIKE, _BIG_FIRST):
+        for first in (0, 4):
+            assert play(source, here, True, first) == (False, False, 0, "same")
+            assert play(source, here, False, first) == (False, False, 0, "same")
+
+
+def test_a_guest_that_roams_has_to_fit_all(play: Play) -> None:
+    """It arrives on a host of which one kind of CPU would do."""
+    source = Resolver(_ALIKE, _ALL).resolve(_SOURCE)
+    for first in (0, 4):
+        assert play(source, _LITTLE, False, first) == (True, False, 3, "refuses")
+
+
+def test_a_guest_starts_where_one_kind_of_cpu_does(play: Play) -> None:
+    """It has no pins, and boots if its first thread comes to run on the right one."""
+    source = Resolver(_A53, Policy()).resolve(_SOURCE)
+    assert b"cortex-a53</model>" in source
+    for first in (0, 4):
+        assert play(source, _LITTLE, True, first) == (False, True, 0, "drift")
