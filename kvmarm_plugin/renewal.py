@@ -122,7 +122,7 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
         raise UntoldError(
             f"its XML was edited since it was recorded: {said['subject']} was {said['recorded']},"
             f" and is {said['local']}",
-            "kvmarm refresh DOMAIN resolves it anew for its next start",
+            said["remedy"],
         )
     cpus = _cpus(xml, recorded)
     first, *others = (renewed(target, system, arrived, cpus) for arrived in ways)

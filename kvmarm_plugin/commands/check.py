@@ -8,6 +8,8 @@ from __future__ import annotations
 import platform
 
 from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..host.qemu_version import BINARIES
 from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
 from .check_view import ARRIVAL, MEMBER, START, Report
@@ -69,12 +71,19 @@ def run(arguments: Namespace) -> int:
 def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
     """By the word of these profiles, or of this host's kernel if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
+    notes = guest.notes
     if guest.mark is not None:
         names = [host.name for host in read_profiles(hosts)] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif hosts:
         from ..judge.by_profile import check, counted
 
+        profiles = read_profiles(hosts)
+        notes += tuple(
+            _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
+            for host in profiles
+            if host.qemu and guest.emulator not in ("", host.qemu.binary)
+        )
         verdicts = {
             host.name: _judged(
                 guest,
@@ -83,9 +92,11 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
                 host.ipa_bits,
                 lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
             )
-            for host in read_profiles(hosts)
+            for host in profiles
         }
     else:
+        if not guest.is_here and guest.emulator not in ("", *BINARIES.get(platform.machine(), ())):
+            notes += (_unasked(guest, "of this host: what a file names is not run"),)
         verdicts = {platform.node(): _rehearsed(guest, question)}
     origin = guest.record.origin
     return Report(
@@ -96,9 +107,13 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
         here=not hosts,
         verdicts=verdicts,
         unknown=guest.mark or "",
-        notes=guest.notes,
+        notes=notes,
         drift_refused=drift_refused,
     )
+
+
+def _unasked(guest: Guest, asked: str) -> str:
+    return f"it names the emulator {shown(guest.emulator, 120)}; asked was the one {asked}"
 
 
 def _judged(
@@ -120,7 +135,7 @@ def _judged(
     from ..judge.pinning import reconcile_pins
 
     target = guest.record.target
-    changes = find_contradictions(guest.domain, target, takes_host_model)
+    changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
@@ -145,7 +160,8 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..kvm.device import System
     from ..rehearse import rehearse
 
-    machines, clusters = machines_here(), find_clusters()
+    clusters = find_clusters()
+    machines = machines_here(guest.emulator if guest.is_here else "")
     with System() as system:
         ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40  # as before that capability
 

@@ -44,6 +44,9 @@ _SAVED = "Note: a saved state cannot be changed: it loads only where the answer 
 # Kinds of findings that another resolving does not mend.
 _NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
 
+# Kinds that resolving anew does not change.
+_OF_THE_USER = ("argument-overrules", "cpu-replaced")
+
 
 # Kinds of findings that a baseline mends, though it mends no guest.
 _LEVELLED = ("gic-refused", "addresses-too-few")
@@ -201,6 +204,8 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
         ):
+            return remedy
+        if finding.kind in _OF_THE_USER:
             return remedy
         return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
     if finding.severity == HARMLESS:

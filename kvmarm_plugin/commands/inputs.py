@@ -12,10 +12,12 @@ from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
 from ..basics.value import Value
 from ..domain import record
+from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, domain_of, parse
 from ..host import files, marks
 from ..host.libvirtd import Connection, is_remote
+from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
@@ -61,6 +63,8 @@ class Guest(Value):
         domain, document: its XML, parsed and not.
         record: the one in it.
         definition: as in `Source`.
+        emulator: path of the QEMU that it names; empty if it names none.
+        is_here: whether this host's libvirt has it, and starts it with that.
         mark: why its record may not be true, as far as this host knows; None if it knows nothing.
         notes: what else there is to say of its definitions, a line each.
     """
@@ -70,6 +74,8 @@ class Guest(Value):
     document: bytes
     record: Record
     definition: str
+    emulator: str
+    is_here: bool
     mark: str | None
     notes: tuple[str, ...]
 
@@ -133,6 +139,8 @@ def read_guest(source: Source) -> Guest:
         document,
         found,
         source.definition,
+        emulator_of(domain),
+        source.is_here,
         marks.mark_of(uuid, name) if source.is_here else None,
         tuple(_notes(source, domain, found)),
     )
@@ -158,6 +166,7 @@ def _without_record(source: Source) -> KvmarmError:
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
     if source.definition == SAVED:
         yield "this is its managed save, which its next start loads"
+    yield from find_unjudged(domain, found.target)
     if source.stored is None:
         return
     stored = parse(source.stored)
@@ -236,8 +245,12 @@ def probe_here(qemu: str = "", verbose: bool = False) -> HostProfile:
     )
 
 
-def machines_here() -> tuple[str, ...]:
-    """The machine types of this host's QEMU."""
+def machines_here(emulator: str = "") -> tuple[str, ...]:
+    """The machine types of this host's QEMU, or of another one on it.
+
+    Args:
+        emulator: its path. It is run: none that a file names.
+    """
     from ..host import qemu
 
-    return qemu.ask(qemu.find_binary(platform.machine())).machines
+    return qemu.ask(emulator or qemu.find_binary(platform.machine())).machines

@@ -132,6 +132,8 @@ class _Refresher:
                 return None
             written = source if asks_for_host_model(xml) else restore(source, xml)
             if not asks_for_host_model(parse(written)):
+                if _asked(xml):
+                    return Outcome(UNRESOLVED, reason=_left(xml))
                 # The guest never asked for host-model: it has what the host makes of its XML.
                 return self._renewed(renew_stored(domain, self._system(), self._dry_run))
         except KvmarmError as error:
@@ -179,6 +181,32 @@ class _Refresher:
         if not differences:
             return Outcome(KEPT)
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+
+
+def _asked(domain: Element) -> bool:
+    """Whether the record holds that the user has asked for host-model."""
+    element = record.find(domain)
+    return element is not None and bool(record.intent_of(element).children)
+
+
+def _left(domain: Element) -> str:
+    """By what a domain has left host-model, and how it comes back, or leaves for good."""
+    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    kind = domain.attributes.get("type", "none")
+    arch = os_type.attributes.get("arch", "aarch64") if os_type else "none"
+    if kind != "kvm":
+        now, before = f"<domain type='{shown(kind, 40)}'>", "<domain type='kvm'>"
+    elif arch not in ("aarch64", "armv7l"):
+        now, before = f"<type arch='{shown(arch, 40)}'>", "<type arch='aarch64'>"
+    else:
+        mode = cpu.attributes.get("mode", "custom") if cpu else "none"
+        now, before = f"<cpu mode='{shown(mode, 40)}'>", "<cpu mode='host-model'/>"
+    error = KvmarmError(
+        f"it says {now} since it was recorded, and asks for host-model no more",
+        f"write {before} and refresh it again; or, for a guest without host-model, remove"
+        " <kvmarm:target> from its <metadata>, with virsh edit",
+    )
+    return str(error)
 
 
 def _machine_of(domain: Element) -> str:

@@ -107,7 +107,10 @@ def domain_differences(before: Element, after: Element) -> list[Difference]:
         recorded = record.read(old[0]).target
     except record.RecordError as error:
         return [*found, Difference("record", f"broken: {error.message}", "made anew")]
+    kept = find_contradictions(after, recorded)  # what the user wants so
     for finding in find_contradictions(before, recorded):
+        if finding in kept:
+            continue
         said = texts(finding)
         found.append(
             Difference(f"{said['subject']} {said['meaning']}", said["local"], "as recorded")

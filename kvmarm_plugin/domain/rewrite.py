@@ -12,6 +12,7 @@ from __future__ import annotations
 from ..basics.value import Value
 from . import record, record_text
 from .edits import Edits
+from .emitted import Emitted
 from .pins import pins_in, thread_of
 from .xml import DomainXMLError, Element, in_utf8, parse, quoted
 
@@ -83,14 +84,12 @@ def concretise(
     return edits.apply()
 
 
-def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
+def restore(source: bytes, domain: Element) -> bytes:
     """The user's XML again: the inverse of `concretise`; without a record, the XML as it is.
 
-    What the user changed since stays: <topology> and <numa> inside <cpu>, other features, other
-    metadata.
-
-    Args:
-        cpu: False leaves <cpu> alone, for a domain whose <cpu> the user has written anew.
+    What says something else than was written is the user's, of later, and stays: a machine type, a
+    GIC, a PMU, a <feature>, a <cpu> of another mode; <topology> and <numa> inside <cpu>; other
+    features and metadata. A <cpu> that is gone comes back.
 
     Raises:
         RecordError: the record is of another version, or its intent is not one that kvmarm would
@@ -103,16 +102,23 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
     intent = record.intent_of(element)
     originals = {child.name: child for child in intent.children}
     added = record.names_added(intent)
+    emitted = _emitted(element)
     edits = Edits(source)
-    if cpu and "cpu" in originals:
-        _restore_cpu(edits, domain, originals["cpu"])
+    if "cpu" in originals:
+        _restore_cpu(edits, domain, originals["cpu"], emitted)
     os_type = domain.find("os/type")
-    if os_type is not None and "type" in originals:
+    if os_type is not None and "type" in originals and emitted.has_machine(os_type):
         _restore_attributes(edits, os_type, originals["type"], _OWNED_BY_TYPE)
     pinning = record.pinning_of(element)
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
-    _restore_container(edits, domain.find("features"), ("gic", "pmu"), added, originals)
+    features = domain.find("features")
+    ours = [
+        name
+        for name in ("gic", "pmu")
+        if (child := features.find(name) if features else None) is None or emitted.has(child)
+    ]
+    _restore_container(edits, features, tuple(ours), added, originals)
     records = tuple(each.name for each in record.find_all(domain))
     for metadata in domain.find_all("metadata"):
         if any(map(metadata.find, records)):
@@ -126,6 +132,13 @@ def restore(source: bytes, domain: Element, cpu: bool = True) -> bytes:
             "remove the record with: virsh edit",
         ) from None
     return restored
+
+
+def _emitted(element: Element) -> Emitted:
+    try:
+        return Emitted(record.read(element).target)
+    except record.RecordError:
+        return Emitted(None)
 
 
 def replace_record(source: bytes, domain: Element, new: Record) -> bytes:
@@ -187,27 +200,51 @@ def _body_without(element: Element, children: list[Element]) -> bytes:
     return inside.apply()
 
 
-def _restore_cpu(edits: Edits, domain: Element, original: Element) -> None:
-    cpu = domain.find("cpu")
+def _restore_cpu(edits: Edits, domain: Element, original: Element, emitted: Emitted) -> None:
+    cpu, place = domain.find("cpu"), domain.find("os")
     if cpu is None:
+        if place is not None:
+            edits.replace(place.end, place.end, place.indent + original.text)
         return
+    anew = cpu.attributes.get("mode") == "host-model"
+    theirs = [child for child in cpu.children if not emitted.has_child(child)]
+    if (anew and len(theirs) == len(cpu.children)) or not (anew or emitted.has_cpu(cpu)):
+        return  # the user's, as it is
+    head = cpu.head if anew and not emitted.has_mode_attributes(cpu) else original.head
     others = _unowned(cpu)
-    text = original.text
-    if others.split() != _unowned(original).split():
-        # The user has changed the rest of <cpu> since: keep that, and put back only what was
-        # host-model's.
-        attributes = original.head[len(b"<cpu") :].rstrip(b"/>").strip()
-        model = b"".join(
-            child.text for child in original.children if child.name in ("model", "vendor")
-        )
+    owned = [
+        *(child for child in original.children if _is_restored(child, cpu, emitted)),
+        *(child for child in theirs if child.name in _OWNED_BY_CPU),
+    ]
+    if (
+        head == original.head
+        and others.split() == _unowned(original).split()
+        and owned == [child for child in original.children if child.name in _OWNED_BY_CPU]
+    ):
+        text = original.text
+    else:
+        # The user has changed <cpu> since: keep that, and put back what was there before.
         text = _compose_cpu(
             cpu,
-            attributes,
-            model,
-            tuple(child.text for child in original.find_all("feature")),
+            head[len(b"<cpu") :].rstrip(b"/>").strip(),
+            b"".join(child.text for child in owned if child.name != "feature"),
+            tuple(child.text for child in owned if child.name == "feature"),
             others,
         )
     edits.replace(cpu.start, cpu.end, text)
+
+
+def _is_restored(child: Element, cpu: Element, emitted: Emitted) -> bool:
+    """Whether a child of the user's <cpu> comes back: one that was replaced, and not taken out
+    since.
+    """
+    if child.name != "feature":
+        return child.name in _OWNED_BY_CPU
+    name = child.attributes.get("name", "")
+    return not emitted.had_feature(name) or any(
+        feature.attributes.get("name", "") == name and emitted.has_child(feature)
+        for feature in cpu.find_all("feature")
+    )
 
 
 def _concrete_machine(edits: Edits, kept: list[bytes], os_type: Element, machine: str) -> None:

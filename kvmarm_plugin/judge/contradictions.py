@@ -8,41 +8,62 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
+from ..basics.untrusted import libvirt_number
+from ..domain.memory import ipa_bits, memory_of
 from ..domain.xml import Element, asks_for_host_model
-from ..model.features import CPU_FEATURES, PMU, SVE
+from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
 from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
 
+# The vCPUs that a GIC has room for: GICv2 by its registers (GIC_NCPU), GICv3 by the redistributors
+# at 128 KiB each, below RAM and in the first of the high regions, and by what the board takes
+# (virt_redist_capacity, virt_machine_class_init, hw/arm/virt.c).
+_VCPUS_OF_GICV2, _VCPUS_OF_LOW_GICV3, _VCPUS_OF_GICV3 = 8, 123, 512
+_VCPUS_BEFORE_3_0 = 255  # what boards up to virt-2.12 take
+_HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
+
+_MOST_VCPUS = 0xFFFFFFFF  # libvirt's numbers end there
+
 
 def find_contradictions(
-    domain: Element, target: Target, takes_host_model: bool = False
+    domain: Element, target: Target, takes_host_model: bool = False, host_ipa_bits: int = 0
 ) -> list[Finding]:
     """What the domain's XML says otherwise than the record in it; empty if QEMU would make the
     recorded vCPU of it.
 
     Args:
         takes_host_model: whether libvirt starts guests that ask for host-model.
+        host_ipa_bits: the limit of the host that the guest is to run on; 0 where that is not known.
+
+    Raises:
+        DomainXMLError: a size of memory that is none.
     """
-    says = _says(domain)
+    says = _says(domain, target)
     asks = not takes_host_model and asks_for_host_model(domain)
-    return [
-        Finding(
-            "host-model-asked" if asks and what == "<cpu mode>" else "xml-edited",
-            what=what,
-            recorded=recorded,
-            local=says[what],
-        )
+    findings = [
+        Finding(_kind(what, says[what], asks), what=what, recorded=recorded, local=says[what])
         for what, recorded in _recorded(target, says).items()
         if says[what] != recorded
     ]
+    findings += _find_addresses(domain, target, host_ipa_bits)
+    most, vcpus = _most_vcpus(target), _vcpus(domain)
+    if vcpus > most:
+        findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
+    if domain.find("cpu/maxphysaddr"):
+        findings.append(Finding("maxphysaddr-refused"))
+    if any(child.name.endswith(" commandline") for child in domain.children):
+        from .arguments import find_overruled  # few domains have it
+
+        findings += find_overruled(domain, target)
+    return findings
 
 
 def as_written(domain: Element, target: Target) -> Target:
     """What QEMU would be asked for by a domain whose XML was edited since this target was recorded:
     as far as it is known here, and good for nothing but whether it would start.
     """
-    says = _says(domain)
+    says = _says(domain, target)
     model = {"host-passthrough": "host", "custom": says["<model>"]}.get(says["<cpu mode>"], "")
     if model != "host" and model not in NAMED_MODELS:
         model = target.model
@@ -52,6 +73,8 @@ def as_written(domain: Element, target: Target) -> Target:
         said = says.get(what, "none")
         for bits, there in ((features, said == "on"), (unsaid, said == "none")):
             (bits.update if there else bits.difference_update)(feature.bits)
+    is_32_bit = target.architecture == "arm64" and says["architecture"] == "armv7l"
+    (features.update if is_32_bit else features.difference_update)(AARCH32.bits)
     lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
     return target.replace(
         model=model,
@@ -64,11 +87,53 @@ def as_written(domain: Element, target: Target) -> Target:
     )
 
 
-def _says(domain: Element) -> dict[str, str]:
+def _kind(what: str, said: str, asks: bool) -> str:
+    """A <cpu> that asks for something else than host-model is not resolved anew; one that is gone
+    comes back (rewrite.restore).
+    """
+    if asks and what == "<cpu mode>":
+        return "host-model-asked"
+    is_back = said == "host-model" or (what == "<cpu mode>" and said == "none")
+    return "xml-edited" if is_back or what not in ("<cpu mode>", "<model>") else "cpu-replaced"
+
+
+def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list[Finding]:
+    """Whether QEMU lays the guest's addresses out farther than was recorded. A guest that needs
+    fewer than that fits wherever the recorded one does.
+    """
+    limit = max(host_ipa_bits, target.ipa_bits)
+    bits = ipa_bits(memory_of(domain), limit)
+    if bits <= target.ipa_bits:
+        return []
+    return [Finding("addresses-other", recorded=target.ipa_bits, local=bits)]
+
+
+def _most_vcpus(target: Target) -> int:
+    if target.gic == 2:
+        return _VCPUS_OF_GICV2
+    if target.ipa_bits < _HIGH_REGIONS_FROM:
+        return _VCPUS_OF_LOW_GICV3
+    return _VCPUS_BEFORE_3_0 if target.machine.startswith("virt-2.") else _VCPUS_OF_GICV3
+
+
+def _vcpus(domain: Element) -> int:
+    """The maximum; of what is no number, libvirt says so itself."""
+    vcpu = domain.find("vcpu")
+    try:
+        return libvirt_number(vcpu.content, _MOST_VCPUS) if vcpu else 1
+    except ValueError:
+        return 0
+
+
+def _says(domain: Element, target: Target) -> dict[str, str]:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    # Without a word, the guest's architecture is the host's.
+    own = "aarch64" if target.architecture == "arm64" else "armv7l"
     says = {
-        "<cpu mode>": cpu.attributes.get("mode", "none") if cpu else "none",
+        "domain type": domain.attributes.get("type", "none"),
+        "architecture": os_type.attributes.get("arch", own) if os_type else own,
+        "<cpu mode>": cpu.attributes.get("mode", "custom") if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",
@@ -89,7 +154,10 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     it.
     """
     named = target.model != "host"
+    is_64_bit = target.architecture == "arm64" and not AARCH32.is_in(target.features)
     recorded = {
+        "domain type": "kvm",
+        "architecture": "aarch64" if is_64_bit else "armv7l",
         "<cpu mode>": "custom" if named else "host-passthrough",
         "<model>": target.model if named else "none",
         "machine type": target.machine,
@@ -97,8 +165,19 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     }
     if target.architecture == "arm64" and not PMU.is_in(target.unsaid):
         recorded["<pmu>"] = _switch(PMU.is_in(target.features))
+    if says["<cpu mode>"] != recorded["<cpu mode>"]:  # what is in another says nothing
+        del recorded["<model>"]
+    else:
+        recorded.update(_recorded_features(target, says))
+    for name in recorded:
+        says.setdefault(name, "none")
+    return recorded
+
+
+def _recorded_features(target: Target, says: dict[str, str]) -> dict[str, str]:
     words = {feature.libvirt: feature for feature in CPU_FEATURES}
     lengths = [f"sve{length}" for length in target.sve_lengths]
+    recorded = {}
     for name in says:
         if name.startswith("<feature "):
             word = name[len("<feature ") : -1]
@@ -106,12 +185,11 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
                 word in lengths or (word in words and words[word].is_in(target.features))
             )
     for word, feature in words.items():
-        if not named and target.architecture == "arm64" and not feature.is_in(target.unsaid):
+        said = target.model == "host" and target.architecture == "arm64"
+        if said and not feature.is_in(target.unsaid):
             recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
     for length in lengths if not SVE.is_in(target.unsaid) else ():
         recorded[f"<feature {length}>"] = "on"
-    for name in recorded:
-        says.setdefault(name, "none")
     return recorded
 
 
@@ -120,4 +198,4 @@ def _switch(on: bool) -> str:
 
 
 def _text(element: Element | None) -> str:
-    return element.body.decode(errors="replace").strip() if element else "none"
+    return element.content.strip() if element else "none"

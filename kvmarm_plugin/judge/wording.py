@@ -22,6 +22,11 @@ _ITEMS = 6  # of a list with commas
 # Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
 _OF_THE_XML = {
     "xml-edited": ("recorded", "now"),
+    "argument-overrules": ("recorded", "now"),
+    "cpu-replaced": ("recorded", "now"),
+    "addresses-other": ("recorded", "now"),
+    "vcpus-too-many": ("possible are", "now"),
+    "maxphysaddr-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
     "memory-too-large": ("in the XML", ""),
     "cluster-open": ("in the XML", ""),

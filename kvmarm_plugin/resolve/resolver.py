@@ -16,6 +16,7 @@ from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
 from ..domain.xml import Element, asks_for_host_model, parse, quoted
+from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
@@ -34,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Callable
+
+    from ..judge.finding import Finding
 
 
 class Resolver:
@@ -87,7 +90,7 @@ class Resolver:
             return source
         if record.find(domain) is not None:
             # Resolved before, and the user has written host-model anew: start from the user's XML.
-            source = rewrite.restore(source, domain, cpu=False)
+            source = rewrite.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
         if machine:
@@ -105,6 +108,10 @@ class Resolver:
                 record_text.format_facts(target, self._origin),
             )
         target, emission, facts = self._answers[wish]
+        for overruled in find_overruled(domain, target):
+            raise _overruled(overruled)
+        if domain.find("cpu/maxphysaddr"):
+            raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
         pins = self._pins(domain, target.pinning) if several else ("", ())
         return rewrite.concretise(source, domain, emission, facts, *pins)
 
@@ -265,6 +272,15 @@ class Resolver:
                 " they share them"
             )
         return new_pins(domain, pinning.cpus)
+
+
+def _overruled(finding: Finding) -> ResolveError:
+    values = {name: shown(str(value), 120) for name, value in finding.values.items()}
+    return ResolveError(
+        "{argument} in <qemu:commandline> overrules what the domain would get: {what} is"
+        " {recorded}, and would be {local}".format(**values),
+        "remove it; what it is for can be said in <cpu>, <features> and <type machine>",
+    )
 
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:

@@ -151,7 +151,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostProfile], None]:
         monkeypatch.setattr(platform, "node", lambda: here.name)
         monkeypatch.setattr(device, "System", lambda: System(FakeKernel.from_profile(here)))
         machines = here.qemu.machines if here.qemu else ()
-        monkeypatch.setattr(check_command, "machines_here", lambda: machines)
+        monkeypatch.setattr(check_command, "machines_here", lambda *_: machines)
 
     return become
 
@@ -238,6 +238,91 @@ def test_a_managed_save_is_what_the_next_start_loads(run: Run, daemon: Daemon) -
         " managedsave-remove guest\n"
     )
     assert run("check", "guest", "--inactive", "--host", "slow.json").status == 0
+
+
+# -- which QEMU is asked -------------------------------------------------------------------------
+
+
+def _started_with(emulator: str, resolved: str) -> str:
+    return resolved.replace("<devices/>", f"<devices><emulator>{emulator}</emulator></devices>")
+
+
+@pytest.fixture
+def asked(on: Callable[[HostProfile], None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which emulators of this host are asked; "" is the distribution's."""
+    on(host(_ALPHA))
+    asked: list[str] = []
+
+    def ask(emulator: str = "") -> tuple[str, ...]:
+        asked.append(emulator)
+        return ("virt-9.0",) if emulator else ("virt-10.0",)
+
+    monkeypatch.setattr(check_command, "machines_here", ask)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    return asked
+
+
+@pytest.mark.parametrize("definition", ["live", "saved", "stored"])
+def test_the_emulator_that_the_domain_names(
+    run: Run, daemon: Daemon, asked: list[str], definition: str
+) -> None:
+    setattr(daemon, definition, _started_with("/opt/<!-- -->qemu", _resolved()))
+    status, out, _ = run("check", "guest")
+    assert (status, asked) == (3, ["/opt/qemu"])
+    assert "machine type (QEMU's versioned board): " in out
+    assert "unknown to QEMU, whose newest is virt-9.0" in out
+    assert "Note: it names the emulator" not in out
+
+
+def test_no_emulator_that_a_file_names_is_run(run: Run, asked: list[str]) -> None:
+    for emulator, notes in (("/tmp/evil", 1), ("/usr/bin/qemu-system-aarch64", 0)):
+        Path("guest.xml").write_text(_started_with(emulator, _resolved()))
+        for option in ((), ("--inactive",)):
+            status, out, _ = run("check", "./guest.xml", *option)
+            assert status == 0
+            assert (
+                out.count(f"Note: it names the emulator {emulator}; asked was the one of") == notes
+            )
+    assert set(asked) == {""}
+
+
+def test_a_profile_is_of_one_emulator(run: Run) -> None:
+    here = str(HOSTS[_ALPHA])
+    binary = host(_ALPHA).qemu.binary  # type: ignore[union-attr]
+    for emulator, notes in (("/opt/qemu", 1), (binary, 0)):
+        Path("guest.xml").write_text(_started_with(emulator, _resolved()))
+        out = run("check", "./guest.xml", "--host", here).out
+        assert out.count(f"Note: it names the emulator {emulator}; asked was the one that") == notes
+
+
+# -- what is said of the XML around a record -----------------------------------------------------
+
+
+def test_what_cannot_be_judged_is_named(run: Run) -> None:
+    text = _resolved().replace(
+        "</domain>",
+        "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-machine'/>"
+        "<arg value='highmem=off'/></commandline></domain>",
+    )
+    Path("guest.xml").write_text(text)
+    status, out, _ = run("check", "./guest.xml", "--host", str(HOSTS[_ALPHA]))
+    assert status == 0
+    assert "\nNote: -machine highmem=off in <qemu:commandline>: what it makes of highmem" in out
+    Path("guest.xml").write_text(text.replace("highmem", "mte").replace("off", "on"))
+    for option, expected in (((), 3), (("--inactive",), 0)):
+        status, out, _ = run("check", "./guest.xml", *option, "--host", str(HOSTS[_ALPHA]))
+        assert status == expected
+        assert "-machine mte=on (in <qemu:commandline>): recorded mte off, now mte on" in out
+        assert "Remedy: remove it with virsh edit; " in out
+
+
+def test_more_memory_than_was_recorded(run: Run) -> None:
+    Path("guest.xml").write_text(_resolved().replace("unit='MiB'>512", "unit='TiB'>4"))
+    """It does not arrive, and starts where the host has addresses for it."""
+    assert run("check", "./guest.xml", "--host", str(HOSTS[_ALPHA])).status == 3
+    status, out, _ = run("check", "./guest.xml", "--inactive", "--host", str(HOSTS[_ALPHA]))
+    assert status == 0
+    assert "IPA size (guest physical address bits): recorded 40, now 43\n" in out
 
 
 # -- what is asked -------------------------------------------------------------------------------
@@ -469,7 +554,9 @@ def test_a_smaller_address_space_stops_only_what_does_not_fit(
     for arguments in (("--host", _profile(here)), ()):
         report = json.loads(run("check", "--json", "--inactive", "guest.xml", *arguments).out)
         assert report["hosts"][_ALPHA]["verdict"] == answer
-        assert run("check", "guest.xml", *arguments).status == (3 if bits == 36 else 0)
+        assert run("check", "guest.xml", *arguments).status == (
+            3 if bits == 36 or memory == 2048 else 0
+        )
 
 
 def test_pins_that_were_edited_are_seen_by_a_profile(run: Run) -> None:

@@ -680,6 +680,39 @@ def test_an_edited_domain_is_what_qemu_makes_of_it(door: Door) -> None:
     assert door(edited, "trixie-cortex-a57", "migrate")[0]
 
 
+_FOR_QEMU = (
+    "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-cpu'/>"
+    "<arg value='host,pmu=off,sve=off,pauth=off'/></commandline></domain>"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("<domain type='kvm'>", "<domain type='qemu'>", "domain type: recorded kvm, now qemu"),
+        ("unit='MiB'>512", "unit='TiB'>4", "IPA size: recorded 40, now 43"),
+        ("<cpu .*</cpu>", "", "<cpu mode>: recorded host-passthrough, now none"),
+        ("</domain>", _FOR_QEMU, "-cpu host,pmu=off,sve=off,pauth=off: recorded pmu on, now pmu"),
+    ],
+)
+def test_what_was_edited_since_starts_and_does_not_arrive(
+    door: Door, old: str, new: str, says: str
+) -> None:
+    edited = re.sub(old.encode(), new.encode(), _resolved(_TRIXIE), flags=re.DOTALL)
+    status, err = door(edited, _TRIXIE)
+    assert (status, says in err) == (False, True)
+    status, err = door(edited, _TRIXIE, "migrate")
+    assert status
+    assert "; remedy: " in err
+
+
+def test_more_vcpus_than_the_gic_has_room_for(door: Door) -> None:
+    edited = _resolved(_TRIXIE).replace(b"<os>", b"<vcpu>513</vcpu><os>")
+    for operation in ("prepare", "migrate"):
+        status, err = door(edited, _TRIXIE, operation)
+        assert (status, "give the guest 512 vCPUs or fewer" in err) == (True, True)
+
+
 def test_a_32_bit_guest_starts_on_hosts_of_both_architectures(door: Door) -> None:
     """Nothing is known of what it then has; a 64-bit guest has no such choice."""
     wide, narrow = "trixie-cortex-a57", "hand-made-a15-3.10"

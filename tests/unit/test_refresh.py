@@ -308,18 +308,72 @@ def test_a_broken_record_is_made_anew(run: Callable[..., _Run], libvirt: FakeLib
 
 
 def test_what_was_edited_since(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
-    """What kvmarm decides comes back; the machine type is what the guest has."""
+    """What is not as it was written is the user's wish."""
     edited = _XML.replace("<pmu state='on'/>", "<pmu state='off'/>").replace(
         "machine='virt-10.0'>hvm", "machine='virt-9.0'>hvm"
     )
     assert edited.count("virt-9.0") == edited.count("<pmu state='off'/>") == 1
     guest = _guest(libvirt, edited)
     out = run("--dry-run", "guest").out
-    assert "\n  <pmu> in the domain's XML: off → as recorded\n" in out
+    assert "as recorded" not in out
+    assert "\n  feature pmu_v3: on → off\n" in out
     assert "\n  machine type: virt-10.0 → virt-9.0\n" in out
     run("guest")
-    assert _record(guest.config).target == _NEW.replace(machine="virt-9.0")
+    target = _record(guest.config).target
+    assert (target.machine, "pmu_v3" in target.features) == ("virt-9.0", False)
     assert run("guest").out == "guest: kept\n"
+
+
+def _with_cpu(new: str) -> str:
+    cpu = parse(_XML.encode()).find("cpu")
+    assert cpu is not None
+    return _XML.replace(cpu.text.decode(), new)
+
+
+@pytest.mark.parametrize("cpu", ["", "<cpu mode='host-passthrough'/>"])
+def test_a_cpu_that_was_taken_out_comes_back(
+    cpu: str, run: Callable[..., _Run], libvirt: FakeLibvirt
+) -> None:
+    guest = _guest(libvirt, _with_cpu(cpu))
+    assert run("guest") == (0, "guest: changed\n", "")
+    assert _record(guest.config).target == _REFRESHED
+    assert run("guest").out == "guest: kept\n"
+
+
+@pytest.mark.parametrize(
+    ("edited", "now"),
+    [
+        (_with_cpu("<cpu mode='maximum'/>"), "<cpu mode='maximum'>"),
+        (_XML.replace("type='kvm'", "type='qemu'"), "<domain type='qemu'>"),
+        (_XML.replace("arch='aarch64'", "arch='riscv64'"), "<type arch='riscv64'>"),
+    ],
+)
+def test_a_guest_that_has_left_host_model(
+    edited: str, now: str, run: Callable[..., _Run], libvirt: FakeLibvirt
+) -> None:
+    """It is told how to come back, and how to leave for good."""
+    guest = _guest(libvirt, edited)
+    status, out, err = run("guest")
+    assert (status, err) == (3, "")
+    assert out.startswith(f"guest: cannot be resolved: it says {now} since it was recorded")
+    assert "; or, for a guest without host-model, remove <kvmarm:target>" in out
+    assert guest.config == edited
+    anew = _guest(libvirt, _with_cpu("<cpu mode='host-model'/>"), name="anew")
+    assert run("anew").status == 0
+    assert _record(anew.config).target == _REFRESHED
+
+
+def test_what_qemu_is_told_besides_is_said(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
+    edited = _XML.replace(
+        "</domain>",
+        "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-cpu'/>"
+        "<arg value='host,pmu=off'/></commandline></domain>",
+    )
+    guest = _guest(libvirt, edited)
+    status, out, _ = run("guest")
+    assert status == 3
+    assert "-cpu host,pmu=off in <qemu:commandline> overrules" in out
+    assert guest.config == edited
 
 
 def test_the_user_asks_for_host_model_anew(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
