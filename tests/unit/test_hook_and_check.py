@@ -66,7 +66,7 @@ def play(
     for module in (arrival, guest):
         monkeypatch.setattr(module, "log", lambda *_: None)
     # libvirt asks QEMU before it asks the hook.
-    monkeypatch.setattr(check_command, "machines_here", lambda: ())
+    monkeypatch.setattr(check_command, "machines_here", lambda _emulator: ())
 
     def call(source: bytes, here: HostProfile, boots: bool, first: int = 0) -> Said:
         """Both of a guest on a host.
