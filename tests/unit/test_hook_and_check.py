@@ -64,7 +64,7 @@ def play(
     monkeypatch.setattr(policy.for_hook, "__defaults__", (no_policy,))
     monkeypatch.setattr(hook, "_log", lambda *_: None)
     # libvirt asks QEMU before it asks the hook.
-    monkeypatch.setattr(check_command, "machines_here", lambda: ())
+    monkeypatch.setattr(check_command, "machines_here", lambda *_: ())
 
     def call(source: bytes, here: HostProfile, boots: bool, first: int = 0) -> Said:
         """Both of a guest on a host.
