@@ -212,9 +212,15 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element, emitted: Emit
         return  # the user's, as it is
     head = cpu.head if anew and not emitted.has_mode_attributes(cpu) else original.head
     others = _unowned(cpu)
+    written_since = [child for child in theirs if child.name in _OWNED_BY_CPU]
+    taken = [_identity(child) for child in written_since]
     owned = [
-        *(child for child in original.children if _is_restored(child, cpu, emitted)),
-        *(child for child in theirs if child.name in _OWNED_BY_CPU),
+        *(
+            child
+            for child in original.children
+            if _is_restored(child, cpu, emitted) and _identity(child) not in taken
+        ),
+        *written_since,
     ]
     if (
         head == original.head
@@ -232,6 +238,11 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element, emitted: Emit
             others,
         )
     edits.replace(cpu.start, cpu.end, text)
+
+
+def _identity(child: Element) -> tuple[str, str]:
+    """What there is one of in a <cpu>: an element, or a feature by its name."""
+    return child.name, child.attributes.get("name", "") if child.name == "feature" else ""
 
 
 def _is_restored(child: Element, cpu: Element, emitted: Emitted) -> bool:

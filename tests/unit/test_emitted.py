@@ -102,6 +102,22 @@ def test_an_optional_feature_comes_back() -> None:
     assert _restored(_edited(b"host-passthrough", b"host-model", source=source)) == source
 
 
+@pytest.mark.parametrize("name", [_N1, _MAX, _A57])
+@pytest.mark.parametrize("policy", [b"optional", b"require", b"disable"])
+def test_a_wish_that_is_written_anew_stands_once(name: str, policy: bytes) -> None:
+    """The model, too: of a <cpu> there is one."""
+    wish = b"<model fallback='forbid'>x</model>" + _FEATURE % (b"optional", b"pauth")
+    again = b"<model fallback='allow'>y</model>" + _FEATURE % (policy, b"pauth")
+    xml = resolver(name).resolve(_asking(wish))
+    cpu = parse(xml).find("cpu")
+    assert cpu is not None
+    edited = xml[: cpu.start] + b"<cpu mode='host-model'>" + again + b"</cpu>" + xml[cpu.end :]
+    back = _restored(edited)
+    assert back.count(b"<feature ") <= 1
+    assert back.count(b"<model ") == 1
+    assert b">y<" in back
+
+
 def test_a_feature_of_the_user_survives() -> None:
     edited = _edited(_FEATURE % (b"require", b"pauth"), _FEATURE % (b"disable", b"pauth"))
     refreshed = _refreshed(edited)
