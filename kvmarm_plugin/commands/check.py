@@ -161,7 +161,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     clusters = find_clusters()
     machines = machines_here(guest.emulator if guest.is_here else "")
     with System() as system:
-        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40  # as before that capability
+        ipa_bits = system.ipa_bits()
 
     def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
         boots = question == START
