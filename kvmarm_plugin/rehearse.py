@@ -55,7 +55,7 @@ class KernelOffer(Offer):
         )
         super().__init__(name.nodename, architecture, boots)
         self.machines = machines
-        self.ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40
+        self.ipa_bits = system.ipa_bits()
         self._system = system
         self._number = 0
         self._scratch: ScratchVcpu | None = None

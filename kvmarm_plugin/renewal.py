@@ -116,7 +116,7 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
         KvmarmError: no such vCPU is made here, or /dev/kvm fails.
     """
     target = recorded.target
-    edits = find_contradictions(xml, target)
+    edits = find_contradictions(xml, target, host_ipa_bits=system.ipa_bits())
     if edits:
         said = texts(edits[0])
         raise UntoldError(

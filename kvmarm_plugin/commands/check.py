@@ -131,7 +131,7 @@ def _judged(
         judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
         takes_host_model: whether the host's libvirt does.
     """
-    from ..judge.contradictions import as_written, find_contradictions
+    from ..judge.contradictions import as_written, find_contradictions, memory_too_large
     from ..judge.pinning import reconcile_pins
 
     target = guest.record.target
@@ -142,8 +142,6 @@ def _judged(
     )
     if question == ARRIVAL:
         return changes + pins + judge(target, cpus)
-    from ..resolve.address_space import memory_too_large
-
     too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
     if not changes:
         return too_large + pins + judge(target, cpus)
@@ -163,7 +161,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     clusters = find_clusters()
     machines = machines_here(guest.emulator if guest.is_here else "")
     with System() as system:
-        ipa_bits = system.check_extension("ARM_VM_IPA_SIZE") or 40  # as before that capability
+        ipa_bits = system.ipa_bits()
 
     def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
         boots = question == START

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The memory of a guest, and the addresses that QEMU's virt machine gives it."""
+"""How large a domain is: its memory, and its vCPUs."""
 
 from __future__ import annotations
 
 from ..basics.untrusted import libvirt_number, shown
+from ..model.board import GIB
 from .xml import DomainXMLError, Element
-
-GIB = 1 << 30
 
 # As libvirt has them (virScaleInteger), in lower case.
 _UNITS: dict[str, int] = {
@@ -20,16 +19,19 @@ _UNITS: dict[str, int] = {
     },
 }
 _MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
-_MOST_SLOTS = (1 << 32) - 1  # libvirt's numbers end there; QEMU has up to 256
-
-# Behind RAM: redistributors of a GICv3 with many vCPUs, PCIe configuration space, PCIe memory
-# (extended_memmap, hw/arm/virt.c).
-_HIGH_REGIONS = (64 << 20, 256 << 20, 512 << 30)
+_MOST_COUNT = (1 << 32) - 1  # of vCPUs and memory slots; libvirt's numbers end there
 
 
 def memory_of(domain: Element) -> int:
-    """The memory that QEMU lays out for a domain, in bytes: what the guest can ever have, and up to
-    1 GiB of alignment for each slot for more (virt_set_memmap, hw/arm/virt.c).
+    """The addresses that QEMU lays out for a domain's memory, in bytes, with room for all that can
+    be plugged in. Raises DomainXMLError as `memory_and_room` does.
+    """
+    return sum(memory_and_room(domain))
+
+
+def memory_and_room(domain: Element) -> tuple[int, int]:
+    """The memory that a domain starts with, and the room behind it for more, of which each slot
+    takes up to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c); in bytes.
 
     Raises:
         DomainXMLError: a size that is none.
@@ -40,12 +42,22 @@ def memory_of(domain: Element) -> int:
     memory = sum(_bytes(cell, cell.attributes.get("memory", "")) for cell in cells)
     memory = memory or _size(domain.find("memory"))
     if most is None:
-        return memory
+        return memory, 0
     try:
-        slots = libvirt_number(most.attributes.get("slots", "0"), _MOST_SLOTS)
+        slots = libvirt_number(most.attributes.get("slots", "0"), _MOST_COUNT)
     except ValueError as error:
         raise DomainXMLError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
-    return _whole_gib(memory) + _whole_gib(max(0, _size(most) - memory)) + slots * GIB
+    room = _whole_gib(max(0, _size(most) - memory)) + slots * GIB
+    return memory, _whole_gib(memory) - memory + room
+
+
+def vcpus_of(domain: Element) -> int:
+    """The vCPUs that a domain can ever have; 0 for what is no number, which libvirt says itself."""
+    vcpu = domain.find("vcpu")
+    try:
+        return libvirt_number(vcpu.content, _MOST_COUNT) if vcpu else 1
+    except ValueError:
+        return 0
 
 
 def _whole_gib(size: int) -> int:
@@ -72,25 +84,3 @@ def _bytes(element: Element, number: str) -> int:
             "libvirt's form is <memory unit='MiB'>512</memory>",
         ) from None
     return size
-
-
-def ipa_bits(memory: int, host_ipa_bits: int) -> int:
-    """The guest physical address space that QEMU's virt machine asks KVM for, in bits; more than
-    the host has if the memory does not fit.
-
-    RAM starts at 1 GiB. Behind it, at 256 GiB or higher, come regions aligned to their size, as far
-    as the host's limit has room for them (virt_set_memmap, virt_set_high_memmap and virt_kvm_type,
-    hw/arm/virt.c).
-
-    Args:
-        memory: from `memory_of`.
-        host_ipa_bits: the host's limit.
-    """
-    limit = 1 << host_ipa_bits
-    top = highest = GIB + memory
-    end = max(256 * GIB, -(-top // GIB) * GIB)
-    for size in _HIGH_REGIONS:
-        start = -(-end // size) * size
-        if start + size <= limit:
-            end = highest = start + size
-    return max(32, (highest - 1).bit_length())  # KVM makes none smaller than 32

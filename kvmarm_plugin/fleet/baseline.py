@@ -12,13 +12,12 @@ from .. import __version__
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..judge import wording
+from ..model.board import most_memory, most_vcpus
 from ..model.features import FEATURES, Feature
 from ..model.profile import HostProfile
 from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
-from ..resolve.address_space import most_memory
-from ..resolve.starting import most_vcpus
 from .common_ground import Obstacle, common, some
 from .kinds import Kind, kinds_of
 from .plan import Plan, level
@@ -251,11 +250,13 @@ def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[s
         losses.append(f"{newest} (has {allowed})")
     gics = [version for version in host.gic_versions if version not in profile.gic_versions]
     losses += [f"GIC {version}" for version in gics]
-    if most_vcpus(profile) < most_vcpus(host):
-        losses.append(f"more than {most_vcpus(profile)} vCPUs")
+    pair = [(h, h.qemu.release if h.qemu else (0, 0)) for h in (host, profile)]
     there, here = (
-        most_memory(h.ipa_bits, h.qemu.release if h.qemu else (0, 0)) for h in (host, profile)
+        most_vcpus(max(h.gic_versions, default=0), "", h.ipa_bits, qemu=qemu) for h, qemu in pair
     )
+    if here < there:
+        losses.append(f"more than {here} vCPUs")
+    there, here = (most_memory(h.ipa_bits, qemu) for h, qemu in pair)
     if host.ipa_bits > profile.ipa_bits:
         losses.append(f"addresses over {profile.ipa_bits} bits")
     if here < there:

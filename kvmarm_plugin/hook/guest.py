@@ -88,21 +88,24 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
     """What speaks against a guest on this host, and what it will have here: None where nobody
     knows.
     """
-    from kvmarm_plugin.judge.contradictions import find_contradictions
+    from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
     from kvmarm_plugin.judge.finding import REFUSES
+    from kvmarm_plugin.kvm.device import System
 
     domain, record = guest.known()
     target = record.target
-    edited = find_contradictions(domain, target)
+    with System() as system:
+        ipa_bits = system.ipa_bits()
+    edited = find_contradictions(domain, target, host_ipa_bits=ipa_bits)
+    too_large = [] if arrived else memory_too_large(domain, ipa_bits)
     if edited and not arrived:
         from kvmarm_plugin.host.libvirt_host_model import is_noted
         from kvmarm_plugin.judge.contradictions import as_written
 
-        edited = find_contradictions(domain, target, is_noted())
+        edited = find_contradictions(domain, target, is_noted(), ipa_bits)
         target = as_written(domain, target)  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
     from kvmarm_plugin.judge.verdict import judge, which_counts
-    from kvmarm_plugin.kvm.device import System
     from kvmarm_plugin.rehearse import KernelOffer
 
     clusters = find_clusters()
@@ -121,11 +124,15 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
     for cpus in kinds:
         with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
             findings = judge(target, offer)
-            refused = edited or [
-                finding
-                for finding in findings
-                if (finding.severity == REFUSES if arrived else finding.stops_start)
-            ]
+            refused = (
+                edited
+                or too_large
+                or [
+                    finding
+                    for finding in findings
+                    if (finding.severity == REFUSES if arrived else finding.stops_start)
+                ]
+            )
             unknown = refused or misplaced or not offer.makes_vcpu()
             answers.append((findings, None if unknown else offer.renewed(target)))
     if len(answers) > 1:
@@ -134,8 +141,9 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
     else:
         findings, after = answers[0]
     if edited and not arrived:
-        return edited + [finding for finding in findings if finding.stops_start], None
-    found = misplaced + findings
+        stops = [finding for finding in findings if finding.stops_start]
+        return edited + too_large + stops, None
+    found = too_large + misplaced + findings
     if target.pinning is not None:
         from kvmarm_plugin.judge.pinning import with_cluster
 

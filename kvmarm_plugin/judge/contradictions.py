@@ -8,22 +8,13 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..basics.untrusted import libvirt_number
-from ..domain.memory import ipa_bits, memory_of
+from ..domain.memory import memory_of, vcpus_of
 from ..domain.xml import Element, asks_for_host_model
+from ..model.board import GIB, RAM_START, ipa_bits, most_vcpus
 from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
 from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
-
-# The vCPUs that a GIC has room for: GICv2 by its registers (GIC_NCPU), GICv3 by the redistributors
-# at 128 KiB each, below RAM and in the first of the high regions, and by what the board takes
-# (virt_redist_capacity, virt_machine_class_init, hw/arm/virt.c).
-_VCPUS_OF_GICV2, _VCPUS_OF_LOW_GICV3, _VCPUS_OF_GICV3 = 8, 123, 512
-_VCPUS_BEFORE_3_0 = 255  # what boards up to virt-2.12 take
-_HIGH_REGIONS_FROM = 39  # bits of addresses: the regions start at 256 GiB
-
-_MOST_VCPUS = 0xFFFFFFFF  # libvirt's numbers end there
 
 
 def find_contradictions(
@@ -47,7 +38,7 @@ def find_contradictions(
         if says[what] != recorded
     ]
     findings += _find_addresses(domain, target, host_ipa_bits)
-    most, vcpus = _most_vcpus(target), _vcpus(domain)
+    most, vcpus = most_vcpus(target.gic, target.machine, target.ipa_bits), vcpus_of(domain)
     if vcpus > most:
         findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
     if domain.find("cpu/maxphysaddr"):
@@ -57,6 +48,22 @@ def find_contradictions(
 
         findings += find_overruled(domain, target)
     return findings
+
+
+def memory_too_large(domain: Element, host_ipa_bits: int) -> list[Finding]:
+    """Whether QEMU does not start a guest for its memory, which the XML says and no record.
+
+    Args:
+        host_ipa_bits: the host's limit.
+
+    Raises:
+        DomainXMLError: a size of memory that is none.
+    """
+    end = RAM_START + memory_of(domain)
+    if end <= 1 << host_ipa_bits:
+        return []
+    limit = (1 << host_ipa_bits) // GIB
+    return [Finding("memory-too-large", recorded=-(-end // GIB), local=limit)]
 
 
 def as_written(domain: Element, target: Target) -> Target:
@@ -106,23 +113,6 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     if bits <= target.ipa_bits:
         return []
     return [Finding("addresses-other", recorded=target.ipa_bits, local=bits)]
-
-
-def _most_vcpus(target: Target) -> int:
-    if target.gic == 2:
-        return _VCPUS_OF_GICV2
-    if target.ipa_bits < _HIGH_REGIONS_FROM:
-        return _VCPUS_OF_LOW_GICV3
-    return _VCPUS_BEFORE_3_0 if target.machine.startswith("virt-2.") else _VCPUS_OF_GICV3
-
-
-def _vcpus(domain: Element) -> int:
-    """The maximum; of what is no number, libvirt says so itself."""
-    vcpu = domain.find("vcpu")
-    try:
-        return libvirt_number(vcpu.content, _MOST_VCPUS) if vcpu else 1
-    except ValueError:
-        return 0
 
 
 def _says(domain: Element, target: Target) -> dict[str, str]:

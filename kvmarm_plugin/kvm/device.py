@@ -162,6 +162,10 @@ class System(_Handle):
         """
         return self.ioctl("KVM_CHECK_EXTENSION", uapi.CAPABILITIES[capability])
 
+    def ipa_bits(self) -> int:
+        """The largest guest physical address space; 40 bits before KVM had others."""
+        return self.check_extension("ARM_VM_IPA_SIZE") or 40
+
     def create_vm(self) -> VM:
         """A VM with the address space that QEMU's virt machine asks for: 40 bits, or all there are
         where that is less.

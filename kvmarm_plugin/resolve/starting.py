@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 from ..basics.untrusted import shown
+from ..model import board
 from ..model.features import OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.profile import HostProfile, Qemu
-from .address_space import has_high_redistributors, leaves_out
 from .forms import Form
 from .wish import ResolveError, Wish
 
 _NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
 _EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
-
-_MOST_OF_GIC_2 = 8  # GIC_NCPU
-_MOST_IN_FRONT = 123  # redistributors of a GICv3 below RAM (VIRT_GIC_REDIST, hw/arm/virt.c)
-_MOST = 512  # mc->max_cpus (virt_machine_class_init)
-_MOST_BEFORE_3_0 = 255  # the same of machine types up to virt-2.12
 
 
 def check_start(
@@ -34,22 +29,6 @@ def check_start(
     _check_model(form, profile, qemu)
     _check_pmu_off(wish, form, profile, qemu)
     _check_vcpus(wish, machine, gic, profile, qemu)
-
-
-def most_vcpus(profile: HostProfile) -> int:
-    """How many vCPUs a guest of this host can have, on its newest GIC."""
-    gic, qemu = max(profile.gic_versions, default=0), profile.qemu
-    return _most_of_gic(gic, 0, profile.ipa_bits, qemu.release if qemu else (0, 0))
-
-
-def _most_of_gic(gic: int, memory: int, ipa_bits: int, qemu: tuple[int, int]) -> int:
-    """As many as a GIC can serve, of which version 3 has a redistributor for each, some in front of
-    RAM and the others behind (machvirt_init, hw/arm/virt.c).
-    """
-    if gic == 2:
-        return _MOST_OF_GIC_2
-    is_cut = leaves_out(qemu) and not has_high_redistributors(memory, ipa_bits)
-    return _MOST_IN_FRONT if is_cut else _MOST
 
 
 def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
@@ -88,18 +67,17 @@ def _check_pmu_off(wish: Wish, form: Form, profile: HostProfile, qemu: Qemu) -> 
 
 
 def _check_vcpus(wish: Wish, machine: str, gic: int, profile: HostProfile, qemu: Qemu) -> None:
-    most = _most_of_gic(gic, wish.memory, profile.ipa_bits, qemu.release)
+    most = board.most_vcpus(gic, machine, profile.ipa_bits, wish.memory, qemu.release)
     if gic == 2:
         newest = max(profile.gic_versions)
         why = "with GIC version 2"
         hint = f"write <gic version='{newest}'/>" if newest > 2 else "use a host with GIC version 3"
-    elif most < _MOST:
+    elif most == board.MOST_BELOW_RAM:
         why = f"where KVM has {profile.ipa_bits} bits of guest addresses"
         hint = "use a host with more of them"
     else:
-        is_old = machine.startswith("virt-2.")
-        most = _MOST_BEFORE_3_0 if is_old else _MOST
-        why, hint = f"on {machine}", "use virt-3.0 or newer" if is_old else ""
+        why = f"on {machine}"
+        hint = "use virt-3.0 or newer" if most < board.MOST_VCPUS else ""
     if wish.vcpus > most:
         raise ResolveError(
             f"the domain has {wish.vcpus} vCPUs, and QEMU starts up to {most} {why} (host"

@@ -6,32 +6,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import libvirt_number, shown
+from ..basics.untrusted import shown
+from ..domain.memory import memory_and_room, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
-
-GIB = 1 << 30
-
-# As libvirt has them (virScaleInteger), in lower case.
-_UNITS = {"b": 1, "byte": 1, "bytes": 1}
-
-_SUFFIXES = (("", 1024), ("ib", 1024), ("b", 1000))
-
-_UNITS.update(
-    {
-        letter + suffix: base**power
-        for power, letter in enumerate("kmgtpe", 1)
-        for suffix, base in _SUFFIXES
-    }
-)
-
-_MOST_MEMORY = (1 << 64) - 1  # bytes; libvirt's and QEMU's numbers end there
-
-_MOST_COUNT = (1 << 32) - 1  # of vCPUs and memory slots; libvirt's numbers end there
 
 
 class ResolveError(KvmarmError):
@@ -71,7 +48,8 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     """What a domain that asks for host-model wants, wherever it may run.
 
     Raises:
-        ResolveError: an element twice that there is one of, or a memory size that is none.
+        ResolveError: an element twice that there is one of.
+        DomainXMLError: a memory size that is none.
     """
     for parent, name in (
         (domain, "cpu"),
@@ -88,7 +66,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     assert cpu is not None  # asks_for_host_model has seen both
     assert os_type is not None
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
-    memory, room = _memory(domain)
+    memory, room = memory_and_room(domain)
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
@@ -97,7 +75,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=memory + room,
         room=room,
-        vcpus=_vcpus(domain),
+        vcpus=vcpus_of(domain),
     )
 
 
@@ -131,69 +109,3 @@ def _read_feature(feature: Element) -> tuple[str, bool | None]:
         "disable": False,
         "forbid": False,
     }.get(policy, True)
-
-
-def memory_of(domain: Element) -> int:
-    """The bytes of addresses that QEMU lays out for memory, as in `Wish`."""
-    return sum(_memory(domain))
-
-
-def _vcpus(domain: Element) -> int:
-    """The maximum; of what is no number, libvirt says so itself."""
-    vcpu = domain.find("vcpu")
-    try:
-        return libvirt_number(vcpu.content, _MOST_COUNT) if vcpu else 1
-    except ValueError:
-        return 0
-
-
-def _memory(domain: Element) -> tuple[int, int]:
-    """The memory that QEMU lays out, and behind it the room for more, of which each slot takes up
-    to 1 GiB of alignment (virt_set_memmap, hw/arm/virt.c).
-
-    The sizes of NUMA cells count before <memory>, as they do when libvirt defines a domain
-    (virDomainDefPostParseMemory).
-    """
-    numa, plugged = domain.find("cpu/numa"), domain.find("maxMemory")
-    memory = sum(_size(cell, cell.attributes.get("memory", "")) for cell in _cells(numa))
-    memory = memory or _content_size(domain.find("memory"))
-    if plugged is None:
-        return memory, 0
-    try:
-        slots = libvirt_number(plugged.attributes.get("slots", "0"), _MOST_COUNT)
-    except ValueError as error:
-        raise ResolveError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
-    room = _whole_gib(max(0, _content_size(plugged) - memory)) + slots * GIB
-    return memory, _whole_gib(memory) - memory + room
-
-
-def _whole_gib(size: int) -> int:
-    return -(-size // GIB) * GIB
-
-
-def _cells(numa: Element | None) -> list[Element]:
-    return numa.find_all("cell") if numa else []
-
-
-def _content_size(element: Element | None) -> int:
-    """The size in bytes that a <memory> says; one that is empty says nothing."""
-    if element is None:
-        return 0
-    text = element.content
-    return _size(element, text) if text else 0
-
-
-def _size(element: Element, number: str) -> int:
-    """A size in bytes; libvirt's default unit is KiB (virDomainParseMemory)."""
-    unit = element.attributes.get("unit") or "KiB"
-    try:
-        size = libvirt_number(number, _MOST_MEMORY) * _UNITS[unit.lower() if unit.isascii() else ""]
-        if size > _MOST_MEMORY:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise ResolveError(
-            f"<{element.name}> is not a size:"
-            f" {shown(element.text[:400].decode(errors='replace'), 80)}",
-            "libvirt's form is <memory unit='MiB'>512</memory>",
-        ) from None
-    return size

@@ -6,12 +6,13 @@ from __future__ import annotations
 import pytest
 
 from kvmarm_plugin.domain import record
-from kvmarm_plugin.domain.memory import GIB, memory_of
+from kvmarm_plugin.domain.memory import memory_of
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import DomainXMLError, asks_for_host_model, parse
 from kvmarm_plugin.judge.contradictions import as_written, find_contradictions
 from kvmarm_plugin.judge.finding import Finding
 from kvmarm_plugin.judge.wording import texts
+from kvmarm_plugin.model.board import GIB
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import ResolveError

@@ -25,7 +25,7 @@ from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
-from kvmarm_plugin.judge.contradictions import find_contradictions
+from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, kinds
 from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
 from kvmarm_plugin.judge.verdict import judge
@@ -36,7 +36,6 @@ from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.table import fields_of
 from kvmarm_plugin.rehearse import rehearse
-from kvmarm_plugin.resolve.address_space import memory_too_large
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import GUEST, TESTS, host

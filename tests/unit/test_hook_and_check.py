@@ -142,6 +142,7 @@ _HOSTS = [
     host("sid-neoverse-n1"),
 ]
 _ALL, _SMALL, _HOST = Policy(cluster="all"), Policy(cluster="smallest"), Policy(prefer_named=False)
+_LARGE = _SOURCE.replace(b"'MiB'>512<", b"'GiB'>600<")
 _GUESTS = {
     "named": (_A53, Policy()),
     "a72": (_A72, Policy()),
@@ -187,6 +188,34 @@ def test_the_hook_and_check_answer_alike(guest: str, play: Play) -> None:
         if boots and not said.stopped:
             assert said.doubted is (said.verdict == "drift"), (name, new, said)
     assert len({said for several in answers.values() for said in several}) > 1
+
+
+def _with_addresses(here: HostProfile, bits: int) -> HostProfile:
+    capabilities = {**here.capabilities, "ARM_VM_IPA_SIZE": bits}
+    return here.replace(name=f"{bits}-bits", ipa_bits=bits, capabilities=capabilities)
+
+
+@pytest.mark.parametrize("memory", [600, 1023, 2000, 4096])
+@pytest.mark.parametrize("recorded", [40, 44])
+def test_addresses_by_the_limit_of_the_host(memory: int, recorded: int, play: Play) -> None:
+    """QEMU lays a guest of some hundred GiB out otherwise where there is room for more."""
+    old, new = b"'GiB'>600<", b"'GiB'>%d<" % memory
+    source = Resolver(_with_addresses(_A72, recorded), Policy()).resolve(_LARGE).replace(old, new)
+    for bits in (36, 40, 41, 44):
+        for boots in (True, False):
+            said = play(source, _with_addresses(_A72, bits), boots)
+            assert said.stopped is (said.status != 0), (bits, boots, said)
+            if boots and not said.stopped:
+                assert said.doubted is (said.verdict == "drift"), (bits, said)
+
+
+def test_a_guest_that_a_larger_host_lays_out_otherwise(play: Play) -> None:
+    source = Resolver(_with_addresses(_A72, 40), Policy()).resolve(_LARGE)
+    at_home, away = _with_addresses(_A72, 40), _with_addresses(_A72, 44)
+    for boots in (True, False):
+        assert play(source, at_home, boots) == (False, False, 0, "same")
+    assert play(source, away, True) == (False, True, 0, "drift")
+    assert play(source, away, False) == (True, False, 3, "refuses")
 
 
 def test_a_guest_that_roams_is_as_recorded_at_home(play: Play) -> None:

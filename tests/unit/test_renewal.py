@@ -23,8 +23,10 @@ from kvmarm_plugin.host import libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.renewal import PATIENCE, SETTLING, Renewer
+from kvmarm_plugin.resolve.resolver import Resolver
 
 from ..corpus import GUEST, host, resolver, with_record_1
 from .fakekernel import FakeKernel
@@ -458,6 +460,17 @@ def test_an_edited_guest_is_not_what_is_recorded(here: _Host) -> None:
     assert marks.marked() == ([_UUID], [])
     assert "machine type was virt-10.0, and is virt-11.1" in here.log[-1]
     assert "kvmarm refresh" in here.log[-1]
+
+
+def test_a_guest_that_this_host_lays_out_otherwise(here: _Host) -> None:
+    """It was recorded where there are fewer addresses."""
+    old = host(_OLDER)
+    small = old.replace(ipa_bits=40, capabilities={**old.capabilities, "ARM_VM_IPA_SIZE": 40})
+    source = GUEST.replace(b"'MiB'>512<", b"'GiB'>600<")
+    here.guest("RUNNING_BOOTED", Resolver(small, Policy()).resolve(source).decode())
+    assert here.renewer.work() is False
+    assert marks.marked() == ([_UUID], [])
+    assert "was 40, and is 41" in here.log[0]
 
 
 def test_a_stored_record_that_cannot_be_renewed_leaves_the_live_one(here: _Host) -> None:

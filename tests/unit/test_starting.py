@@ -23,13 +23,14 @@ from kvmarm_plugin.judge.by_profile import check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import HARMLESS, Finding
 from kvmarm_plugin.judge.pinning import reconcile_pins
+from kvmarm_plugin.model.board import GIB, most_memory
 from kvmarm_plugin.model.features import OFFERED_BY, PMU
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
-from kvmarm_plugin.resolve.address_space import guest_ipa_bits, most_memory
+from kvmarm_plugin.resolve.address_space import guest_ipa_bits
 from kvmarm_plugin.resolve.resolver import Resolver
-from kvmarm_plugin.resolve.wish import GIB, read_wish, what_emulation_needs
+from kvmarm_plugin.resolve.wish import read_wish, what_emulation_needs
 from tests.corpus import HOSTS, TEMPLATES, host, one_line, template
 
 from .domains import domains
