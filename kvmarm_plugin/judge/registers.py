@@ -95,8 +95,12 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         name, recorded, local
     )
     if not fields:
-        older = name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR"))
-        kind = "register-refused-newer-kernel" if older else "register-refused"
+        if name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR")):
+            kind = "register-refused-newer-kernel"
+        elif name.startswith("SMCCC_ARCH_WORKAROUND_") and recorded > local:
+            kind = "register-refused-firmware"  # KVM takes less than the host has, never more
+        else:
+            kind = "register-refused"
         return [Finding(kind, register=name, recorded=recorded, local=local, host=offer.host)]
     return [_refused_field(field, field.of(recorded), field.of(local), offer) for field in fields]
 

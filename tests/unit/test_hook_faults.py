@@ -215,8 +215,8 @@ NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
 DRIFT = (
-    "kvmarm: GUEST starts as this host makes it, which is not what is recorded: MIDR_EL1.…: recorded"
-    " 0x…, here 0x…; …. To record what it has: kvmarm refresh GUEST"
+    "kvmarm: GUEST starts as this host makes it, which is not what is recorded: MIDR_EL1.…:"
+    " recorded 0x…, here 0x…; …. To record what it has: kvmarm refresh GUEST"
 )
 MENDED = ". When that is mended: kvmarm refresh GUEST"
 ALLOW = ". To let it pass once: kvmarm allow GUEST"
