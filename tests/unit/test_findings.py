@@ -212,6 +212,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(), _with_register("PSCI_VERSION", 0x10000)
     ),
     "registers-unknown": lambda: check(_target(_N1, "virt-7.2"), host("bookworm-neoverse-n1")),
+    "registers-unknown-older-qemu": lambda: check(
+        _target(), _host("sid-neoverse-n1", qemu=host(_N1).qemu)
+    ),
     "registers-lost": lambda: check(
         _target(
             "sid-neoverse-n1",
@@ -337,6 +340,7 @@ _REMEDIES = {
     "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti, ",
     "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12), ",
     "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
+    "registers-unknown-older-qemu": "upgrade QEMU on sid-neoverse-n1 to 11.1 or newer",
     "register-refused-newer-kernel": "move guests from older to newer kernels only",
     "pmu-counters": "turn pmu off",
     "pin-elsewhere": "kvmarm refresh DOMAIN",
