@@ -572,7 +572,7 @@ _IN_TEXT = {
     "number": "target 5 (GENERIC_V8)",
     "features": "features psci_0_2 pmu_v3 sve ptrauth_address ptrauth_generic",
     "model": "-cpu host",
-    "unsaid": "decides itself on nothing",
+    "unsaid": "left to QEMU: nothing",
     "machine": "on virt-10.0",
     "gic": "GIC 3",
     "ipa_bits": "40-bit addresses",
