@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "wait for guests that start as something else than recorded, and correct their records",
     )
     renew.add_argument(
-        "--once", action="store_true", help="end when those are done that are marked now"
+        "--once", action="store_true", help="renew the guests that are marked now, and end"
     )
     _add_connect(renew)
 

@@ -49,7 +49,7 @@ _OF_THE_USER = ("argument-overrules", "cpu-replaced")
 
 
 # Kinds of findings that a baseline mends, though it mends no guest.
-_LEVELLED = ("gic-refused", "addresses-too-few")
+_LEVELLED = ("addresses-too-few",)
 
 # Kinds of findings by which the record is not about this guest.
 _EDITS = ("xml-edited", "host-model-asked")
@@ -201,6 +201,9 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         if finding.kind == "machine-unknown":
             newest = shlex.quote(shown(finding.values["newest"]))
             return f"kvmarm refresh {title} --machine {newest}, or upgrade QEMU on {shown(host)}"
+        if finding.kind == "machine-dropped":
+            oldest = shlex.quote(shown(finding.values["oldest"]))
+            return f"kvmarm refresh {title} --machine {oldest}"
         if finding.stops_start and (
             finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
         ):
@@ -225,7 +228,7 @@ def _remedy_of_pool(host: str, finding: Finding) -> str:
     away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
     if finding.kind.endswith(f"-override-{away}"):
         return f"boot {shown(host)} with {override_for(finding)}, and probe it again"
-    if finding.kind in ("machine-unknown", "machines-unknown"):
+    if finding.kind in ("machine-unknown", "machine-dropped", "machines-unknown"):
         return f"upgrade QEMU on {shown(host)}, or make the baseline anew"
     if _is_none(texts(finding)["remedy"]) and finding.kind not in _LEVELLED:
         return f"leave {shown(host)} out of the pool"

@@ -37,7 +37,7 @@ def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, 
         (
             "QEMU",
             (
-                f"-cpu {target.model} on {target.machine}, decides itself on"
+                f"-cpu {target.model} on {target.machine}, left to QEMU:"
                 f" {' '.join(target.unsaid) or 'nothing'}"
             ),
         ),

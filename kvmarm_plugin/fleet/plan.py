@@ -269,7 +269,16 @@ class _Levelling:
         the largest kinds first.
         """
         apart = {frozenset((obstacle.source, obstacle.destination)) for obstacle in found}
-        order = sorted(self.hosts, key=lambda names: (-len(names), names))
+        # Of two that are equal, whose firmware does not mitigate what the other's does goes.
+        unmitigated = {
+            obstacle.destination
+            for obstacle in found
+            if obstacle.finding.kind == "register-refused-firmware"
+        }
+        order = sorted(
+            self.hosts,
+            key=lambda names: (-len(names), self.hosts[names].name in unmitigated, names),
+        )
         stay: list[tuple[str, ...]] = []
         for first in order:
             clique: list[tuple[str, ...]] = []

@@ -218,7 +218,13 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
         "machine-unknown": missing
         and Finding("machines-unknown", machines=missing, host=host.name),
         "gic-refused": gics
-        and Finding("gic-refused", recorded=gics[0], local=host.gic_versions, host=host.name),
+        and Finding(
+            "gic-refused",
+            recorded=gics[0],
+            local=host.gic_versions,
+            newest=max(host.gic_versions, default=0),
+            host=host.name,
+        ),
         "addresses-too-few": host.ipa_bits < base.ipa_bits
         and Finding(
             "addresses-too-few", recorded=base.ipa_bits, local=host.ipa_bits, host=host.name

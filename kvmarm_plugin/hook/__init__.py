@@ -17,10 +17,10 @@ The code is as plain as the budget lets it be. What is unusual, and what it save
 - They end with _exit, as `answer.answer` does: 0.15.
 - _signal in place of signal, whose Python half imports enum: 0.5.
 - pyexpat in place of xml.parsers.expat, which only hands it on: 0.05.
-- _sha2, before Python 3.12 _sha256, in place of hashlib, which loads OpenSSL: 1.1.
 - _ctypes in place of ctypes: 0.1 to 0.2.
-- _sha2 or _sha256 in place of hashlib, which loads OpenSSL, for tickets (domain/record.py), and
-  _socket in place of socket, which imports selectors and enum (host/marks.py).
+- _sha2, before Python 3.12 _sha256, in place of hashlib, which loads OpenSSL: 1.1. It is for the
+  digests in tickets (domain/record_text.py).
+- _socket in place of socket, which imports selectors and enum (host/marks.py).
 - Nothing that the hook runs imports typing (1.2), dataclasses (1.8), subprocess (1.3), json (0.9),
   re or shlex (0.7), contextlib (0.4) or functools (0.3). Hence `TYPE_CHECKING = False` (mypy takes
   it for true), basics/value.py, and `try` with `pass`.

@@ -83,7 +83,7 @@ def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
     refresh = f"kvmarm refresh {guest.word()}"
     if start.checked:
         heading, refusal = (
-            f"{verb} as this host makes it, which is not recorded"
+            f"{verb} as this host makes it, which is not what is recorded"
             for verb in ("starts", "would start")
         )
         advice, why = f"To record what it has: {refresh}", "this host makes it otherwise"

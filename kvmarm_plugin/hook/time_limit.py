@@ -23,9 +23,9 @@ def finish(seconds: float, call: Callable[..., Any], *arguments: object) -> tupl
     try:
         return within(seconds, call, *arguments), ""
     except OutOfTime:
-        why = f"checking took longer than {seconds} s; is the host overloaded?"
+        why = f"checking took longer than {seconds} s; the host may be overloaded"
     except MemoryError:
-        why = "checking takes more memory than the hook may have; is the host short of it?"
+        why = "checking takes more memory than the hook may have; the host may be short of it"
     except Exception as error:
         # Not KvmarmError alone: a bug here must not let a guest go wrong, nor show libvirt's user a
         # traceback.

@@ -63,7 +63,7 @@ def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> 
     """
     recorded, local = unpack_ids(target.reglist), unpack_ids(offer.reglist)
     lost = recorded - local
-    if any(finding.kind in ("registers-unknown", "registers-lost") for finding in found):
+    if any(finding.kind.startswith(("registers-unknown", "registers-lost")) for finding in found):
         lost = frozenset()
     findings = []
     if lost or local - recorded:
@@ -95,8 +95,12 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         name, recorded, local
     )
     if not fields:
-        older = name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR"))
-        kind = "register-refused-newer-kernel" if older else "register-refused"
+        if name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR")):
+            kind = "register-refused-newer-kernel"
+        elif name.startswith("SMCCC_ARCH_WORKAROUND_") and recorded > local:
+            kind = "register-refused-firmware"  # KVM takes less than the host has, never more
+        else:
+            kind = "register-refused"
         return [Finding(kind, register=name, recorded=recorded, local=local, host=offer.host)]
     return [_refused_field(field, field.of(recorded), field.of(local), offer) for field in fields]
 
@@ -128,17 +132,21 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     here = unpack_ids(offer.reglist)
     missing = unpack_ids(target.reglist) - here
-    if missing and target.model == "host" and offer.qemu_version() >= _QEMU_TOLERATES:
-        missing -= _TOLERATED
+    may_lack: frozenset[int] = frozenset()
+    if missing and target.model == "host":
+        may_lack = _TOLERATED
         if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
-            missing -= {id_of("VENDOR_HYP_BMAP_2")}
+            may_lack |= {id_of("VENDOR_HYP_BMAP_2")}
+        if offer.qemu_version() >= _QEMU_TOLERATES:
+            missing -= may_lack
     lost: frozenset[int] = frozenset()
     if missing and (0, 0) < offer.qemu_version() < _QEMU_SEES_THE_REST:
         last = max(reg for reg in here if reg & _COPROCESSOR not in _OTHER_WAYS)
         lost = frozenset(reg for reg in missing if reg > last)
     findings = []
+    unknown = missing - lost
     for kind, registers in (
-        ("registers-unknown", missing - lost),
+        ("registers-unknown-older-qemu" if unknown <= may_lack else "registers-unknown", unknown),
         # A firmware register of 0 offers a guest nothing that it could miss.
         ("registers-lost", {reg for reg in lost if target.registers.get(name_of(reg)) != 0}),
     ):

@@ -83,14 +83,23 @@ def _rank(finding: Finding) -> tuple[int, bool]:
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     if offer.machines and target.machine not in offer.machines:
+        oldest = offer.machines[-1]
         findings.append(
-            Finding(
+            Finding("machine-dropped", machine=target.machine, oldest=oldest)
+            if () < _version(target.machine) < _version(oldest)
+            else Finding(
                 "machine-unknown", machine=target.machine, newest=offer.machines[0], host=offer.host
             )
         )
     if offer.gic_versions and target.gic not in offer.gic_versions:
         findings.append(
-            Finding("gic-refused", recorded=target.gic, local=offer.gic_versions, host=offer.host)
+            Finding(
+                "gic-refused",
+                recorded=target.gic,
+                local=offer.gic_versions,
+                newest=max(offer.gic_versions),
+                host=offer.host,
+            )
         )
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
         findings.append(
@@ -99,6 +108,13 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
             )
         )
     return findings
+
+
+def _version(machine: str) -> tuple[int, ...]:
+    """(10, 0) of "virt-10.0"; nothing of a distribution's own type, such as virt-rhel9.4.0."""
+    numbers = machine[len("virt-") :].split(".")
+    plain = all(number.isascii() and number.isdigit() for number in numbers)
+    return tuple(map(int, numbers)) if plain else ()
 
 
 def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:

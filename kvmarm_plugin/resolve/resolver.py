@@ -12,6 +12,7 @@ from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record, record_text, rewrite
+from ..domain.emulator import emulator_of
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
@@ -113,7 +114,17 @@ class Resolver:
         if domain.find("cpu/maxphysaddr"):
             raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
         pins = self._pins(domain, target.pinning) if several else ("", ())
+        self._warn_of_emulator(domain)
         return rewrite.concretise(source, domain, emission, facts, *pins)
+
+    def _warn_of_emulator(self, domain: Element) -> None:
+        emulator, asked = emulator_of(domain), self.profile.qemu and self.profile.qemu.binary
+        if emulator and asked and emulator != asked:
+            self._advise(
+                f"{_title(domain)} names the emulator {shown(emulator, 120)};"
+                f" machine types and properties are those of {shown(asked, 120)} (hint: kvmarm"
+                " probe --qemu asks the other, and --host takes that profile)"
+            )
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""
@@ -250,8 +261,7 @@ class Resolver:
         """The pins that a domain is to get on a host of several clusters, as `new_pins` has
         them.
         """
-        name = domain.find("name")
-        title = " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
+        title = _title(domain)
         where = self._kinds(self._clusters)
         if pinning is None:
             self._advise(
@@ -272,6 +282,11 @@ class Resolver:
                 " they share them"
             )
         return new_pins(domain, pinning.cpus)
+
+
+def _title(domain: Element) -> str:
+    name = domain.find("name")
+    return " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
 
 
 def _overruled(finding: Finding) -> ResolveError:

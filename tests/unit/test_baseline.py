@@ -290,6 +290,19 @@ def _with_qarma3(vcpu: object) -> object:
     return vcpu.replace(registers=registers)  # type: ignore[attr-defined]
 
 
+def test_the_host_that_mitigates_stays() -> None:
+    """Whatever the names: its guests could not move to one whose firmware does not."""
+    mitigates = host("trixie-neoverse-n1").replace(name="zulu")
+    base = mitigates.clusters[0]
+    vcpus = tuple(
+        vcpu.replace(registers={**vcpu.registers, "SMCCC_ARCH_WORKAROUND_3": 0})
+        for vcpu in base.vcpus
+    )
+    lacks = mitigates.replace(name="alpha", clusters=(base.replace(vcpus=vcpus),))
+    (step,) = baseline([mitigates, lacks]).plan.steps
+    assert (step.action, step.hosts) == (LEAVE_OUT, ("alpha",))
+
+
 def test_counters_that_one_lacks_turn_the_pmu_off() -> None:
     result = _of(["trixie-max", "max-2-counters"])
     assert result.pool is not None

@@ -684,7 +684,8 @@ _TIMER = Finding(
     speed=0.4,
     host="beta",
 )
-_GIC = Finding("gic-refused", recorded=2, local=(3,), host="beta")
+_GIC = Finding("gic-refused", recorded=2, local=(3,), newest=3, host="beta")
+_DROPPED = Finding("machine-dropped", machine="virt-4.2", oldest="virt-5.2")
 _MACHINE = Finding("machine-unknown", machine="virt-10.0", newest="virt-7.2", host="beta")
 
 
@@ -708,7 +709,10 @@ def test_where_nothing_helps_nothing_else_is_advised() -> None:
 def test_only_what_stops_a_start_is_mended() -> None:
     remedies = [row for row in _said(START, _TIMER, _MACHINE) if row.startswith("Remedy: ")]
     assert remedies == ["Remedy: kvmarm refresh guest --machine virt-7.2, or upgrade QEMU on beta"]
-    assert _said(START, _TIMER, _GIC)[-1] == "Remedy: kvmarm refresh guest"
+    assert _said(START, _TIMER, _DROPPED)[-1] == "Remedy: kvmarm refresh guest --machine virt-5.2"
+    assert _said(START, _TIMER, _GIC)[-1] == (
+        "Remedy: write <gic version='3'/>, which beta has, and resolve the guest again"
+    )
     assert _said(START, Finding("no-qemu", model="host", number=5, features=(), host="beta"))[
         -1
     ].startswith("  vCPU"), "nothing that kvmarm does helps"

@@ -169,6 +169,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "vcpu-unknown": lambda: check(_target(_MAX), host(_N1)),
     "vcpu-refused": _rehearsed,
     "machine-unknown": lambda: check(_target(), _with_qemu(("virt-9.0",))),
+    "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machines-unknown": _missing_machines,
     "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
@@ -199,14 +200,21 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 0}),
         _with_register("SMCCC_ARCH_WORKAROUND_1", 1),
     ),
-    "register-refused": lambda: check(
+    "register-refused-firmware": lambda: check(
         _target(registers={**_target().registers, "SMCCC_ARCH_WORKAROUND_1": 2}),
         _with_register("SMCCC_ARCH_WORKAROUND_1", 1),
+    ),
+    "register-refused": lambda: judge(
+        _target(registers={**_target().registers, "AIDR_EL1": 1}),
+        _Stubborn(_target(), _with_register("AIDR_EL1", 2), host(_N1).clusters[0]),
     ),
     "register-refused-newer-kernel": lambda: check(
         _target(), _with_register("PSCI_VERSION", 0x10000)
     ),
     "registers-unknown": lambda: check(_target(_N1, "virt-7.2"), host("bookworm-neoverse-n1")),
+    "registers-unknown-older-qemu": lambda: check(
+        _target(), _host("sid-neoverse-n1", qemu=host(_N1).qemu)
+    ),
     "registers-lost": lambda: check(
         _target(
             "sid-neoverse-n1",
@@ -321,7 +329,9 @@ def test_a_finding_is_a_value(kind: str) -> None:
 
 _REMEDIES = {
     "machine-unknown": "machine='virt-9.0'",
-    "gic-refused": f"none: this guest and {_N1} do not go together",
+    "machine-dropped": "machine='virt-11.0', if QEMU where it comes from knows that",
+    "gic-refused": f"write <gic version='2'/>, which {_N1} has, and resolve the guest again",
+    "register-refused-firmware": f"start the guest on {_N1} and move it from there",
     "features-left-to-qemu": f"take the feature from {_MAX}",
     "pmu-off-refused": f"resolve the guest again on {_N1}",
     "sve-lengths-refused-limit": "set sve-max-length: 256 in the policy",
@@ -330,6 +340,7 @@ _REMEDIES = {
     "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti, ",
     "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12), ",
     "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
+    "registers-unknown-older-qemu": "upgrade QEMU on sid-neoverse-n1 to 11.1 or newer",
     "register-refused-newer-kernel": "move guests from older to newer kernels only",
     "pmu-counters": "turn pmu off",
     "pin-elsewhere": "kvmarm refresh DOMAIN",

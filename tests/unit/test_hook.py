@@ -611,7 +611,9 @@ def test_a_cold_start_that_gives_what_is_recorded_takes_an_old_mark_away(door: D
 def test_drift_is_marked_and_starts(door: Door, here: str, says: str) -> None:
     status, err = door(_resolved(_TRIXIE), here)
     assert not status
-    assert err.startswith("kvmarm: guest starts as this host makes it, which is not recorded: ")
+    assert err.startswith(
+        "kvmarm: guest starts as this host makes it, which is not what is recorded: "
+    )
     assert says in err
     assert "remedy" not in err
     assert err.endswith(". To record what it has: kvmarm refresh guest\n"), (
@@ -630,7 +632,7 @@ def test_registers_that_only_this_kernel_has(door: Door) -> None:
     target = old.target.replace(reglist=pack_ids(fewer))
     older = rewrite.replace_record(xml, domain, old.replace(target=target))
     _, err = door(older, _TRIXIE)
-    assert "not recorded: registers that only this kernel has: 1. To" in err
+    assert "what is recorded: registers that only this kernel has: 1. To" in err
     door(older, _TRIXIE, "migrate")
     assert _target(door.out) == old.target
 

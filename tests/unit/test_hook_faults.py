@@ -215,8 +215,8 @@ NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
 DRIFT = (
-    "kvmarm: GUEST starts as this host makes it, which is not recorded: MIDR_EL1.…: recorded 0x…,"
-    " here 0x…; …. To record what it has: kvmarm refresh GUEST"
+    "kvmarm: GUEST starts as this host makes it, which is not what is recorded: MIDR_EL1.…:"
+    " recorded 0x…, here 0x…; …. To record what it has: kvmarm refresh GUEST"
 )
 MENDED = ". When that is mended: kvmarm refresh GUEST"
 ALLOW = ". To let it pass once: kvmarm allow GUEST"
@@ -232,7 +232,7 @@ TOO_LARGE = (
     + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
 )
 NO_MEMORY = (
-    NOT_THERE + "checking takes more memory than the hook may have; is the host short of it?"
+    NOT_THERE + "checking takes more memory than the hook may have; the host may be short of it"
 )
 NO_PYTHON = f"{UNCHECKED}…/python3 is missing or broken (status 127). {AGAIN}"
 NO_PACKAGE = (
@@ -577,12 +577,12 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "it answers slowly",
-            NOT_THERE + "checking took longer than … s; is the host overloaded?",
+            NOT_THERE + "checking took longer than … s; the host may be overloaded",
             _kernel("slow = 'KVM_CREATE_VM'"),
         ),
         _both(
             "/dev/kvm hangs when it is opened",
-            NOT_THERE + "checking took longer than … s; is the host overloaded?",
+            NOT_THERE + "checking took longer than … s; the host may be overloaded",
             _kernel("slow = 'open'"),
         ),
         Fault(
@@ -623,7 +623,7 @@ _FAULTS: dict[str, list[Fault]] = {
         ),
         _both(
             "Python does not come to an end",
-            NOT_THERE + "checking took longer than … s; is the host overloaded?",
+            NOT_THERE + "checking took longer than … s; the host may be overloaded",
             _appended("domain/record.py", "while True: pass"),
         ),
         _both(

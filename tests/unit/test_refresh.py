@@ -126,11 +126,11 @@ def test_a_dry_run_says_what_would_change(run: Callable[..., _Run], libvirt: Fak
         "  PSCI_VERSION (PSCI version that the guest is offered): 0x10001 → 0x10003\n"
         "  VENDOR_HYP_BMAP_2 (KVM hypercalls offered, second set: CPU discovery): none → 0x0\n"
         "  register list: 333 registers → 331 registers, with VENDOR_HYP_BMAP_2, without"
-        " S3_0_C2_C0_3, S3_0_C10_C2_2, S3_0_C10_C2_3\n"
+        " TCR2_EL1, PIRE0_EL1, PIR_EL1\n"
         "  as it runs: VENDOR_HYP_BMAP_2 (KVM hypercalls offered, second set: CPU discovery): none"
         " → 0x0\n"
         "  as it runs: register list: 333 registers → 331 registers, with VENDOR_HYP_BMAP_2,"
-        " without S3_0_C2_C0_3, S3_0_C10_C2_2, S3_0_C10_C2_3\n"
+        " without TCR2_EL1, PIRE0_EL1, PIR_EL1\n"
     )
     assert (guest.calls, guest.config, guest.live) == ([], _XML, _XML)
     assert marks.marked() == ([guest.uuid], [])

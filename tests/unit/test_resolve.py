@@ -22,7 +22,7 @@ from kvmarm_plugin.model.target import Pinning, Target
 from kvmarm_plugin.registers.text import format_values, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import ResolveError, Wish, read_wish
-from tests.corpus import HOSTS, host, one_line, template
+from tests.corpus import GUEST, HOSTS, host, one_line, template
 
 from .domains import domains
 
@@ -572,7 +572,7 @@ _IN_TEXT = {
     "number": "target 5 (GENERIC_V8)",
     "features": "features psci_0_2 pmu_v3 sve ptrauth_address ptrauth_generic",
     "model": "-cpu host",
-    "unsaid": "decides itself on nothing",
+    "unsaid": "left to QEMU: nothing",
     "machine": "on virt-10.0",
     "gic": "GIC 3",
     "ipa_bits": "40-bit addresses",
@@ -683,3 +683,21 @@ def test_records_are_written_with_every_field() -> None:
         assert piece in text.replace("\n", " ")
     assert " ".join(text.split()).count(" ID_AA64PFR0_EL1=0x") == 1
     assert target.reglist in " ".join(text.split())
+
+
+def test_another_emulator_is_told() -> None:
+    """What is written is what the profile's QEMU has."""
+    said: list[str] = []
+    profile = host("trixie-max")
+    resolver = Resolver(profile, Policy(), advise=said.append)
+    assert profile.qemu is not None
+    for emulator, count in ((profile.qemu.binary, 0), ("/opt/qemu", 1)):
+        devices = f"<devices><emulator>{emulator}</emulator></devices>".encode()
+        resolver.resolve(
+            GUEST.replace(b"<devices/>", b"").replace(b"</domain>", devices + b"</domain>")
+        )
+        assert len(said) == count
+    assert said[0].startswith(
+        "guest names the emulator /opt/qemu; machine types and properties are those of"
+        f" {profile.qemu.binary} (hint: "
+    )
