@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..domain.record import Record
     from ..domain.xml import Element
     from ..judge.finding import Finding
+    from ..kvm.device import System
     from ..model.target import Target
 
 
@@ -88,14 +89,19 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
     """What speaks against a guest on this host, and what it will have here: None where nobody
     knows.
     """
+    from kvmarm_plugin.kvm.device import System
+
+    with System() as system:
+        return _compare(guest, arrived, system)
+
+
+def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding], Target | None]:
     from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
     from kvmarm_plugin.judge.finding import REFUSES
-    from kvmarm_plugin.kvm.device import System
 
     domain, record = guest.known()
     target = record.target
-    with System() as system:
-        ipa_bits = system.ipa_bits()
+    ipa_bits = system.ipa_bits()
     edited = find_contradictions(domain, target, host_ipa_bits=ipa_bits)
     too_large = [] if arrived else memory_too_large(domain, ipa_bits)
     if edited and not arrived:
@@ -122,7 +128,7 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
         kinds = kinds_to_ask(target, clusters, cpus)
     answers = []
     for cpus in kinds:
-        with System() as system, KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+        with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
             findings = judge(target, offer)
             refused = (
                 edited
