@@ -19,7 +19,7 @@ from ..domain.xml import Element, asks_for_host_model, parse
 from ..host import marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..kvm.device import System
-from ..renewal import UntoldError, renew_live, renew_stored
+from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Callable
 
-    from ..renewal import Renewed
     from ..resolve.resolver import Resolver
+    from ..watch.renewal import Renewed
 
 
 def run(arguments: Namespace) -> int:
