@@ -20,7 +20,7 @@ from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..kvm.device import System
-from ..renewal import UntoldError, renew_live, renew_stored
+from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Callable
 
-    from ..renewal import Renewed
     from ..resolve.resolver import Resolver
+    from ..watch.renewal import Renewed
 
 
 def run(arguments: Namespace) -> int:

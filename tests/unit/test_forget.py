@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import cli, renewal
+from kvmarm_plugin import cli
 from kvmarm_plugin.commands import refresh
 from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Intent
@@ -22,7 +22,8 @@ from kvmarm_plugin.host import left, libvirt_host_model, marks, previous
 from kvmarm_plugin.host.libvirtd import Connection, Domain
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy
-from kvmarm_plugin.renewal import Renewer
+from kvmarm_plugin.watch import renewal
+from kvmarm_plugin.watch.renewal import Renewer
 
 from ..corpus import GUEST, HOSTS, host, resolver, with_record_1
 from .fakekernel import FakeKernel
