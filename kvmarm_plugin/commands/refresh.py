@@ -16,8 +16,9 @@ from ..basics.untrusted import shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, asks_for_host_model, parse
-from ..host import marks
+from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
+from ..host.previous import redefine
 from ..kvm.device import System
 from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
@@ -52,13 +53,27 @@ def run(arguments: Namespace) -> int:
         if names:
             guests = [refresher.by_name(name) for name in names]
         else:
-            every = [refresher.refresh(domain) for domain in connection.domains()]
+            every = [refresher.refresh(domain) for domain in _not_left(connection)]
             guests = [guest for guest in every if guest.stored or guest.running]
     write_text(refresh_view.as_json(guests) if as_json else refresh_view.as_text(guests))
     results = {part.result for guest in guests for part in (guest.stored, guest.running) if part}
     if FAILED in results:
         return ERROR
     return INCOMPATIBLE if results & {UNRESOLVED, UNTOLD} else DONE
+
+
+def _not_left(connection: Connection) -> list[Domain]:
+    """All domains but those that are left alone, if they are of this host."""
+    domains = connection.domains()
+    if not connection.is_here:
+        return domains
+    found = [domain for domain in domains if not left.has(domain.uuid)]
+    if len(found) < len(domains):
+        say(
+            f"{len(domains) - len(found)} of {len(domains)} domains are left alone, since they were"
+            " forgotten or undone"
+        )
+    return found
 
 
 class _Refresher:
@@ -126,7 +141,8 @@ class _Refresher:
     def _stored(self, domain: Domain) -> Outcome | None:
         """What becomes of the stored definition; None if it has no record."""
         try:
-            source = domain.xml(live=False, secrets=True).encode()
+            read = domain.xml(live=False, secrets=True)
+            source = read.encode()
             xml = parse(source)
             if not record.find_all(xml):
                 return None
@@ -148,16 +164,10 @@ class _Refresher:
             if not differences:
                 return Outcome(KEPT)
             if not self._dry_run:
-                self._define(domain, source, result)
+                redefine(self._connection, domain, read, result.decode(), self._validate)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
-
-    def _define(self, domain: Domain, source: bytes, result: bytes) -> None:
-        # libvirt has no way to define a domain only if it is still what was read.
-        if domain.xml(live=False, secrets=True).encode() != source:
-            raise KvmarmError("somebody has changed it meanwhile", "do it again")
-        self._connection.define(result.decode(), self._validate)
 
     def _running(self, domain: Domain) -> Outcome | None:
         """What becomes of the live record; None if there is none."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What `kvmarm refresh` changes, for people and as JSON."""
+"""What `kvmarm refresh` and `kvmarm forget` change, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 KEPT, CHANGES, CHANGED = "kept", "would change", "changed"
 UNRESOLVED, UNTOLD, FAILED = "cannot be resolved", "not known", "error"
+FORGETS, FORGOTTEN = "would be forgotten", "forgotten"
+RESTORES, RESTORED = "would be restored", "restored"
+BARE = "has no record"
+
+_PLANNED = (CHANGES, FORGETS, RESTORES)
 
 _SHOWN = 6  # registers of a list
 _TEXT = 500  # characters of each part of a difference
@@ -39,7 +44,9 @@ class Difference(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a record: one of the results above, with what changes, or why it cannot."""
+    """What became of a record: one of the results above, with what changes, and what else there is
+    to say: why it cannot, or what follows.
+    """
 
     result: str
     differences: tuple[Difference, ...] = ()
@@ -65,7 +72,7 @@ def as_text(guests: list[Guest]) -> str:
             + "; ".join(f"{which}{_said(part)}" for which, part in parts if part)
         )
         for which, part in parts:
-            if part and part.result == CHANGES:
+            if part and part.result in _PLANNED:
                 text += [f"  {which}{_told(difference)}" for difference in part.differences]
     return lines(text)
 

@@ -150,22 +150,24 @@ def find(domain: Element) -> Element | None:
     return next(iter(find_all(domain)), None)
 
 
-def find_all(domain: Element) -> list[Element]:
-    """The domain's records, the one that counts first: an interrupted renewal leaves one of
-    version 1 beside that of version 2. Raises RecordError as `find` does.
-    """
+def ours(domain: Element) -> list[Element]:
+    """All elements of kvmarm's in a domain's metadata, of any version, be they records or not."""
     # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a
     # record.
-    ours = [
+    return [
         child
         for place in domain.find_all("metadata")
         for child in place.children
         if child.name.startswith(NAMESPACE_STEM)
     ]
-    if not ours:
-        return ours
+
+
+def find_all(domain: Element) -> list[Element]:
+    """The domain's records, the one that counts first: an interrupted renewal leaves one of
+    version 1 beside that of version 2. Raises RecordError as `find` does.
+    """
     found: dict[str, Element] = {}
-    for element in ours:
+    for element in ours(domain):
         namespace, _, name = element.name.partition(" ")
         if namespace in found:
             raise RecordError(

@@ -71,6 +71,11 @@ def is_remote(uri: str) -> bool:
         ) from None
 
 
+def is_session(uri: str) -> bool:
+    """Whether it is a user's own libvirt, of whose guests neither hook nor renewal know."""
+    return urlsplit(uri).path == "/session"
+
+
 class Process(NamedTuple):
     """The QEMU of a guest that runs.
 
@@ -91,6 +96,9 @@ class Process(NamedTuple):
 class Connection:
     """A connection to libvirt; a context manager.
 
+    Attributes:
+        is_here: whether libvirt's guests run on this host.
+
     Raises:
         LibvirtError: no binding, or no connection.
     """
@@ -109,6 +117,7 @@ class Connection:
         self._connection = self._ask(
             lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version"
         )
+        self.is_here = not is_remote(uri)
 
     def __enter__(self) -> Connection:  # noqa: PYI034  # Self is typing's, from 3.11 on
         return self

@@ -18,7 +18,7 @@ from ..basics.untrusted import shown
 from ..domain import record, record_text
 from ..domain.record import Record
 from ..domain.xml import Element, parse
-from ..host import marks
+from ..host import left, marks
 from ..host.cpus import find_clusters
 from ..host.libvirt_host_model import note_host_model
 from ..host.libvirtd import (
@@ -218,6 +218,10 @@ class Renewer:
             return self._is_off(mark, None, system, stamp)
         stamp = marks.stamp(domain.uuid, domain.name)
         self._names[mark] = domain.name
+        if left.has(domain.uuid):
+            return self._give_up(
+                mark, KvmarmError("it is left alone, since it was forgotten or undone")
+            )
         beginning = domain.beginning()
         if beginning == OFF:
             return self._is_off(mark, domain, system, stamp)
