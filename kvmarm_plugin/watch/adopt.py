@@ -110,7 +110,7 @@ def adopt_stored(domain: Domain, system: System, dry_run: bool = False) -> Adopt
 def pin_stored(
     domain: Domain,
     resolver: Callable[[], Resolver],
-    define: Callable[[bytes, bytes], None],
+    define: Callable[[str, str], object],
     dry_run: bool = False,
     anew: bool = False,
 ) -> Adopted | None:
@@ -120,15 +120,16 @@ def pin_stored(
 
     Args:
         resolver: from `keeper`; called where it is needed.
-        define: called with the definition that was read, with its secrets, and the new one. It has
-            to make sure that the first is still there.
+        define: called with the stored definition as it was read, with secrets, and the new one:
+            `host.previous.redefine` of the domain.
         anew: also where it is written already, if this host gives something else now.
 
     Raises:
         KvmarmError: as `resolver` and `define` do, and as for `adopt_live`; ResolveError: this host
             does not start the guest.
     """
-    source = domain.xml(live=False, secrets=True).encode()
+    read = domain.xml(live=False, secrets=True)
+    source = read.encode()
     xml = parse(source)
     found = _own_record(xml)
     if why_not_adopted(xml) or _is_of_host_model(found):
@@ -143,7 +144,7 @@ def pin_stored(
     assert new is not None
     before = found.target if found else None
     if result != source and not dry_run:
-        define(source, result)
+        define(read, result.decode())
     return Adopted(before, new.target, pinned=True)
 
 
