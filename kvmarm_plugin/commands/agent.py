@@ -17,9 +17,9 @@ import threading
 from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
+from ..fleet.pool import DEFAULT_PATH as HOST_POOL
 from ..host import doorbell, qemu_version
 from ..host.libvirtd import Connection, is_remote, run_events
-from ..fleet.pool import DEFAULT_PATH as HOST_POOL
 from ..model.policy import DEFAULT_PATH as HOST_POLICY
 from ..watch.agent import Agent, Tools
 from ..watch.renewal import Renewer

@@ -9,12 +9,14 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..domain.record import is_adopted
 from ..host.qemu_version import BINARIES
 from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
-from .check_view import ARRIVAL, MEMBER, START, Report
+from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
     STORED,
+    NoRecordError,
     is_file,
     machines_here,
     probe_here,
@@ -61,7 +63,13 @@ def run(arguments: Namespace) -> int:
     if is_pool(source.document):
         report = _of_pool(source.document, name, hosts)
     else:
-        report = _of_guest(read_guest(source), hosts, drift_refused)
+        try:
+            guest = read_guest(source)
+        except NoRecordError as error:
+            from .unrecorded import as_if_adopted  # most guests have a record
+
+            guest = as_if_adopted(source, uri, error)
+        report = _of_guest(guest, hosts, drift_refused)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     if report.unknown:
         return NOT_KNOWN
@@ -108,7 +116,9 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=notes,
-        drift_refused=drift_refused,
+        drift_refused=drift_refused and not is_adopted(guest.record),
+        adopted=is_adopted(guest.record),
+        assumed=guest.is_assumed,
     )
 
 
@@ -136,6 +146,8 @@ def _judged(
 
     target = guest.record.target
     changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
+    if guest.is_assumed:  # nothing was recorded that could have been edited
+        changes = [finding for finding in changes if finding.kind not in EDITS]
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL

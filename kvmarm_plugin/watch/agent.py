@@ -32,6 +32,7 @@ from ..host.libvirtd import (
     NoDomainError,
 )
 from ..kvm.device import KvmError, System
+from ..model.policy import adopts
 from .adopt import adopt_live, adopt_stored, keeper, pin_stored
 from .renewal import PATIENCE, renew_live, renew_stored
 
@@ -251,7 +252,7 @@ class Agent:
             return True
         renewed = renew_live(domain, system)
         if renewed is None:
-            mode = self._tools.policy().adopts(domain.name)
+            mode = adopts(self._tools.policy(), domain.name)
             if mode != "off" and adopt_live(domain, system) is not None:
                 self._tell(f"{shown(domain.name)}: recorded what it has as it runs")
         elif renewed.before != renewed.after:
@@ -259,7 +260,7 @@ class Agent:
         return False
 
     def _adopt_stored(self, connection: Connection, domain: Domain, system: System) -> None:
-        mode = self._tools.policy().adopts(domain.name)
+        mode = adopts(self._tools.policy(), domain.name)
         if mode == "pin":
             keep = keeper(self._tools.profile(), self._tools.policy(), self._tell)
             pin_stored(
@@ -271,18 +272,18 @@ class Agent:
             self._tell(f"{shown(domain.name)}: recorded what its definition gives here")
 
     def _make_concrete(self, connection: Connection, domain: Domain) -> None:
-        read = domain.xml(live=False, secrets=True).encode()
-        new = self._tools.resolver().resolve(read)
+        read = domain.xml(live=False, secrets=True)
+        new = self._tools.resolver().resolve(read.encode()).decode()
         self._redefine(connection, domain, read, new, "it asks for host-model")
 
     def _redefine(
-        self, connection: Connection, domain: Domain, read: bytes, new: bytes, why: str
+        self, connection: Connection, domain: Domain, read: str, new: str, why: str
     ) -> None:
         """Replace a stored definition, and say so."""
         with self._news:
             self._windows[domain.uuid] = _Window([], time.monotonic() + _OWN_EVENT)
         try:
-            previous.redefine(connection, domain, read.decode(), new.decode())
+            previous.redefine(connection, domain, read, new)
         except BaseException:
             with self._news:
                 del self._windows[domain.uuid]
@@ -342,9 +343,9 @@ def _stored_xml(domain: Domain) -> bytes:
     return domain.xml(live=False, secrets=False).encode()
 
 
-def _in_short(document: bytes) -> str:
+def _in_short(document: str) -> str:
     """The CPU and the machine type of a domain, in a few words."""
-    domain = parse(document)
+    domain = parse(document.encode())
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     mode = cpu.attributes.get("mode", "custom") if cpu else "no <cpu>"
     machine = os_type.attributes.get("machine", "") if os_type else ""
