@@ -38,6 +38,7 @@ _COPIED = (
 _ENABLED = (
     ("lab-network.service", "sysinit.target.wants"),
     ("lab-ready.service", "multi-user.target.wants"),
+    ("/usr/lib/systemd/system/libvirtd-tcp.socket", "sockets.target.wants"),  # for migrations
 )
 
 
@@ -77,15 +78,18 @@ class InstalledMaker(Maker):
         self._make_directories()
         # The kernel's command line has it.
         (self.root / "etc/hostname").unlink(missing_ok=True)
-        # Made at the first boot of each host: two of the same would be one to libvirt.
-        (self.root / "etc/machine-id").write_text("uninitialized\n")
+        # Each host makes one up as it boots: two of the same would be one host to libvirt. Without
+        # the file systemd would take it for the first boot, and enable every unit there is.
+        (self.root / "etc/machine-id").write_bytes(b"")
+        with (self.root / "etc/libvirt/libvirtd.conf").open("a") as file:
+            file.write('auth_tcp = "none"\n')
         shutil.rmtree(self.root / "var/cache/apt/archives", ignore_errors=True)
         self._copy_files(_COPIED)
         (self.root / "usr/lib/lab/init").symlink_to("/usr/lib/systemd/systemd")
         for unit, target in _ENABLED:
             wants = self.root / "etc/systemd/system" / target
             wants.mkdir(exist_ok=True)
-            (wants / unit).symlink_to(f"../{unit}")
+            (wants / Path(unit).name).symlink_to(unit if unit[0] == "/" else f"../{unit}")
         for path in self.root.glob("etc/ssh/ssh_host_*"):
             path.unlink()
         self._make_keys()
