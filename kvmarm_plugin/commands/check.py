@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> int:
     if not hosts and not is_file(name) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
-            "make its profile there with kvmarm probe, and give it with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
     drift_refused = False
     if not hosts:

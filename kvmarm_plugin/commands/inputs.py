@@ -10,6 +10,7 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
+from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
@@ -191,10 +192,18 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
 
 
 def read_profile(name: str | None) -> HostProfile:
-    """The profile in a file, else the one of a known CPU; this host's own for None."""
+    """The profile that an option or an argument names: a file, ssh://[USER@]HOST, which is asked,
+    or a name that host/known.py has; this host's own for None.
+    """
     if not name:
         return probe_here()
-    if name != "-" and "/" not in name and not os.path.exists(name):
+    if name.startswith("ssh://"):
+        from ..host import ssh
+
+        if is_watched():
+            say(f"asking {shown(name, 100)} for its profile")
+        return profile_json.loads(ssh.profile_text(name), name)
+    if name != "-" and "/" not in name and (not os.path.exists(name) or os.path.isdir(name)):
         from ..host import known
 
         return known.read(name)

@@ -112,7 +112,7 @@ def check_host_of(uri: str, choices: Choices) -> None:
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
-            "make it there with kvmarm probe, and give it with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
 
 
