@@ -182,13 +182,20 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         "say whether a recorded guest would run here, or on other hosts, and why not",
     )
-    check.add_argument(
+    which = check.add_mutually_exclusive_group(required=True)
+    which.add_argument(
         "domain",
         metavar="DOMAIN-or-FILE",
+        nargs="?",
         help=(
             "name or UUID of a domain, or a file with its XML (- for standard input), or with a"
             " pool"
         ),
+    )
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every domain, in a table: what could be moved to the hosts that are named",
     )
     check.add_argument(
         "--host",

@@ -9,7 +9,7 @@ import shlex
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, worst
+from ..judge.finding import HARMLESS, REFUSES, WRONG, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -38,7 +38,7 @@ _YES = {
 }
 _REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
-_SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
+SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
 # Kinds of findings that another resolving does not mend.
@@ -94,6 +94,22 @@ class Report(Value):
         verdict = self.verdict(findings)
         return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
 
+    def against(self, findings: list[Finding]) -> list[Finding]:
+        """What speaks against a yes: where it is not no, it makes it unknown."""
+        if self.question != START:
+            return [finding for finding in findings if finding.severity != HARMLESS]
+        if self.drift_refused:
+            return findings
+        return [
+            f for f in findings if f.stops_start or f.severity not in (REFUSES, WRONG, HARMLESS)
+        ]
+
+    def is_no(self, findings: list[Finding]) -> bool:
+        against = self.against(findings)
+        if self.question == START:
+            return any(f.stops_start for f in against) or (self.drift_refused and bool(against))
+        return any(finding.severity in (REFUSES, WRONG) for finding in against)
+
 
 def as_text(report: Report) -> str:
     """An answer a host, with its findings below it; then what to do about them, each once."""
@@ -106,17 +122,27 @@ def as_text(report: Report) -> str:
     said += [f"Note: {note}" for note in report.notes]
     yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
     if any(yes):
-        said.append(_SCOPE)
+        said.append(SCOPE)
     if report.unknown:
-        said.append(f"Remedy: {_of_unknown(report)}")
+        said.append(f"Remedy: {of_unknown(report)}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
     return lines(said)
 
 
+def reason(report: Report, host: str, finding: Finding) -> tuple[str, str]:
+    """A finding in a line, and what to do about it, of a guest among others."""
+    return _line(report, host, finding), _remedy(report.replace(title="DOMAIN"), host, finding)
+
+
 def as_json(report: Report) -> str:
     """The same for tools: host → the verdict, and every finding."""
+    return json.dumps(as_document(report), indent=1) + "\n"
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """What `as_json` prints."""
     hosts = {
         host: {
             "verdict": report.verdict(findings),
@@ -136,7 +162,7 @@ def as_json(report: Report) -> str:
         document["drift_refused"] = report.drift_refused
     if report.unknown:
         document["unknown"] = report.unknown
-    return json.dumps(document, indent=1) + "\n"
+    return document
 
 
 def _answer(report: Report, findings: list[Finding]) -> str:
@@ -148,7 +174,7 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     return _YES[report.question].get(verdict, _NO[report.question])
 
 
-def _of_unknown(report: Report) -> str:
+def of_unknown(report: Report) -> str:
     if report.definition == SAVED:
         title = shlex.quote(shown(report.title))
         return f"give up what was saved, and start it: virsh managedsave-remove {title}"

@@ -17,7 +17,7 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, domain_of, parse
 from ..host import files, marks
-from ..host.libvirtd import Connection, is_remote
+from ..host.libvirtd import Connection
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
@@ -54,6 +54,10 @@ class Source(Value):
     definition: str
     stored: bytes | None = None
     is_here: bool = False
+
+
+class NoRecordError(KvmarmError):
+    """A domain holds no record."""
 
 
 class Guest(Value):
@@ -99,12 +103,17 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = _definitions(connection.domain(name))
+        return source_of(connection.domain(name), name, inactive, connection.is_here)
+
+
+def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
+    """The same of a domain at hand."""
+    texts = _definitions(domain)
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
     stored = texts.get(STORED) if which != STORED else None
-    return Source(name, texts[which], which, stored, not is_remote(uri))
+    return Source(name, texts[which], which, stored, is_here)
 
 
 def _definitions(domain: Domain) -> dict[str, bytes]:
@@ -125,7 +134,8 @@ def read_guest(source: Source) -> Guest:
     """A domain and its record, or those that a snapshot holds.
 
     Raises:
-        KvmarmError: it has no record, or one that cannot be used.
+        NoRecordError: it has no record.
+        KvmarmError: it has one that cannot be used.
     """
     document = domain_of(source.document)
     domain = parse(document)
@@ -152,14 +162,14 @@ def _text(domain: Element, path: str) -> str:
     return element.body.decode(errors="replace").strip() if element else ""
 
 
-def _without_record(source: Source) -> KvmarmError:
+def _without_record(source: Source) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
-        return KvmarmError(
+        return NoRecordError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot: kvmarm check --inactive tells of it",
         )
-    return KvmarmError(
+    return NoRecordError(
         f"{source.name} holds no kvmarm record", "resolve it first: kvmarm define FILE"
     )
 
@@ -203,10 +213,11 @@ def read_profile(name: str | None) -> HostProfile:
         if is_watched():
             say(f"asking {shown(name, 100)} for its profile")
         return profile_json.loads(ssh.profile_text(name), name)
-    if name != "-" and "/" not in name and (not os.path.exists(name) or os.path.isdir(name)):
+    if name != "-" and "/" not in name and not os.path.isfile(name):
         from ..host import known
 
-        return known.read(name)
+        if known.has(name) or not os.path.exists(name):
+            return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 

@@ -33,6 +33,11 @@ def hosts() -> list[str]:
     return sorted(path.stem for path in HOSTS.glob("*.json"))
 
 
+def has(name: str) -> bool:
+    """Whether there is a profile of this name."""
+    return name in hosts() or name in names()
+
+
 def read(name: str) -> HostProfile:
     """The profile of a host that is kept here, else one of the library.
 
