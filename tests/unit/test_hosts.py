@@ -103,7 +103,7 @@ def test_a_profile_that_is_kept_and_broken_is_named(
 def test_a_name_that_nobody_knows(run: Callable[..., _Run], tmp_path: Path) -> None:
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/alpha.json").write_bytes(HOSTS[_ALPHA].read_bytes())
-    for name in ("nobody", "..", "\x1b[31m", "x" * 5000):
+    for name in ("nobody", "\x1b[31m", "x" * 5000):
         status, out, err = run("check", "guest.xml", "--host", name)
         assert (status, out) == (1, "")
         assert err.startswith("kvmarm: cannot read ")
