@@ -373,7 +373,8 @@ def _cpuinfo(text: str, name: str) -> _Dump:
 
 
 def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
-    registers, kernel = dump.registers, dump.kernel
+    registers = dict(sorted(dump.registers.items(), key=lambda item: id_of(item[0])))
+    kernel = dump.kernel
     midr = registers.get("MIDR_EL1")
     if not midr:
         raise DumpError(
