@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     importing = _command(
         subparsers, "import", "make a profile (JSON) from what another program dumped of a CPU"
     )
+    importing.set_defaults(command="import_")  # its file: Python has the word to itself
     importing.add_argument(
         "file",
         metavar="FILE",

@@ -319,9 +319,10 @@ def _id(name: str) -> int | None:
     KVM's own number. Without one it is not that of a 32-bit host, which has the same name.
     """
     upper = name.upper().removeprefix("SYS_")
-    for candidate in (f"{upper}_EL1", f"{upper}_EL0", upper, name.lower()):
+    names = (name,) if name[:2] == "0x" else (f"{upper}_EL1", f"{upper}_EL0", upper)
+    for candidate in names:
         try:
-            reg = id_of(candidate)
+            reg = hexadecimal(candidate) if candidate[:2] == "0x" else id_of(candidate)
         except ValueError:
             continue
         if reg >> 60 == 6:

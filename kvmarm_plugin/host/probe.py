@@ -28,8 +28,8 @@ from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
 from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.problem import Problem
-from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
-from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
+from ..model.profile import SINCE_2, Cluster, HostProfile, Qemu, Vcpu
+from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
 from ..model.target import sve_lengths
 from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
@@ -58,6 +58,7 @@ class Host:
         architecture, name, kernel: as uname -m, -n and -r give them.
         root: where sys/ and proc/ are.
         kvm: the system calls to /dev/kvm.
+        page_size: the kernel's, in bytes.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Host:
         architecture: str = "",
         kernel: str = "",
         name: str = "",
+        page_size: int = 0,
     ) -> None:
+        self.page_size = page_size or os.sysconf("SC_PAGESIZE")
         self.root = root
         self.kvm = kvm
         self.architecture = architecture or platform.machine()
@@ -96,6 +99,7 @@ class _Probe:
 
     def run(self, qemu_binary: str) -> HostProfile:
         host = self.host
+        page_size = host.page_size if host.page_size in PAGE_SIZES else 0
         qemu = self._timed("QEMU", lambda: self._qemu(qemu_binary))
         capabilities: dict[str, int] = {}
         gics: tuple[int, ...] = ()
@@ -144,6 +148,9 @@ class _Probe:
             libvirt=self._timed("libvirt", self._libvirt),
             cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
             problems=tuple(self.problems[:255]),
+            page_size=page_size,
+            # It would take a virtual GIC in a VM to read GICD_IIDR.
+            unknown=("gicd_iidr",) if page_size else SINCE_2,
         )
 
     # -- KVM --------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _kernels(profile: HostProfile, cluster: Cluster | None) -> tuple[KernelFacts
         return (KernelFacts(version, cluster.writable if cluster else None),)
     everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
     # The masks came with Linux 6.7.
-    nothing = None if "kernel" in profile.unknown else {}
+    nothing: dict[str, int] | None = None if "kernel" in profile.unknown else {}
     return KernelFacts(version, everything), KernelFacts(version, nothing)
 
 

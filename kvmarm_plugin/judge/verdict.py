@@ -40,11 +40,18 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         findings += differences(target, offer)
         if thorough:
             findings += harmless_differences(target, offer, findings)
-    if (offer.unknown or target.unknown) and worst(findings) not in (REFUSES, WRONG):
+    if (offer.unknown or target.unknown) and not _is_settled(findings, offer.boots):
         from .not_known import not_known
 
         findings += not_known(target, offer)
     return sorted(findings, key=_rank)
+
+
+def _is_settled(findings: list[Finding], boots: bool) -> bool:
+    """Whether it is a no, whatever else there may be."""
+    if boots:
+        return any(finding.stops_start for finding in findings)
+    return worst(findings) in (REFUSES, WRONG)
 
 
 def _both_run_it(target: Target, offer: Offer) -> bool:
