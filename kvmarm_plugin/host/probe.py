@@ -104,6 +104,7 @@ class _Probe:
         capabilities: dict[str, int] = {}
         gics: tuple[int, ...] = ()
         clusters: tuple[Cluster, ...] = ()
+        gicd_iidr: int | None = None
         if not re.fullmatch(KERNEL, host.kernel):
             self._problem("kernel", f"its release is no version: {shown(host.kernel)}")
         if host.architecture not in _ARCHITECTURES:
@@ -122,6 +123,7 @@ class _Probe:
                     )
                     gics = self._or_problem("virtual GICs", lambda: _gics(system)) or ()
                     clusters = self._clusters(system, capabilities, qemu)
+                    gicd_iidr = _gicd_iidr(system, clusters, gics)
         return HostProfile(
             name=_line(host.name, NAME),
             origin="measured",
@@ -149,8 +151,12 @@ class _Probe:
             cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
             problems=tuple(self.problems[:255]),
             page_size=page_size,
-            # It would take a virtual GIC in a VM to read GICD_IIDR.
-            unknown=("gicd_iidr",) if page_size else SINCE_2,
+            gicd_iidr=gicd_iidr,
+            unknown=tuple(
+                part
+                for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))
+                if not is_known
+            ),
         )
 
     # -- KVM --------------------------------------------------------------------------------------
@@ -298,6 +304,20 @@ def _capabilities(system: System) -> dict[str, int]:
 def _gics(system: System) -> tuple[int, ...]:
     with system.create_vm() as vm:
         return tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+
+
+def _gicd_iidr(system: System, clusters: tuple[Cluster, ...], gics: tuple[int, ...]) -> int | None:
+    """GICD_IIDR of the virtual GIC of the newest version; None where no kernel tells it. Nothing
+    depends on it, so that it is no problem.
+    """
+    if not gics or not clusters:
+        return None
+    base = clusters[0].vcpus[0]
+    try:
+        with ScratchVcpu(system, base.number, base.features) as vcpu:
+            return vcpu.vm.gicd_iidr(max(gics))
+    except KvmError:
+        return None
 
 
 def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple[str, ...]]:
