@@ -76,9 +76,10 @@ def run(arguments: Namespace) -> int:
     else:
         report = judge(read_guest(source))
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
-    if report.unknown:
-        return NOT_KNOWN
-    return DONE if all(map(report.is_yes, report.verdicts.values())) else INCOMPATIBLE
+    answers = report.verdicts.values()
+    if any(map(report.is_no, answers)):
+        return INCOMPATIBLE
+    return DONE if all(map(report.is_yes, answers)) else NOT_KNOWN
 
 
 def _of_guest(

@@ -9,7 +9,7 @@ import shlex
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, WRONG, worst
+from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -35,6 +35,11 @@ _YES = {
         DRIFT: "yes, it would start, but not as recorded",
     },
     MEMBER: {SAME: "yes, a member like the others"},
+}
+_AS_FAR_AS_KNOWN = {
+    ARRIVAL: "yes, as far as known",
+    START: "yes, it would start, as far as known",
+    MEMBER: "yes, as far as known",
 }
 _REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
@@ -88,27 +93,27 @@ class Report(Value):
             return worst(findings) or SAME
         if any(finding.stops_start for finding in findings):
             return REFUSES
+        if any(finding.severity == UNKNOWN for finding in findings):
+            return UNKNOWN
         return DRIFT if findings else SAME
 
     def is_yes(self, findings: list[Finding]) -> bool:
         verdict = self.verdict(findings)
         return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
 
+    def is_no(self, findings: list[Finding]) -> bool:
+        """Whether it is a clear no; what is neither is not known."""
+        return not self.is_yes(findings) and self.verdict(findings) not in (NOT_KNOWN, UNKNOWN)
+
     def against(self, findings: list[Finding]) -> list[Finding]:
-        """What speaks against a yes: where it is not no, it makes it unknown."""
+        """Those that speak against a yes."""
         if self.question != START:
             return [finding for finding in findings if finding.severity != HARMLESS]
-        if self.drift_refused:
-            return findings
         return [
-            f for f in findings if f.stops_start or f.severity not in (REFUSES, WRONG, HARMLESS)
+            finding
+            for finding in findings
+            if finding.stops_start or finding.severity == UNKNOWN or self.drift_refused
         ]
-
-    def is_no(self, findings: list[Finding]) -> bool:
-        against = self.against(findings)
-        if self.question == START:
-            return any(f.stops_start for f in against) or (self.drift_refused and bool(against))
-        return any(finding.severity in (REFUSES, WRONG) for finding in against)
 
 
 def as_text(report: Report) -> str:
@@ -171,6 +176,8 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     verdict = report.verdict(findings)
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
+    if verdict == UNKNOWN:
+        return _AS_FAR_AS_KNOWN[report.question]
     return _YES[report.question].get(verdict, _NO[report.question])
 
 
@@ -219,6 +226,8 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    if finding.severity == UNKNOWN:
+        return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:
         return _remedy_of_pool(host, finding)
     title = shlex.quote(shown(report.title))

@@ -9,9 +9,15 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
-from ..model.profile import Cluster, HostProfile
+from ..model.profile import PARTS, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
-from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
+from ..registers.rules import (
+    IMPLEMENTATION_ID,
+    KernelFacts,
+    accepts,
+    ignores,
+    kernel_version,
+)
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
@@ -30,16 +36,15 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
-        self._kernel = KernelFacts(
-            kernel_version(profile.kernel), cluster.writable if cluster else None
-        )
+        self.unknown = profile.unknown
+        self._kernels = _kernels(profile, cluster)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.cannot_make("no-kvm", target)
             return
-        if profile.qemu is None:
+        if profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
@@ -47,7 +52,18 @@ class ProfileOffer(Offer):
         features = self.features_for(target)
         vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
-            self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
+            kind, part = (
+                ("model-unknown", "models") if number is None else ("vcpu-unknown", "vcpus")
+            )
+            if part not in profile.unknown:
+                self.cannot_make(kind, target)
+                return
+            # What its other vCPUs are tells of this one what all of a CPU have in common.
+            of_all = cluster.vcpus[0].registers
+            self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
+            self.unknown = tuple(
+                each for each in PARTS if each in (*self.unknown, "registers", "reglist")
+            )
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
@@ -61,12 +77,31 @@ class ProfileOffer(Offer):
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
     def kernel(self) -> KernelFacts:
-        return self._kernel
+        return self._kernels[0]
 
     def accepts(self, register: str, value: int) -> bool:
-        if ignores(register, value, self.registers, self._kernel):
+        return self._accepts(register, value, self._kernels[0])
+
+    def doubts(self, register: str, value: int) -> bool:
+        return len({self._accepts(register, value, kernel) for kernel in self._kernels}) > 1
+
+    def _accepts(self, register: str, value: int, kernel: KernelFacts) -> bool:
+        if ignores(register, value, self.registers, kernel):
             return True
-        return accepts(register, value, self.registers[register], self._kernel)
+        return accepts(register, value, self.registers[register], kernel)
+
+
+def _kernels(profile: HostProfile, cluster: Cluster | None) -> tuple[KernelFacts, ...]:
+    """The kernel; where it or its masks are unknown, one that lets user space write everything and
+    one that lets it write nothing: what both say is known.
+    """
+    version = kernel_version(profile.kernel)
+    if cluster is None or not {"kernel", "writable"} & {*profile.unknown}:
+        return (KernelFacts(version, cluster.writable if cluster else None),)
+    everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
+    # The masks came with Linux 6.7.
+    nothing: dict[str, int] | None = None if "kernel" in profile.unknown else {}
+    return KernelFacts(version, everything), KernelFacts(version, nothing)
 
 
 def given(target: Target, offer: Offer) -> Target:
@@ -102,6 +137,8 @@ def check(
         boots: the guest boots there; otherwise it arrives.
     """
     clusters, pinning = profile.clusters, target.pinning
+    if pinning and "revidr" in profile.unknown:  # it may be the same
+        clusters = tuple(cluster.replace(revidr=pinning.revidr) for cluster in clusters)
     found: list[Finding] = []
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))

@@ -177,6 +177,18 @@ def test_only_what_is_known_to_run_is_a_yes(
     assert run("--host", "alpha").status == status
 
 
+def test_what_nobody_measured_is_not_known(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, tmp_path: Path
+) -> None:
+    partly = host(_ALPHA).replace(name="partly", qemu=None, unknown=("qemu",))
+    (tmp_path / "partly.json").write_text(profile_json.dumps(partly))
+    _guest(libvirt, "guest", _XML)
+    status, out, _ = run("--host", "partly")
+    assert status == 1
+    assert out.splitlines()[1] == "guest  running  not known: 1"
+    assert out.splitlines()[2].startswith("1: ")
+
+
 def test_no_domains(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     assert run("--host", "alpha") == (0, "alpha: no domains\n", "")
 
