@@ -9,6 +9,7 @@ import platform
 
 from .. import __version__
 from ..basics.errors import KvmarmError
+from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Intent, Origin, Record
 from ..domain.xml import domain_of, parse
@@ -54,6 +55,9 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         raise KvmarmError(f"{error.message}, and what it has is not known: {failure}") from None
     name = domain.find("name")
     origin = Origin(platform.node(), "", f"kvmarm {__version__}")
+    notes = []
+    if source.stored is not None and record.find(parse(source.stored)) is not None:
+        notes.append("its stored definition, which counts from the next boot, has a record")
     where = f"had booted on this host, {platform.node()}" if is_file else "were adopted"
     return Guest(
         name.body.decode(errors="replace").strip() if name else source.name,
@@ -64,7 +68,11 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         emulator_of(domain),
         source.is_here,
         mark or untold,
-        (f"it has no record, and is judged as if it {where}", *find_unjudged(domain, target)),
+        (
+            f"it has no record, and is judged as if it {where}",
+            *notes,
+            *find_unjudged(domain, target),
+        ),
         is_assumed=True,
     )
 
