@@ -148,6 +148,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(refresh)
     _add_resolving(refresh)
 
+    adopt = _command(
+        subparsers, "adopt", "record guests that never asked for host-model, running ones too"
+    )
+    which = adopt.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="every domain that the policy does not except"
+    )
+    adopt.add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    adopt.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_connect(adopt)
+
     forget = _command(
         subparsers,
         "forget",

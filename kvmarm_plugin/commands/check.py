@@ -10,12 +10,14 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..domain.record import is_adopted
 from ..host.qemu_version import BINARIES
 from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
-from .check_view import ARRIVAL, MEMBER, START, Report
+from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
     STORED,
+    NoRecordError,
     is_file,
     machines_here,
     probe_here,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from ..judge.finding import Finding
     from ..model.profile import HostProfile
     from ..model.target import Target
-    from .inputs import Guest
+    from .inputs import Guest, Source
 
 
 def run(arguments: Namespace) -> int:
@@ -63,7 +65,13 @@ def run(arguments: Namespace) -> int:
     profiles = read_profiles(hosts)
     machines = functools.cache(machines_here)
 
-    def judge(guest: Guest) -> Report:
+    def judge(source: Source) -> Report:
+        try:
+            guest = read_guest(source)
+        except NoRecordError as error:
+            from .unrecorded import as_if_adopted  # most guests have a record
+
+            guest = as_if_adopted(source, uri, error)
         return _of_guest(guest, profiles, machines, drift_refused)
 
     if every:
@@ -74,7 +82,7 @@ def run(arguments: Namespace) -> int:
     if is_pool(source.document):
         report = _of_pool(source.document, name, profiles)
     else:
-        report = judge(read_guest(source))
+        report = judge(source)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     answers = report.verdicts.values()
     if any(map(report.is_no, answers)):
@@ -128,7 +136,9 @@ def _of_guest(
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=notes,
-        drift_refused=drift_refused,
+        drift_refused=drift_refused and not is_adopted(guest.record),
+        adopted=is_adopted(guest.record),
+        assumed=guest.is_assumed,
     )
 
 
@@ -156,6 +166,8 @@ def _judged(
 
     target = guest.record.target
     changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
+    if guest.is_assumed:  # nothing was recorded that could have been edited
+        changes = [finding for finding in changes if finding.kind not in EDITS]
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL

@@ -57,7 +57,11 @@ _OF_THE_USER = ("argument-overrules", "cpu-replaced")
 _LEVELLED = ("addresses-too-few",)
 
 # Kinds of findings by which the record is not about this guest.
-_EDITS = ("xml-edited", "host-model-asked")
+EDITS = ("xml-edited", "host-model-asked", "cpu-replaced")
+_UNDONE_BY_RESOLVING = EDITS[:2]
+
+# Kinds that a guest does not have that is pinned to what it has.
+_LEFT = ("features-left-to-qemu", "sve-lengths-left-to-qemu")
 
 
 class Report(Value):
@@ -73,6 +77,8 @@ class Report(Value):
         unknown: why there is no answer, and then there are no findings; empty if there is one.
         notes: of the guest's definitions, as in inputs.Guest.
         drift_refused: whether the policy of the host that is asked refuses a start with drift.
+        adopted: whether the guest never asked for host-model.
+        assumed: whether it has no record.
     """
 
     title: str
@@ -84,6 +90,8 @@ class Report(Value):
     unknown: str = ""
     notes: tuple[str, ...] = ()
     drift_refused: bool = False
+    adopted: bool = False
+    assumed: bool = False
 
     def verdict(self, findings: list[Finding]) -> str:
         """SAME, DRIFT, NOT_KNOWN or a severity."""
@@ -185,7 +193,7 @@ def of_unknown(report: Report) -> str:
     if report.definition == SAVED:
         title = shlex.quote(shown(report.title))
         return f"give up what was saved, and start it: virsh managedsave-remove {title}"
-    if report.unknown == marks.FROM_STATE:
+    if report.unknown == marks.FROM_STATE or report.assumed:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
 
@@ -203,7 +211,8 @@ def _line(report: Report, host: str, finding: Finding) -> str:
         text = difference(finding, shown(report.title), name)
     else:
         asked = f"now on {name}" if name == origin else f"on {name}"
-        text = difference(finding, f"recorded on {origin}", asked)
+        recorded = f"on {origin}" if report.assumed else f"recorded on {origin}"
+        text = difference(finding, recorded, asked)
     if report.question == START and not finding.stops_start:
         return text  # the rule is one of arrivals
     said = texts(finding)
@@ -217,7 +226,8 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
     if report.question == START:
         findings = [finding for finding in findings if finding.stops_start] or findings
     else:  # until the record is about the guest again, nothing else of it is known
-        edits = [finding for finding in findings if finding.kind in _EDITS]
+        undone = EDITS if report.adopted else _UNDONE_BY_RESOLVING
+        edits = [finding for finding in findings if finding.kind in undone]
         findings = edits or findings
     remedies = [_remedy(report, host, finding) for finding in findings]
     hopeless = [remedy for remedy in remedies if remedy.startswith(("none", "leave "))]
@@ -232,6 +242,8 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         return _remedy_of_pool(host, finding)
     title = shlex.quote(shown(report.title))
     remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
+    if report.adopted:
+        remedy = _of_adopted(report, finding, title, remedy)
     if report.question == START:
         if finding.kind == "machine-unknown":
             newest = shlex.quote(shown(finding.values["newest"]))
@@ -245,6 +257,8 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
             return remedy
         if finding.kind in _OF_THE_USER:
             return remedy
+        if report.assumed:  # there is nothing that would have to be made true
+            return ""
         return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
     if finding.severity == HARMLESS:
         return ""
@@ -255,6 +269,17 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         )
     if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
+    return remedy
+
+
+def _of_adopted(report: Report, finding: Finding, title: str, remedy: str) -> str:
+    """The same for a guest that never asked for host-model: it is not resolved."""
+    if finding.kind in EDITS:
+        return f"kvmarm adopt {title}, or undo the edit"
+    if finding.kind in _LEFT:
+        return f"write what it has into its definition: kvmarm adopt {title}; and start it anew"
+    if "resolve the guest" in remedy:
+        return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 
 

@@ -9,7 +9,7 @@ from ..domain.xml import parse
 from ..host.libvirtd import Connection, NoDomainError
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, evacuation_view
 from .evacuation_view import ERROR, NO, NO_RECORD, NOT_OURS, Row
-from .inputs import NoRecordError, read_guest, source_of
+from .inputs import NoRecordError, source_of
 from .output import is_watched, say, write_text
 
 TYPE_CHECKING = False
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from ..host.libvirtd import Domain
     from .check_view import Report
-    from .inputs import Guest, Source
+    from .inputs import Source
 
 
 def run(
-    uri: str, hosts: list[str], inactive: bool, as_json: bool, judge: Callable[[Guest], Report]
+    uri: str, hosts: list[str], inactive: bool, as_json: bool, judge: Callable[[Source], Report]
 ) -> int:
     """Judge every domain that libvirt at `uri` has, and print a table.
 
@@ -49,7 +49,7 @@ def run(
 
 
 def _row(
-    domain: Domain, inactive: bool, is_here: bool, judge: Callable[[Guest], Report]
+    domain: Domain, inactive: bool, is_here: bool, judge: Callable[[Source], Report]
 ) -> Row | None:
     """None for a domain that has gone meanwhile, and, where stored definitions are asked for, for
     one that has none.
@@ -60,14 +60,14 @@ def _row(
             return None
         source = source_of(domain, domain.name, inactive, is_here)
         definition = source.definition
-        return Row(domain.name, domain.uuid, definition, judge(read_guest(source)))
+        return Row(domain.name, domain.uuid, definition, judge(source))
     except NoDomainError:
         return None
-    except NoRecordError:
+    except NoRecordError as error:
         answer, reason = (
-            (NO_RECORD, "it holds no kvmarm record")
+            (NO_RECORD, error.message.removeprefix(f"{domain.name} "))
             if _is_kvm(source)
-            else (NOT_OURS, "it is not of type kvm")
+            else (NOT_OURS, "not of type kvm")
         )
         return Row(domain.name, domain.uuid, definition, None, answer, reason)
     except KvmarmError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
@@ -22,6 +23,7 @@ from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
+from ..resolve.wish import why_not_adopted
 from .output import is_watched, say
 
 TYPE_CHECKING = False
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 # Definitions of a domain: of one that runs; in its managed save, which its next start loads; the
 # one that it boots from; and what a file holds.
 LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
+
+
+class NoRecordError(KvmarmError):
+    """A domain that holds no record."""
 
 
 class Source(Value):
@@ -56,10 +62,6 @@ class Source(Value):
     is_here: bool = False
 
 
-class NoRecordError(KvmarmError):
-    """A domain holds no record."""
-
-
 class Guest(Value):
     """A domain with a record.
 
@@ -72,6 +74,7 @@ class Guest(Value):
         is_here: whether this host's libvirt has it, and starts it with that.
         mark: why its record may not be true, as far as this host knows; None if it knows nothing.
         notes: what else there is to say of its definitions, a line each.
+        is_assumed: whether it has no record, and what it has was measured instead.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Guest(Value):
     is_here: bool
     mark: str | None
     notes: tuple[str, ...]
+    is_assumed: bool = False
 
 
 def is_file(name: str) -> bool:
@@ -134,14 +138,14 @@ def read_guest(source: Source) -> Guest:
     """A domain and its record, or those that a snapshot holds.
 
     Raises:
-        NoRecordError: it has no record.
-        KvmarmError: it has one that cannot be used.
+        NoRecordError: it has none.
+        KvmarmError: its record cannot be used.
     """
     document = domain_of(source.document)
     domain = parse(document)
     element = record.find(domain)
     if element is None:
-        raise _without_record(source)
+        raise _without_record(source, domain)
     found = record.read(element)
     name, uuid = _text(domain, "name"), _text(domain, "uuid")
     return Guest(
@@ -162,16 +166,18 @@ def _text(domain: Element, path: str) -> str:
     return element.body.decode(errors="replace").strip() if element else ""
 
 
-def _without_record(source: Source) -> NoRecordError:
+def _without_record(source: Source, domain: Element) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
         return NoRecordError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot: kvmarm check --inactive tells of it",
         )
-    return NoRecordError(
-        f"{source.name} holds no kvmarm record", "resolve it first: kvmarm define FILE"
-    )
+    hint = "resolve it first: kvmarm define FILE"
+    if not why_not_adopted(domain):
+        name = shlex.quote(shown(source.name, 255)) if source.definition != FILE else "DOMAIN"
+        hint = f"kvmarm adopt {name} records what it has"
+    return NoRecordError(f"{source.name} holds no kvmarm record", hint)
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:

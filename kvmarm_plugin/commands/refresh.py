@@ -20,8 +20,10 @@ from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..kvm.device import System
+from ..watch.adopt import keeper, pin_stored
 from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
+from .inputs import read_policy, read_profile
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
 from .resolving import Choices, check_host_of, resolver_for
@@ -44,6 +46,9 @@ def run(arguments: Namespace) -> int:
         refresher = _Refresher(
             connection,
             functools.cache(lambda: stack.enter_context(resolver_for(choices))),
+            functools.cache(
+                lambda: keeper(read_profile(choices.host), read_policy(choices.policy), say)
+            ),
             functools.cache(lambda: stack.enter_context(System())),
             machine,
             dry_run,
@@ -53,7 +58,7 @@ def run(arguments: Namespace) -> int:
         if names:
             guests = [refresher.by_name(name) for name in names]
         else:
-            every = [refresher.refresh(domain) for domain in _not_left(connection)]
+            every = [refresher.refresh(domain) for domain in not_left(connection)]
             guests = [guest for guest in every if guest.stored or guest.running]
     write_text(refresh_view.as_json(guests) if as_json else refresh_view.as_text(guests))
     results = {part.result for guest in guests for part in (guest.stored, guest.running) if part}
@@ -62,7 +67,7 @@ def run(arguments: Namespace) -> int:
     return INCOMPATIBLE if results & {UNRESOLVED, UNTOLD} else DONE
 
 
-def _not_left(connection: Connection) -> list[Domain]:
+def not_left(connection: Connection) -> list[Domain]:
     """All domains but those that are left alone, if they are of this host."""
     domains = connection.domains()
     if not connection.is_here:
@@ -81,6 +86,7 @@ class _Refresher:
 
     Args:
         resolver: made on the first use, which probes this host.
+        keeper: the same, of guests that keep what they have.
         system: this host's kernel, opened on the first use.
         machine: the machine type that guests are to get; empty if they keep theirs.
         here: whether libvirt's guests run on this host.
@@ -90,6 +96,7 @@ class _Refresher:
         self,
         connection: Connection,
         resolver: Callable[[], Resolver],
+        keeper: Callable[[], Resolver],
         system: Callable[[], System],
         machine: str,
         dry_run: bool,
@@ -98,6 +105,7 @@ class _Refresher:
     ) -> None:
         self._connection = connection
         self._resolver = resolver
+        self._keeper = keeper
         self._system = system
         self._machine = machine
         self._dry_run = dry_run
@@ -148,10 +156,12 @@ class _Refresher:
                 return None
             written = source if asks_for_host_model(xml) else restore(source, xml)
             if not asks_for_host_model(parse(written)):
-                if _asked(xml):
+                intent = _intent_of(xml)
+                if intent is None:  # adopted as it is: it has what the host makes of its XML
+                    return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+                if intent.attributes.get("mode") == "host-model":
                     return Outcome(UNRESOLVED, reason=_left(xml))
-                # The guest never asked for host-model: it has what the host makes of its XML.
-                return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+                return self._pinned(domain)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
         resolver = self._resolver()  # its errors are not of one guest
@@ -167,6 +177,18 @@ class _Refresher:
                 redefine(self._connection, domain, read, result.decode(), self._validate)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
+        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+
+    def _pinned(self, domain: Domain) -> Outcome:
+        """What becomes of a guest that was adopted and pinned to what it had."""
+        define = functools.partial(redefine, self._connection, domain, validate=self._validate)
+        pinned = pin_stored(domain, self._keeper, define, self._dry_run, anew=True)
+        if pinned is None or pinned.before is None:
+            reason = "its <cpu> was written anew since it was pinned (hint: kvmarm adopt)"
+            return Outcome(UNRESOLVED, reason=reason)
+        differences = refresh_view.target_differences(pinned.before, pinned.after)
+        if not differences:
+            return Outcome(KEPT)
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
 
     def _running(self, domain: Domain) -> Outcome | None:
@@ -193,10 +215,10 @@ class _Refresher:
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
 
 
-def _asked(domain: Element) -> bool:
-    """Whether the record holds that the user has asked for host-model."""
+def _intent_of(domain: Element) -> Element | None:
+    """The <cpu> that the user had written, where the record holds one."""
     element = record.find(domain)
-    return element is not None and bool(record.intent_of(element).children)
+    return None if element is None else record.intent_of(element).find("cpu")
 
 
 def _left(domain: Element) -> str:

@@ -16,7 +16,7 @@ import pytest
 from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import check as check_command
-from kvmarm_plugin.commands import evacuation, inputs
+from kvmarm_plugin.commands import evacuation, inputs, unrecorded
 from kvmarm_plugin.host import known, marks
 from kvmarm_plugin.host.libvirtd import Domain, NoDomainError
 from kvmarm_plugin.kvm import device
@@ -104,7 +104,7 @@ def test_the_table(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
         "tcg     running   not judged: 5",
     ]
     lines = rest.splitlines()
-    assert lines[0] == "it holds no kvmarm record"
+    assert lines[0] == "holds no kvmarm record"
     assert lines[1].startswith("2: the domain's kvmarm record is broken: ")
     assert lines[2] == "3: it has started as something else"
     assert sum(line.startswith("4: PSCI_VERSION") for line in lines) == 1
@@ -156,7 +156,7 @@ def test_as_json(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     assert newer["hosts"]["alpha"]["verdict"] == "refuses"
     assert newer["hosts"]["alpha"]["findings"][0]["kind"]
     assert newer["hosts"]["beta"]["verdict"] == "same"
-    assert found["bare"]["reason"] == "it holds no kvmarm record"
+    assert found["bare"]["reason"] == "holds no kvmarm record"
     assert report["totals"]["alpha"]["no"] == 3
 
 
@@ -177,14 +177,31 @@ def test_only_what_is_known_to_run_is_a_yes(
     assert run("--host", "alpha").status == status
 
 
+def test_a_guest_without_a_record_is_judged_as_if_adopted(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this host's kernel tells what it has; it is off, so that it boots there."""
+    here = host(_ALPHA)
+    uname = SimpleNamespace(machine="aarch64", nodename="here", release=here.kernel)
+    monkeypatch.setattr(os, "uname", lambda: uname)
+    monkeypatch.setattr(unrecorded, "System", lambda: System(FakeKernel.from_profile(here)))
+    xml = GUEST.decode().replace("host-model", "host-passthrough").replace("'virt'", "'virt-10.0'")
+    _guest(libvirt, "guest", xml, "SHUTOFF_SHUTDOWN")
+    status, out, err = run("--host", "alpha")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1] == "guest  shut off  yes"
+
+
 def test_what_nobody_measured_is_not_known(
     run: Callable[..., _Run], libvirt: FakeLibvirt, tmp_path: Path
 ) -> None:
-    partly = host(_ALPHA).replace(name="partly", qemu=None, unknown=("qemu",))
+    partly = host(_ALPHA).replace(
+        name="partly", qemu=None, unknown=("qemu", "page_size", "gicd_iidr")
+    )
     (tmp_path / "partly.json").write_text(profile_json.dumps(partly))
     _guest(libvirt, "guest", _XML)
-    status, out, _ = run("--host", "partly")
-    assert status == 1
+    status, out, err = run("--host", "partly")
+    assert (status, err) == (1, "")
     assert out.splitlines()[1] == "guest  running  not known: 1"
     assert out.splitlines()[2].startswith("1: ")
 
