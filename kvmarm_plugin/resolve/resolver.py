@@ -21,7 +21,7 @@ from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
-from ..model.problem import Problem
+from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
@@ -300,8 +300,12 @@ def _overruled(finding: Finding) -> ResolveError:
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
-    lists no CPUs.
+    lists no CPUs, or nobody tells what all of them are.
     """
+    for problem in profile.problems:
+        if problem.part == UNKNOWN_CPUS:
+            name = shown(profile.name, 60)
+            raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))

@@ -443,7 +443,7 @@ _LITTLE, _BIG, _PRIME = 0x410FD034, 0x410FD083, 0x411FD480
 
 def clusters(**cpus: str) -> list[CpuCluster]:
     midrs = {"little": _LITTLE, "big": _BIG, "prime": _PRIME}
-    return [CpuCluster(cpulist.parse(text), midrs[name], 0, None) for name, text in cpus.items()]
+    return [CpuCluster(cpulist.parse(text), midrs[name], 0) for name, text in cpus.items()]
 
 
 _ALPHA, _BETA = clusters(little="0-3", big="4-5"), clusters(big="0-1", little="2-5")
@@ -580,9 +580,23 @@ def test_a_host_without_such_cpus() -> None:
 def test_revidr_tells_clusters_of_one_midr_apart(
     revidr: int | None, here: tuple[int | None, ...], found: int | None
 ) -> None:
-    candidates = [CpuCluster((cpu,), _BIG, other, None) for cpu, other in enumerate(here)]
+    candidates = [CpuCluster((cpu,), _BIG, other) for cpu, other in enumerate(here)]
     cluster = pins.find_cluster(Pinning(_BIG, revidr, "0"), candidates)
     assert (cluster.cpus[0] if cluster else None) == found
+
+
+def test_cpus_of_an_unknown_kind_are_a_kind() -> None:
+    """A guest that may run on them may see its CPU change, and one that is pinned is not theirs."""
+    here = [CpuCluster((0, 1), _BIG, 0), CpuCluster((2, 3), None, None)]
+    target = record.read(record.find(parse(pinned())) or pytest.fail("no record")).target
+    anywhere = target.replace(pinning=None)
+    assert arrival.kinds_to_ask(anywhere, here, ()) == [(0, 1), (2, 3)]
+    cpus, [finding] = arrival.place(anywhere, here)
+    assert (cpus, finding.kind) == ((), "cluster-open")
+    assert finding.values["local"] == ("0-1 of MIDR 0x410fd083", "2-3 of an unknown kind")
+    assert arrival.with_cluster([], target.pinning, here) == []
+    [missing] = arrival.with_cluster([], target.pinning, here[1:])
+    assert texts(missing)["local"] == "not told by sysfs"
 
 
 _numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(
@@ -616,7 +630,7 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
     for order in hosts:
         big, little = tuple(sorted(order[:2])), tuple(sorted(order[2:]))
         xml, cpus, findings = reconcile_pins(
-            xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)]
+            xml, [CpuCluster(little, _LITTLE, 0), CpuCluster(big, _BIG, 0)]
         )
         assert (cpus, findings) == (big, [])
         for pin in pins.pins_of(parse(xml)):
@@ -633,8 +647,8 @@ def _board(big: list[int], order: list[int]) -> list[CpuCluster]:
     """A board of twelve CPUs, of which these are big."""
     little = sorted({*order} - {*big})
     return [
-        CpuCluster(tuple(little), _LITTLE, 0, None),
-        CpuCluster(tuple(sorted(big)), _BIG, 0, None),
+        CpuCluster(tuple(little), _LITTLE, 0),
+        CpuCluster(tuple(sorted(big)), _BIG, 0),
     ]
 
 
