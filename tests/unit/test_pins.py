@@ -308,6 +308,29 @@ def test_the_biggest_cluster_has_room_for_the_guest(
         assert (chosen or pytest.fail("not pinned")).cpus == cluster.cpus, "who names one gets it"
 
 
+def test_clusters_of_one_part_have_names_of_their_own() -> None:
+    """Two sockets of one MIDR and two REVIDRs, and two revisions of one part."""
+    sockets = A72.replace(cpus="0-3", revidr=0x1C7), A72.replace(cpus="4-11", revidr=0)
+    here = RK3399.replace(clusters=(*sockets, A53, A53.replace(cpus="20", midr=A53.midr + 1)))
+    here = here.replace(clusters=(*here.clusters, A53.replace(cpus="21", midr=0, part="")))
+    names = [here.name_of(cluster) for cluster in here.clusters]
+    assert names == [
+        "Cortex-A72 r0p2 (REVIDR 0x1c7)",
+        "Cortex-A72 r0p2 (REVIDR 0x0)",
+        "Cortex-A53 r0p4",
+        "Cortex-A53 r0p5",
+        "0x0",
+    ]
+    assert [RK3399.name_of(cluster) for cluster in RK3399.clusters] == ["Cortex-A53", "Cortex-A72"]
+    with pytest.raises(ResolveError, match=r"0-3 Cortex-A72 r0p2 \(REVIDR 0x1c7\), 4-11 Cortex-A7"):
+        resolved(domain("<vcpu cpuset='99'>1</vcpu>"), here)
+    for vcpus, expected in ((2, "0-3"), (8, "4-11")):
+        chosen = pinning_of(
+            resolved(domain(f"<vcpu>{vcpus}</vcpu>"), here, Policy(cluster=A72.midr))
+        )
+        assert (chosen or pytest.fail("not pinned")).cpus == expected, "of one MIDR that with room"
+
+
 def test_one_resolver_has_an_answer_for_every_size() -> None:
     """Resolvers are kept for many domains."""
     resolver = Resolver(_phone(**_PHONE), Policy())
