@@ -102,10 +102,11 @@ def _hardware(kind: Kind) -> list[str]:
 
 
 def _software(kind: Kind) -> list[str]:
-    """Kernel, QEMU, and the overrides that all have."""
+    """Kernel, its page size, QEMU, and the overrides that all have."""
     host = kind.host
     return [
         ("Linux {}.{}".format(*kernel_version(host.kernel)) if host.kernel else "Linux not known"),
+        *([f"{host.page_size >> 10}k pages"] if host.page_size else []),
         (
             "QEMU {}.{}".format(*host.qemu.release)
             if host.qemu

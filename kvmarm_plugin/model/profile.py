@@ -125,8 +125,7 @@ class HostProfile(Value):
     Attributes:
         name: the host's, as uname gives it.
         origin: "measured"; "hand-made: " or "imported: " and from what; or "baseline of " and how
-            many hosts, in a
-            pool.
+            many hosts, in a pool.
         made_by: program and version.
         architecture: as uname -m gives it: "aarch64", "armv7l", or another that has no KVM on ARM.
         kernel: as uname -r gives it; empty where it is unknown.
