@@ -10,7 +10,7 @@ import random
 import re
 from functools import cache
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 from xml.etree import ElementTree
 
 import pytest
@@ -169,9 +169,9 @@ def test_checks_are_made_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = fleet(2000)
     calls = []
 
-    def counted(target: Target, there: HostProfile) -> list[Finding]:
+    def counted(target: Target, there: HostProfile, **source: Any) -> list[Finding]:
         calls.append(there)
-        return check(target, there)
+        return check(target, there, **source)
 
     monkeypatch.setattr(compare, "check", counted)
     kinds = len(_compare(*hosts).kinds)
