@@ -21,7 +21,7 @@ from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import Policy
 
 _DOCS = Path(__file__).parent.parent.parent / "docs"
-_PAGES = [_DOCS / "man/kvmarm.1", _DOCS / "man/kvmarm-policy.5"]
+_PAGES = [_DOCS / f"man/kvmarm{page}" for page in (".1", "-policy.5", "-hook.8")]
 _COMPLETION = _DOCS / "completion/kvmarm"
 _HELP = {"-h", "--help"}
 
