@@ -6,16 +6,14 @@ zsh makes of it. What bash offers: test_docs.py.
 from __future__ import annotations
 
 import argparse
-import os
-import pty
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from kvmarm_plugin import cli
 
+from .terminal import type_into
 from .test_docs import _commands
 
 _COMPLETION = Path(__file__).parents[2] / "docs/completion/_kvmarm"
@@ -165,29 +163,7 @@ def _complete(directory: Path, line: str) -> set[str]:
     words = directory / "words"
     words.write_text("")
     (directory / ".zshrc").write_text(_CAPTURE.format(completions=_COMPLETION.parent, words=words))
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [zsh, "-d", "-i"],
-        cwd=directory,
-        env={
-            "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
-            "ZDOTDIR": str(directory),
-            "TERM": "dumb",
-        },
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    ) as shell:
-        os.close(theirs)
-        os.write(ours, f"{line}\t".encode())
-        try:
-            while os.read(ours, 4096):
-                pass
-        except OSError:  # the shell has ended
-            pass
-        os.close(ours)
-        shell.wait(timeout=30)
+    type_into([zsh, "-d", "-i"], f"{line}\t", directory, {"ZDOTDIR": str(directory)})
     return set(words.read_text().replace("\\", "").splitlines()) - {""}
 
 
