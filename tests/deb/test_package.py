@@ -176,7 +176,8 @@ def test_a_host_without_guests_of_ours_hears_nothing_at_the_removal(chroot: Chro
 
 def test_what_hook_install_has_made_is_taken_over(chroot: Chroot) -> None:
     """Without a question, whatever installation it was of. One that Python finds first is named."""
-    other = "/usr/local/lib/python3.9/dist-packages/kvmarm_plugin"
+    version = chroot.must("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+    other = f"/usr/local/lib/python{version.strip()}/dist-packages/kvmarm_plugin"
     _write(chroot, _SCRIPT.replace("@PACKAGE@", other))
     chroot.path(other).mkdir(parents=True)
     assert f"kvmarm: the command kvmarm still runs {other}" in _install(chroot)
