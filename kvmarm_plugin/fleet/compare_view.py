@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..judge.finding import Finding
-    from ..model.profile import Cluster
     from .compare import Comparison, Link, Pair
     from .kinds import Kind
 
@@ -95,17 +94,18 @@ def _hardware(kind: Kind) -> list[str]:
     longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
     rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
     return [
-        " + ".join(map(_cpu, clusters)) or "no KVM",
+        " + ".join(shown(kind.host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
         *([f"SVE {longest}"] if longest else []),
         *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
     ]
 
 
 def _software(kind: Kind) -> list[str]:
-    """Kernel, QEMU, and the overrides that all have."""
+    """Kernel, its page size, QEMU, and the overrides that all have."""
     host = kind.host
     return [
         ("Linux {}.{}".format(*kernel_version(host.kernel)) if host.kernel else "Linux not known"),
+        *([f"{host.page_size >> 10}k pages"] if host.page_size else []),
         (
             "QEMU {}.{}".format(*host.qemu.release)
             if host.qemu
@@ -119,15 +119,6 @@ def _software(kind: Kind) -> list[str]:
             if all(word in other.overrides for other in kind.hosts)
         ),
     ]
-
-
-def _cpu(cluster: Cluster) -> str:
-    """Part and revision, as "Neoverse-N1 r3p1"."""
-    return (
-        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
-        if cluster.part
-        else f"CPU {cluster.midr:#x}"
-    )
 
 
 def _table(comparison: Comparison) -> list[str]:

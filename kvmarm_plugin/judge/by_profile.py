@@ -9,7 +9,7 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
-from ..model.profile import PARTS, Cluster, HostProfile
+from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import (
     IMPLEMENTATION_ID,
@@ -22,6 +22,9 @@ from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
 from .verdict import judge, which_counts
+
+_OLDEST, _NEWEST = (0, 0), (9999, 0)
+_MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS; vendors' kernels may have it earlier
 
 
 class ProfileOffer(Offer):
@@ -36,7 +39,9 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
-        self.unknown = profile.unknown
+        # What older profiles do not tell decides nothing, nor where the only cluster is.
+        idle = SINCE_2 if len(profile.clusters) > 1 else (*SINCE_2, "cpus")
+        self.unknown = tuple(part for part in profile.unknown if part not in idle)
         self._kernels = _kernels(profile, cluster)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
@@ -50,6 +55,8 @@ class ProfileOffer(Offer):
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         features = self.features_for(target)
+        self.sve_lengths = cluster.sve_lengths
+        self.seen = readable(cluster.seen, features if boots else target.features)
         vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
             kind, part = (
@@ -67,8 +74,6 @@ class ProfileOffer(Offer):
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
-        self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, features if boots else target.features)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -92,16 +97,18 @@ class ProfileOffer(Offer):
 
 
 def _kernels(profile: HostProfile, cluster: Cluster | None) -> tuple[KernelFacts, ...]:
-    """The kernel; where it or its masks are unknown, one that lets user space write everything and
-    one that lets it write nothing: what both say is known.
+    """The kernel; where its version or its masks are unknown, all extremes that it may be: what
+    they agree on is known.
     """
-    version = kernel_version(profile.kernel)
-    if cluster is None or not {"kernel", "writable"} & {*profile.unknown}:
-        return (KernelFacts(version, cluster.writable if cluster else None),)
-    everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
-    # The masks came with Linux 6.7.
-    nothing: dict[str, int] | None = None if "kernel" in profile.unknown else {}
-    return KernelFacts(version, everything), KernelFacts(version, nothing)
+    version, unknown = kernel_version(profile.kernel), profile.unknown
+    if cluster is None:
+        return (KernelFacts(version, None),)
+    versions = (_NEWEST, _OLDEST) if "kernel" in unknown else (version,)
+    masks: tuple[dict[str, int] | None, ...] = (cluster.writable,)
+    if "writable" in unknown:
+        everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
+        masks = (everything, {}, *((None,) if min(versions) < _MASKS_FROM else ()))
+    return tuple(KernelFacts(each, mask) for mask in masks for each in versions)
 
 
 def given(target: Target, offer: Offer) -> Target:
@@ -127,6 +134,7 @@ def check(
     profile: HostProfile,
     cpus: tuple[int, ...] | None = None,
     boots: bool = False,
+    unknown: tuple[str, ...] = (),
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
     pinned to, or of the one that counts (`verdict.which_counts`).
@@ -135,6 +143,7 @@ def check(
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
         boots: the guest boots there; otherwise it arrives.
+        unknown: as for `judge`.
     """
     clusters, pinning = profile.clusters, target.pinning
     if pinning and "revidr" in profile.unknown:  # it may be the same
@@ -145,7 +154,7 @@ def check(
     own = find_cluster(pinning, clusters) if pinning else None
     if own is not None:
         clusters = (own,)
-    elif len(clusters) > 1:
+    elif len(clusters) > 1 and "cpus" not in profile.unknown:
         kinds = kinds_to_ask(target, counted(profile), cpus or ())
         clusters = tuple(
             cluster
@@ -154,7 +163,7 @@ def check(
             if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster, boots), boots)
+        judge(target, ProfileOffer(target, profile, cluster, boots), boots, unknown)
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
