@@ -153,7 +153,8 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     verdict = report.verdict(findings)
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
-    return _YES[report.question].get(verdict, _NO[report.question])
+    answer = _YES[report.question].get(verdict, _NO[report.question])
+    return answer.replace("recorded", "it is here") if report.assumed else answer
 
 
 def _of_unknown(report: Report) -> str:
