@@ -650,8 +650,13 @@ def test_no_named_model_where_kvm_takes_none() -> None:
         (
             'adopt: pin\nexcept: [win11, "build-*", "db?"]',
             {
-                **{"web": "pin", "win11": "off", "win111": "pin", "build-": "off"},
-                **{"build-x": "off", "db1": "off", "db11": "pin", "Win11": "pin"},
+                "web": "pin",
+                "win11": "off",
+                "win111": "pin",
+                "build-x": "off",
+                "db1": "off",
+                "db11": "pin",
+                "Win11": "pin",
             },
         ),
     ],
