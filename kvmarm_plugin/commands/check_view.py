@@ -115,7 +115,7 @@ def as_text(report: Report) -> str:
     yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
     if any(yes):
         said.append(_SCOPE)
-    if report.unknown:
+    if report.unknown and not (report.assumed and report.definition != SAVED):
         said.append(f"Remedy: {_of_unknown(report)}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
@@ -161,7 +161,7 @@ def _of_unknown(report: Report) -> str:
     if report.definition == SAVED:
         title = shlex.quote(shown(report.title))
         return f"give up what was saved, and start it: virsh managedsave-remove {title}"
-    if report.unknown == marks.FROM_STATE or report.assumed:
+    if report.unknown == marks.FROM_STATE:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
 
@@ -244,7 +244,7 @@ def _of_adopted(report: Report, finding: Finding, title: str, remedy: str) -> st
         return f"kvmarm adopt {title}, or undo the edit"
     if finding.kind in _LEFT:
         return f"write what it has into its definition: kvmarm adopt {title}; and start it anew"
-    if "resolve the guest" in remedy:
+    if "resolve the guest" in remedy or "in the policy" in remedy:
         return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 

@@ -494,3 +494,16 @@ def test_the_kernel_says_the_same(other: str, here: Here) -> None:
             machines = there.qemu.machines if there.qemu else ()
             said, foretold = rehearse(target, system, machines), check(target, there)
             assert _LEFT.intersection(_blocking(said)) == _LEFT.intersection(_blocking(foretold))
+
+
+@pytest.mark.parametrize("name", [_MAX, "trixie-cortex-a57"])
+def test_a_32_bit_guest(name: str, here: Here) -> None:
+    """It has no SVE, whatever its host has."""
+    profile = host(name)
+    guest = here.guest(_written(profile).replace("arch='aarch64'", "arch='armv7l'"))
+    with here.be(profile) as system:
+        adopted = adopt_stored(here.domain(), system)
+    assert adopted is not None
+    pinned = _keeper(profile).pin((guest.config or "").encode())
+    assert adopted.after.replace(unsaid=()) == _read(pinned.decode())[1].target
+    assert adopted.after.unsaid == ("pmu_v3", "ptrauth_address", "ptrauth_generic")

@@ -279,9 +279,9 @@ def test_check_of_one_that_has_arrived(run: Callable[..., Run], here: Host) -> N
     here.guest(state="RUNNING_MIGRATED")
     assert run("check", "guest") == (
         1,
-        "guest on here: not known: it has arrived with its state from elsewhere\n"
-        "Note: it has no record, and is judged as if it were adopted\n"
-        "Remedy: shut it down and start it\n",
+        "guest on here: not known: it has arrived with its state from elsewhere (hint: shut it down"
+        " and start it: it is adopted then)\n"
+        "Note: it has no record, and is judged as if it were adopted\n",
         "",
     )
 
@@ -311,8 +311,10 @@ def test_check_of_a_file(machine: str, run: Callable[..., Run], here: Host) -> N
     status, out, _ = run("check", str(file))
     assert status == 0
     assert "is judged as if it had booted on this host, here\n" in out
-    status, out, _ = run("check", str(file), "--host", str(HOSTS[_THERE]))
-    assert status == 3
+    assert run("check", str(file), "--host", str(HOSTS[_THERE])).status == 3
+    status, out, _ = run("check", "--inactive", str(file), "--host", str(HOSTS[_THERE]))
+    assert status == 0
+    assert "yes, it would start, but not as it is here\n" in out
 
 
 def test_check_of_what_cannot_be_adopted(run: Callable[..., Run], here: Host) -> None:
