@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Any
 
-    from ..model.profile import Cluster
     from .compare import Comparison, Link, Pair
     from .kinds import Kind
 
@@ -93,7 +92,7 @@ def _hardware(kind: Kind) -> list[str]:
     longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
     rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
     return [
-        " + ".join(map(_cpu, clusters)) or "no KVM",
+        " + ".join(shown(kind.host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
         *([f"SVE {longest}"] if longest else []),
         *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
     ]
@@ -111,15 +110,6 @@ def _software(kind: Kind) -> list[str]:
             if all(word in other.overrides for other in kind.hosts)
         ),
     ]
-
-
-def _cpu(cluster: Cluster) -> str:
-    """Part and revision, as "Neoverse-N1 r3p1"."""
-    return (
-        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
-        if cluster.part
-        else f"CPU {cluster.midr:#x}"
-    )
 
 
 def _table(comparison: Comparison) -> list[str]:

@@ -21,7 +21,7 @@ from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
-from ..model.problem import Problem
+from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
@@ -200,7 +200,7 @@ class Resolver:
         """
         cluster = find_cluster(pinning, self.profile.clusters)
         if cluster is None:
-            have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
+            have = ", ".join(map(self.profile.name_of, self.profile.clusters))
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
@@ -212,9 +212,8 @@ class Resolver:
         """A cluster's CPUs on the host at hand."""
         pinning = find_cluster(cluster, self._clusters)
         if pinning is None:
-            name = cluster.part or hex(cluster.midr)
             raise ResolveError(
-                f"this host has no {name} to pin the guest to",
+                f"this host has no {self.profile.name_of(cluster)} to pin the guest to",
                 f"{self.profile.name} gives guests that CPU",
             )
         return pinning
@@ -223,7 +222,7 @@ class Resolver:
         """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
         parts = [(pinning, find_cluster(pinning, self.profile.clusters)) for pinning in pinnings]
         return ", ".join(
-            f"{pinning.cpus} {(cluster and cluster.part) or hex(pinning.midr)}"
+            f"{pinning.cpus} {self.profile.name_of(cluster) if cluster else hex(pinning.midr)}"
             for pinning, cluster in parts
         )
 
@@ -324,8 +323,12 @@ def _overruled(finding: Finding) -> ResolveError:
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
-    lists no CPUs.
+    lists no CPUs, or nobody tells what all of them are.
     """
+    for problem in profile.problems:
+        if problem.part == UNKNOWN_CPUS:
+            name = shown(profile.name, 60)
+            raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
@@ -363,9 +366,9 @@ def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
         return max(by_size, key=lambda cluster: (min(_cpus_in(cluster), vcpus), cluster.size))
     if policy.cluster == "smallest":
         return by_size[0]
-    for cluster in by_size:
-        if cluster.midr == policy.cluster:
-            return cluster
+    of_midr = [cluster for cluster in by_size if cluster.midr == policy.cluster]
+    if of_midr:
+        return max(of_midr, key=lambda cluster: min(_cpus_in(cluster), vcpus))
     known = ", ".join(
         f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size
     )

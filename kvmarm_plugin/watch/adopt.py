@@ -322,7 +322,7 @@ def _asked(
         target = target.replace(machine=machine)
     cpus, several = place(target, clusters, domain)
     own = next((each for each in clusters if cpus and each.cpus == cpus), None)
-    if own is not None:
+    if own is not None and own.midr is not None:
         pinning = Pinning(own.midr, own.revidr, cpulist.write(own.cpus))
         return target.replace(pinning=pinning), cpus
     return target.replace(roams=bool(several)), cpus
