@@ -136,8 +136,9 @@ def as_text(report: Report) -> str:
     yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
     if any(yes):
         said.append(SCOPE)
-    if report.unknown:
-        said.append(f"Remedy: {of_unknown(report)}")
+    unknown = of_unknown(report) if report.unknown else ""
+    if unknown:
+        said.append(f"Remedy: {unknown}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
@@ -186,14 +187,18 @@ def _answer(report: Report, findings: list[Finding]) -> str:
         return _REFUSED
     if verdict == UNKNOWN:
         return _AS_FAR_AS_KNOWN[report.question]
-    return _YES[report.question].get(verdict, _NO[report.question])
+    answer = _YES[report.question].get(verdict, _NO[report.question])
+    return answer.replace("recorded", "it is here") if report.assumed else answer
 
 
 def of_unknown(report: Report) -> str:
+    """What to do where nothing is known; empty where there is nothing to be done."""
+    if report.assumed and report.definition != SAVED:
+        return ""
     if report.definition == SAVED:
         title = shlex.quote(shown(report.title))
         return f"give up what was saved, and start it: virsh managedsave-remove {title}"
-    if report.unknown == marks.FROM_STATE or report.assumed:
+    if report.unknown == marks.FROM_STATE:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
 
@@ -278,7 +283,7 @@ def _of_adopted(report: Report, finding: Finding, title: str, remedy: str) -> st
         return f"kvmarm adopt {title}, or undo the edit"
     if finding.kind in _LEFT:
         return f"write what it has into its definition: kvmarm adopt {title}; and start it anew"
-    if "resolve the guest" in remedy:
+    if "resolve the guest" in remedy or "in the policy" in remedy:
         return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 

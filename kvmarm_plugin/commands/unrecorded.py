@@ -19,7 +19,8 @@ from ..kvm.device import System
 from ..resolve.wish import why_not_adopted
 from ..watch.adopt import adopt_live, what_it_has
 from ..watch.renewal import UntoldError
-from .inputs import FILE, LIVE, SAVED, Guest, NoRecordError, Source, machines_here
+from .inputs import LIVE, SAVED, Guest, NoRecordError, Source, machines_here
+from .inputs import is_file as names_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
     """
     document = domain_of(source.document)
     domain = parse(document)
-    is_file = source.definition == FILE
+    is_file = names_file(source.name)
     if why_not_adopted(domain) or not (is_file or source.is_here):
         raise error
     mark = _SAVED if source.definition == SAVED else None
@@ -88,9 +89,9 @@ def _measured(
             if adopted is not None:  # else it has got a record meanwhile
                 return adopted.after, None
         except UntoldError as error:
-            return what_it_has(domain, system), error.message
+            return what_it_has(domain, system), str(error)
     machine = ""
-    if source.definition == FILE and not _is_versioned(domain):
+    if names_file(source.name) and not _is_versioned(domain):
         machine = next(iter(machines_here()), "")
     return what_it_has(domain, system, machine), None
 

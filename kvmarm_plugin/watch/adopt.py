@@ -33,7 +33,7 @@ from ..judge.contradictions import as_written, find_contradictions
 from ..judge.pinning import kinds_to_ask, place
 from ..judge.wording import texts
 from ..kvm.device import KvmError, System
-from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
+from ..model.features import AARCH32, FEATURES, OFFERED_BY, PAUTH, PMU, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.policy import Policy
 from ..model.target import SVE_LENGTHS, Pinning, Target
@@ -308,7 +308,11 @@ def _asked(
         reglist="",
     )
     target = _with_sve(domain, as_written(domain, blank))
-    can_be_unsaid = () if architecture == "arm" else FEATURES if target.model == "host" else (PMU,)
+    can_be_unsaid: tuple[Feature, ...] = ()
+    if architecture == "arm64":
+        can_be_unsaid = FEATURES if target.model == "host" else (PMU,)
+    if AARCH32.is_in(target.features):
+        can_be_unsaid = (PMU, PAUTH)
     target = target.replace(
         unsaid=in_order(
             bit for feature in can_be_unsaid if feature.is_in(target.unsaid) for bit in feature.bits
@@ -318,7 +322,7 @@ def _asked(
         target = target.replace(machine=machine)
     cpus, several = place(target, clusters, domain)
     own = next((each for each in clusters if cpus and each.cpus == cpus), None)
-    if own is not None:
+    if own is not None and own.midr is not None:
         pinning = Pinning(own.midr, own.revidr, cpulist.write(own.cpus))
         return target.replace(pinning=pinning), cpus
     return target.replace(roams=bool(several)), cpus

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
+from lxml import etree
 
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
@@ -32,7 +33,7 @@ from kvmarm_plugin.watch import adopt
 from kvmarm_plugin.watch.adopt import adopt_live, adopt_stored, keeper, pin_stored, what_it_has
 from kvmarm_plugin.watch.renewal import UntoldError
 
-from ..corpus import GUEST, HOSTS, host
+from ..corpus import GUEST, HOSTS, RECORD_SCHEMA, TEMPLATES, host, template
 from .fakehost import Scheduler, numbers
 from .fakekernel import FakeKernel
 from .fakelibvirt import FakeDomain, FakeLibvirt
@@ -273,6 +274,10 @@ def test_a_guest_that_runs_is_adopted(here: Here) -> None:
         assert adopt_live(here.domain(), system) is None
     assert guest.calls == [("live", record.NAMESPACE)]
     domain, found = _read(guest.live)
+    schema = etree.RelaxNG(etree.parse(str(RECORD_SCHEMA)))
+    element = etree.fromstring(guest.live or "").find(f".//{{{record.NAMESPACE}}}target")
+    assert element is not None
+    assert schema.validate(element)
     assert adopted is not None
     assert (adopted.before, adopted.pinned, found.target) == (None, False, adopted.after)
     assert (found.intent, record.is_adopted(found)) == (Intent((), ()), True)
@@ -430,6 +435,37 @@ def test_pinned_and_given_back(mode: str, recorded: bool, here: Here) -> None:
     assert restore(guest.config.encode(), domain).decode().split() == xml.split()
 
 
+_NAMED = "<cpu mode='custom' match='exact'><model fallback='allow'>cortex-a57</model></cpu>"
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "guest"])
+@pytest.mark.parametrize(
+    ("on", "cpu"),
+    [
+        (_MAX, "<cpu mode='host-passthrough' migratable='off'/>"),
+        ("hand-made-rk3588", "<cpu mode='maximum' check='none'/>"),
+        ("bookworm-neoverse-n1", "<cpu mode='host-passthrough'><topology sockets='1'/></cpu>"),
+        ("trixie-cortex-a57", _NAMED),
+    ],
+)
+def test_what_was_pinned_comes_back_to_the_byte(name: str, on: str, cpu: str) -> None:
+    source = GUEST if name == "guest" else template(name)
+    if b"armv7l" in source and on != _MAX:
+        pytest.skip("no 32-bit guests there, and none of a named model")
+    was = parse(source).find("cpu")
+    assert was is not None
+    source = source.replace(was.text, cpu.encode())
+    pinned = _keeper(host(on)).pin(source)
+    domain, found = _read(pinned.decode())
+    assert find_contradictions(domain, found.target) == []
+    assert record.is_adopted(found)
+    assert restore(pinned, domain) == source
+    schema = etree.RelaxNG(etree.parse(str(RECORD_SCHEMA)))
+    element = etree.fromstring(pinned).find(f".//{{{record.NAMESPACE}}}target")
+    assert element is not None
+    assert schema.validate(element)
+
+
 def _record_in(xml: str | None) -> str:
     assert xml is not None
     element = record.find(parse(xml.encode()))
@@ -494,3 +530,16 @@ def test_the_kernel_says_the_same(other: str, here: Here) -> None:
             machines = there.qemu.machines if there.qemu else ()
             said, foretold = rehearse(target, system, machines), check(target, there)
             assert _LEFT.intersection(_blocking(said)) == _LEFT.intersection(_blocking(foretold))
+
+
+@pytest.mark.parametrize("name", [_MAX, "trixie-cortex-a57"])
+def test_a_32_bit_guest(name: str, here: Here) -> None:
+    """It has no SVE, whatever its host has."""
+    profile = host(name)
+    guest = here.guest(_written(profile).replace("arch='aarch64'", "arch='armv7l'"))
+    with here.be(profile) as system:
+        adopted = adopt_stored(here.domain(), system)
+    assert adopted is not None
+    pinned = _keeper(profile).pin((guest.config or "").encode())
+    assert adopted.after.replace(unsaid=()) == _read(pinned.decode())[1].target
+    assert adopted.after.unsaid == ("pmu_v3", "ptrauth_address", "ptrauth_generic")
