@@ -28,11 +28,8 @@ from .output import write_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
 
-    from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.target import Target
     from .inputs import Guest
 
 
@@ -77,6 +74,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif hosts:
         from ..judge.by_profile import check, counted
+        from ..verdicts import judge_guest
 
         profiles = read_profiles(hosts)
         notes += tuple(
@@ -85,9 +83,11 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
         verdicts = {
-            host.name: _judged(
-                guest,
-                question,
+            host.name: judge_guest(
+                guest.document,
+                guest.domain,
+                guest.record,
+                question == START,
                 counted(host),
                 host.ipa_bits,
                 lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
@@ -116,64 +116,15 @@ def _unasked(guest: Guest, asked: str) -> str:
     return f"it names the emulator {shown(guest.emulator, 120)}; asked was the one {asked}"
 
 
-def _judged(
-    guest: Guest,
-    question: str,
-    clusters: Sequence[Counted],
-    ipa_bits: int,
-    judge: Callable[[Target, tuple[int, ...]], list[Finding]],
-    takes_host_model: bool = False,
-) -> list[Finding]:
-    """The findings of a guest on a host of these clusters.
-
-    Args:
-        ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
-        judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
-        takes_host_model: whether the host's libvirt does.
-    """
-    from ..judge.contradictions import as_written, find_contradictions, memory_too_large
-    from ..judge.pinning import reconcile_pins
-
-    target = guest.record.target
-    changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
-    # The hook moves the pins of a guest that arrives.
-    _, cpus, pins = reconcile_pins(
-        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
-    )
-    if question == ARRIVAL:
-        return changes + pins + judge(target, cpus)
-    too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
-    if not changes:
-        return too_large + pins + judge(target, cpus)
-    # It boots as its XML says, of which the record says nothing.
-    written = judge(as_written(guest.domain, target), cpus)
-    return changes + too_large + [finding for finding in written if finding.stops_start]
-
-
 def _rehearsed(guest: Guest, question: str) -> list[Finding]:
-    from ..host.cpus import find_clusters
-    from ..host.libvirt_host_model import is_noted
-    from ..judge.pinning import kinds_to_ask, with_cluster
-    from ..judge.verdict import which_counts
     from ..kvm.device import System
-    from ..rehearse import rehearse
+    from ..verdicts import HostHere
 
-    clusters = find_clusters()
-    machines = machines_here(guest.emulator if guest.is_here else "")
+    emulator = guest.emulator if guest.is_here else ""
     with System() as system:
-        ipa_bits = system.ipa_bits()
-
-    def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
-        boots = question == START
-        with System() as system:
-            verdicts = [
-                rehearse(target, system, machines, kind, boots)
-                for kind in kinds_to_ask(target, clusters, cpus)
-            ]
-        findings = verdicts[which_counts(verdicts, target.roams and not boots)]
-        return with_cluster(findings, target.pinning, clusters)
-
-    return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
+        return HostHere(system, machines_here).judge(
+            guest.document, guest.domain, guest.record, question == START, emulator
+        )
 
 
 def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:

@@ -17,7 +17,7 @@ _FLOORS = (
     ("cli",),
     ("commands",),
     ("fleet",),
-    ("resolve", "hook", "renewal"),
+    ("resolve", "hook", "renewal", "verdicts"),
     ("rehearse",),
     ("judge", "host"),
     ("domain", "kvm"),
