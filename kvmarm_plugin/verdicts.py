@@ -7,6 +7,7 @@ this host's kernel or against a host's profile.
 
 from __future__ import annotations
 
+from .basics.errors import KvmarmError
 from .host import cpus as host_cpus
 from .host.libvirt_host_model import is_noted
 from .judge.contradictions import as_written, find_contradictions, memory_too_large
@@ -72,7 +73,7 @@ class HostHere:
     def __init__(self, system: System, machines: Callable[[str], tuple[str, ...]]) -> None:
         self._system = system
         self._ask_machines = machines
-        self._machines: dict[str, tuple[str, ...]] = {}
+        self._machines: dict[str, tuple[str, ...] | KvmarmError] = {}
         self._clusters = host_cpus.find_clusters()
         self._ipa_bits = system.ipa_bits()
         self._takes_host_model = is_noted()
@@ -89,8 +90,7 @@ class HostHere:
         Raises:
             KvmarmError: /dev/kvm or the emulator fails in a way that says nothing about the guest.
         """
-        if emulator not in self._machines:
-            self._machines[emulator] = self._ask_machines(emulator)
+        machines = self._machines_of(emulator)
         return judge_guest(
             document,
             domain,
@@ -98,9 +98,20 @@ class HostHere:
             boots,
             self._clusters,
             self._ipa_bits,
-            lambda target, cpus: self._rehearse(target, cpus, self._machines[emulator], boots),
+            lambda target, cpus: self._rehearse(target, cpus, machines, boots),
             self._takes_host_model,
         )
+
+    def _machines_of(self, emulator: str) -> tuple[str, ...]:
+        if emulator not in self._machines:
+            try:
+                self._machines[emulator] = self._ask_machines(emulator)
+            except KvmarmError as error:  # one that hangs takes its time
+                self._machines[emulator] = error
+        found = self._machines[emulator]
+        if isinstance(found, KvmarmError):
+            raise found
+        return found
 
     def _rehearse(
         self, target: Target, cpus: tuple[int, ...], machines: tuple[str, ...], boots: bool

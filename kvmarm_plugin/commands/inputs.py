@@ -98,7 +98,7 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = _definitions(connection.domain(name))
+        texts = definitions(connection.domain(name))
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
@@ -106,7 +106,7 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     return Source(name, texts[which], which, stored, not is_remote(uri))
 
 
-def _definitions(domain: Domain) -> dict[str, bytes]:
+def definitions(domain: Domain) -> dict[str, bytes]:
     """The definitions that a domain has, the one that counts first."""
     found = {}
     if domain.is_active():
