@@ -188,6 +188,17 @@ def _parser() -> argparse.ArgumentParser:
         help="replace FILE, for node_exporter's textfile collector",
     )
 
+    doctor = _command(
+        subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
+    )
+    _add_connect(doctor)
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also pack what a report of a fault needs, without secrets (.tar.gz)",
+    )
+
     compare = _command(
         subparsers,
         "compare",

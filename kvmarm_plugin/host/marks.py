@@ -87,9 +87,9 @@ def mark_of(uuid: str, name: str = "") -> str | None:
     """Why a guest's record may not be true; None if it has no mark.
 
     Args:
-        uuid, name: of the guest; a mark of either counts.
+        uuid, name: of the guest; a mark of either counts. The UUID is empty where it is not known.
     """
-    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
+    for key in _keys(uuid, name):
         reason = _read("marks", key)
         if reason is not None:
             return reason.strip() or "its start was not checked"

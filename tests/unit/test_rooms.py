@@ -16,6 +16,7 @@ _FLOORS = (
     ("__main__",),
     ("cli",),
     ("commands",),
+    ("diagnosis",),
     ("fleet",),
     ("resolve", "hook", "renewal", "verdicts"),
     ("rehearse",),
