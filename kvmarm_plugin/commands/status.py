@@ -19,4 +19,4 @@ def run(arguments: Namespace) -> int:
     answers = {standing.answer for standing in survey.standings}
     if NO in answers:
         return INCOMPATIBLE
-    return NOT_KNOWN if UNKNOWN in answers or survey.problem else DONE
+    return NOT_KNOWN if UNKNOWN in answers or survey.problem or survey.notes else DONE

@@ -34,6 +34,7 @@ def as_json(survey: Survey) -> str:
         "host": survey.host,
         "pool": survey.pool or None,
         "problem": survey.problem or None,
+        "notes": survey.notes,
         "domains": [_domain_json(standing) for standing in survey.standings],
         "totals": {
             "domains": len(survey.standings),
@@ -107,7 +108,7 @@ def _totals(survey: Survey) -> list[str]:
         said.append("A domain without a record is not judged here: kvmarm check DOMAIN")
     if survey.problem:
         said.append(f"No domain was judged: {survey.problem}")
-    return said
+    return [*said, *(f"Note: {note}" for note in survey.notes)]
 
 
 def _records(survey: Survey) -> Counter[str]:

@@ -108,26 +108,32 @@ class Survey(Value):
         pool: name of the pool that it is in; empty if it is in none.
         standings: of the domains, by name.
         problem: why no domain could be judged; empty if they could.
+        notes: what else is wrong with this host.
     """
 
     host: str
     pool: str
     standings: tuple[Standing, ...]
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def take_survey(uri: str) -> Survey:
     """The domains of the libvirt at `uri`, which is this host's.
 
     Raises:
-        KvmarmError: it is another host's, or cannot be reached; the policy or the pool of this host
-            cannot be used.
+        KvmarmError: it is another host's, or cannot be reached; the policy of this host cannot be
+            used.
     """
     if is_remote(uri):
         raise KvmarmError(f"{uri} is another host", "ask on that host")
     inputs.read_policy(None)  # refuse what the hook would not read alike
     drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
-    pool = inputs.read_pool(None)
+    pool, notes = None, []
+    try:
+        pool = inputs.read_pool(None)
+    except KvmarmError as error:  # no verdict rests on it
+        notes.append(str(error))
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(uri))
         here, problem = None, ""
@@ -142,6 +148,7 @@ def take_survey(uri: str) -> Survey:
         pool.name if pool else "",
         tuple(standing for standing in found if standing is not None),
         problem,
+        tuple(notes),
     )
 
 

@@ -128,7 +128,9 @@ def check_seen(host: Host) -> Iterator[Line]:
         yield Line(BAD, "there is no hook to be seen", _INSTALL)
         return
     running = host.daemons()
-    if not running:
+    if not running and host.uid != 0:
+        yield Line(UNKNOWN, "only root is sure to see whether a libvirt daemon runs", AS_ROOT)
+    elif not running:
         yield Line(OK, "no libvirt daemon runs: it finds the hook when it starts")
     for daemon in running:
         yield _seen(host, daemon, since)
@@ -161,12 +163,13 @@ def _others(host: Host) -> list[Path]:
 
 def _there_since(path: Path) -> float | None:
     """When an executable file came to be at a path, as far as its inode and those of links to it
-    tell; a package's modification times are older than that.
+    tell; a package's modification times are older than that. None if there is none. Raises OSError:
+    that cannot be told.
     """
     try:
         status = path.stat()
         return max(status.st_ctime, path.lstat().st_ctime) if _is_executable(status) else None
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

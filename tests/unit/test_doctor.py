@@ -344,6 +344,24 @@ def test_a_pid_that_is_anothers(here: _Here) -> None:
     assert "no libvirt daemon runs" in here.look(libvirt.check_seen)[0].text
 
 
+def test_a_hook_that_cannot_be_looked_at_is_unknown(
+    here: _Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    found = examine(here.host, {name: CHECKS[name] for name in ("hook", "hook seen")})
+    assert [line.state for _, line in found] == [UNKNOWN, UNKNOWN]
+
+
+def test_a_daemon_that_may_be_hidden(here: _Here) -> None:
+    shutil.rmtree(here.root / "run")
+    here.host.uid = 1000
+    assert here.states(libvirt.check_seen) == [UNKNOWN]
+
+
 @pytest.mark.parametrize("name", ["libvirtd", "virtqemud"])
 def test_a_daemon_that_was_there_before_the_hook(here: _Here, name: str) -> None:
     shutil.rmtree(here.root / "run")

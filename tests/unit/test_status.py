@@ -250,6 +250,15 @@ def test_the_pool_of_a_record(run: Callable[..., _Run], here: _Host) -> None:
     assert "\n3 domains on here, in pool rack-7\n" in out
 
 
+def test_a_pool_that_cannot_be_read_hides_no_domain(run: Callable[..., _Run], here: _Host) -> None:
+    here.add("guest")
+    (here.directory / "pool.yaml").write_text("nonsense")
+    status, out, _ = run("status")
+    assert status == 1
+    assert re.search(r"\nguest .* yes ", out)
+    assert re.search(r"\nNote: .*pool.yaml is not a pool", out)
+
+
 def test_one_that_goes_meanwhile_is_no_error(run: Callable[..., _Run], here: _Host) -> None:
     gone = here.add("gone")
 
