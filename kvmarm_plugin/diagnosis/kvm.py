@@ -10,6 +10,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..kvm.device import System
 from ..model.features import PMU, SVE
+from ..resolve.starting import EXPANDS_FROM, NO_32_BIT_KVM_FROM
 from .host import BAD, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
@@ -27,7 +28,6 @@ _MODULES = {
     "lxml": ("python3-lxml", "--validate"),
     "libvirt": ("python3-libvirt", "all that talks to libvirt"),
 }
-_EXPANDS_FROM = (4, 2)  # QEMU: query-cpu-model-expansion, for ARM
 _OF_OTHERS = ("KVM", "QEMU", "libvirt")  # parts of a profile's problems that other checks tell
 
 
@@ -98,6 +98,8 @@ def check_qemu(host: Host) -> Iterator[Line]:
     what = f"QEMU {shown(qemu.version, 40)} ({shown(qemu.binary, 120)})"
     if not qemu.machines:
         yield Line(BAD, f"{what} has no virt machine type", "install qemu-system-arm")
+    elif profile.kvm_architecture == "arm" and qemu.release >= NO_32_BIT_KVM_FROM:
+        yield Line(BAD, f"{what} has no KVM for 32-bit hosts", "install QEMU 5.1 or older")
     elif _is_without_host(profile):
         yield Line(
             BAD,
@@ -112,7 +114,7 @@ def check_qemu(host: Host) -> Iterator[Line]:
 def _is_without_host(profile: HostProfile) -> bool:
     qemu = profile.qemu
     assert qemu is not None
-    tells = profile.kvm_architecture == "arm64" and qemu.release >= _EXPANDS_FROM
+    tells = profile.kvm_architecture == "arm64" and qemu.release >= EXPANDS_FROM
     return tells and not qemu.host_properties
 
 

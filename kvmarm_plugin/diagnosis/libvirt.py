@@ -87,7 +87,8 @@ def check_hook(host: Host) -> Iterator[Line]:
         yield Line(BAD, f"{where} is not kvmarm's", f"move it away, then: {_INSTALL}")
         return
     if held != install.script().encode(errors="surrogateescape"):
-        yield Line(BAD, f"{where} is of another kvmarm than this ({_package(held)})", _INSTALL)
+        again = "install the package again" if path.is_symlink() else _INSTALL
+        yield Line(BAD, f"{where} is of another kvmarm than this ({_package(held)})", again)
     elif not _is_executable(status):
         yield Line(BAD, f"{where} is not executable, and libvirt passes it over", _INSTALL)
     else:

@@ -15,7 +15,6 @@ from ..basics.untrusted import decimal
 from . import marks
 
 DAEMONS = ("virtqemud", "libvirtd")
-_NOTE = "told-"  # and the daemon's name, under marks.DIRECTORY
 
 _STARTED = 19  # fields of /proc/PID/stat behind the command's name: starttime, proc(5)
 _MOST = 1 << 62
@@ -44,27 +43,14 @@ class Daemon:
 
     def note_told(self) -> None:
         """Note that it was told to look for hooks. Raises OSError."""
-        os.makedirs(marks.DIRECTORY, 0o755, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._note(), flags, 0o644)
-        try:
-            os.write(descriptor, self._told())
-        finally:
-            os.close(descriptor)
+        marks.note_told(self.name, self._process())
 
     def told_at(self) -> float | None:
-        """When it was last noted that it was told; None if that never was."""
-        try:
-            with open(self._note(), "rb") as file:
-                return os.fstat(file.fileno()).st_mtime if file.read(80) == self._told() else None
-        except OSError:
-            return None
+        """When that was last noted, in seconds since the epoch; None if it never was."""
+        return marks.told_at(self.name, self._process())
 
-    def _note(self) -> str:
-        return f"{marks.DIRECTORY}/{_NOTE}{self.name}"
-
-    def _told(self) -> bytes:
-        return f"{self.pid} {self.ticks}\n".encode()
+    def _process(self) -> str:
+        return f"{self.pid} {self.ticks}"
 
 
 def running(root: str | os.PathLike[str] = "/") -> list[Daemon]:

@@ -231,6 +231,15 @@ def test_qemu_that_lacks_something(here: _Here, lacks: str) -> None:
     assert here.states(kvm.check_qemu) == [BAD]
 
 
+def test_qemu_without_kvm_on_32_bits(here: _Here) -> None:
+    here.profile = host("hand-made-a15-3.10")
+    assert here.profile.qemu is not None
+    assert here.states(kvm.check_qemu) == [OK]
+    new = here.profile.qemu.replace(version="5.2.0")
+    here.profile = here.profile.replace(qemu=new)
+    assert here.look(kvm.check_qemu)[0].remedy == "install QEMU 5.1 or older"
+
+
 def test_clusters_between_which_guests_roam(here: _Here) -> None:
     here.profile = host("hand-made-rk3588")
     assert here.states(kvm.check_clusters) == [OK]
@@ -376,7 +385,7 @@ def test_a_daemon_that_was_told(here: _Here) -> None:
     here.start_daemon(100)
     (daemon,) = here.host.daemons()
     daemon.note_told()
-    note = Path(marks.DIRECTORY) / "told-libvirtd"
+    note = Path(marks.DIRECTORY) / "told/libvirtd"
     (line,) = here.look(libvirt.check_seen)
     assert (line.state, line.text.endswith("was told to look for hooks")) == (OK, True)
     os.utime(note, (1, 1))  # the hook has come since
