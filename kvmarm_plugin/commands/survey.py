@@ -159,11 +159,11 @@ class _Definition(Value):
 
     document: bytes
     domain: Element | None = None
-    record: _Read | None = None
+    record: _Recorded | None = None
     error: str = ""
 
 
-class _Read(Value):
+class _Recorded(Value):
     """A record, and what is said of it. Domains of one target have the same."""
 
     record: Record
@@ -188,7 +188,7 @@ class _Surveyor:
         self._drift_refused = drift_refused
         self._pool = (pool.name, digest(pool.baseline)) if pool else ("", "")
         self._takes_host_model = is_noted()
-        self._read: dict[bytes, _Read] = {}
+        self._known: dict[tuple[object, ...], _Recorded] = {}
 
     def look_at(self, domain: Domain) -> Standing | None:
         """How it stands; None if it has gone meanwhile."""
@@ -218,10 +218,12 @@ class _Surveyor:
             element = records.find(domain)
             if element is None:
                 return _Definition(document, domain)
-            text = element.text
-            if text not in self._read:
-                self._read[text] = _read(element)
-            return _Definition(document, domain, self._read[text])
+            # What its prefixes stand for may be said outside of it.
+            names = [element.name, *(child.name for child in element.children)]
+            key = (element.text, element.encoding, *names)
+            if key not in self._known:
+                self._known[key] = _read(element)
+            return _Definition(document, domain, self._known[key])
         except KvmarmError as error:
             return _Definition(document, domain, error=str(error))
 
@@ -290,9 +292,9 @@ class _Surveyor:
         return self._here.judge(definition.document, domain, read.record, boots, emulator)
 
 
-def _read(element: Element) -> _Read:
+def _read(element: Element) -> _Recorded:
     record = records.read(element)
-    return _Read(record, _is_adopted(record), _target_text(record.target))
+    return _Recorded(record, _is_adopted(record), _target_text(record.target))
 
 
 def _is_adopted(record: Record) -> bool:

@@ -186,6 +186,23 @@ def _record_text() -> str:
     return element.text.decode()
 
 
+def test_a_record_is_known_by_what_its_prefix_stands_for(
+    run: Callable[..., _Run], here: _Host
+) -> None:
+    declaration = f" xmlns:kvmarm='{record.NAMESPACE}'"
+    assert declaration in _XML
+    bare = _XML.replace(declaration, "")
+    for name, version in (("good", "2"), ("other", "1"), ("newer", "3")):
+        namespace = f"{record.NAMESPACE_STEM}{version}"
+        here.add(name, bare.replace("<domain ", f"<domain xmlns:kvmarm='{namespace}' "))
+    rows = _rows(run("status", "--json"))
+    assert [rows[name]["record"] for name in ("good", "other", "newer")] == [
+        "true",
+        "broken",
+        "broken",
+    ]
+
+
 def test_what_is_not_resolved_would_not_start(run: Callable[..., _Run], here: _Host) -> None:
     here.add("asks", GUEST.decode())
     status, out, _ = run("status")
