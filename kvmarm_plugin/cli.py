@@ -251,6 +251,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
+    status = _command(
+        subparsers, "status", "list this host's domains, their records, and what would run here"
+    )
+    _add_connect(status)
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+
+    metrics = _command(subparsers, "metrics", "write what status says for Prometheus")
+    _add_connect(metrics)
+    metrics.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="replace FILE, for node_exporter's textfile collector",
+    )
+
+    doctor = _command(
+        subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
+    )
+    _add_connect(doctor)
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also pack what a report of a fault needs, without secrets (.tar.gz)",
+    )
+
     compare = _command(
         subparsers,
         "compare",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
@@ -31,12 +32,11 @@ from .output import write_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from ..domain.pins import Counted
     from ..judge.finding import Finding
     from ..model.profile import HostProfile
-    from ..model.target import Target
+    from ..verdicts import HostHere
     from .inputs import Guest, Source
 
 
@@ -63,26 +63,26 @@ def run(arguments: Namespace) -> int:
         read_policy(None)
         drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
     profiles = read_profiles(hosts)
-    machines = functools.cache(machines_here)
+    with ExitStack() as stack:
+        here = functools.cache(lambda: _open(stack))
 
-    def judge(source: Source) -> Report:
-        try:
-            guest = read_guest(source)
-        except NoRecordError as error:
-            from .unrecorded import as_if_adopted  # most guests have a record
+        def judge(source: Source) -> Report:
+            try:
+                guest = read_guest(source)
+            except NoRecordError as error:
+                from .unrecorded import as_if_adopted  # most guests have a record
 
-            guest = as_if_adopted(source, uri, error)
-        return _of_guest(guest, profiles, machines, drift_refused)
+                guest = as_if_adopted(source, uri, error)
+            return _of_guest(guest, profiles, here, drift_refused)
 
-    if every:
-        return evacuation.run(
-            uri, [host.name for host in profiles] or [platform.node()], inactive, as_json, judge
-        )
-    source = read_source(name, uri, inactive)
-    if is_pool(source.document):
-        report = _of_pool(source.document, name, profiles)
-    else:
-        report = judge(source)
+        if every:
+            names = [host.name for host in profiles] or [platform.node()]
+            return evacuation.run(uri, names, inactive, as_json, judge)
+        source = read_source(name, uri, inactive)
+        if is_pool(source.document):
+            report = _of_pool(source.document, name, profiles)
+        else:
+            report = judge(source)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     answers = report.verdicts.values()
     if any(map(report.is_no, answers)):
@@ -90,22 +90,30 @@ def run(arguments: Namespace) -> int:
     return DONE if all(map(report.is_yes, answers)) else NOT_KNOWN
 
 
+def _open(stack: ExitStack) -> HostHere:
+    from ..kvm.device import System
+    from ..verdicts import HostHere
+
+    return HostHere(stack.enter_context(System()), machines_here)
+
+
 def _of_guest(
     guest: Guest,
     profiles: list[HostProfile],
-    machines: Callable[[str], tuple[str, ...]],
+    here: Callable[[], HostHere],
     drift_refused: bool,
 ) -> Report:
-    """By the word of these profiles, or of this host's kernel, and of the machine types of its QEMU
-    of a path, if there are none.
-    """
+    """By the word of these profiles, or of this host if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
-    notes = guest.notes
+    boots, notes = question == START, guest.notes
+    # Nothing was recorded that could have been edited.
+    ignored = EDITS if guest.is_assumed else ()
     if guest.mark is not None:
         names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif profiles:
         from ..judge.by_profile import check, counted
+        from ..verdicts import judge_guest
 
         notes += tuple(
             _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
@@ -113,19 +121,26 @@ def _of_guest(
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
         verdicts = {
-            host.name: _judged(
-                guest,
-                question,
+            host.name: judge_guest(
+                guest.document,
+                guest.domain,
+                guest.record,
+                boots,
                 counted(host),
                 host.ipa_bits,
-                lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
+                lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
+                ignored=ignored,
             )
             for host in profiles
         }
     else:
         if not guest.is_here and guest.emulator not in ("", *BINARIES.get(platform.machine(), ())):
             notes += (_unasked(guest, "of this host: what a file names is not run"),)
-        verdicts = {platform.node(): _rehearsed(guest, question, machines)}
+        emulator = guest.emulator if guest.is_here else ""
+        found = here().judge(
+            guest.document, guest.domain, guest.record, boots, emulator, ignored=ignored
+        )
+        verdicts = {platform.node(): found}
     origin = guest.record.origin
     return Report(
         title=guest.name,
@@ -144,70 +159,6 @@ def _of_guest(
 
 def _unasked(guest: Guest, asked: str) -> str:
     return f"it names the emulator {shown(guest.emulator, 120)}; asked was the one {asked}"
-
-
-def _judged(
-    guest: Guest,
-    question: str,
-    clusters: Sequence[Counted],
-    ipa_bits: int,
-    judge: Callable[[Target, tuple[int, ...]], list[Finding]],
-    takes_host_model: bool = False,
-) -> list[Finding]:
-    """The findings of a guest on a host of these clusters.
-
-    Args:
-        ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
-        judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
-        takes_host_model: whether the host's libvirt does.
-    """
-    from ..judge.contradictions import as_written, find_contradictions, memory_too_large
-    from ..judge.pinning import reconcile_pins
-
-    target = guest.record.target
-    changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
-    if guest.is_assumed:  # nothing was recorded that could have been edited
-        changes = [finding for finding in changes if finding.kind not in EDITS]
-    # The hook moves the pins of a guest that arrives.
-    _, cpus, pins = reconcile_pins(
-        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
-    )
-    if question == ARRIVAL:
-        return changes + pins + judge(target, cpus)
-    too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
-    if not changes:
-        return too_large + pins + judge(target, cpus)
-    # It boots as its XML says, of which the record says nothing.
-    written = judge(as_written(guest.domain, target), cpus)
-    return changes + too_large + [finding for finding in written if finding.stops_start]
-
-
-def _rehearsed(
-    guest: Guest, question: str, machines_of: Callable[[str], tuple[str, ...]]
-) -> list[Finding]:
-    from ..host.cpus import find_clusters
-    from ..host.libvirt_host_model import is_noted
-    from ..judge.pinning import kinds_to_ask, with_cluster
-    from ..judge.verdict import which_counts
-    from ..kvm.device import System
-    from ..rehearse import rehearse
-
-    clusters = find_clusters()
-    machines = machines_of(guest.emulator if guest.is_here else "")
-    with System() as system:
-        ipa_bits = system.ipa_bits()
-
-    def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
-        boots = question == START
-        with System() as system:
-            verdicts = [
-                rehearse(target, system, machines, kind, boots)
-                for kind in kinds_to_ask(target, clusters, cpus)
-            ]
-        findings = verdicts[which_counts(verdicts, target.roams and not boots)]
-        return with_cluster(findings, target.pinning, clusters)
-
-    return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
 
 
 def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:

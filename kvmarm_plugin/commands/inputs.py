@@ -112,7 +112,7 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
 
 def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
     """The same of a domain at hand."""
-    texts = _definitions(domain)
+    texts = definitions(domain)
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
@@ -120,7 +120,7 @@ def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Sourc
     return Source(name, texts[which], which, stored, is_here)
 
 
-def _definitions(domain: Domain) -> dict[str, bytes]:
+def definitions(domain: Domain) -> dict[str, bytes]:
     """The definitions that a domain has, the one that counts first."""
     found = {}
     if domain.is_active():
