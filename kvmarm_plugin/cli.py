@@ -74,6 +74,34 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="say on standard error where the time goes"
     )
 
+    importing = _command(
+        subparsers, "import", "make a profile (JSON) from what another program dumped of a CPU"
+    )
+    importing.set_defaults(command="import_")  # its file: Python has the word to itself
+    importing.add_argument(
+        "file",
+        metavar="FILE",
+        help=(
+            "a fingerprint of Firecracker, lines of a register and its value, or /proc/cpuinfo (-"
+            " for standard input)"
+        ),
+    )
+    importing.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
+    importing.add_argument(
+        "--name", default="", help="of the host (default: after its CPU and kernel)"
+    )
+    importing.add_argument(
+        "--format",
+        choices=("firecracker", "registers", "hardware", "cpuinfo"),
+        help="what FILE is (default: what it looks like)",
+    )
+    importing.add_argument(
+        "--kernel",
+        metavar="RELEASE",
+        default="",
+        help="the host's, as uname -r says it, where FILE does not tell",
+    )
+
     resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
@@ -208,13 +236,20 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         "say whether a recorded guest would run here, or on other hosts, and why not",
     )
-    check.add_argument(
+    which = check.add_mutually_exclusive_group(required=True)
+    which.add_argument(
         "domain",
         metavar="DOMAIN-or-FILE",
+        nargs="?",
         help=(
             "name or UUID of a domain, or a file with its XML (- for standard input), or with a"
             " pool"
         ),
+    )
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every domain, in a table: what could be moved to the hosts that are named",
     )
     check.add_argument(
         "--host",
@@ -226,13 +261,42 @@ def _parser() -> argparse.ArgumentParser:
     _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
+    status = _command(
+        subparsers, "status", "list this host's domains, their records, and what would run here"
+    )
+    _add_connect(status)
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+
+    metrics = _command(subparsers, "metrics", "write what status says for Prometheus")
+    _add_connect(metrics)
+    metrics.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="replace FILE, for node_exporter's textfile collector",
+    )
+
+    doctor = _command(
+        subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
+    )
+    _add_connect(doctor)
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also pack what a report of a fault needs, without secrets (.tar.gz)",
+    )
+
     compare = _command(
         subparsers,
         "compare",
         "say between which hosts guests can migrate, and why not between the others",
     )
     compare.add_argument(
-        "profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe"
+        "profiles",
+        metavar="PROFILE",
+        nargs="+",
+        help="profiles made with kvmarm probe, or known CPUs such as graviton3@6.1",
     )
     compare.add_argument(
         "--policy",

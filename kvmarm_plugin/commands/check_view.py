@@ -9,7 +9,7 @@ import shlex
 from ..basics.untrusted import lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, worst
+from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -36,9 +36,14 @@ _YES = {
     },
     MEMBER: {SAME: "yes, a member like the others"},
 }
+_AS_FAR_AS_KNOWN = {
+    ARRIVAL: "yes, as far as known",
+    START: "yes, it would start, as far as known",
+    MEMBER: "yes, as far as known",
+}
 _REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
-_SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
+SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
 # Kinds of findings that another resolving does not mend.
@@ -96,11 +101,27 @@ class Report(Value):
             return worst(findings) or SAME
         if any(finding.stops_start for finding in findings):
             return REFUSES
+        if any(finding.severity == UNKNOWN for finding in findings):
+            return UNKNOWN
         return DRIFT if findings else SAME
 
     def is_yes(self, findings: list[Finding]) -> bool:
         verdict = self.verdict(findings)
         return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
+
+    def is_no(self, findings: list[Finding]) -> bool:
+        """Whether it is a clear no; what is neither is not known."""
+        return not self.is_yes(findings) and self.verdict(findings) not in (NOT_KNOWN, UNKNOWN)
+
+    def against(self, findings: list[Finding]) -> list[Finding]:
+        """Those that speak against a yes."""
+        if self.question != START:
+            return [finding for finding in findings if finding.severity != HARMLESS]
+        return [
+            finding
+            for finding in findings
+            if finding.stops_start or finding.severity == UNKNOWN or self.drift_refused
+        ]
 
 
 def as_text(report: Report) -> str:
@@ -114,17 +135,28 @@ def as_text(report: Report) -> str:
     said += [f"Note: {note}" for note in report.notes]
     yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
     if any(yes):
-        said.append(_SCOPE)
-    if report.unknown:
-        said.append(f"Remedy: {_of_unknown(report)}")
+        said.append(SCOPE)
+    unknown = of_unknown(report) if report.unknown else ""
+    if unknown:
+        said.append(f"Remedy: {unknown}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
     return lines(said)
 
 
+def reason(report: Report, host: str, finding: Finding) -> tuple[str, str]:
+    """A finding in a line, and what to do about it, of a guest among others."""
+    return _line(report, host, finding), _remedy(report.replace(title="DOMAIN"), host, finding)
+
+
 def as_json(report: Report) -> str:
     """The same for tools: host → the verdict, and every finding."""
+    return json.dumps(as_document(report), indent=1) + "\n"
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """What `as_json` prints."""
     hosts = {
         host: {
             "verdict": report.verdict(findings),
@@ -144,7 +176,7 @@ def as_json(report: Report) -> str:
         document["drift_refused"] = report.drift_refused
     if report.unknown:
         document["unknown"] = report.unknown
-    return json.dumps(document, indent=1) + "\n"
+    return document
 
 
 def _answer(report: Report, findings: list[Finding]) -> str:
@@ -153,14 +185,20 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     verdict = report.verdict(findings)
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
-    return _YES[report.question].get(verdict, _NO[report.question])
+    if verdict == UNKNOWN:
+        return _AS_FAR_AS_KNOWN[report.question]
+    answer = _YES[report.question].get(verdict, _NO[report.question])
+    return answer.replace("recorded", "it is here") if report.assumed else answer
 
 
-def _of_unknown(report: Report) -> str:
+def of_unknown(report: Report) -> str:
+    """What to do where nothing is known; empty where there is nothing to be done."""
+    if report.assumed and report.definition != SAVED:
+        return ""
     if report.definition == SAVED:
         title = shlex.quote(shown(report.title))
         return f"give up what was saved, and start it: virsh managedsave-remove {title}"
-    if report.unknown == marks.FROM_STATE or report.assumed:
+    if report.unknown == marks.FROM_STATE:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
 
@@ -203,6 +241,8 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    if finding.severity == UNKNOWN:
+        return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:
         return _remedy_of_pool(host, finding)
     title = shlex.quote(shown(report.title))
@@ -243,7 +283,7 @@ def _of_adopted(report: Report, finding: Finding, title: str, remedy: str) -> st
         return f"kvmarm adopt {title}, or undo the edit"
     if finding.kind in _LEFT:
         return f"write what it has into its definition: kvmarm adopt {title}; and start it anew"
-    if "resolve the guest" in remedy:
+    if "resolve the guest" in remedy or "in the policy" in remedy:
         return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 

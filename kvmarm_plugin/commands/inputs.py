@@ -18,7 +18,7 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, domain_of, parse
 from ..host import files, marks
-from ..host.libvirtd import Connection, is_remote
+from ..host.libvirtd import Connection
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
@@ -107,15 +107,20 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = _definitions(connection.domain(name))
+        return source_of(connection.domain(name), name, inactive, connection.is_here)
+
+
+def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
+    """The same of a domain at hand."""
+    texts = definitions(domain)
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
     stored = texts.get(STORED) if which != STORED else None
-    return Source(name, texts[which], which, stored, not is_remote(uri))
+    return Source(name, texts[which], which, stored, is_here)
 
 
-def _definitions(domain: Domain) -> dict[str, bytes]:
+def definitions(domain: Domain) -> dict[str, bytes]:
     """The definitions that a domain has, the one that counts first."""
     found = {}
     if domain.is_active():
@@ -203,13 +208,22 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
 
 
 def read_profile(name: str | None) -> HostProfile:
-    """The profile in a file, else the one of a known CPU; this host's own for None."""
+    """The profile that an option or an argument names: a file, ssh://[USER@]HOST, which is asked,
+    or a name that host/known.py has; this host's own for None.
+    """
     if not name:
         return probe_here()
-    if name != "-" and "/" not in name and not os.path.exists(name):
+    if name.startswith("ssh://"):
+        from ..host import ssh
+
+        if is_watched():
+            say(f"asking {shown(name, 100)} for its profile")
+        return profile_json.loads(ssh.profile_text(name), name)
+    if name != "-" and "/" not in name and not os.path.isfile(name):
         from ..host import known
 
-        return known.read(name)
+        if known.has(name) or not os.path.exists(name):
+            return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 

@@ -20,6 +20,7 @@ from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..kvm.device import System
+from ..resolve.wish import why_not_adopted
 from ..watch.adopt import keeper, pin_stored
 from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
@@ -115,11 +116,15 @@ class _Refresher:
     def by_name(self, name: str) -> Guest:
         """A domain that the user names has to be there, and have a record."""
         try:
-            guest = self.refresh(self._connection.domain(name))
+            domain = self._connection.domain(name)
+            guest = self.refresh(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
+        if not why_not_adopted(parse(domain.xml(domain.is_active(), secrets=False).encode())):
+            reason = f"it holds no kvmarm record (hint: kvmarm adopt {shlex.quote(guest.name)})"
+            return guest._replace(stored=Outcome(FAILED, reason=reason))
         plain = guest.name == shlex.quote(guest.name) and guest.name[0] != "-"
         reason = (
             "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"

@@ -9,6 +9,7 @@ import platform
 
 from .. import __version__
 from ..basics.errors import KvmarmError
+from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Intent, Origin, Record
 from ..domain.xml import domain_of, parse
@@ -18,7 +19,8 @@ from ..kvm.device import System
 from ..resolve.wish import why_not_adopted
 from ..watch.adopt import adopt_live, what_it_has
 from ..watch.renewal import UntoldError
-from .inputs import FILE, LIVE, SAVED, Guest, NoRecordError, Source, machines_here
+from .inputs import LIVE, SAVED, Guest, NoRecordError, Source, machines_here
+from .inputs import is_file as names_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,11 +41,11 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         error: what to raise where it cannot be adopted.
 
     Raises:
-        KvmarmError: that, or this host cannot tell what it has.
+        NoRecordError: that, or this host cannot tell what it has.
     """
     document = domain_of(source.document)
     domain = parse(document)
-    is_file = source.definition == FILE
+    is_file = names_file(source.name)
     if why_not_adopted(domain) or not (is_file or source.is_here):
         raise error
     mark = _SAVED if source.definition == SAVED else None
@@ -51,9 +53,12 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         with System() as system:
             target, untold = _measured(source, uri, domain, system)
     except KvmarmError as failure:
-        raise KvmarmError(f"{error.message}, and what it has is not known: {failure}") from None
+        raise NoRecordError(f"{error.message}, and what it has is not known: {failure}") from None
     name = domain.find("name")
     origin = Origin(platform.node(), "", f"kvmarm {__version__}")
+    notes = []
+    if source.stored is not None and record.find(parse(source.stored)) is not None:
+        notes.append("its stored definition, which counts from the next boot, has a record")
     where = f"had booted on this host, {platform.node()}" if is_file else "were adopted"
     return Guest(
         name.body.decode(errors="replace").strip() if name else source.name,
@@ -64,7 +69,11 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         emulator_of(domain),
         source.is_here,
         mark or untold,
-        (f"it has no record, and is judged as if it {where}", *find_unjudged(domain, target)),
+        (
+            f"it has no record, and is judged as if it {where}",
+            *notes,
+            *find_unjudged(domain, target),
+        ),
         is_assumed=True,
     )
 
@@ -80,9 +89,9 @@ def _measured(
             if adopted is not None:  # else it has got a record meanwhile
                 return adopted.after, None
         except UntoldError as error:
-            return what_it_has(domain, system), error.message
+            return what_it_has(domain, system), str(error)
     machine = ""
-    if source.definition == FILE and not _is_versioned(domain):
+    if names_file(source.name) and not _is_versioned(domain):
         machine = next(iter(machines_here()), "")
     return what_it_has(domain, system, machine), None
 

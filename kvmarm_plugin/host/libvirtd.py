@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+# In virsh's words, by the names of libvirt's states (virDomainState).
+_STATES = {
+    "RUNNING": "running",
+    "BLOCKED": "running",
+    "PAUSED": "paused",
+    "SHUTDOWN": "in shutdown",
+    "SHUTOFF": "shut off",
+    "CRASHED": "crashed",
+    "PMSUSPENDED": "suspended",
+}
+
 # How the run of a guest began, as far as libvirt says.
 OFF, STARTING, BOOTED, ARRIVED, UNKNOWN = "off", "starting", "booted", "arrived", "unknown"
 
@@ -272,6 +283,18 @@ class Domain:
 
     def is_persistent(self) -> bool:
         return bool(self._ask(self._domain.isPersistent))
+
+    def state(self) -> str:
+        """Its state in virsh's words, such as "shut off". Raises LibvirtError."""
+        number = self._ask(self._domain.state)[0]
+        return next(
+            (
+                word
+                for name, word in _STATES.items()
+                if getattr(self._libvirt, f"VIR_DOMAIN_{name}", None) == number
+            ),
+            "unknown",
+        )
 
     def beginning(self) -> str:
         """How its run began, by libvirt's reason for its state: OFF, STARTING, BOOTED, ARRIVED or

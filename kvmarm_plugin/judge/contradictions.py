@@ -185,6 +185,8 @@ def _recorded_features(target: Target, says: dict[str, str]) -> dict[str, str]:
             )
     for word, feature in words.items():
         said = target.model == "host" and target.architecture == "arm64"
+        if feature is SVE and AARCH32.is_in(target.features):
+            said = False  # no 32-bit guest has it, whatever is said
         if said and not feature.is_in(target.unsaid):
             recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
     for length in lengths if not SVE.is_in(target.unsaid) else ():

@@ -32,8 +32,8 @@ from ..judge.arguments import find_overruled, find_overruled_by
 from ..judge.contradictions import as_written, find_contradictions
 from ..judge.pinning import kinds_to_ask, place
 from ..judge.wording import texts
-from ..kvm.device import System
-from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
+from ..kvm.device import KvmError, System
+from ..model.features import AARCH32, FEATURES, OFFERED_BY, PAUTH, PMU, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.policy import Policy
 from ..model.target import SVE_LENGTHS, Pinning, Target
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from ..domain.pins import Counted
     from ..judge.finding import Finding
     from ..model.profile import HostProfile
+
+_HOSTS = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 
 _AT_NEXT_START = "shut it down and start it: it is adopted then"
 _BY_HAND = "kvmarm adopt writes that into the stored definition"
@@ -176,16 +178,26 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
             one in its place.
 
     Raises:
-        UntoldError: an argument for QEMU changes it.
+        UntoldError: an argument for QEMU changes it, or its XML names SVE lengths halfway.
         ResolveError: it can not be adopted, or does not fit.
         KvmarmError: KVM makes no such vCPU, or /dev/kvm fails.
     """
     reason = why_not_adopted(domain)
     if reason:
         raise ResolveError(reason)
+    kind = os.uname().machine
+    if kind not in _HOSTS:
+        raise ResolveError(f"this is a {shown(kind, 40)} host: KVM on ARM is not here to be asked")
     clusters = find_clusters()
     target, cpus = _asked(domain, system, machine, clusters)
-    found = renewed(target, system, False, kinds_to_ask(target, clusters, cpus)[0])
+    try:
+        found = renewed(target, system, False, kinds_to_ask(target, clusters, cpus)[0])
+    except KvmError as error:
+        if error.passing or not target.sve_lengths:
+            raise
+        raise UntoldError(
+            "its <cpu> names some SVE lengths, and leaves others to QEMU", _BY_HAND
+        ) from None
     _check_overruled(find_overruled(domain, found))
     return found
 
@@ -274,7 +286,7 @@ def _asked(
         ResolveError: it does not fit into the addresses that KVM has here.
     """
     uname = os.uname()
-    architecture = "arm64" if uname.machine == "aarch64" else "arm"
+    architecture = _HOSTS[uname.machine]
     with system.create_vm() as vm:
         gic = 3 if vm.has_gic(3) else 2  # the highest is libvirt's choice, and QEMU's of "host"
     memory, room = memory_and_room(domain)
@@ -296,7 +308,11 @@ def _asked(
         reglist="",
     )
     target = _with_sve(domain, as_written(domain, blank))
-    can_be_unsaid = () if architecture == "arm" else FEATURES if target.model == "host" else (PMU,)
+    can_be_unsaid: tuple[Feature, ...] = ()
+    if architecture == "arm64":
+        can_be_unsaid = FEATURES if target.model == "host" else (PMU,)
+    if AARCH32.is_in(target.features):
+        can_be_unsaid = (PMU, PAUTH)
     target = target.replace(
         unsaid=in_order(
             bit for feature in can_be_unsaid if feature.is_in(target.unsaid) for bit in feature.bits
@@ -306,7 +322,7 @@ def _asked(
         target = target.replace(machine=machine)
     cpus, several = place(target, clusters, domain)
     own = next((each for each in clusters if cpus and each.cpus == cpus), None)
-    if own is not None:
+    if own is not None and own.midr is not None:
         pinning = Pinning(own.midr, own.revidr, cpulist.write(own.cpus))
         return target.replace(pinning=pinning), cpus
     return target.replace(roams=bool(several)), cpus

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from kvmarm_plugin import cli
-from kvmarm_plugin.commands import refresh
+from kvmarm_plugin.commands import adopt, refresh
 from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Intent
 from kvmarm_plugin.domain.xml import parse
@@ -154,6 +154,23 @@ def test_a_guest_that_never_asked_has_nothing_to_restore(
     guest = _guest(libvirt, xml)
     assert run("forget", "--restore", "guest").out == "guest: forgotten\n"
     assert guest.calls == [("config", f"-{record.NAMESPACE}")]
+
+
+def test_what_adopting_has_pinned_comes_back(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeKernel.from_profile(host(_HOST))
+    monkeypatch.setattr(adopt, "System", lambda: System(kernel))
+    monkeypatch.setattr(adopt, "probe_here", lambda: host(_HOST))
+    written = _WRITTEN.decode().replace("host-model", "host-passthrough")
+    guest = _guest(libvirt, written.replace("'virt'", "'virt-10.0'"))
+    before = guest.config
+    left.add(guest.uuid)
+    assert run("adopt", "guest").status == 0
+    assert not left.has(guest.uuid)
+    assert guest.config != before
+    assert run("forget", "--restore", "guest").out == "guest: restored\n"
+    assert guest.config == before
 
 
 def test_a_dry_run_says_what_would_change(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
