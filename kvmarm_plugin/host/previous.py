@@ -37,6 +37,9 @@ _NAME = re.compile(r"([1-9][0-9]{0,8})(\.undone)?\.xml", re.ASCII)
 class ChangedError(KvmarmError):
     """Somebody has changed a definition since it was read."""
 
+    def __init__(self) -> None:
+        super().__init__("somebody has changed it meanwhile", "do it again")
+
 
 class Kept(NamedTuple):
     """A definition that was kept: the path of its file, and when it was written, in seconds since
@@ -60,15 +63,14 @@ def redefine(
         validate: against libvirt's schema.
 
     Raises:
-        ChangedError: it is not what was read any more.
-        KvmarmError: it cannot be kept, or libvirt refuses the new one.
-            In every case the old one stays.
+        ChangedError: somebody has changed it since it was read.
+        KvmarmError: it cannot be kept, or libvirt refuses the new one. The old one stays.
     """
     if connection.is_here:
         keep(domain.uuid, read)
     # libvirt has no way to define a domain only if it is still what was read.
     if domain.xml(live=False, secrets=True) != read:
-        raise ChangedError("somebody has changed it meanwhile", "do it again")
+        raise ChangedError
     return connection.define(new, validate)
 
 
@@ -117,7 +119,7 @@ def undo(connection: Connection, domain: Domain) -> Kept:
                 replace(directory, undone, now.encode(), 0o600)
                 try:
                     if domain.xml(live=False, secrets=True) != now:
-                        raise ChangedError("somebody has changed it meanwhile", "do it again")
+                        raise ChangedError
                     connection.define(before.decode(), validate=False)
                 except BaseException:
                     os.unlink(undone, dir_fd=directory)
