@@ -12,7 +12,6 @@ import functools
 import os
 import signal
 import socket
-import sys
 import threading
 from contextlib import ExitStack
 
@@ -61,7 +60,6 @@ def run(arguments: Namespace) -> int:
     except _Ended:
         pass
     _notify("STOPPING=1")
-    sys.stderr.flush()
     os._exit(DONE)  # whatever another thread waits for
 
 

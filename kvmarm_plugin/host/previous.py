@@ -37,9 +37,6 @@ _NAME = re.compile(r"([1-9][0-9]{0,8})(\.undone)?\.xml", re.ASCII)
 class ChangedError(KvmarmError):
     """Somebody has changed a definition since it was read."""
 
-    def __init__(self) -> None:
-        super().__init__("somebody has changed it meanwhile", "do it again")
-
 
 class Kept(NamedTuple):
     """A definition that was kept: the path of its file, and when it was written, in seconds since
@@ -70,7 +67,7 @@ def redefine(
         keep(domain.uuid, read)
     # libvirt has no way to define a domain only if it is still what was read.
     if domain.xml(live=False, secrets=True) != read:
-        raise ChangedError
+        raise ChangedError("somebody has changed it meanwhile", "do it again")
     return connection.define(new, validate)
 
 
@@ -119,7 +116,7 @@ def undo(connection: Connection, domain: Domain) -> Kept:
                 replace(directory, undone, now.encode(), 0o600)
                 try:
                     if domain.xml(live=False, secrets=True) != now:
-                        raise ChangedError
+                        raise ChangedError("somebody has changed it meanwhile", "do it again")
                     connection.define(before.decode(), validate=False)
                 except BaseException:
                     os.unlink(undone, dir_fd=directory)

@@ -53,8 +53,7 @@ _MOST_TOLD = 1000  # lines that are not told again
 
 
 class Tools(NamedTuple):
-    """What the agent is given, each made when it is needed: a host that has no guests of ours
-    needs none.
+    """What the agent is given.
 
     Attributes:
         policy: this host's.
@@ -149,6 +148,7 @@ class Agent:
                     ready()
                     pause = _RECONNECT[0]
                     self._sweep(connection)
+                    self._get_ready()
                     while not self._lost:
                         self._work(connection)
                 self._tell("the connection to libvirt is lost")
@@ -157,6 +157,13 @@ class Agent:
                 ready()
             time.sleep(pause)
             pause = min(2 * pause, longest)
+
+    def _get_ready(self) -> None:
+        """Probe this host now: who defines a guest may start it seconds later."""
+        try:
+            self._tools.resolver()
+        except KvmarmError as error:
+            self._tell_once(f"no guest can be resolved here: {error}")
 
     def _sweep(self, connection: Connection) -> None:
         domains = connection.domains()
