@@ -15,7 +15,7 @@ from ..model.features import FEATURES, OFFERED_BY, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
-from ..registers.rules import kernel_version
+from ..registers.rules import kernel_version, safe_value
 from ..registers.table import fields_of
 from .common_ground import Obstacle, obstacles
 from .kinds import Kind
@@ -128,7 +128,7 @@ def _override_value(register: str, value: int, override: Override) -> int:
         fields_of(register) if any(register == name for name, _ in override.fields) else ()
     ):
         forced = override.fields.get((register, field.name))
-        if forced is not None:
+        if forced is not None and safe_value(field, forced, field.of(value)) == forced:
             value &= ~((1 << field.msb + 1) - (1 << field.lsb))
             value |= forced << field.lsb
     return value
@@ -209,7 +209,10 @@ class _Levelling:
     def _override(self, obstacle: Obstacle) -> None:
         """Take a field from the host that has more of it, if its kernel knows the word."""
         values = obstacle.finding.values
-        override = override_of(values["register"], values["field"]) if "field" in values else None
+        if "field" not in values:
+            return
+        less = min(values["recorded"], values["local"])
+        override = override_of(values["register"], values["field"], less)
         if override is None:
             return
         more = values["recorded"] > values["local"]

@@ -11,7 +11,7 @@ from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
 from ..model.profile import Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
-from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
+from ..registers.rules import KernelFacts, accepts, hidden_fields, ignores, kernel_facts
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
@@ -30,9 +30,8 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
-        self._kernel = KernelFacts(
-            kernel_version(profile.kernel), cluster.writable if cluster else None
-        )
+        self._kernel = KernelFacts((0, 0), None)
+        self.overrides = profile.overrides
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -53,6 +52,13 @@ class ProfileOffer(Offer):
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
         self.seen = readable(cluster.seen, features if boots else target.features)
+        self._kernel = kernel_facts(profile.kernel, vcpu.registers, cluster.writable)
+        # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
+        if len(profile.clusters) == 1:
+            hidden = hidden_fields(
+                target.registers, vcpu.registers, self._kernel, profile.overrides
+            )
+            self._kernel = self._kernel.replace(hidden=hidden)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..model.features import FEATURES
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Target
-from ..registers.overrides import override_of
+from ..registers.overrides import HIDDEN, override_of, takes
 from ..registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
 from ..registers.table import Field, id_of, name_of
 from ..registers.text import unpack_ids
@@ -88,7 +88,13 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         fields = differing_fields(name, recorded, local)
         values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
         return [
-            Finding("field-accepted", register=name, field=field, recorded=ours, local=theirs)
+            Finding(
+                "field-hidden" if (name, field) in HIDDEN and not theirs else "field-accepted",
+                register=name,
+                field=field,
+                recorded=ours,
+                local=theirs,
+            )
             for field, ours, theirs in values
         ] or [Finding("register-accepted", register=name, recorded=recorded, local=local)]
     fields = refused_fields(name, recorded, local, offer.kernel()) or differing_fields(
@@ -117,8 +123,11 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
     # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
     writable = offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-"
     rule = "field-refused" if writable else "field-fixed"
+    taken = [word for word in offer.overrides if takes(word, field.register, field.name)]
+    if taken and (field.register, field.name) in HIDDEN and not local:
+        return Finding("field-hidden-override", **values, word=taken[0], host=offer.host)
     switch = _SWITCHES.get(f"{field.register}.{field.name}")
-    override = override_of(field.register, field.name)
+    override = override_of(field.register, field.name, min(recorded, local))
     if switch:
         return Finding(
             f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch

@@ -95,6 +95,14 @@ def _field(register: str, name: str, recorded: int, local: int, writable: bool) 
     return judge(target, _Stubborn(target, here, here.clusters[0]))
 
 
+def _once_shown() -> Target:
+    """A guest of an older kernel, which shows it that the CPU has MPAM."""
+    registers = _target().registers
+    return _target(
+        registers={**registers, "ID_AA64PFR0_EL1": registers["ID_AA64PFR0_EL1"] | 1 << 40}
+    )
+
+
 def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Finding]]]:
     """The kinds of one rule, by what there is to do."""
     fields = {
@@ -193,6 +201,8 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(),
         _with_register("ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48),
     ),
+    "field-hidden": lambda: check(_once_shown(), host(_N1)),
+    "field-hidden-override": lambda: check(_once_shown(), _host(overrides=("arm64.nompam",))),
     "field-refused-identity": lambda: check(_target(), _with_register("MIDR_EL1", 0x413FD0C1)),
     **_field_kinds("field-refused", writable=True),
     **_field_kinds("field-fixed", writable=False),
