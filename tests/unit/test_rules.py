@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.plan import apply_override
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES
 from kvmarm_plugin.judge.wording import texts
+from kvmarm_plugin.model.features import PMU
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
@@ -27,7 +29,8 @@ from kvmarm_plugin.registers.rules import (
     point_release,
     release_numbers,
 )
-from kvmarm_plugin.registers.table import fields_of
+from kvmarm_plugin.registers.table import fields_of, id_of
+from kvmarm_plugin.registers.text import pack_ids, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, host
@@ -322,3 +325,35 @@ def test_words_as_the_kernel_reads_them() -> None:
     assert not takes("id_aa64pfr1.mte=0", "ID_AA64PFR1_EL1", "MTE_frac")
     assert not takes("id_aa64pfr1.mte_frac=0", "ID_AA64PFR1_EL1", "MTE")
     assert not takes("arm64.nomtex", "ID_AA64PFR1_EL1", "MTE")
+
+
+# -- Linux 7.3 ------------------------------------------------------------------------------------
+
+
+def _with_pmmir() -> HostProfile:
+    """A host of Linux 7.3, which lists PMMIR_EL1 for every vCPU with a PMU."""
+    here = host("sid-neoverse-n1")
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(reglist=pack_ids(unpack_ids(vcpu.reglist) | {id_of("PMMIR_EL1")}))
+        if PMU.is_in(vcpu.features)
+        else vcpu
+        for vcpu in cluster.vcpus
+    )
+    return here.replace(name="newer", kernel="7.3.4", clusters=(cluster.replace(vcpus=vcpus),))
+
+
+def test_a_pmu_of_linux_7_3_has_a_register_that_7_2_lacks() -> None:
+    older, newer = host("sid-neoverse-n1"), _with_pmmir()
+    (finding,) = check(Resolver(newer, Policy()).target(Wish("aarch64")), older)
+    assert texts(finding)["recorded"] == "PMMIR_EL1"
+    assert finding.severity == REFUSES
+    assert check(Resolver(older, Policy()).target(Wish("aarch64")), newer) == []
+    without = Policy(pmu=False, prefer_named=False)
+    assert check(Resolver(newer, without).target(Wish("aarch64")), older) == []
+
+
+def test_a_pool_of_both_has_no_pmu() -> None:
+    result = baseline([host("sid-neoverse-n1"), _with_pmmir()])
+    assert result.pool is not None
+    assert list(result.missing) == ["PMU"]
