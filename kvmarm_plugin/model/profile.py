@@ -15,6 +15,17 @@ import re
 from ..basics.value import Value
 from .problem import Problem
 
+# What a profile may not tell, because nobody measured it: parts of the host, then parts of its
+# clusters. Each is the name of a member that is then absent, but for two: "vcpus" says that there
+# may be vCPUs of further features, and "registers" that those there are have further registers.
+PARTS = (
+    *("kernel", "overrides", "capabilities", "ipa_bits", "gic_versions"),
+    *("qemu", "libvirt", "cpu_features", "page_size", "gicd_iidr"),
+    *("cpus", "revidr", "capacity", "models", "sve_lengths", "seen"),
+    *("vcpus", "registers", "reglist", "writable"),
+)
+SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
+
 
 class Vcpu(Value):
     """A scratch vCPU as measured.
@@ -113,11 +124,12 @@ class HostProfile(Value):
 
     Attributes:
         name: the host's, as uname gives it.
-        origin: "measured"; "hand-made: " and from what; or "baseline of " and how many hosts, in a
+        origin: "measured"; "hand-made: " or "imported: " and from what; or "baseline of " and how
+            many hosts, in a
             pool.
         made_by: program and version.
         architecture: as uname -m gives it: "aarch64", "armv7l", or another that has no KVM on ARM.
-        kernel: as uname -r gives it.
+        kernel: as uname -r gives it; empty where it is unknown.
         overrides: the kernel command line's words that lower what the CPUs offer, such as
             "arm64.nosve".
         platform: the board's or machine's model, empty where firmware tells none.
@@ -130,6 +142,10 @@ class HostProfile(Value):
         cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty
             where it is missing.
         problems: what could not be measured, and why.
+        page_size: of the host's kernel, in bytes; 0 where nobody looked.
+        gicd_iidr: GICD_IIDR of the virtual GIC of the newest version; None without one.
+        unknown: of PARTS, in their order, what nobody measured; each part then has the value that
+            stands for nothing.
     """
 
     name: str
@@ -147,17 +163,11 @@ class HostProfile(Value):
     libvirt: str | None
     cpu_features: tuple[str, ...]
     problems: tuple[Problem, ...]
+    page_size: int = 0
+    gicd_iidr: int | None = None
+    unknown: tuple[str, ...] = SINCE_2
 
     @property
     def kvm_architecture(self) -> str:
         """KVM's: "arm64" or "arm"."""
         return "arm64" if self.architecture == "aarch64" else "arm"
-
-
-# -- what JSON takes and a profile does not ------------------------------------------------------
-
-
-# -- the shape: as in docs/profile.schema.json, and what that cannot say -------------------------
-
-
-# -- writing: register values are hexadecimal strings, since JSON's numbers end at 2^53 ----------
