@@ -6,6 +6,10 @@ from __future__ import annotations
 from ..basics.value import Value
 from .table import rows
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Override(Value):
     """A word of the kernel's command line that takes a feature from an arm64 host.
@@ -71,6 +75,16 @@ def takes(word: str, register: str, field: str) -> bool:
         return True
     return any(
         override.word == word and (register, field) in override.fields for override in overrides()
+    )
+
+
+def takes_hidden(words: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Of HIDDEN, the fields that these words of a command line are about."""
+    return frozenset(
+        (register, field)
+        for register, field in HIDDEN
+        for word in words
+        if takes(word, register, field)
     )
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from ..basics.untrusted import decimal
 from ..basics.value import Value
-from .overrides import HIDDEN, takes
+from .overrides import HIDDEN, takes_hidden
 from .table import Field, fields_of, rows
 
 TYPE_CHECKING = False
@@ -180,8 +180,7 @@ def hidden_fields(
         if (register, field.name) in HIDDEN
         and field.of(recorded[register])
         and not field.of(local[register])
-        and not any(takes(word, register, field.name) for word in overrides)
-    )
+    ) - takes_hidden(overrides)
 
 
 def kernel_version(release: str) -> tuple[int, int]:
@@ -197,16 +196,22 @@ def release_numbers(release: str) -> tuple[int, ...]:
     """What orders the kernels of one vendor: (6, 12, 117) from "6.12.117+deb13-cloud-arm64",
     (5, 14, 0, 503, 11, 1) from "5.14.0-503.11.1.el9_5.aarch64".
     """
-    return tuple(map(int, point_release(release).replace("-", ".").split(".")))
+    return tuple(map(int, _numbers(release).replace("-", ".").split(".")))
 
 
 def point_release(release: str) -> str:
-    """The numbers in the release of a kernel, as written: "6.12.117" or "5.14.0-503.11.1". Debian
-    and Ubuntu may name no point release, and count builds instead: "6.1.0-50".
+    """The point release of a kernel as people call it: "6.12.117". Where vendors name none and
+    count their builds, with the build: "6.1.0-50", "5.14.0-503.11.1".
     """
+    point, _, build = _numbers(release).partition("-")
+    return f"{point}-{build}" if build and point.endswith(".0") else point
+
+
+def _numbers(release: str) -> str:
     import re  # not the hook's
 
-    found = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*(-[0-9]{1,9}(\.[0-9]{1,9})*)?(?![0-9])", release)
+    number = "[0-9]{1,9}"
+    found = re.match(rf"{number}(\.{number})*(-{number}(\.{number})*)?(?![0-9])", release)
     return found[0] if found else "0.0"
 
 
