@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..judge.wording import as_data, in_short, named_in, texts
-from ..registers.rules import kernel_version
 from .common_ground import some
 from .compare import merge
+from .descriptions import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Any
 
-    from ..model.profile import Cluster
     from .compare import Comparison, Link, Pair
+    from .descriptions import Description
     from .kinds import Kind
 
 # More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
@@ -28,12 +28,13 @@ _LABEL = 1000  # characters of a line in the picture
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as docs/compare.md describes it; kinds are numbered from 1, as in the text."""
+    descriptions = describe(list(comparison.kinds))
     return {
         "kinds": [
             {
                 "kind": place + 1,
                 "group": group.name,
-                "description": describe(kind),
+                "description": descriptions[place].text,
                 "hosts": list(kind.names),
             }
             for group in comparison.groups
@@ -82,53 +83,14 @@ def names_of(kind: Kind) -> str:
     return some(kind.names, 3 if len(kind.names) < 4 else 2)
 
 
-def describe(kind: Kind) -> str:
-    """What the hosts of a kind are."""
-    return ", ".join((*_hardware(kind), *_software(kind)))
-
-
-def _hardware(kind: Kind) -> list[str]:
-    """CPUs, longest SVE vector in bits, rate of the timer."""
-    clusters = kind.host.clusters
-    longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
-    rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
-    return [
-        " + ".join(map(_cpu, clusters)) or "no KVM",
-        *([f"SVE {longest}"] if longest else []),
-        *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
-    ]
-
-
-def _software(kind: Kind) -> list[str]:
-    """Kernel, QEMU, and the overrides that all have."""
-    host = kind.host
-    return [
-        "Linux {}.{}".format(*kernel_version(host.kernel)),
-        "QEMU {}.{}".format(*host.qemu.release) if host.qemu else "no QEMU",
-        *(
-            shown(word)
-            for word in host.overrides
-            if all(word in other.overrides for other in kind.hosts)
-        ),
-    ]
-
-
-def _cpu(cluster: Cluster) -> str:
-    """Part and revision, as "Neoverse-N1 r3p1"."""
-    return (
-        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
-        if cluster.part
-        else f"CPU {cluster.midr:#x}"
-    )
-
-
 def _table(comparison: Comparison) -> list[str]:
     kinds, groups = comparison.kinds, comparison.groups
+    descriptions = describe(list(kinds))
     rows = [("group", "machine", "kind", "hosts", "", "")]
     for group in groups:
         for place in group.kinds:
             first, kind = place == group.kinds[0], kinds[place]
-            what = f"no guests: {group.problem}" if group.problem else describe(kind)
+            what = f"no guests: {group.problem}" if group.problem else descriptions[place].text
             which = (group.name, shown(group.machine) or "none") if first else ("", "")
             rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -285,6 +247,7 @@ def as_dot(comparison: Comparison) -> str:
     """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it
     goes for all of the group.
     """
+    descriptions = describe(list(comparison.kinds))
     texts = [
         "digraph kvmarm {",
         "  rankdir=LR; compound=true; ranksep=1;",
@@ -302,7 +265,7 @@ def as_dot(comparison: Comparison) -> str:
         about = "no guests" if group.problem else f"guests on {group.machine or 'no machine type'}"
         label = f"Group {group.name}: {_count(comparison.hosts(group), 'host')}, {about}"
         nodes = (
-            f"    {place + 1} [label={_quoted(*_node(comparison, place))}];"
+            f"    {place + 1} [label={_quoted(*_node(comparison, place, descriptions[place]))}];"
             for place in reversed(group.kinds)
         )
         texts += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
@@ -310,9 +273,9 @@ def as_dot(comparison: Comparison) -> str:
     return "".join(f"{text}\n" for text in [*texts, "}"])
 
 
-def _node(comparison: Comparison, place: int) -> tuple[str, ...]:
-    kind = comparison.kinds[place]
-    return f"{place + 1}: {names_of(kind)}", ", ".join(_hardware(kind)), ", ".join(_software(kind))
+def _node(comparison: Comparison, place: int, said: Description) -> tuple[str, ...]:
+    name = f"{place + 1}: {names_of(comparison.kinds[place])}"
+    return name, ", ".join(said.hardware), ", ".join((*said.software, *said.more))
 
 
 def _arrows(comparison: Comparison, link: Link) -> list[str]:
