@@ -42,7 +42,8 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "made_by": _Values(idle=("kvmarm 9",)),
         "architecture": _Values(("armv7l",)),
         "kernel": _Values(("6.13.117", "5.12.117"), ("6.12.1", "6.12.118+deb13-arm64")),
-        "overrides": _Values(idle=(("arm64.nosme",),)),  # it is measured what they do
+        # What they do is measured, but for what KVM takes and does not show.
+        "overrides": _Values((("arm64.nompam",), ("id_aa64pfr0.mpam=0",)), (("arm64.nosme",),)),
         "platform": _Values(idle=("other",)),
         "capabilities": _Values(({}, {**_HOST.capabilities, "ARM_PMU_V3": 0})),
         "ipa_bits": _Values((48,)),
@@ -51,6 +52,9 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "qemu": _Values((None,)),
         "libvirt": _Values((None,), ("11.2.0", "9.0.0")),  # what it knows is in cpu_features
         "cpu_features": _Values((("sve",),), (tuple(reversed(_HOST.cpu_features)),)),
+        "page_size": _Values(idle=(4096,)),
+        "gicd_iidr": _Values(idle=(0x43B,)),
+        "unknown": _Values(idle=((),)),
         "problems": _Values(idle=((Problem("libvirt", "none"),),)),
     },
     Qemu: {
