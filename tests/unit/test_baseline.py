@@ -452,7 +452,7 @@ def test_builds_of_a_vendor_are_point_releases() -> None:
 
 
 @pytest.mark.parametrize(
-    "hosts",
+    "releases",
     [
         (("a", "6.1.129", 2), ("b", "6.1.129", 1)),
         (("a", "6.1.129", 2), ("b", "6.1.140", 1), ("c", "6.1.150", 2)),
@@ -460,9 +460,9 @@ def test_builds_of_a_vendor_are_point_releases() -> None:
     ],
 )
 def test_what_the_same_kernels_give_otherwise_no_upgrade_levels(
-    hosts: tuple[tuple[str, str, int], ...],
+    releases: tuple[tuple[str, str, int], ...],
 ) -> None:
-    steps = baseline(_point_releases(*hosts)).plan.steps
+    steps = baseline(_point_releases(*releases)).plan.steps
     assert [step.action for step in steps] == [LEAVE_OUT]
 
 

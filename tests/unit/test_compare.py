@@ -509,7 +509,7 @@ _N1_61 = "Neoverse-N1 r4p1, timer 62.5 MHz, Linux 6.1"
 
 
 @pytest.mark.parametrize(
-    ("hosts", "expected"),
+    ("called", "expected"),
     [
         (
             (_firmware("a", "6.1.129", 2), _firmware("b", "6.1.140", 1)),
@@ -560,11 +560,11 @@ _N1_61 = "Neoverse-N1 r4p1, timer 62.5 MHz, Linux 6.1"
     ],
 )
 def test_no_two_kinds_are_called_the_same(
-    hosts: tuple[HostProfile, ...], expected: tuple[str, ...]
+    called: tuple[HostProfile, ...], expected: tuple[str, ...]
 ) -> None:
-    kinds = as_json(_compare(*hosts))["kinds"]
+    kinds = as_json(_compare(*called))["kinds"]
     assert sorted(kind["description"] for kind in kinds) == sorted(expected)
-    said = as_text(_compare(*hosts)), as_dot(_compare(*hosts))
+    said = as_text(_compare(*called)), as_dot(_compare(*called))
     for text in expected:
         assert text in said[0]
         assert text.split(", Linux ")[1] in said[1]
