@@ -111,8 +111,8 @@ DUMPS = {
 }
 
 # What KVM_ARM_GET_REG_WRITABLE_MASKS answers on Linux 6.18: constants of sys_reg_descs in
-# arch/arm64/kvm/sys_regs.c (read in 6.18.15). The masks that profiles of 6.12 and of 7.2 have
-# measured enclose them.
+# arch/arm64/kvm/sys_regs.c (read in 6.18.15). They differ from those that profiles of 6.12 and 7.2
+# have measured only by fields that came or went between.
 _MASKS_6_18 = {
     "MIDR_EL1": 0xFFFFFFFF,
     "REVIDR_EL1": 0xFFFFFFFFFFFFFFFF,

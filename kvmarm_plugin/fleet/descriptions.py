@@ -105,11 +105,14 @@ def _cpu(cluster: Cluster) -> str:
 
 
 def _kernel(kind: Kind) -> str:
-    return "Linux {}.{}".format(*kernel_version(kind.host.kernel))
+    release = kind.host.kernel
+    return "Linux {}.{}".format(*kernel_version(release)) if release else "Linux not known"
 
 
 def _qemu(kind: Kind) -> str:
-    return "QEMU {}.{}".format(*kind.host.qemu.release) if kind.host.qemu else "no QEMU"
+    if kind.host.qemu:
+        return "QEMU {}.{}".format(*kind.host.qemu.release)
+    return "QEMU not known" if "qemu" in kind.host.unknown else "no QEMU"
 
 
 def _words(kind: Kind) -> tuple[str, ...]:
@@ -129,7 +132,7 @@ def _by_kernel(kinds: list[Kind], found: list[Description]) -> list[Description]
         sorted({point_release(host.kernel) for host in kind.hosts}, key=release_numbers)
         for kind in kinds
     ]
-    if not _disjoint(releases):
+    if not _disjoint(releases) or not all(kind.host.kernel for kind in kinds):
         return found
     return [
         each.replace(software=(f"Linux {_span(names)}", *each.software[1:]))
@@ -188,10 +191,15 @@ def _features(host: HostProfile) -> str:
     return " and ".join(names) or "no vCPU features"
 
 
-def _counters(host: HostProfile) -> str:
-    read = GUEST_REGISTERS["PMCR_EL0"].text
+def _fixed(host: HostProfile) -> str:
+    """What a guest read of what decides where it may go."""
     return " + ".join(
-        read(cluster.seen["PMCR_EL0"]) if "PMCR_EL0" in cluster.seen else "no event counters"
+        " ".join(
+            register.text(cluster.seen[name])
+            for name, register in GUEST_REGISTERS.items()
+            if register.needs and name in cluster.seen
+        )
+        or "nothing read"
         for cluster in host.clusters
     )
 
@@ -204,6 +212,10 @@ def _addresses(host: HostProfile) -> str:
     return f"addresses of {host.ipa_bits} bits"
 
 
+def _pages(host: HostProfile) -> str:
+    return f"pages of {host.page_size >> 10} KiB" if host.page_size else "pages not known"
+
+
 def _machines(host: HostProfile) -> str:
     machines = host.qemu.machines if host.qemu else ()
     return f"{len(machines)} machine types up to {shown(machines[0]) if machines else 'none'}"
@@ -214,7 +226,7 @@ def _libvirt(host: HostProfile) -> str:
 
 
 # In the order in which they are tried.
-_FACTS = (_revidr, _features, _counters, _gic, _addresses, _machines, _libvirt)
+_FACTS = (_revidr, _features, _fixed, _gic, _addresses, _pages, _machines, _libvirt)
 
 
 def _by_register(kinds: list[Kind], found: list[Description]) -> list[Description]:

@@ -8,7 +8,7 @@ question: `compare` and `baseline` ask by kind.
 from __future__ import annotations
 
 from ..basics.value import Value
-from ..model.profile import Cluster, HostProfile, Vcpu
+from ..model.profile import SINCE_2, Cluster, HostProfile, Vcpu
 from ..registers.overrides import takes_hidden
 from ..registers.rules import kernel_version, kvm_version, release_numbers
 
@@ -56,12 +56,15 @@ def kernel_age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, ...]]:
 
 
 def _capability(host: HostProfile) -> Hashable:
-    """All that `resolve` and `check` look at. Not names and point releases, nor what only tells
+    """All that `resolve` and `check` look at, and the page size, which has no other place to be
+    seen. Not names and point releases, nor what only tells
     people where a value comes from.
     """
     qemu = host.qemu
     return (
         host.architecture,
+        tuple(part for part in host.unknown if part not in SINCE_2),
+        host.page_size,
         kernel_version(host.kernel),
         takes_hidden(host.overrides),  # what other words do is measured
         frozenset(host.capabilities.items()),

@@ -319,9 +319,10 @@ def _id(name: str) -> int | None:
     KVM's own number. Without one it is not that of a 32-bit host, which has the same name.
     """
     upper = name.upper().removeprefix("SYS_")
-    for candidate in (f"{upper}_EL1", f"{upper}_EL0", upper, name.lower()):
+    names = (name,) if name[:2] == "0x" else (f"{upper}_EL1", f"{upper}_EL0", upper)
+    for candidate in names:
         try:
-            reg = id_of(candidate)
+            reg = hexadecimal(candidate) if candidate[:2] == "0x" else id_of(candidate)
         except ValueError:
             continue
         if reg >> 60 == 6:
@@ -373,7 +374,8 @@ def _cpuinfo(text: str, name: str) -> _Dump:
 
 
 def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
-    registers, kernel = dump.registers, dump.kernel
+    registers = dict(sorted(dump.registers.items(), key=lambda item: id_of(item[0])))
+    kernel = dump.kernel
     midr = registers.get("MIDR_EL1")
     if not midr:
         raise DumpError(

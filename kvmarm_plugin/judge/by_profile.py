@@ -9,9 +9,19 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
-from ..model.profile import Cluster, HostProfile
+from ..model.profile import PARTS, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
-from ..registers.rules import KernelFacts, accepts, hidden_fields, ignores, kernel_facts
+from ..registers.rules import (
+    IMPLEMENTATION_ID,
+    MASKS_SINCE,
+    KernelFacts,
+    accepts,
+    hidden_fields,
+    ignores,
+    kernel_facts,
+    kernel_version,
+    masks_of,
+)
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
@@ -30,15 +40,16 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
-        self._kernel = KernelFacts((0, 0), None)
         self.overrides = profile.overrides
+        self.unknown = profile.unknown
+        self._kernels = _kernels(profile, cluster, target.registers)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.cannot_make("no-kvm", target)
             return
-        if profile.qemu is None:
+        if profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
@@ -46,19 +57,23 @@ class ProfileOffer(Offer):
         features = self.features_for(target)
         vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
-            self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
+            kind, part = (
+                ("model-unknown", "models") if number is None else ("vcpu-unknown", "vcpus")
+            )
+            if part not in profile.unknown:
+                self.cannot_make(kind, target)
+                return
+            # What its other vCPUs are tells of this one what all of a CPU have in common.
+            of_all = cluster.vcpus[0].registers
+            self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
+            self.unknown = tuple(
+                each for each in PARTS if each in (*self.unknown, "registers", "reglist")
+            )
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         self.sve_lengths = cluster.sve_lengths
         self.seen = readable(cluster.seen, features if boots else target.features)
-        self._kernel = kernel_facts(profile.kernel, vcpu.registers, cluster.writable)
-        # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
-        if len(profile.clusters) == 1:
-            hidden = hidden_fields(
-                target.registers, vcpu.registers, self._kernel, profile.overrides
-            )
-            self._kernel = self._kernel.replace(hidden=hidden)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -67,12 +82,57 @@ class ProfileOffer(Offer):
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
     def kernel(self) -> KernelFacts:
-        return self._kernel
+        return self._kernels[0]
 
     def accepts(self, register: str, value: int) -> bool:
-        if ignores(register, value, self.registers, self._kernel):
+        return self._accepts(register, value, self._kernels[0])
+
+    def doubts(self, register: str, value: int) -> bool:
+        return len({self._accepts(register, value, kernel) for kernel in self._kernels}) > 1
+
+    def _accepts(self, register: str, value: int, kernel: KernelFacts) -> bool:
+        if ignores(register, value, self.registers, kernel):
             return True
-        return accepts(register, value, self.registers[register], self._kernel)
+        return accepts(register, value, self.registers[register], kernel)
+
+
+def _kernels(
+    profile: HostProfile, cluster: Cluster | None, recorded: dict[str, int]
+) -> tuple[KernelFacts, ...]:
+    """The kernel; where not all of it is known, those that it may be: what all of them say is
+    known.
+
+    Args:
+        recorded: registers of the guest, by name.
+    """
+    if cluster is None or not cluster.vcpus:
+        return (KernelFacts((0, 0), None),)
+    local = cluster.vcpus[0].registers
+    kernels = [
+        kernel_facts(profile.kernel, local, masks) for masks in _masks(profile, cluster, local)
+    ]
+    # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
+    if len(profile.clusters) == 1:
+        hidden = [hidden_fields(recorded, local, each, profile.overrides) for each in kernels]
+        maybe = kernels if "overrides" in profile.unknown and any(hidden) else []
+        kernels = [
+            *(each.replace(hidden=fields) for each, fields in zip(kernels, hidden)),
+            *maybe,
+        ]
+    return tuple(kernels)
+
+
+def _masks(
+    profile: HostProfile, cluster: Cluster, local: dict[str, int]
+) -> list[dict[str, int] | None]:
+    """The writable masks; where they are unknown, the most and the least that they may be."""
+    if not {"kernel", "writable"} & {*profile.unknown}:
+        return [cluster.writable]
+    everything = dict.fromkeys(local, (1 << 64) - 1)
+    if kernel_version(profile.kernel) < MASKS_SINCE:  # or its vendor carries newer KVM in it
+        return [everything, None]
+    least, most = masks_of(profile.kernel)
+    return [everything if most is None else most, least]
 
 
 def given(target: Target, offer: Offer) -> Target:
@@ -108,6 +168,8 @@ def check(
         boots: the guest boots there; otherwise it arrives.
     """
     clusters, pinning = profile.clusters, target.pinning
+    if pinning and "revidr" in profile.unknown:  # it may be the same
+        clusters = tuple(cluster.replace(revidr=pinning.revidr) for cluster in clusters)
     found: list[Finding] = []
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..model.features import AARCH32, FEATURES, PMU, PMU_OFF_FAILS_FROM, SVE
 from ..model.target import Target
-from .finding import HARMLESS, REFUSES, WRONG, Finding
+from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 
@@ -26,7 +26,7 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         return [Finding(kind, recorded=target.architecture, local=offer.architecture)]
     findings = _judge_machine(target, offer)
     if offer.problem:
-        return [*findings, offer.problem]
+        return sorted([*findings, offer.problem], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if (target.registers, target.reglist, target.seen) != (
@@ -40,7 +40,18 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         findings += differences(target, offer)
         if thorough:
             findings += harmless_differences(target, offer, findings)
+    if (offer.unknown or target.unknown) and not _is_settled(findings, offer.boots):
+        from .not_known import not_known
+
+        findings += not_known(target, offer)
     return sorted(findings, key=_rank)
+
+
+def _is_settled(findings: list[Finding], boots: bool) -> bool:
+    """Whether it is a no, whatever else there may be."""
+    if boots:
+        return any(finding.stops_start for finding in findings)
+    return worst(findings) in (REFUSES, WRONG)
 
 
 def _both_run_it(target: Target, offer: Offer) -> bool:
@@ -75,14 +86,12 @@ def _rank(finding: Finding) -> tuple[int, bool]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.
     """
-    return (REFUSES, WRONG, HARMLESS).index(finding.severity), finding.values.get(
-        "register", ""
-    ).startswith("CCSIDR")
+    return finding.rank, finding.values.get("register", "").startswith("CCSIDR")
 
 
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
-    if offer.machines and target.machine not in offer.machines:
+    if offer.machines and target.machine and target.machine not in offer.machines:
         oldest = offer.machines[-1]
         findings.append(
             Finding("machine-dropped", machine=target.machine, oldest=oldest)
@@ -91,7 +100,7 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
                 "machine-unknown", machine=target.machine, newest=offer.machines[0], host=offer.host
             )
         )
-    if offer.gic_versions and target.gic not in offer.gic_versions:
+    if offer.gic_versions and target.gic and target.gic not in offer.gic_versions:
         findings.append(
             Finding(
                 "gic-refused",
@@ -140,6 +149,7 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
     if (
         target.model != "host"
         or not said_off
+        or "capabilities" in offer.unknown
         or offer.has(PMU.bit)
         or offer.qemu_version() < PMU_OFF_FAILS_FROM
     ):
@@ -149,7 +159,11 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
     """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
-    if not target.sve_lengths or (offer.boots and SVE.is_in(target.unsaid)):
+    if (
+        not target.sve_lengths
+        or (offer.boots and SVE.is_in(target.unsaid))
+        or "sve_lengths" in offer.unknown
+    ):
         return []
     possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
     if possible == target.sve_lengths:

@@ -349,24 +349,11 @@ _PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 # What a part that is unknown has in its place.
 _NOTHING: dict[str, Any] = {
-    "kernel": "",
-    "overrides": (),
-    "capabilities": {},
-    "ipa_bits": 0,
-    "gic_versions": (),
-    "qemu": None,
-    "libvirt": None,
-    "cpu_features": (),
-    "page_size": 0,
-    "gicd_iidr": None,
-    "cpus": "",
-    "revidr": None,
-    "capacity": None,
-    "models": {},
-    "sve_lengths": (),
-    "seen": {},
-    "reglist": "",
-    "writable": None,
+    **dict.fromkeys(("overrides", "gic_versions", "cpu_features", "sve_lengths"), ()),
+    **{part: {} for part in ("capabilities", "models", "seen")},
+    **dict.fromkeys(("qemu", "libvirt", "gicd_iidr", "revidr", "capacity", "writable")),
+    **dict.fromkeys(("kernel", "cpus", "reglist"), ""),
+    **dict.fromkeys(("ipa_bits", "page_size"), 0),
 }
 
 

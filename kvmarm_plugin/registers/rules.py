@@ -52,7 +52,8 @@ _WRITABLE_BEFORE_MASKS = (
     ((5, 11), {"ID_AA64PFR0_EL1": 0xFF00000000000000}),
     ((5, 10), {"ID_AA64PFR0_EL1": 0x0F00000000000000}),
 )
-_MASKS = (6, 7)  # the first kernel that has the masks ioctl
+MASKS_SINCE = (6, 7)  # the first kernel that has the masks ioctl
+_MASKS_READ = (7, 2)  # the last whose masks were read (writable.tsv)
 
 # What shows that a kernel's KVM is at least that of a version, whatever the kernel is called:
 # vendors carry newer KVM in older kernels. Registers that came with it: all levels of CCSIDR are
@@ -115,18 +116,14 @@ class KernelFacts(Value):
 def kernel_facts(
     release: str, registers: Collection[str], writable: Mapping[str, int] | None
 ) -> KernelFacts:
-    """A kernel by what is known of it.
+    """A kernel by what it shows.
 
     Args:
         release: as uname -r gives it.
         registers: names of those that it lists.
-        writable: as `KernelFacts` has it, or None although it has the ioctl, where nobody asked:
-            then the masks are those of the version.
+        writable: as `KernelFacts` has it.
     """
-    version = kvm_version(release, registers, writable)
-    if writable is None and version >= _MASKS:
-        writable = masks_of(max(release_numbers(release), version))
-    return KernelFacts(version, writable)
+    return KernelFacts(kvm_version(release, registers, writable), writable)
 
 
 def kvm_version(
@@ -136,17 +133,33 @@ def kvm_version(
     one that its registers and masks show. The arguments are those of `kernel_facts`.
     """
     signs = [version for sign, version in _SIGNS if sign in registers]
-    signs += [] if writable is None else [_MASKS]
+    signs += [] if writable is None else [MASKS_SINCE]
     return max([kernel_version(release), *signs])
 
 
-def masks_of(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Register name → mask, of a kernel by its release's numbers (writable.tsv)."""
-    return {
-        register: int(mask, 16)
-        for since, register, mask in rows("writable.tsv")
-        if release_numbers(since) <= numbers
-    }
+def masks_of(release: str) -> tuple[dict[str, int], dict[str, int] | None]:
+    """The least and the most that a kernel that has the masks ioctl lets user space write, as far
+    as its release tells (writable.tsv): register name → mask. The most is None where nothing tells:
+    newer kernels than were read, and those whose vendors count their own builds.
+    """
+    numbers = release_numbers(release)
+    least: dict[str, int] = {}
+    most: dict[str, int] = {}
+    before: tuple[int, ...] = ()
+    following: tuple[int, ...] = ()
+    for since, register, mask in rows("writable.tsv"):
+        version = release_numbers(since)
+        if version <= numbers:
+            before = version
+            least[register] = int(mask, 16)
+        elif following in ((), version):
+            following = version
+            most[register] = int(mask, 16)
+    if "-" in point_release(release) or (not following and numbers[:2] > _MASKS_READ):
+        return least, None
+    if not following or before == numbers[: len(before)] != ():
+        return least, dict(least)
+    return least, {**least, **most}
 
 
 def hidden_fields(

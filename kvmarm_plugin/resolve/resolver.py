@@ -29,6 +29,7 @@ from ..model.vcpu import in_order
 from .address_space import guest_ipa_bits
 from .features import choose_features
 from .forms import Form, choose_form, knobs_of
+from .partial import refuse
 from .starting import check_start
 from .wish import ResolveError, Wish, read_wish
 
@@ -55,7 +56,7 @@ class Resolver:
         advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
-        ResolveError: the profile shows no KVM or no QEMU, or no list of CPUs.
+        ResolveError: the profile has no list of CPUs.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Resolver:
 
     def _decide(self, wish: Wish) -> tuple[Target, Form]:
         profile = self.profile
+        refuse(profile)
         if not profile.clusters:
             others = (
                 problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU")

@@ -585,6 +585,10 @@ def _variants() -> list[HostProfile]:
         {"qemu": here.qemu.replace(host_properties={})},
         {"qemu": here.qemu.replace(version="10.0.99", aliases={})},
         {"overrides": ("arm64.nompam",)},
+        {"page_size": 4096},
+        {"page_size": 65536},
+        {"kernel": "", "unknown": ("kernel",)},
+        {"qemu": None, "unknown": ("qemu",)},
     ]
     of_the_cluster: list[dict[str, object]] = [
         {"revidr": 1},

@@ -576,6 +576,31 @@ def test_kernels_without_what_came_later(lab: Lab) -> None:
     assert set(cluster.seen) == {"CNTFRQ_EL0", "DCZID_EL0", "CTR_EL0", "MIDR_EL1"}
 
 
+def test_what_came_with_the_second_schema(lab: Lab) -> None:
+    profile = lab.probe()
+    problems = profile.problems
+    assert (profile.gicd_iidr, profile.unknown) == (0x4B00243B, ())
+    assert profile.page_size == os.sysconf("SC_PAGESIZE")
+    assert '"gicd_iidr": "0x4b00243b"' in profile_json.dumps(profile)
+    assert profile_json.loads(profile_json.dumps(profile)) == profile
+    lab.kernel.gicd_iidr = None
+    profile = lab.probe()
+    assert (profile.gicd_iidr, profile.unknown) == (None, ("gicd_iidr",))
+    assert profile.problems == problems
+    lab.kernel.gics = ()
+    profile = lab.probe()
+    assert (profile.gicd_iidr, profile.unknown) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "unknown"), [(16384, ()), (65536, ()), (8192, ("page_size",)), (1, ("page_size",))]
+)
+def test_page_sizes(lab: Lab, size: int, unknown: tuple[str, ...]) -> None:
+    kernel = lab.kernel
+    profile = probe(Host(lab.root, kernel, "aarch64", "6.12.0", "alpha", size), lab.emulator)
+    assert (profile.page_size, profile.unknown) == (0 if unknown else size, unknown)
+
+
 def test_a_32_bit_host(lab: Lab) -> None:
     vcpu = {Made(0, frozenset({"psci_0_2"})): {0x40200000000F0000: 0x412FC0F4}}
     old = kind()
@@ -603,6 +628,7 @@ def test_an_ioctl_that_always_fails(lab: Lab, name: str, code: int) -> None:
         "KVM_CREATE_IRQCHIP",
         "KVM_ARM_PREFERRED_TARGET",
         "KVM_ARM_GET_REG_WRITABLE_MASKS",
+        "KVM_GET_DEVICE_ATTR",  # its answer is named as unknown
     )
     assert optional or _problems(profile), f"{name} failed and nobody was told"
 
