@@ -25,10 +25,8 @@ _OF_THE_KERNEL = (
     "VENDOR_HYP_BMAP_2",
 )
 
-# REGISTER.FIELD → the policy's setting that turns off the feature that it shows.
-_SWITCHES = {
-    field: feature.policy for feature in FEATURES if feature.policy for field in feature.fields
-}
+# REGISTER.FIELD → the feature that it shows, of those that the policy can turn off.
+_SWITCHES = {field: feature for feature in FEATURES if feature.policy for field in feature.fields}
 
 # Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by
 # mistake: TCR2_EL1, PIRE0_EL1 and PIR_EL1 before 6.13; and VENDOR_HYP_BMAP_2, which came in 6.15,
@@ -123,10 +121,16 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         else:
             kind = "register-refused"
         return [Finding(kind, register=name, recorded=recorded, local=local, host=offer.host)]
-    return [_refused_field(field, field.of(recorded), field.of(local), offer) for field in fields]
+    features = frozenset((*target.features, *offer.features_for(target)))
+    return [
+        _refused_field(field, field.of(recorded), field.of(local), features, offer)
+        for field in fields
+    ]
 
 
-def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Finding:
+def _refused_field(
+    field: Field, recorded: int, local: int, features: frozenset[str], offer: Offer
+) -> Finding:
     values: dict[str, str | int] = {
         "register": field.register,
         "field": field.name,
@@ -143,9 +147,12 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
         return Finding("field-hidden-override", **values, word=taken[0], host=offer.host)
     switch = _SWITCHES.get(f"{field.register}.{field.name}")
     override = override_of(field.register, field.name, min(recorded, local))
-    if switch:
+    # Linux 5.10 shows a PMU to guests without one, whatever the policy says.
+    if switch and switch.is_in(features):
         return Finding(
-            f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch
+            f"{rule}-switch-or-override" if override else f"{rule}-switch",
+            **values,
+            switch=switch.policy,
         )
     if override and recorded > local:
         return Finding(f"{rule}-override-there", **values)

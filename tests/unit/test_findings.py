@@ -68,11 +68,11 @@ def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
     return _host(qemu=qemu.replace(machines=machines))
 
 
-def _with_register(name: str, value: int, **cluster: Any) -> HostProfile:
+def _with_register(name: str, value: int, of: str = _N1, **cluster: Any) -> HostProfile:
     vcpus = tuple(
-        v.replace(registers={**v.registers, name: value}) for v in host(_N1).clusters[0].vcpus
+        v.replace(registers={**v.registers, name: value}) for v in host(of).clusters[0].vcpus
     )
-    return _host(cluster={"vcpus": vcpus, **cluster})
+    return _host(of, cluster={"vcpus": vcpus, **cluster})
 
 
 class _Stubborn(ProfileOffer):
@@ -85,11 +85,13 @@ class _Stubborn(ProfileOffer):
 def _field(register: str, name: str, recorded: int, local: int, writable: bool) -> list[Finding]:
     """The findings where a kernel refuses a field, which is writable or not."""
     (field,) = (field for field in fields_of(register) if field.name == name)
-    base = _target()
+    of = _MAX if name == "SVE" else _N1
+    base = _target(of)
     cleared = base.registers.get(register, 0) & ~((1 << field.msb + 1) - (1 << field.lsb))
     here = _with_register(
         register,
         cleared | local << field.lsb,
+        of,
         writable={register: (1 << 64) - 1} if writable else {},
     )
     target = base.replace(registers={**base.registers, register: cleared | recorded << field.lsb})

@@ -11,10 +11,12 @@ of these hosts; QEMU and what it decides are the same everywhere here.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import pytest
 
+from kvmarm_plugin import cli
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import Comparison, compare
 from kvmarm_plugin.fleet.compare_view import as_json
@@ -72,6 +74,29 @@ def test_6_18_to_6_1_does_not(cpu: str) -> None:
 @pytest.mark.parametrize("cpu", ["graviton2", "graviton3"])
 def test_5_10_to_6_1_does_not(cpu: str) -> None:
     assert not _possible(f"{cpu}@5.10", f"{cpu}@6.1")
+
+
+def test_a_guest_without_a_pmu_is_not_told_to_turn_it_off() -> None:
+    """Linux 5.10 shows PMUVer 4 to a guest without one."""
+    target = Resolver(_with_qemu("graviton2@5.10"), Policy()).target(Wish("aarch64"))
+    said = [texts(finding) for finding in check(target, _with_qemu("graviton2@6.1"))]
+    (pmu,) = [each for each in said if each["subject"] == "ID_AA64DFR0_EL1.PMUVer"]
+    assert "turn pmu off" not in pmu["remedy"]
+
+
+def test_the_command_answers_as_far_as_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of known CPUs as they are, without QEMU: a yes is one as far as known, a no is a no."""
+    names = [f"{cpu}@{kernel}" for cpu in ("graviton2", "graviton3") for kernel in _KERNELS]
+    cli.main(["compare", *names, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    name_of = {kind["kind"]: kind["hosts"][0] for kind in report["kinds"]}
+    answers = {
+        (name_of[pair["from"]], name_of[pair["to"]]): pair["possible"] for pair in report["pairs"]
+    }
+    assert {pair for pair, answer in answers.items() if pair[0] != pair[1] and answer is None} == {
+        (f"{cpu}@6.1", f"{cpu}@6.18") for cpu in ("graviton2", "graviton3")
+    }
+    assert True not in answers.values()
 
 
 @pytest.mark.parametrize("kernel", _KERNELS)
