@@ -114,7 +114,10 @@ def _kernels(
     # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
     if len(profile.clusters) == 1:
         hidden = [hidden_fields(recorded, local, each, profile.overrides) for each in kernels]
-        maybe = kernels if "overrides" in profile.unknown and any(hidden) else []
+        sure = "overrides" not in profile.unknown and all(
+            "REVIDR_EL1" in registers for registers in (recorded, local)
+        )
+        maybe = kernels if any(hidden) and not sure else []
         kernels = [
             *(each.replace(hidden=fields) for each, fields in zip(kernels, hidden)),
             *maybe,

@@ -37,6 +37,8 @@ _MOST = 65535  # of a version's number
 # KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, which no QEMU up to 11.1 enables (set_imp_id_reg).
 IMPLEMENTATION_ID = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
 
+_CPU = ("MIDR_EL1", "REVIDR_EL1")  # what CPUs are the same by
+
 # What kernels without the masks ioctl (before 6.7) let user space write, the newest first: CSV2 of
 # ID_AA64PFR0_EL1 since 5.10, CSV3 since 5.11 (set_id_aa64pfr0_el1), the PMU's version since 6.2
 # (set_id_aa64dfr0_el1, set_id_dfr0_el1).
@@ -171,20 +173,19 @@ def hidden_fields(
     """The fields that KVM hides from guests and takes from them as the hardware has them: those of
     `HIDDEN` that are 0 in a vCPU here and are not in the recorded one, made on the same CPU.
 
-    Equal MIDR_EL1 and REVIDR_EL1 are the same CPU, and so what it has there, it has here. A kernel
-    that has the masks ioctl shows these fields as they are, or hides them and takes them
-    (set_id_aa64pfr0_el1, set_id_aa64pfr1_el1, set_id_aa64mmfr2_el1: MPAM and MPAM_frac in 6.12.8
-    and newer, NV in 6.18 and newer).
+    Equal MIDR_EL1 and REVIDR_EL1 are the same CPU, and so what it has there, it has here; a
+    REVIDR_EL1 that is not known may be equal. A kernel that has the masks ioctl shows these fields
+    as they are, or hides them and takes them: set_id_aa64pfr0_el1 and set_id_aa64pfr1_el1 of 6.12.8
+    and newer, set_id_aa64mmfr2_el1 of 6.15 and newer.
 
     Args:
         recorded, local: registers by name.
         overrides: words of the kernel's command line here. The value that KVM takes is what they
             leave of the hardware's.
     """
-    for name in ("MIDR_EL1", "REVIDR_EL1"):
-        if name not in local or recorded.get(name) != local[name]:
-            return frozenset()
-    if kernel.writable is None:
+    midrs, revidrs = ([each.get(name) for each in (recorded, local)] for name in _CPU)
+    same = None not in midrs and midrs[0] == midrs[1] and len({*revidrs} - {None}) < 2
+    if not same or kernel.writable is None:
         return frozenset()
     return frozenset(
         (register, field.name)

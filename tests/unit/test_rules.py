@@ -111,6 +111,29 @@ def test_what_the_hardware_has_is_not_guessed(place: str, there: HostProfile) ->
     assert place in refused
 
 
+@pytest.mark.parametrize("place", _ONCE_SHOWN)
+def test_what_may_be_the_same_cpu_is_in_doubt(place: str) -> None:
+    """Without a REVIDR, or without the command line."""
+    target = _target(**{place: _ONCE_SHOWN[place]})
+    here = _host()
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(
+            registers={n: value for n, value in vcpu.registers.items() if n != "REVIDR_EL1"}
+        )
+        for vcpu in cluster.vcpus
+    )
+    for there in (
+        here.replace(clusters=(cluster.replace(vcpus=vcpus),)),
+        here.replace(unknown=("overrides",)),
+    ):
+        (doubt,) = [
+            finding for finding in check(target, there) if finding.kind == "register-not-known"
+        ]
+        assert doubt.values["register"] == place.partition(".")[0]
+        assert not [each for each in check(target, there) if each.severity == REFUSES]
+
+
 @pytest.mark.parametrize(
     "word", ["arm64.nompam", "id_aa64pfr0.mpam=0", "id_aa64pfr0.mpam=0x0", "id-aa64pfr0.mpam=0"]
 )
