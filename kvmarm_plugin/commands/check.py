@@ -5,17 +5,19 @@ like the others?
 
 from __future__ import annotations
 
+import functools
 import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..domain.record import is_adopted
 from ..host.qemu_version import BINARIES
-from ..judge.finding import UNKNOWN
 from ..model import policy
-from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
-from .check_view import ARRIVAL, MEMBER, START, Report
+from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
+from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
     STORED,
+    NoRecordError,
     is_file,
     machines_here,
     probe_here,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
+    from ..model.profile import HostProfile
     from ..model.target import Target
-    from .inputs import Guest
+    from .inputs import Guest, Source
 
 
 def run(arguments: Namespace) -> int:
@@ -45,44 +48,65 @@ def run(arguments: Namespace) -> int:
         arguments.inactive,
         arguments.json,
     )
+    every = arguments.all
     from ..fleet.pool import is_pool
     from ..host.libvirtd import is_remote
 
-    if not hosts and not is_file(name) and is_remote(uri):
+    if not hosts and (every or not is_file(name)) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
-            "make its profile there with kvmarm probe, and give it with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
     drift_refused = False
     if not hosts:
         # The hook reads it with a reader of its own: refuse what that would not read alike.
         read_policy(None)
         drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
+    profiles = read_profiles(hosts)
+    machines = functools.cache(machines_here)
+
+    def judge(source: Source) -> Report:
+        try:
+            guest = read_guest(source)
+        except NoRecordError as error:
+            from .unrecorded import as_if_adopted  # most guests have a record
+
+            guest = as_if_adopted(source, uri, error)
+        return _of_guest(guest, profiles, machines, drift_refused)
+
+    if every:
+        return evacuation.run(
+            uri, [host.name for host in profiles] or [platform.node()], inactive, as_json, judge
+        )
     source = read_source(name, uri, inactive)
     if is_pool(source.document):
-        report = _of_pool(source.document, name, hosts)
+        report = _of_pool(source.document, name, profiles)
     else:
-        report = _of_guest(read_guest(source), hosts, drift_refused)
+        report = judge(source)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
-    if report.unknown:
-        return NOT_KNOWN
-    no_yes = [each for each in report.verdicts.values() if not report.is_yes(each)]
-    if no_yes and all(report.verdict(each) == UNKNOWN for each in no_yes):
-        return NOT_KNOWN
-    return INCOMPATIBLE if no_yes else DONE
+    answers = report.verdicts.values()
+    if any(map(report.is_no, answers)):
+        return INCOMPATIBLE
+    return DONE if all(map(report.is_yes, answers)) else NOT_KNOWN
 
 
-def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
-    """By the word of these profiles, or of this host's kernel if there are none."""
+def _of_guest(
+    guest: Guest,
+    profiles: list[HostProfile],
+    machines: Callable[[str], tuple[str, ...]],
+    drift_refused: bool,
+) -> Report:
+    """By the word of these profiles, or of this host's kernel, and of the machine types of its QEMU
+    of a path, if there are none.
+    """
     question = START if guest.definition == STORED else ARRIVAL
     notes = guest.notes
     if guest.mark is not None:
-        names = [host.name for host in read_profiles(hosts)] or [platform.node()]
+        names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
-    elif hosts:
+    elif profiles:
         from ..judge.by_profile import check, counted
 
-        profiles = read_profiles(hosts)
         notes += tuple(
             _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
             for host in profiles
@@ -101,18 +125,20 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
     else:
         if not guest.is_here and guest.emulator not in ("", *BINARIES.get(platform.machine(), ())):
             notes += (_unasked(guest, "of this host: what a file names is not run"),)
-        verdicts = {platform.node(): _rehearsed(guest, question)}
+        verdicts = {platform.node(): _rehearsed(guest, question, machines)}
     origin = guest.record.origin
     return Report(
         title=guest.name,
         question=question,
         definition=guest.definition,
         origin=origin.renewed or origin.host,
-        here=not hosts,
+        here=not profiles,
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=notes,
-        drift_refused=drift_refused,
+        drift_refused=drift_refused and not is_adopted(guest.record),
+        adopted=is_adopted(guest.record),
+        assumed=guest.is_assumed,
     )
 
 
@@ -140,6 +166,8 @@ def _judged(
 
     target = guest.record.target
     changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
+    if guest.is_assumed:  # nothing was recorded that could have been edited
+        changes = [finding for finding in changes if finding.kind not in EDITS]
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
@@ -154,7 +182,9 @@ def _judged(
     return changes + too_large + [finding for finding in written if finding.stops_start]
 
 
-def _rehearsed(guest: Guest, question: str) -> list[Finding]:
+def _rehearsed(
+    guest: Guest, question: str, machines_of: Callable[[str], tuple[str, ...]]
+) -> list[Finding]:
     from ..host.cpus import find_clusters
     from ..host.libvirt_host_model import is_noted
     from ..judge.pinning import kinds_to_ask, with_cluster
@@ -163,7 +193,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     from ..rehearse import rehearse
 
     clusters = find_clusters()
-    machines = machines_here(guest.emulator if guest.is_here else "")
+    machines = machines_of(guest.emulator if guest.is_here else "")
     with System() as system:
         ipa_bits = system.ipa_bits()
 
@@ -180,7 +210,7 @@ def _rehearsed(guest: Guest, question: str) -> list[Finding]:
     return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
 
 
-def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
+def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:
     """Whether these hosts, or this one, would be members like the others."""
     from ..fleet.pool import check_member, loads
 
@@ -188,7 +218,7 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
         pool = loads(document.decode(), name)
     except UnicodeDecodeError:
         raise KvmarmError(f"{name} is not a text in UTF-8", "is it the right file?") from None
-    members = read_profiles(hosts) if hosts else [probe_here()]
+    members = profiles or [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:
         why = "; ".join(map(str, useless.problems)) or "its profile has no CPU cluster"

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
+from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, domain_of, parse
 from ..host import files, marks
-from ..host.libvirtd import Connection, is_remote
+from ..host.libvirtd import Connection
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
+from ..resolve.wish import why_not_adopted
 from .output import is_watched, say
 
 TYPE_CHECKING = False
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 # Definitions of a domain: of one that runs; in its managed save, which its next start loads; the
 # one that it boots from; and what a file holds.
 LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
+
+
+class NoRecordError(KvmarmError):
+    """A domain that holds no record."""
 
 
 class Source(Value):
@@ -67,6 +74,7 @@ class Guest(Value):
         is_here: whether this host's libvirt has it, and starts it with that.
         mark: why its record may not be true, as far as this host knows; None if it knows nothing.
         notes: what else there is to say of its definitions, a line each.
+        is_assumed: whether it has no record, and what it has was measured instead.
     """
 
     name: str
@@ -78,6 +86,7 @@ class Guest(Value):
     is_here: bool
     mark: str | None
     notes: tuple[str, ...]
+    is_assumed: bool = False
 
 
 def is_file(name: str) -> bool:
@@ -98,12 +107,17 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = _definitions(connection.domain(name))
+        return source_of(connection.domain(name), name, inactive, connection.is_here)
+
+
+def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
+    """The same of a domain at hand."""
+    texts = _definitions(domain)
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
     stored = texts.get(STORED) if which != STORED else None
-    return Source(name, texts[which], which, stored, not is_remote(uri))
+    return Source(name, texts[which], which, stored, is_here)
 
 
 def _definitions(domain: Domain) -> dict[str, bytes]:
@@ -124,13 +138,14 @@ def read_guest(source: Source) -> Guest:
     """A domain and its record, or those that a snapshot holds.
 
     Raises:
-        KvmarmError: it has no record, or one that cannot be used.
+        NoRecordError: it has none.
+        KvmarmError: its record cannot be used.
     """
     document = domain_of(source.document)
     domain = parse(document)
     element = record.find(domain)
     if element is None:
-        raise _without_record(source)
+        raise _without_record(source, domain)
     found = record.read(element)
     name, uuid = _text(domain, "name"), _text(domain, "uuid")
     return Guest(
@@ -151,16 +166,18 @@ def _text(domain: Element, path: str) -> str:
     return element.body.decode(errors="replace").strip() if element else ""
 
 
-def _without_record(source: Source) -> KvmarmError:
+def _without_record(source: Source, domain: Element) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
-        return KvmarmError(
+        return NoRecordError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot: kvmarm check --inactive tells of it",
         )
-    return KvmarmError(
-        f"{source.name} holds no kvmarm record", "resolve it first: kvmarm define FILE"
-    )
+    hint = "resolve it first: kvmarm define FILE"
+    if not why_not_adopted(domain):
+        name = shlex.quote(shown(source.name, 255)) if source.definition != FILE else "DOMAIN"
+        hint = f"kvmarm adopt {name} records what it has"
+    return NoRecordError(f"{source.name} holds no kvmarm record", hint)
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
@@ -191,13 +208,22 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
 
 
 def read_profile(name: str | None) -> HostProfile:
-    """The profile in a file, else the one of a known CPU; this host's own for None."""
+    """The profile that an option or an argument names: a file, ssh://[USER@]HOST, which is asked,
+    or a name that host/known.py has; this host's own for None.
+    """
     if not name:
         return probe_here()
-    if name != "-" and "/" not in name and not os.path.exists(name):
+    if name.startswith("ssh://"):
+        from ..host import ssh
+
+        if is_watched():
+            say(f"asking {shown(name, 100)} for its profile")
+        return profile_json.loads(ssh.profile_text(name), name)
+    if name != "-" and "/" not in name and not os.path.isfile(name):
         from ..host import known
 
-        return known.read(name)
+        if known.has(name) or not os.path.exists(name):
+            return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
+    from ..domain.xml import Element
     from ..fleet.pool import Pool
     from ..resolve.resolver import Resolver
 
@@ -111,8 +112,19 @@ def check_host_of(uri: str, choices: Choices) -> None:
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
-            "make it there with kvmarm probe, and give it with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
+
+
+def why_it_will_not_start(domain: Element) -> str:
+    """What to say of a stored definition that is given back and asks for host-model; else
+    nothing.
+    """
+    from ..host.libvirt_host_model import is_noted
+
+    if not asks_for_host_model(domain) or is_noted():
+        return ""
+    return "it asks for host-model, and does not start without kvmarm (kvmarm define)"
 
 
 def _summary(result: bytes) -> str:
@@ -150,9 +162,17 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
     from ..model.target import Pinning
     from ..rehearse import KernelOffer
 
+    found = find_clusters()
     clusters = tuple(
-        Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters()
+        Pinning(kind.midr, kind.revidr, cpulist.write(kind.cpus))
+        for kind in found
+        if kind.midr is not None
     )
+    if len(clusters) < len(found):
+        raise KvmarmError(
+            "this host has CPUs of an unknown kind: neither sysfs nor /proc/cpuinfo tells MIDR_EL1",
+            "kvmarm probe names them",
+        )
     machines = machines_here()
     with System() as system:
         offer = lambda target: KernelOffer(  # noqa: E731

@@ -211,7 +211,9 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
         (
             "CPU",
             ", ".join(
-                f"{cluster.part or 'unknown part'} ({cluster.midr:#x})" for cluster in clusters
+                f"{profile.name_of(cluster) if cluster.part else 'unknown part'}"
+                f" ({cluster.midr:#x})"
+                for cluster in clusters
             ),
         ),
         (
@@ -268,7 +270,7 @@ def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[s
     if here < there:
         losses.append(f"more than {here} GiB of memory")
     losses += [
-        f"the {cluster.part or hex(cluster.midr)}"
+        f"the {host.name_of(cluster)}"
         for cluster in host.clusters
         if not _among(cluster.midr, profile)
     ]

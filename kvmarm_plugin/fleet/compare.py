@@ -189,7 +189,8 @@ class _Source:
         target = self._targets[machine]
         if isinstance(target, str):
             return (), target
-        return (*check(target, destination), *_host_differences(self._host, destination)), ""
+        found = check(target, destination, unknown=self._host.unknown)
+        return (*found, *_host_differences(self._host, destination)), ""
 
     def _target(self, machine: str) -> Target:
         if missing_parts(self._host):

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from ..model.profile import Cluster, HostProfile
+    from ..model.profile import HostProfile
     from .kinds import Kind
 
     Hosts = tuple[HostProfile, ...]
@@ -28,8 +28,8 @@ class Description(Value):
 
     Attributes:
         hardware: CPUs, longest SVE vector in bits, rate of the timer.
-        software: kernel, QEMU, and the overrides that all hosts have; two numbers of a version, or
-            all where two tell too little.
+        software: kernel, its page size, QEMU, and the overrides that all hosts have; two numbers of
+            a version, or all where two tell too little.
         more: in which else it differs from kinds that are called the same.
     """
 
@@ -45,7 +45,9 @@ class Description(Value):
 def describe(kinds: list[Kind]) -> list[Description]:
     """Each of these kinds, which have different capabilities."""
     found = [
-        Description(_hardware(kind.host), (_kernel(kind), _qemu(kind), *_words(kind)), ())
+        Description(
+            _hardware(kind.host), (_kernel(kind), *_pages(kind), _qemu(kind), *_words(kind)), ()
+        )
         for kind in kinds
     ]
     _tell_apart(list(range(len(kinds))), kinds, found)
@@ -89,24 +91,20 @@ def _hardware(host: HostProfile) -> tuple[str, ...]:
     longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
     rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
     return (
-        " + ".join(map(_cpu, clusters)) or "no KVM",
+        " + ".join(shown(host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
         *([f"SVE {longest}"] if longest else []),
         *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
-    )
-
-
-def _cpu(cluster: Cluster) -> str:
-    """Part and revision, as "Neoverse-N1 r3p1"."""
-    return (
-        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
-        if cluster.part
-        else f"CPU {cluster.midr:#x}"
     )
 
 
 def _kernel(kind: Kind) -> str:
     release = kind.host.kernel
     return "Linux {}.{}".format(*kernel_version(release)) if release else "Linux not known"
+
+
+def _pages(kind: Kind) -> tuple[str, ...]:
+    size = kind.host.page_size
+    return (f"{size >> 10}k pages",) if size else ()
 
 
 def _qemu(kind: Kind) -> str:
@@ -149,9 +147,12 @@ def _by_qemu(kinds: list[Kind], found: list[Description]) -> list[Description]:
         return found
     return [
         each.replace(
-            software=(each.software[0], f"QEMU {shown(_span(names), 80)}", *each.software[2:])
+            software=tuple(
+                f"QEMU {shown(_span(names), 80)}" if part == _qemu(kind) else part
+                for part in each.software
+            )
         )
-        for each, names in zip(found, versions)
+        for kind, each, names in zip(kinds, found, versions)
     ]
 
 
@@ -212,10 +213,6 @@ def _addresses(host: HostProfile) -> str:
     return f"addresses of {host.ipa_bits} bits"
 
 
-def _pages(host: HostProfile) -> str:
-    return f"pages of {host.page_size >> 10} KiB" if host.page_size else "pages not known"
-
-
 def _machines(host: HostProfile) -> str:
     machines = host.qemu.machines if host.qemu else ()
     return f"{len(machines)} machine types up to {shown(machines[0]) if machines else 'none'}"
@@ -226,7 +223,7 @@ def _libvirt(host: HostProfile) -> str:
 
 
 # In the order in which they are tried.
-_FACTS = (_revidr, _features, _fixed, _gic, _addresses, _pages, _machines, _libvirt)
+_FACTS = (_revidr, _features, _fixed, _gic, _addresses, _machines, _libvirt)
 
 
 def _by_register(kinds: list[Kind], found: list[Description]) -> list[Description]:

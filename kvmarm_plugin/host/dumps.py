@@ -78,8 +78,10 @@ _ALWAYS_UNKNOWN = (
 _TABLE = re.compile(
     r"\s*(ID REGISTERS PER CPU|(CPU[0-9]+\s*)+|(Implementor|Part|Variant|Revision):.*)"
 )
-_CPUINFO = re.compile(r"^CPU (implementer|variant|part|revision)\s*: *(\S{1,40})$", re.MULTILINE)
-_BITS = re.compile(r"([A-Z][A-Z0-9_]*):((?: [01]{4}){8} - (?:[01]{4} ?){8})")
+_CPUINFO = re.compile(
+    r"^CPU (implementer|variant|part|revision)[ \t]*:[ \t]*(\S{1,40})$", re.MULTILINE
+)
+_BITS = re.compile(r"^([A-Z][A-Z0-9_]{0,31}):((?: [01]{4}){8} - (?:[01]{4} ?){8})$", re.MULTILINE)
 
 
 class DumpError(KvmarmError):

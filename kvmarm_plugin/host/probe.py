@@ -27,7 +27,7 @@ from ..kvm.device import KvmError, System, SystemCalls
 from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
 from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
-from ..model.problem import Problem
+from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import SINCE_2, Cluster, HostProfile, Qemu, Vcpu
 from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
 from ..model.target import sve_lengths
@@ -35,7 +35,7 @@ from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from . import qemu as qemu_edge
-from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
+from .cpus import CpuCluster, allowed_cpus, find_capacity, find_clusters, name_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,11 +175,19 @@ class _Probe:
             for cluster in found[:_MOST_CLUSTERS]:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
                 title = f"cluster {cpulist.write(cluster.cpus)}"
+                if cluster.midr is None:
+                    self._problem(
+                        UNKNOWN_CPUS,
+                        "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of"
+                        f" {cpulist.write(cluster.cpus)}",
+                        "run Linux 4.8 or newer there, or take these CPUs offline",
+                    )
+                    continue
                 if not cpus:
                     self._problem(title, "this process may not run there (cpuset or affinity)")
                     continue
                 measure = functools.partial(
-                    self._cluster, cluster, cpus, system, capabilities, qemu
+                    self._cluster, cluster, cluster.midr, cpus, system, capabilities, qemu
                 )
                 measured = self._or_problem(title, functools.partial(self._timed, title, measure))
                 if measured is not None:
@@ -191,6 +199,7 @@ class _Probe:
     def _cluster(
         self,
         found: CpuCluster,
+        midr: int,
         cpus: list[int],
         system: System,
         capabilities: dict[str, int],
@@ -214,15 +223,15 @@ class _Probe:
         if not vcpus:
             self._problem(title, f"KVM makes no vCPU of target {target}")
             return None
-        implementer, part = name_part(found.midr)
+        implementer, part = name_part(midr)
         with_sve = next((vcpu for vcpu in vcpus if SVE.is_in(vcpu.features)), None)
         return Cluster(
             cpus=cpulist.write(found.cpus),
-            midr=found.midr,
+            midr=midr,
             revidr=found.revidr,
             implementer=implementer,
             part=part,
-            capacity=found.capacity,
+            capacity=find_capacity(found.cpus, self.host.root),
             target=target,
             vcpus=tuple(vcpus),
             sve_lengths=sve_lengths(with_sve.registers.get("SVE_VLS", 0)) if with_sve else (),

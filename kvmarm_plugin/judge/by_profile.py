@@ -9,7 +9,7 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
-from ..model.profile import PARTS, Cluster, HostProfile
+from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import (
     IMPLEMENTATION_ID,
@@ -27,6 +27,8 @@ from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
 from .verdict import judge, which_counts
 
+_EXTREMES = ("9999.0", "0.0")  # releases of kernels
+
 
 class ProfileOffer(Offer):
     """What the host of a profile gives to a guest of one target, on one of its clusters."""
@@ -41,7 +43,9 @@ class ProfileOffer(Offer):
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
         self.overrides = profile.overrides
-        self.unknown = profile.unknown
+        # What older profiles do not tell decides nothing, nor where the only cluster is.
+        idle = SINCE_2 if len(profile.clusters) > 1 else (*SINCE_2, "cpus")
+        self.unknown = tuple(part for part in profile.unknown if part not in idle)
         self._kernels = _kernels(profile, cluster, target.registers)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
@@ -55,6 +59,8 @@ class ProfileOffer(Offer):
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         features = self.features_for(target)
+        self.sve_lengths = cluster.sve_lengths
+        self.seen = readable(cluster.seen, features if boots else target.features)
         vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
             kind, part = (
@@ -72,8 +78,6 @@ class ProfileOffer(Offer):
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
-        self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, features if boots else target.features)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -99,8 +103,8 @@ class ProfileOffer(Offer):
 def _kernels(
     profile: HostProfile, cluster: Cluster | None, recorded: dict[str, int]
 ) -> tuple[KernelFacts, ...]:
-    """The kernel; where not all of it is known, those that it may be: what all of them say is
-    known.
+    """The kernel; where its version, its masks or its command line are unknown, all extremes that
+    it may be: what they agree on is known.
 
     Args:
         recorded: registers of the guest, by name.
@@ -108,8 +112,11 @@ def _kernels(
     if cluster is None or not cluster.vcpus:
         return (KernelFacts((0, 0), None),)
     local = cluster.vcpus[0].registers
+    releases = _EXTREMES if "kernel" in profile.unknown else (profile.kernel,)
     kernels = [
-        kernel_facts(profile.kernel, local, masks) for masks in _masks(profile, cluster, local)
+        kernel_facts(release, local, masks)
+        for masks in _masks(profile, cluster, local)
+        for release in releases
     ]
     # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
     if len(profile.clusters) == 1:
@@ -129,11 +136,11 @@ def _masks(
     profile: HostProfile, cluster: Cluster, local: dict[str, int]
 ) -> list[dict[str, int] | None]:
     """The writable masks; where they are unknown, the most and the least that they may be."""
-    if not {"kernel", "writable"} & {*profile.unknown}:
+    if "writable" not in profile.unknown:
         return [cluster.writable]
     everything = dict.fromkeys(local, (1 << 64) - 1)
-    if kernel_version(profile.kernel) < MASKS_SINCE:  # or its vendor carries newer KVM in it
-        return [everything, None]
+    if "kernel" in profile.unknown or kernel_version(profile.kernel) < MASKS_SINCE:
+        return [everything, {}, None]  # a vendor may carry newer KVM in an older kernel
     least, most = masks_of(profile.kernel)
     return [everything if most is None else most, least]
 
@@ -161,6 +168,7 @@ def check(
     profile: HostProfile,
     cpus: tuple[int, ...] | None = None,
     boots: bool = False,
+    unknown: tuple[str, ...] = (),
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
     pinned to, or of the one that counts (`verdict.which_counts`).
@@ -169,6 +177,7 @@ def check(
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
         boots: the guest boots there; otherwise it arrives.
+        unknown: as for `judge`.
     """
     clusters, pinning = profile.clusters, target.pinning
     if pinning and "revidr" in profile.unknown:  # it may be the same
@@ -179,7 +188,7 @@ def check(
     own = find_cluster(pinning, clusters) if pinning else None
     if own is not None:
         clusters = (own,)
-    elif len(clusters) > 1:
+    elif len(clusters) > 1 and "cpus" not in profile.unknown:
         kinds = kinds_to_ask(target, counted(profile), cpus or ())
         clusters = tuple(
             cluster
@@ -188,7 +197,7 @@ def check(
             if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster, boots), boots)
+        judge(target, ProfileOffer(target, profile, cluster, boots), boots, unknown)
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]

@@ -11,12 +11,13 @@ from ..model.target import Target
 from .finding import Finding
 from .offer import Offer
 
-# Part of a profile → what it is, for people, where one of the two hosts decides alone or both do.
+# Part of a profile → what it is, for people. Those that are missing decide nothing by themselves.
 _WHAT = {
     "capabilities": "features that KVM has",
     "ipa_bits": "guest physical addresses",
     "gic_versions": "versions of the GIC",
     "qemu": "QEMU and its machine types",
+    "cpus": "CPUs of each kind",
     "revidr": "REVIDR_EL1",
     "models": "QEMU's named models",
     "sve_lengths": "SVE vector lengths",
@@ -27,13 +28,18 @@ _WHAT = {
 }
 
 
-def not_known(target: Target, offer: Offer) -> list[Finding]:
+def not_known(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[Finding]:
     """A finding for each part of a profile that decides, and that one of the two hosts does not
     tell.
+
+    Args:
+        unknown: as for `verdict.judge`.
     """
-    here, there = {*offer.unknown}, {*target.unknown}
+    here, there = {*offer.unknown}, {*unknown}
     decides = {
-        "capabilities": "capabilities" in here and _asks_for_capabilities(target),
+        "capabilities": "capabilities" in here
+        and (_asks_for_capabilities(target) or target.architecture != offer.architecture),
+        "cpus": "cpus" in here,
         "revidr": "revidr" in here and target.pinning is not None,
         "models": "models" in here and target.model != "host",
         "sve_lengths": "sve_lengths" in here and bool(target.sve_lengths),

@@ -54,8 +54,8 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
 
 
 def _has_both_reglists(target: Target, offer: Offer) -> bool:
-    """Whether they differ, and both are known."""
-    return target.reglist != offer.reglist and "reglist" not in (*target.unknown, *offer.unknown)
+    """Whether they differ, and both are known: no list is empty."""
+    return target.reglist != offer.reglist and bool(target.reglist and offer.reglist)
 
 
 def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> list[Finding]:

@@ -14,16 +14,21 @@ from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 
-def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]:
+def judge(
+    target: Target, offer: Offer, thorough: bool = False, unknown: tuple[str, ...] = ()
+) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
     none.
 
     Args:
         thorough: of a guest that boots, also name what it gets and would do without if it arrived.
+        unknown: of profile.PARTS, what nobody measured of the host that the target is of. It has
+            nothing in their place, and no such target is recorded.
     """
     if target.architecture != offer.architecture:
         kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
-        return [Finding(kind, recorded=target.architecture, local=offer.architecture)]
+        other = Finding(kind, recorded=target.architecture, local=offer.architecture)
+        return _with_unknown([other], target, offer, unknown)
     findings = _judge_machine(target, offer)
     if offer.problem:
         return sorted([*findings, offer.problem], key=_rank)
@@ -40,11 +45,18 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         findings += differences(target, offer)
         if thorough:
             findings += harmless_differences(target, offer, findings)
-    if (offer.unknown or target.unknown) and not _is_settled(findings, offer.boots):
-        from .not_known import not_known
+    return sorted(_with_unknown(findings, target, offer, unknown), key=_rank)
 
-        findings += not_known(target, offer)
-    return sorted(findings, key=_rank)
+
+def _with_unknown(
+    findings: list[Finding], target: Target, offer: Offer, unknown: tuple[str, ...]
+) -> list[Finding]:
+    """The findings, and what would have to be known for an answer, unless they are one."""
+    if not (offer.unknown or unknown) or _is_settled(findings, offer.boots):
+        return findings
+    from .not_known import not_known
+
+    return findings + not_known(target, offer, unknown)
 
 
 def _is_settled(findings: list[Finding], boots: bool) -> bool:
@@ -58,7 +70,9 @@ def _both_run_it(target: Target, offer: Offer) -> bool:
     """Whether it is a 32-bit guest of a 64-bit host, or the other way round, and could boot."""
     if target.architecture == "arm64":
         return offer.architecture == "arm" and AARCH32.is_in(target.features)
-    return offer.architecture == "arm64" and offer.has(AARCH32.bit)
+    return offer.architecture == "arm64" and (
+        offer.has(AARCH32.bit) or "capabilities" in offer.unknown
+    )
 
 
 def which_counts(verdicts: list[list[Finding]], everywhere: bool) -> int:
@@ -158,7 +172,9 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
 
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
-    """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
+    """KVM takes a set of lengths that is its own up to the longest (set_sve_vls). Where the XML
+    says none, QEMU takes all that there are.
+    """
     if (
         not target.sve_lengths
         or (offer.boots and SVE.is_in(target.unsaid))
@@ -167,7 +183,13 @@ def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
         return []
     possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
     if possible == target.sve_lengths:
-        return []
+        if possible == offer.sve_lengths or not SVE.is_in(target.unsaid):
+            return []
+        return [
+            Finding(
+                "sve-lengths-left-to-qemu", recorded=target.sve_lengths, local=offer.sve_lengths
+            )
+        ]
     common = [length for length in possible if length in target.sve_lengths]
     if common:
         longest = max(common)

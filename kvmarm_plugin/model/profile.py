@@ -79,6 +79,16 @@ class Cluster(Value):
         """What orders the clusters of a host: by capacity, then by part number."""
         return self.capacity or 0, self.midr >> 4 & 0xFFF
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What people call these CPUs, each more exactly: part; with variant and revision; with
+        REVIDR_EL1. Without a known part they have MIDR_EL1.
+        """
+        revision = f"r{self.midr >> 20 & 15}p{self.midr & 15}"
+        exact = f"{self.part} {revision}" if self.part else f"CPU {self.midr:#x}"
+        revidr = "none" if self.revidr is None else hex(self.revidr)
+        return self.part or hex(self.midr), exact, f"{exact} (REVIDR {revidr})"
+
     def vcpu(self, number: int, features: tuple[str, ...]) -> Vcpu | None:
         """The vCPU with exactly this target and these features, or None if the host cannot make
         it.
@@ -125,8 +135,7 @@ class HostProfile(Value):
     Attributes:
         name: the host's, as uname gives it.
         origin: "measured"; "hand-made: " or "imported: " and from what; or "baseline of " and how
-            many hosts, in a
-            pool.
+            many hosts, in a pool.
         made_by: program and version.
         architecture: as uname -m gives it: "aarch64", "armv7l", or another that has no KVM on ARM.
         kernel: as uname -r gives it; empty where it is unknown.
@@ -166,6 +175,14 @@ class HostProfile(Value):
     page_size: int = 0
     gicd_iidr: int | None = None
     unknown: tuple[str, ...] = SINCE_2
+
+    def name_of(self, cluster: Cluster, least: int = 0) -> str:
+        """The shortest of a cluster's names, from this place on, that no other cluster of the host
+        has.
+        """
+        names = cluster.names[least:]
+        others = [other.names[least:] for other in self.clusters if other != cluster]
+        return next((name for name, *same in zip(names, *others) if name not in same), names[-1])
 
     @property
     def kvm_architecture(self) -> str:

@@ -68,8 +68,6 @@ class Target(Value):
         reglist: the packed list of all its registers (registers.text.pack_ids).
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
         roams: whether it was chosen that the guest may run on CPUs of several kinds.
-        unknown: of profile.PARTS, what nobody measured of the host that it is of. No such target is
-            recorded.
     """
 
     architecture: str
@@ -86,7 +84,6 @@ class Target(Value):
     reglist: str
     pinning: Pinning | None = None
     roams: bool = False
-    unknown: tuple[str, ...] = ()
 
     @property
     def psci(self) -> str:

@@ -87,7 +87,6 @@ def partial_target(profile: HostProfile, machine: str, policy: Policy) -> Target
         seen=readable(cluster.seen, vcpu.features),
         registers=registers,
         reglist=vcpu.reglist,
-        unknown=profile.unknown,
     )
 
 

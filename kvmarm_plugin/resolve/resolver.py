@@ -21,7 +21,7 @@ from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
-from ..model.problem import Problem
+from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
@@ -31,7 +31,7 @@ from .features import choose_features
 from .forms import Form, choose_form, knobs_of
 from .partial import refuse
 from .starting import check_start
-from .wish import ResolveError, Wish, read_wish
+from .wish import ResolveError, Wish, read_wish, why_not_adopted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,8 +90,26 @@ class Resolver:
         domain = parse(source)
         if not asks_for_host_model(domain, self.profile.architecture):
             return source
+        return self._concrete(source, domain, machine)
+
+    def pin(self, source: bytes) -> bytes:
+        """The XML of a domain that never asked for host-model, with everything concrete that it
+        leaves to QEMU: it keeps what it has here, if the policy prefers nothing else.
+
+        Raises:
+            DomainXMLError, RecordError: the XML or the record in it cannot be used.
+            ResolveError: it is no such domain, or this host does not start it.
+        """
+        domain = parse(source)
+        reason = why_not_adopted(domain, self.profile.architecture)
+        if reason:
+            raise ResolveError(reason)
+        return self._concrete(source, domain, "")
+
+    def _concrete(self, source: bytes, domain: Element, machine: str) -> bytes:
         if record.find(domain) is not None:
-            # Resolved before, and the user has written host-model anew: start from the user's XML.
+            # Resolved or adopted before, and its <cpu> is the user's again: start from the user's
+            # XML.
             source = rewrite.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
@@ -184,7 +202,7 @@ class Resolver:
         """
         cluster = find_cluster(pinning, self.profile.clusters)
         if cluster is None:
-            have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
+            have = ", ".join(map(self.profile.name_of, self.profile.clusters))
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
@@ -196,9 +214,8 @@ class Resolver:
         """A cluster's CPUs on the host at hand."""
         pinning = find_cluster(cluster, self._clusters)
         if pinning is None:
-            name = cluster.part or hex(cluster.midr)
             raise ResolveError(
-                f"this host has no {name} to pin the guest to",
+                f"this host has no {self.profile.name_of(cluster)} to pin the guest to",
                 f"{self.profile.name} gives guests that CPU",
             )
         return pinning
@@ -207,7 +224,7 @@ class Resolver:
         """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
         parts = [(pinning, find_cluster(pinning, self.profile.clusters)) for pinning in pinnings]
         return ", ".join(
-            f"{pinning.cpus} {(cluster and cluster.part) or hex(pinning.midr)}"
+            f"{pinning.cpus} {self.profile.name_of(cluster) if cluster else hex(pinning.midr)}"
             for pinning, cluster in parts
         )
 
@@ -226,7 +243,13 @@ class Resolver:
             features,
             self.policy.prefer_named and not roams,
             qemu.cpu_models,
+            wish.model,
         )
+        if form is None:
+            raise ResolveError(
+                f"KVM on host {profile.name} takes no guest of model {shown(wish.model, 60)}",
+                "it runs on hosts of that CPU only: write <cpu mode='host-passthrough'/>",
+            )
         machine, gic = _choose_machine(wish, qemu, profile.name), _choose_gic(wish, profile)
         check_start(wish, form, machine, gic, profile, qemu)
         vcpu = cluster.vcpu(form.number, features.vcpu)
@@ -302,8 +325,12 @@ def _overruled(finding: Finding) -> ResolveError:
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
-    lists no CPUs.
+    lists no CPUs, or nobody tells what all of them are.
     """
+    for problem in profile.problems:
+        if problem.part == UNKNOWN_CPUS:
+            name = shown(profile.name, 60)
+            raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
@@ -341,9 +368,9 @@ def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
         return max(by_size, key=lambda cluster: (min(_cpus_in(cluster), vcpus), cluster.size))
     if policy.cluster == "smallest":
         return by_size[0]
-    for cluster in by_size:
-        if cluster.midr == policy.cluster:
-            return cluster
+    of_midr = [cluster for cluster in by_size if cluster.midr == policy.cluster]
+    if of_midr:
+        return max(of_midr, key=lambda cluster: min(_cpus_in(cluster), vcpus))
     known = ", ".join(
         f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -304,6 +305,13 @@ def _outcome(text: str, form: str) -> str:
         return _read(text, form=form).name
     except KvmarmError as error:
         return one_line(error)
+
+
+@pytest.mark.parametrize("text", ["A" * 9_000_000, "CPU part" * 900_000, " \t" * 4_000_000])
+def test_no_text_takes_long(text: str) -> None:
+    start = time.monotonic()
+    _refused(text, "some.txt")
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("midr", [0x410FD034, 0x410FD070])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import re
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
@@ -20,7 +23,9 @@ from kvmarm_plugin.fleet.compare_view import as_dot, as_json, as_text
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.host import known
 from kvmarm_plugin.judge.by_profile import check
-from kvmarm_plugin.judge.finding import REFUSES, UNKNOWN, Finding, worst
+from kvmarm_plugin.judge.finding import REFUSES, UNKNOWN, WRONG, Finding, worst
+from kvmarm_plugin.judge.wording import line
+from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import PARTS, SINCE_2, HostProfile
 from kvmarm_plugin.resolve.partial import missing_parts
@@ -105,9 +110,9 @@ def test_the_library_is_installed() -> None:
 def test_an_unknown_name_is_answered_with_known_ones(name: str, like: str) -> None:
     with pytest.raises(KvmarmError) as caught:
         known.read(name)
-    line = one_line(caught.value)
-    assert line.isprintable()
-    assert "no known CPU of that name" in line
+    said = one_line(caught.value)
+    assert said.isprintable()
+    assert "no known CPU of that name" in said
     assert f"known are {like}" in caught.value.hint
 
 
@@ -247,6 +252,18 @@ def test_the_masks_of_a_version_are_known() -> None:
             assert [finding.kind for finding in found] == [expected]
 
 
+def _without_level_7(here: HostProfile) -> HostProfile:
+    """Its vCPUs list no cache that the CPU does not have, as before Linux 6.3."""
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(
+            registers={name: v for name, v in vcpu.registers.items() if name != "CCSIDR_L7I"}
+        )
+        for vcpu in cluster.vcpus
+    )
+    return here.replace(clusters=(cluster.replace(vcpus=vcpus),))
+
+
 def test_of_a_kernel_without_known_masks_only_some_registers_are_in_doubt() -> None:
     target = Resolver(host(_N1), Policy()).target(Wish("aarch64"))
     here = _without("writable").replace(kernel="5.14.0-503.11.1.el9_5.aarch64")
@@ -265,6 +282,13 @@ def test_of_a_kernel_without_known_masks_only_some_registers_are_in_doubt() -> N
     assert (doubt.kind, doubt.values["register"]) == ("register-not-known", "ID_AA64ISAR0_EL1")
     assert worst(check(target, less)) == REFUSES  # no kernel takes more than the host has
     assert worst(check(target, with_register("MIDR_EL1", 1))) == REFUSES
+    for kernel in ("", "5.14.0-611.el9.aarch64"):
+        unknown = ("writable",) if kernel else ("kernel", "writable")
+        old = with_register("CLIDR_EL1", 0x82000023).replace(kernel=kernel, unknown=unknown)
+        (accepted,) = check(target, old)  # all levels are listed: caches are virtual
+        assert accepted.kind == "register-accepted"
+        (doubt,) = check(target, _without_level_7(old))  # the hardware's own before 6.3
+        assert (doubt.kind, doubt.values["register"]) == ("register-not-known", "CLIDR_EL1")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -274,8 +298,8 @@ def test_what_can_be_resolved(part: str) -> None:
     if part in missing_parts(_without(part)):
         with pytest.raises(ResolveError) as caught:
             resolver.resolve(GUEST)
-        line = one_line(caught.value)
-        assert f"the profile of partial does not tell what a domain is resolved by: {part}" in line
+        said = one_line(caught.value)
+        assert f"the profile of partial does not tell what a domain is resolved by: {part}" in said
     else:
         assert resolver.resolve(GUEST) != GUEST
 
@@ -319,6 +343,63 @@ def test_a_member_that_is_not_known(part: str) -> None:
     assert check_member(pool, host(_N1)) == []
 
 
+def _blinded(name: str, parts: set[str]) -> HostProfile:
+    """A recorded host of which nobody measured these parts."""
+    document = json.loads(_HOSTS[name])
+    unknown = [part for part in PARTS if part in parts or part in SINCE_2]
+    document = {**document, "schema": "urn:kvmarm-plugin:profile:2", "unknown": unknown}
+    places = [document, *document["clusters"]]
+    places += [cluster["base"] for cluster in document["clusters"]]
+    places += [variant for cluster in document["clusters"] for variant in cluster["variants"]]
+    for place in places:
+        for part in parts - {"registers", "vcpus"}:
+            place.pop(part, None)
+    return profile_json.decode({**document, "name": "blinded"})
+
+
+_HOSTS = {name: path.read_text(encoding="utf-8") for name, path in HOSTS.items()}
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(sorted(HOSTS)), st.sampled_from(sorted(HOSTS)), st.sets(st.sampled_from(PARTS))
+)
+def test_whatever_is_unknown_crashes_nothing(one: str, other: str, parts: set[str]) -> None:
+    """And makes no yes of a no, nor a no of a yes."""
+    blinded = _blinded(one, parts)
+    with contextlib.suppress(KvmarmError):
+        assert Resolver(blinded, Policy()).resolve(GUEST)
+    hosts = [blinded, host(other), _known("graviton3@6.1")]
+    comparison = compare(hosts, Policy())
+    assert as_text(comparison)
+    assert as_dot(comparison)
+    assert json.dumps(as_json(comparison))
+    with contextlib.suppress(KvmarmError):
+        found = baseline([blinded])
+        assert found.pool is None or check_member(found.pool, blinded) == []
+    pool = baseline([host(other)]).pool
+    for boots in (False, True):
+        with contextlib.suppress(KvmarmError):
+            target = Resolver(host(other), Policy()).target(
+                Wish("aarch64" if host(other).kvm_architecture == "arm64" else "armv7l")
+            )
+            foretold, known_all = check(target, blinded, None, boots), host(one)
+            truth = check(target, known_all.replace(name="blinded"), None, boots)
+            assert all(map(line, foretold))
+            if not _is_no(truth, boots):
+                assert not _is_no(foretold, boots)
+            elif not _is_no(foretold, boots):
+                assert UNKNOWN in {finding.severity for finding in foretold}
+    if pool is not None and blinded.clusters:
+        assert all(map(line, check_member(pool, blinded)))
+
+
+def _is_no(findings: list[Finding], boots: bool) -> bool:
+    if boots:
+        return any(finding.stops_start for finding in findings)
+    return worst(findings) in (REFUSES, WRONG)
+
+
 # -- the comparison ------------------------------------------------------------------------------
 
 
@@ -351,6 +432,8 @@ def test_hosts_with_pages_of_another_size() -> None:
     assert comparison.possible
     kinds = {finding.kind for pair in comparison.pairs for finding in pair.findings}
     assert kinds == {"page-size-other"}
+    assert "Linux 6.12, 4k pages, QEMU 10.0" in as_text(comparison)
+    assert "Linux 6.12, 64k pages, QEMU 10.0" in as_text(comparison)
     assert len(compare([here, here.replace(name="twin")], Policy()).kinds) == 1
 
 
@@ -382,8 +465,6 @@ def test_a_file_goes_before_a_known_name(
 def test_check_by_a_partial_profile(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kvmarm_plugin.model import profile_json
-
     guest, partial = tmp_path / "guest.xml", tmp_path / "partial.json"
     guest.write_bytes(Resolver(host(_N1), Policy()).resolve(GUEST))
     partial.write_text(profile_json.dumps(_without("seen")), encoding="utf-8")
@@ -400,3 +481,11 @@ def test_check_by_a_partial_profile(
     assert status == (1 if options else 3)  # a guest that boots gets what is there
     # A clear no of one host counts for all.
     assert cli.main([*arguments, str(partial), "--host", "graviton3@6.1"]) == status
+
+
+def test_of_a_vcpu_that_nobody_made_the_timer_is_known() -> None:
+    target = Resolver(host(_N1), Policy()).target(Wish("aarch64"))
+    here = _without("vcpus")
+    (cluster,) = here.clusters
+    other = here.replace(clusters=(cluster.replace(seen={**cluster.seen, "CNTFRQ_EL0": 1}),))
+    assert [finding.kind for finding in check(target, other)] == ["timer-frequency"]

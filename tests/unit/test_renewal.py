@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvmarm_plugin import rehearse, renewal
+from kvmarm_plugin import rehearse
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.rewrite import restore
@@ -25,8 +25,9 @@ from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target
-from kvmarm_plugin.renewal import PATIENCE, SETTLING, Renewer
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import renewal
+from kvmarm_plugin.watch.renewal import PATIENCE, SETTLING, Renewer
 
 from ..corpus import GUEST, host, resolver, with_record_1
 from .fakekernel import FakeKernel
@@ -485,7 +486,7 @@ def test_a_stored_record_that_cannot_be_renewed_leaves_the_live_one(here: _Host)
 
 def test_a_guest_that_roams_unasked(here: _Host, monkeypatch: pytest.MonkeyPatch) -> None:
     midr = _RECORDED.registers["MIDR_EL1"]
-    several = [CpuCluster((0,), midr, None, None), CpuCluster((1,), midr + 16, None, None)]
+    several = [CpuCluster((0,), midr, None), CpuCluster((1,), midr + 16, None)]
     monkeypatch.setattr(renewal, "find_clusters", lambda: several)
     here.guest("RUNNING_BOOTED")
     assert here.renewer.work() is False
