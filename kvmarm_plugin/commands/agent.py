@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`kvmarm agent`: resolve, adopt and renew guests, whoever defines and starts them.
 
-This thread waits for the hook to ring, and for the signal to end; another works (watch/agent.py),
-and one of libvirt's waits for events. Being ended at any moment does no harm, so a call that
-libvirt does not answer is not waited for.
+The main thread works (watch/agent.py), since scratch guests are stopped by signals; others wait for
+the hook to ring, for libvirt's events, and for the signal to end. Being ended at any moment does no
+harm, so a call that libvirt does not answer is not waited for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from .resolving import Choices, resolver_for
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from types import FrameType
-    from typing import Any, Callable, NoReturn
+    from typing import Any, Callable
 
     from ..model.policy import Policy
     from ..model.profile import HostProfile
@@ -52,41 +51,44 @@ def run(arguments: Namespace) -> int:
     )
     if once:
         return DONE if agent.once() else ERROR
-    try:
-        with ExitStack() as stack:
-            bell = doorbell.passed()
-            bell = stack.enter_context(doorbell.bound() if bell is None else bell)
-            _serve(agent, bell)
-    except _Ended:
-        pass
-    _notify("STOPPING=1")
-    os._exit(DONE)  # whatever another thread waits for
+    with ExitStack() as stack:
+        passed = doorbell.passed()
+        bell = stack.enter_context(doorbell.bound() if passed is None else passed)
+        _end_on_signals(stack)
+        _start(_listen, agent, bell)
+        agent.run(functools.cache(lambda: _notify("READY=1")))
+    return DONE
 
 
-class _Ended(Exception):
-    """A signal has come."""
+def _start(call: Callable[..., object], *arguments: object) -> None:
+    threading.Thread(target=call, args=arguments, daemon=True).start()
 
 
-def _serve(agent: Agent, bell: socket.socket) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-    ready = functools.cache(lambda: _notify("READY=1"))
-    threading.Thread(target=_work, args=(agent, ready), name="agent", daemon=True).start()
+def _listen(agent: Agent, bell: socket.socket) -> None:
     while True:
         bell.recv(64)
         agent.ring()
 
 
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Ended
+def _end_on_signals(stack: ExitStack) -> None:
+    """Have a thread end this process when it is told to, whatever the main thread waits for. Python
+    calls a handler only after that; the number of the signal is written at once.
+    """
+    numbers, written = socket.socketpair()
+    written.setblocking(False)
+    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    ends = {signal.SIGTERM, signal.SIGINT}
 
+    def wait(_written: socket.socket) -> None:  # which has to stay open
+        while ends.isdisjoint(numbers.recv(64)):
+            pass
+        _notify("STOPPING=1")
+        stack.close()
+        os._exit(DONE)
 
-def _work(agent: Agent, ready: Callable[[], None]) -> None:
-    try:
-        agent.run(ready)
-    except BaseException as error:  # else this thread alone would end, and nobody know
-        say(f"the agent cannot go on: {type(error).__name__}: {error}")
-        os._exit(ERROR)
+    for number in ends:
+        signal.signal(number, lambda *_: None)
+    _start(wait, written)
 
 
 def _notify(state: str) -> None:
