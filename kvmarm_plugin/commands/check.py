@@ -136,12 +136,14 @@ def _judged(
 
     target = guest.record.target
     changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
+    if changes and question == ARRIVAL:
+        return changes  # what else is recorded is of another guest
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(
         guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
     )
     if question == ARRIVAL:
-        return changes + pins + judge(target, cpus)
+        return pins + judge(target, cpus)
     too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
     if not changes:
         return too_large + pins + judge(target, cpus)

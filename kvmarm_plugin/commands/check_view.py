@@ -41,18 +41,8 @@ _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
 _SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
-# Kinds of findings that another resolving does not mend.
-_NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
-
-# Kinds that resolving anew does not change.
-_OF_THE_USER = ("argument-overrules", "cpu-replaced")
-
-
 # Kinds of findings that a baseline mends, though it mends no guest.
 _LEVELLED = ("addresses-too-few",)
-
-# Kinds of findings by which the record is not about this guest.
-_EDITS = ("xml-edited", "host-model-asked")
 
 
 class Report(Value):
@@ -183,60 +173,48 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
     """
     if report.question == START:
         findings = [finding for finding in findings if finding.stops_start] or findings
-    else:  # until the record is about the guest again, nothing else of it is known
-        edits = [finding for finding in findings if finding.kind in _EDITS]
-        findings = edits or findings
-    remedies = [_remedy(report, host, finding) for finding in findings]
-    hopeless = [remedy for remedy in remedies if remedy.startswith(("none", "leave "))]
-    return hopeless[:1] or [remedy for remedy in remedies if remedy]
+    else:
+        findings = [f for f in findings if _is_hopeless(report, f)][:1] or findings
+    return [remedy for finding in findings if (remedy := _remedy(report, host, finding))]
+
+
+def _is_hopeless(report: Report, finding: Finding) -> bool:
+    return finding.is_hopeless and not (report.question == MEMBER and finding.kind in _LEVELLED)
 
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
-    """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    """What to do about a finding in this case; findings.tsv has what is to be done in general."""
     if report.question == MEMBER:
-        return _remedy_of_pool(host, finding)
+        return _remedy_of_pool(report, host, finding)
     title = shlex.quote(shown(report.title))
-    remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
-    if report.question == START:
-        if finding.kind == "machine-unknown":
-            newest = shlex.quote(shown(finding.values["newest"]))
-            return f"kvmarm refresh {title} --machine {newest}, or upgrade QEMU on {shown(host)}"
-        if finding.kind == "machine-dropped":
-            oldest = shlex.quote(shown(finding.values["oldest"]))
-            return f"kvmarm refresh {title} --machine {oldest}"
-        if finding.stops_start and (
-            finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
-        ):
-            return remedy
-        if finding.kind in _OF_THE_USER:
-            return remedy
-        return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
-    if finding.severity == HARMLESS:
-        return ""
-    if report.definition == SAVED:
+    boots = report.question == START
+    remedy = texts(finding, title, boots)["remedy"]
+    if boots:
+        return f"where it is started: {remedy}" if remedy and not report.here else remedy
+    if remedy and report.definition == SAVED:
         return (
             "load it on a host that takes it, or give up what was saved: virsh managedsave-remove"
             f" {title}"
         )
-    if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
+    starts = not any(finding.stops_start for finding in report.verdicts[host])
+    if report.definition == LIVE and finding.is_hopeless and starts:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
     return remedy
 
 
-def _remedy_of_pool(host: str, finding: Finding) -> str:
+def _remedy_of_pool(report: Report, host: str, finding: Finding) -> str:
     """What to do about a host that is no member like the others: no guest is at hand."""
+    name = shown(host)
     away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
     if finding.kind.endswith(f"-override-{away}"):
-        return f"boot {shown(host)} with {override_for(finding)}, and probe it again"
-    if finding.kind in ("machine-unknown", "machine-dropped", "machines-unknown"):
-        return f"upgrade QEMU on {shown(host)}, or make the baseline anew"
-    if _is_none(texts(finding)["remedy"]) and finding.kind not in _LEVELLED:
-        return f"leave {shown(host)} out of the pool"
+        return f"boot {name} with {override_for(finding)}, and probe it again"
+    if finding.kind == "machine-unknown":
+        return f"upgrade QEMU on {name}, or make the baseline anew"
+    if finding.kind == "machines-unknown":
+        return texts(finding)["remedy"]
+    if _is_hopeless(report, finding):
+        return f"leave {name} out of the pool"
     return "probe all members and make the baseline anew"
-
-
-def _is_none(remedy: str) -> bool:
-    return remedy.startswith("none")
 
 
 def _finding_json(report: Report, host: str, finding: Finding) -> dict[str, Any]:

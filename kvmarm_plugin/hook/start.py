@@ -118,13 +118,17 @@ def _judge_start(guest: Guest) -> _Start:
 
     stops = [finding for finding in findings if finding.stops_start]
     if stops:
-        return _Start(stops="; ".join(in_short(stops)))
+        said = in_short(stops, domain=guest.word(), boots=True)
+        return _Start(stops="; ".join(said))
     drift = [difference(finding, "recorded", "here", meaning=False) for finding in findings[:_MOST]]
     if len(findings) > _MOST:
         drift.append(f"and {len(findings) - _MOST} more")
     wrong = [finding for finding in findings if finding.severity == WRONG]
     is_reverted = wrong and _is_not_stored(guest)
-    return _Start(wrong="; ".join(in_short(wrong)) if is_reverted else "", drift="; ".join(drift))
+    return _Start(
+        wrong="; ".join(in_short(wrong, domain=guest.word())) if is_reverted else "",
+        drift="; ".join(drift),
+    )
 
 
 def _changes(before: Target, after: Target) -> str:

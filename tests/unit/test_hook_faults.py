@@ -401,6 +401,7 @@ _VCPU = (
     "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
     " vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)"
 )
+_REFRESH = "; remedy: kvmarm refresh GUEST"
 _NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
 _SHORT = "(hint: the host is short of memory or file descriptors: try again)"
 
@@ -572,8 +573,8 @@ _FAULTS: dict[str, list[Fault]] = {
             NOT_THERE + _VCPU,
             _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
         )._replace(
-            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
-            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
+            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{_REFRESH}{ALLOW}",
+            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{_REFRESH}{ALLOW}",
         ),
         _both(
             "it answers slowly",
