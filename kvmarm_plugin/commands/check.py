@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> int:
     if not hosts and not is_file(name) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
-            "make its profile there with kvmarm probe, and give it with --host",
+            "on that host: kvmarm probe -o FILE; then give FILE with --host",
         )
     drift_refused = False
     if not hosts:
@@ -101,6 +101,7 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
     origin = guest.record.origin
     return Report(
         title=guest.name,
+        uuid=guest.uuid,
         question=question,
         definition=guest.definition,
         origin=origin.renewed or origin.host,
@@ -185,7 +186,9 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
     try:
         pool = loads(document.decode(), name)
     except UnicodeDecodeError:
-        raise KvmarmError(f"{name} is not a text in UTF-8", "is it the right file?") from None
+        raise KvmarmError(
+            f"{name} is not a text in UTF-8", "check that it is the file you mean"
+        ) from None
     members = read_profiles(hosts) if hosts else [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:

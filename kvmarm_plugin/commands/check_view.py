@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import domain_word, lines, shown
 from ..basics.value import Value
 from ..host import marks
 from ..judge.finding import HARMLESS, REFUSES, worst
@@ -50,6 +49,7 @@ class Report(Value):
 
     Attributes:
         title: of the guest or the pool.
+        uuid: of the guest; empty where it has none.
         question: ARRIVAL, START or MEMBER.
         verdicts: findings by the name of the host that was asked.
         here: whether that is this host.
@@ -69,6 +69,12 @@ class Report(Value):
     unknown: str = ""
     notes: tuple[str, ...] = ()
     drift_refused: bool = False
+    uuid: str = ""
+
+    @property
+    def word(self) -> str:
+        """What to call the guest in a command."""
+        return shown(domain_word(self.title, self.uuid))
 
     def verdict(self, findings: list[Finding]) -> str:
         """SAME, DRIFT, NOT_KNOWN or a severity."""
@@ -140,8 +146,7 @@ def _answer(report: Report, findings: list[Finding]) -> str:
 
 def _of_unknown(report: Report) -> str:
     if report.definition == SAVED:
-        title = shlex.quote(shown(report.title))
-        return f"give up what was saved, and start it: virsh managedsave-remove {title}"
+        return f"give up what was saved, and start it: virsh managedsave-remove {report.word}"
     if report.unknown == marks.FROM_STATE:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
@@ -186,15 +191,14 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case; findings.tsv has what is to be done in general."""
     if report.question == MEMBER:
         return _remedy_of_pool(report, host, finding)
-    title = shlex.quote(shown(report.title))
     boots = report.question == START
-    remedy = texts(finding, title, boots)["remedy"]
+    remedy = texts(finding, report.word, boots)["remedy"]
     if boots:
         return f"where it is started: {remedy}" if remedy and not report.here else remedy
     if remedy and report.definition == SAVED:
         return (
             "load it on a host that takes it, or give up what was saved: virsh managedsave-remove"
-            f" {title}"
+            f" {report.word}"
         )
     starts = not any(finding.stops_start for finding in report.verdicts[host])
     if report.definition == LIVE and finding.is_hopeless and starts:

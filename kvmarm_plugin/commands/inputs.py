@@ -10,11 +10,12 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
+from ..basics.untrusted import domain_word, quoted
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
-from ..domain.xml import Element, domain_of, parse
+from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, marks
 from ..host.libvirtd import Connection, is_remote
 from ..judge.arguments import find_unjudged
@@ -59,7 +60,7 @@ class Guest(Value):
     """A domain with a record.
 
     Attributes:
-        name: the domain's.
+        name, uuid: the domain's; empty where it has no uuid.
         domain, document: its XML, parsed and not.
         record: the one in it.
         definition: as in `Source`.
@@ -70,6 +71,7 @@ class Guest(Value):
     """
 
     name: str
+    uuid: str
     domain: Element
     document: bytes
     record: Record
@@ -135,6 +137,7 @@ def read_guest(source: Source) -> Guest:
     name, uuid = _text(domain, "name"), _text(domain, "uuid")
     return Guest(
         name or source.name,
+        uuid if marks.is_uuid(uuid) else "",
         domain,
         document,
         found,
@@ -156,11 +159,27 @@ def _without_record(source: Source) -> KvmarmError:
         how = "runs" if source.definition == LIVE else "was saved"
         return KvmarmError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
-            "it counts from the next boot: kvmarm check --inactive tells of it",
+            "it counts from the next boot; to see that one:"
+            f" kvmarm show --inactive {quoted(source.name)}",
         )
-    return KvmarmError(
-        f"{source.name} holds no kvmarm record", "resolve it first: kvmarm define FILE"
-    )
+    domain = parse(domain_of(source.document))
+    if not asks_for_host_model(domain):
+        hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
+    elif is_file(source.name):
+        hint = f"resolve it first: kvmarm define {quoted(source.name)}"
+    else:
+        word = domain_word(source.name, _text(domain, "uuid"))
+        hint = f"resolve it first: {how_to_resolve(word)}"
+    return KvmarmError(f"{source.name} holds no kvmarm record", hint)
+
+
+def how_to_resolve(domain: str) -> str:
+    """The command that resolves a domain which libvirt has: its XML keeps its <uuid>.
+
+    Args:
+        domain: as one word of a command.
+    """
+    return f"virsh dumpxml --inactive --security-info {domain} | kvmarm define -"
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:

@@ -8,11 +8,10 @@ A domain is read, and defined again only if something of it changes; it is never
 from __future__ import annotations
 
 import functools
-import shlex
 from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, asks_for_host_model, parse
@@ -21,6 +20,7 @@ from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..kvm.device import System
 from ..renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
+from .inputs import how_to_resolve
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
 from .resolving import Choices, check_host_of, resolver_for
@@ -97,12 +97,9 @@ class _Refresher:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
-        plain = guest.name == shlex.quote(guest.name) and guest.name[0] != "-"
-        reason = (
-            "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"
-            f" {guest.name if plain else guest.uuid} | kvmarm define -)"
-        )
-        return guest._replace(stored=Outcome(FAILED, reason=reason))
+        how = how_to_resolve(domain_word(guest.name, guest.uuid))
+        missing = KvmarmError("it holds no kvmarm record", f"resolve it first: {how}")
+        return guest._replace(stored=Outcome(FAILED, reason=str(missing)))
 
     def refresh(self, domain: Domain) -> Guest:
         stamp, is_saved = marks.stamp(domain.uuid, domain.name), False

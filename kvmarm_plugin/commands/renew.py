@@ -33,7 +33,7 @@ _FIRST_PASSED = 3  # file descriptor, sd_listen_fds(3)
 def run(arguments: Namespace) -> int:
     uri, once = arguments.connect, arguments.once
     if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm renew there")
+        raise KvmarmError(f"{uri} is another host", "on that host: kvmarm renew")
     renewer = Renewer(lambda: Connection(uri), say)
     if once:
         while renewer.work():

@@ -6,6 +6,7 @@ concrete.
 from __future__ import annotations
 
 import platform
+import shlex
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -98,7 +99,9 @@ def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
     try:
         result.decode()
     except UnicodeDecodeError:
-        raise KvmarmError(f"{name} is not in UTF-8", "convert it: iconv -t UTF-8") from None
+        raise KvmarmError(
+            f"{name} is not in UTF-8", f"convert it: xmllint --encode UTF-8 {shlex.quote(name)}"
+        ) from None
     return result, "" if result == source else _summary(result)
 
 
@@ -111,7 +114,7 @@ def check_host_of(uri: str, choices: Choices) -> None:
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
-            "make it there with kvmarm probe, and give it with --host",
+            "on that host: kvmarm probe -o FILE; then give FILE with --host",
         )
 
 

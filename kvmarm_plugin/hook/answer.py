@@ -19,8 +19,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ..basics.untrusted import shown
-from .tell import quoted, say
+from ..basics.untrusted import quoted, shown
+from .tell import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ it, and its mark.
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
-from .tell import MESSAGE_LIMIT, log, one_line, quoted, say
+from ..basics.untrusted import domain_word, shown
+from .tell import MESSAGE_LIMIT, log, one_line, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Guest:
 
     def word(self) -> str:
         """What to call it in a command, for people who paste that."""
-        word = quoted(self.name)
-        return self.uuid if self.uuid and (word != self.name or len(word) > 60) else word
+        return domain_word(self.name, self.uuid)
 
 
 def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:

@@ -8,6 +8,8 @@ Domains that do not ask (no host-model, another architecture, no KVM) come back 
 
 from __future__ import annotations
 
+import shlex
+
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
@@ -120,10 +122,12 @@ class Resolver:
     def _warn_of_emulator(self, domain: Element) -> None:
         emulator, asked = emulator_of(domain), self.profile.qemu and self.profile.qemu.binary
         if emulator and asked and emulator != asked:
+            other = shlex.quote(shown(emulator, 500))
             self._advise(
                 f"{_title(domain)} names the emulator {shown(emulator, 120)};"
-                f" machine types and properties are those of {shown(asked, 120)} (hint: kvmarm"
-                " probe --qemu asks the other, and --host takes that profile)"
+                f" machine types and properties are those of {shown(asked, 120)} (hint: to have"
+                f" the other asked: kvmarm probe --qemu {other} -o FILE; then give FILE with"
+                " --host)"
             )
 
     def target(self, wish: Wish) -> Target:
@@ -186,7 +190,7 @@ class Resolver:
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
-                f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
+                f"it has {have}: pin the guest to such CPUs, or remove its pins",
             )
         return cluster
 

@@ -757,6 +757,9 @@ def test_a_guest_that_only_drifts_has_a_remedy(kind: str) -> None:
 def test_names_in_a_command_are_quoted() -> None:
     report = Report("a b;c", START, {"beta": [_TIMER]}, origin="alpha")
     assert "\nRemedy: kvmarm refresh 'a b;c'\n" in check_view.as_text(report)
+    for name in ("a b;c", "-rf", "a\nb"):
+        report = report.replace(title=name, uuid=_UUID)
+        assert f"\nRemedy: kvmarm refresh {_UUID}\n" in check_view.as_text(report)
 
 
 def test_a_host_that_has_changed_since() -> None:

@@ -228,8 +228,7 @@ AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
 UNKNOWN = "kvmarm: GUEST cannot be checked for a recorded CPU: "
 ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Try again"
 TOO_LARGE = (
-    NOT_THERE
-    + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
+    NOT_THERE + "the document is larger than 10 MiB (hint: the XML of a domain has a few KiB)"
 )
 NO_MEMORY = (
     NOT_THERE + "checking takes more memory than the hook may have; the host may be short of it"
@@ -670,8 +669,8 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a part of it is missing",
             NOT_THERE
-            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: resolve the"
-            " domain again from its intent)",
+            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: refresh the"
+            " domain: its record is made anew from its intent)",
             _in_records(
                 lambda xml: re.sub(rb"<kvmarm:registers>[^<]*</kvmarm:registers>", b"", xml)
             ),
