@@ -215,7 +215,7 @@ def rehearse(
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
     with KernelOffer(target, system, machines, cpus, boots) as offer:
-        return judge(target, offer, boots)
+        return judge(target, offer)
 
 
 def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...] = ()) -> Target:

@@ -117,7 +117,7 @@ def check(
             if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster, boots), boots)
+        judge(target, ProfileOffer(target, profile, cluster, boots))
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]

@@ -14,12 +14,9 @@ from .finding import HARMLESS, REFUSES, WRONG, Finding
 from .offer import Offer
 
 
-def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]:
+def judge(target: Target, offer: Offer) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
-    none.
-
-    Args:
-        thorough: of a guest that boots, also name what it gets and would do without if it arrived.
+    none. Of a guest that boots also what it gets, and would do without if it arrived.
     """
     if target.architecture != offer.architecture:
         kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
@@ -38,7 +35,7 @@ def judge(target: Target, offer: Offer, thorough: bool = False) -> list[Finding]
         from .registers import differences, harmless_differences
 
         findings += differences(target, offer)
-        if thorough:
+        if offer.boots:
             findings += harmless_differences(target, offer, findings)
     return sorted(findings, key=_rank)
 

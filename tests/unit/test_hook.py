@@ -624,7 +624,7 @@ def test_drift_is_marked_and_starts(door: Door, here: str, says: str) -> None:
 
 
 def test_registers_that_only_this_kernel_has(door: Door) -> None:
-    """No finding speaks of them, and QEMU will save them: on the way back they are too many."""
+    """No arrival minds them, and QEMU will save them: on the way back they are too many."""
     xml = _resolved(_TRIXIE)
     domain = parse(xml)
     old = record.read(record.find(domain) or pytest.fail("no record"))
@@ -632,7 +632,7 @@ def test_registers_that_only_this_kernel_has(door: Door) -> None:
     target = old.target.replace(reglist=pack_ids(fewer))
     older = rewrite.replace_record(xml, domain, old.replace(target=target))
     _, err = door(older, _TRIXIE)
-    assert "what is recorded: registers that only this kernel has: 1. To" in err
+    assert "what is recorded: register list: recorded no others, here S3_0_C6_C0_0. To" in err
     door(older, _TRIXIE, "migrate")
     assert _target(door.out) == old.target
 
