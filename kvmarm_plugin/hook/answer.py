@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..basics.untrusted import quoted, shown
+from ..basics.untrusted import domain_word, shown
 from .tell import say
 
 TYPE_CHECKING = False
@@ -66,15 +66,20 @@ def explain_host_model(name: str, xml: bytes) -> bool:
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.domain.xml import asks_for_host_model, parse
     from kvmarm_plugin.host.libvirt_host_model import is_noted
+    from kvmarm_plugin.host.marks import is_uuid
 
     try:
-        if not asks_for_host_model(parse(xml)) or is_noted():
+        domain = parse(xml)
+        if not asks_for_host_model(domain) or is_noted():
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
+    element = domain.find("uuid")
+    uuid = element.content.strip() if element else ""
+    word = domain_word(name, uuid if is_uuid(uuid) else "")
     say(
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
-        f" concrete, and start it again: virsh dumpxml --inactive --security-info {quoted(name)} |"
+        f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"
         " kvmarm define -"
     )
     return True

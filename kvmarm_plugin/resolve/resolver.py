@@ -162,6 +162,7 @@ class Resolver:
                 other,
                 profile,
                 roams,
+                bool(wish.cpus),
             )
         if roams:
             target = target.replace(roams=True)
@@ -359,13 +360,20 @@ def _cpus_in(cluster: Cluster) -> int:
 
 
 def _check_roaming(
-    target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str
+    target: Target,
+    other: Target,
+    here: Cluster,
+    there: Cluster,
+    profile: HostProfile,
+    roams: str,
+    has_pins: bool,
 ) -> None:
     """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
 
     Args:
         target, other: what it would get on either.
         roams: the kinds of CPU that it may run on.
+        has_pins: whether its own pins say so; else the policy does.
     """
     from ..judge.by_profile import ProfileOffer  # rarely needed, and slow to import
     from ..judge.finding import HARMLESS
@@ -393,7 +401,9 @@ def _check_roaming(
     raise ResolveError(
         f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot:"
         f" {reason}",
-        "pin it to one kind, or say cluster: biggest in the policy",
+        "pin it to one kind"
+        if has_pins
+        else "say cluster: biggest in the policy, or pin it to one kind",
     )
 
 

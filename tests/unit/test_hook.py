@@ -232,8 +232,11 @@ def test_names_that_a_shell_would_read_otherwise(script: Path, tmp_path: Path, n
     status, out, err = _call(script, name, "prepare", "begin", "-")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert not list(tmp_path.rglob("pwned"))
-    advice = err.partition("start it again: ")[2].partition(" | kvmarm")[0]
-    assert shlex.split(advice) == ["virsh", "dumpxml", "--inactive", "--security-info", name]
+    odd = _DOMAIN.replace(_UUID, "$(touch pwned)")
+    for source, called in ((_DOMAIN, name if name == "gäst" else _UUID), (odd, name)):
+        _, _, err = _call(script, name, "prepare", "begin", "-", source=source)
+        advice = err.partition("start it again: ")[2].partition(" | kvmarm")[0]
+        assert shlex.split(advice) == ["virsh", "dumpxml", "--inactive", "--security-info", called]
     # And as the argument of another operation it changes nothing.
     assert _call(script, name, "reconnect", "begin", "-") == (0, "", "")
 
