@@ -49,7 +49,7 @@ class Offer:
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:
         """There is no vCPU for the target: note which kind of finding that is. Where a feature is
-        to blame that the policy can turn off, the kind ends in "-switch".
+        to blame that the policy can turn off, the kind says so; else it ends in "-other".
         """
         vcpu = {"model": target.model, "number": target.number, "features": target.features}
         if kind.startswith("vcpu-"):
@@ -59,8 +59,9 @@ class Offer:
                 if feature.policy and feature.is_in(target.features) and not self.has(feature.bit)
             )
             if settings:
-                kind = f"{kind}-switch"
                 vcpu["settings"] = settings
+            else:
+                kind = f"{kind}-other"
         self.problem = Finding(kind, host=self.host, **vcpu, **values)
 
     def has(self, feature: str) -> bool:

@@ -171,10 +171,10 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
     "no-qemu": lambda: check(_target(), _host(qemu=None)),
     "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),
-    "vcpu-unknown": lambda: check(_target(features=("psci_0_2", "has_el2")), host(_N1)),
-    "vcpu-unknown-switch": lambda: check(_target(_MAX), host(_N1)),
-    "vcpu-refused": lambda: _rehearsed(_target(number=0, model="cortex-a57", seen={})),
-    "vcpu-refused-switch": lambda: _rehearsed(_target(_MAX, seen={})),
+    "vcpu-unknown-other": lambda: check(_target(features=("psci_0_2", "has_el2")), host(_N1)),
+    "vcpu-unknown": lambda: check(_target(_MAX), host(_N1)),
+    "vcpu-refused-other": lambda: _rehearsed(_target(number=0, model="cortex-a57", seen={})),
+    "vcpu-refused": lambda: _rehearsed(_target(_MAX, seen={})),
     "machine-unknown": lambda: check(_target(), _with_qemu(("virt-9.0",))),
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
@@ -320,7 +320,8 @@ def test_a_kind_of_finding(kind: str) -> None:
     assert all(said[column] for column in ("subject", "recorded", "local", "rule"))
     assert bool(said["remedy"]) is (
         finding.severity != HARMLESS
-        and kind not in ("architecture", "no-kvm", "no-qemu", "vcpu-unknown", "vcpu-refused")
+        and kind
+        not in ("architecture", "no-kvm", "no-qemu", "vcpu-unknown-other", "vcpu-refused-other")
     )
     assert "{" not in line(finding)
     assert line(finding).isprintable()
@@ -342,7 +343,7 @@ _REMEDIES = {
     "machine-dropped": f"({_N1} has virt-11.0 to virt-11.1)",
     "gic-refused": "write <gic version='2'/> where the guest comes from or, if KVM there has no"
     f" such GIC, on {_N1}",
-    "vcpu-unknown-switch": "say sve: off, pauth: off in the policy",
+    "vcpu-unknown": "say sve: off, pauth: off in the policy",
     "register-refused-firmware": f"start the guest on {_N1}, and move it from there",
     "features-left-to-qemu": f"boot {_MAX} with arm64.nosve; or",
     "pmu-off-refused": f"on {_N1}: remove <pmu>, then kvmarm refresh DOMAIN",

@@ -287,8 +287,8 @@ _FIELD: dict[str, tuple[Way, ...]] = {
 _WAYS: dict[str, tuple[Way, ...]] = {
     "architecture-other": (_refresh_there, _keep("trixie-cortex-a57")),
     "model-unknown": (_policy,),
-    "vcpu-unknown-switch": (_policy,),
-    "vcpu-refused-switch": (_policy,),
+    "vcpu-unknown": (_policy,),
+    "vcpu-refused": (_policy,),
     "machine-unknown": (_upgrade_qemu, _machine),
     "machine-dropped": (_machine,),
     "machine-foreign": (_machine,),
@@ -342,7 +342,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
 
 # Found by kernels only, with the words of another.
 _SAME = {
-    "vcpu-refused-switch": "vcpu-unknown-switch",
+    "vcpu-refused": "vcpu-unknown",
     "field-refused-override-here": "field-fixed-override-here",
 }
 
@@ -470,7 +470,7 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     "model-unknown": lambda: [
         _world("trixie-cortex-a57", _host("trixie-cortex-a57", {"models": {}}))
     ],
-    "vcpu-unknown-switch": lambda: [
+    "vcpu-unknown": lambda: [
         _world(_MAX, "trixie-max-nosve-nopauth"),
         _world("trixie-a64fx", apply_override(host("trixie-a64fx"), overrides()[0])),
     ],
@@ -640,7 +640,7 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
 
 # Until these are gone, what else there is stays unseen.
 _HIDING = (
-    "architecture-other", "model-unknown", "vcpu-unknown-switch", "xml-edited", "cpu-replaced",
+    "architecture-other", "model-unknown", "vcpu-unknown", "xml-edited", "cpu-replaced",
     "host-model-asked", "argument-overrules", "cluster-open", "cluster-missing",
 )  # fmt: skip
 
