@@ -100,7 +100,7 @@ def domain_word(name: str, uuid: str) -> str:
     paste.
 
     Args:
-        uuid: empty where it is not known.
+        uuid: counts if it is a plain word; empty where it is not known.
     """
     word = quoted(name)
-    return uuid if uuid and (word != name or len(word) > _SHOWN) else word
+    return uuid if quoted(uuid) == uuid and (word != name or len(word) > _SHOWN) else word

@@ -66,7 +66,6 @@ def explain_host_model(name: str, xml: bytes) -> bool:
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.domain.xml import asks_for_host_model, parse
     from kvmarm_plugin.host.libvirt_host_model import is_noted
-    from kvmarm_plugin.host.marks import is_uuid
 
     try:
         domain = parse(xml)
@@ -74,9 +73,8 @@ def explain_host_model(name: str, xml: bytes) -> bool:
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
-    element = domain.find("uuid")
-    uuid = element.content.strip() if element else ""
-    word = domain_word(name, uuid if is_uuid(uuid) else "")
+    uuid = domain.find("uuid")
+    word = domain_word(name, uuid.content.strip() if uuid else "")
     say(
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
         f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"
