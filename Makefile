@@ -7,7 +7,9 @@ VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 SOURCES := kvmarm_plugin tests
 
-PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz
+PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz zsh
+# What makes the chroots in which the Debian package is built and tried.
+CHROOTS := mmdebstrap debian-archive-keyring
 
 # Tests that need no hosts run on all CPUs, and the others' images are built meanwhile. Hosts are emulated by all CPUs anyway.
 PURE := $(RUN) -m pytest -n auto
@@ -16,7 +18,7 @@ BUILD := $(if $(TESTS),:,$(RUN) -m tests.lab build)
 # TESTS may all be in the other part: pytest's status is 5 then.
 OR_NONE := || [ $$? -eq 5 ]
 
-.PHONY: help demo test test-all unit lab lint bench bench-lab golden profiles truth-table clean
+.PHONY: help demo deb test test-all unit lab lint bench bench-lab golden profiles truth-table clean
 
 help:  ## this list
 	@echo "make TARGET, on a Debian machine; each installs what it needs, as root. TESTS=… chooses tests."
@@ -26,12 +28,17 @@ help:  ## this list
 demo: $(VENV)/ready  ## [hosts, or an ARM host's own KVM] a guest, from libvirt's refusal to a migration (3 minutes)
 	@$(RUN) -m tests.lab.demo
 
+deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=…; from the mirror that apt uses, as root (10 minutes)
+	@tests/install-packages $(CHROOTS)
+	@$(PYTHON) -m tests.deb $(SUITES)
+
 test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 20 minutes)
 	@$(RUN) -m tests.lab setup
 	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
 test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
+	@tests/install-packages $(CHROOTS)
 	@$(RUN) -m tests.lab setup
 	@$(BUILD) trixie bookworm sid sid-trixie & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)
@@ -57,8 +64,8 @@ bench: $(VENV)/ready  ## what the hook and the commands cost on this machine
 bench-lab: $(VENV)/ready  ## [hosts] what the hook costs on an emulated host, with a real kernel (a minute)
 	@$(RUN) -m tests.lab.bench
 
-golden: $(VENV)/ready  ## write the golden files anew; read the difference before you commit it
-	@$(RUN) -m pytest tests/test_golden.py tests/unit/test_hook_faults.py::test_the_document --regenerate-output
+golden: $(VENV)/ready  ## write the golden files, and docs that are made from the code, anew; read the difference before you commit it
+	@$(RUN) -m pytest tests/test_golden.py tests/unit/test_hook_faults.py::test_the_document tests/unit/test_completion.py --regenerate-output
 
 profiles: $(VENV)/ready  ## [hosts] record the profile of every host that the lab can make (ten minutes)
 	@$(RUN) -m tests.lab setup

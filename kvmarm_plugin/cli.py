@@ -74,6 +74,34 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="say on standard error where the time goes"
     )
 
+    importing = _command(
+        subparsers, "import", "make a profile (JSON) from what another program dumped of a CPU"
+    )
+    importing.set_defaults(command="import_")  # its file: Python has the word to itself
+    importing.add_argument(
+        "file",
+        metavar="FILE",
+        help=(
+            "a fingerprint of Firecracker, lines of a register and its value, or /proc/cpuinfo (-"
+            " for standard input)"
+        ),
+    )
+    importing.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
+    importing.add_argument(
+        "--name", default="", help="of the host (default: after its CPU and kernel)"
+    )
+    importing.add_argument(
+        "--format",
+        choices=("firecracker", "registers", "hardware", "cpuinfo"),
+        help="what FILE is (default: what it looks like)",
+    )
+    importing.add_argument(
+        "--kernel",
+        metavar="RELEASE",
+        default="",
+        help="the host's, as uname -r says it, where FILE does not tell",
+    )
+
     resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
@@ -179,7 +207,10 @@ def _parser() -> argparse.ArgumentParser:
         "say between which hosts guests can migrate, and why not between the others",
     )
     compare.add_argument(
-        "profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe"
+        "profiles",
+        metavar="PROFILE",
+        nargs="+",
+        help="profiles made with kvmarm probe, or known CPUs such as graviton3@6.1",
     )
     compare.add_argument(
         "--policy",

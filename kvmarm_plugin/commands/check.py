@@ -10,6 +10,7 @@ import platform
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..host.qemu_version import BINARIES
+from ..judge.finding import UNKNOWN
 from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
 from .check_view import ARRIVAL, MEMBER, START, Report
@@ -65,7 +66,10 @@ def run(arguments: Namespace) -> int:
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
     if report.unknown:
         return NOT_KNOWN
-    return DONE if all(map(report.is_yes, report.verdicts.values())) else INCOMPATIBLE
+    no_yes = [each for each in report.verdicts.values() if not report.is_yes(each)]
+    if no_yes and all(report.verdict(each) == UNKNOWN for each in no_yes):
+        return NOT_KNOWN
+    return INCOMPATIBLE if no_yes else DONE
 
 
 def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:

@@ -8,7 +8,7 @@ import json
 from ..basics.untrusted import domain_word, lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, worst
+from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -34,6 +34,11 @@ _YES = {
         DRIFT: "yes, it would start, but not as recorded",
     },
     MEMBER: {SAME: "yes, a member like the others"},
+}
+_AS_FAR_AS_KNOWN = {
+    ARRIVAL: "yes, as far as known",
+    START: "yes, it would start, as far as known",
+    MEMBER: "yes, as far as known",
 }
 _REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
@@ -84,6 +89,8 @@ class Report(Value):
             return worst(findings) or SAME
         if any(finding.stops_start for finding in findings):
             return REFUSES
+        if any(finding.severity == UNKNOWN for finding in findings):
+            return UNKNOWN
         return DRIFT if findings else SAME
 
     def is_yes(self, findings: list[Finding]) -> bool:
@@ -141,6 +148,8 @@ def _answer(report: Report, findings: list[Finding]) -> str:
     verdict = report.verdict(findings)
     if verdict == DRIFT and report.drift_refused:
         return _REFUSED
+    if verdict == UNKNOWN:
+        return _AS_FAR_AS_KNOWN[report.question]
     return _YES[report.question].get(verdict, _NO[report.question])
 
 
@@ -189,6 +198,8 @@ def _is_hopeless(report: Report, finding: Finding) -> bool:
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case; findings.tsv has what is to be done in general."""
+    if finding.severity == UNKNOWN:
+        return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:
         return _remedy_of_pool(report, host, finding)
     boots = report.question == START

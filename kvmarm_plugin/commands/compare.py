@@ -8,7 +8,7 @@ import json
 from ..fleet import compare_view
 from ..fleet.compare import compare
 from ..host import files
-from . import DONE, INCOMPATIBLE
+from . import DONE, INCOMPATIBLE, NOT_KNOWN
 from .inputs import read_policy, read_profiles
 from .output import write_text
 
@@ -31,4 +31,6 @@ def run(arguments: Namespace) -> int:
         files.write(picture, svg(compare_view.as_dot(comparison)))
     else:
         write_text(compare_view.as_text(comparison))
-    return DONE if comparison.possible else INCOMPATIBLE
+    if comparison.answer is None:
+        return NOT_KNOWN
+    return DONE if comparison.answer else INCOMPATIBLE

@@ -210,8 +210,14 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
 
 
 def read_profile(name: str | None) -> HostProfile:
-    """The profile in a file, or this host's own for None."""
-    return profile_json.loads(files.read_text(name), name) if name else probe_here()
+    """The profile in a file, else the one of a known CPU; this host's own for None."""
+    if not name:
+        return probe_here()
+    if name != "-" and "/" not in name and not os.path.exists(name):
+        from ..host import known
+
+        return known.read(name)
+    return profile_json.loads(files.read_text(name), name)
 
 
 def read_profiles(names: list[str]) -> list[HostProfile]:

@@ -153,9 +153,17 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
     from ..model.target import Pinning
     from ..rehearse import KernelOffer
 
+    found = find_clusters()
     clusters = tuple(
-        Pinning(found.midr, found.revidr, cpulist.write(found.cpus)) for found in find_clusters()
+        Pinning(kind.midr, kind.revidr, cpulist.write(kind.cpus))
+        for kind in found
+        if kind.midr is not None
     )
+    if len(clusters) < len(found):
+        raise KvmarmError(
+            "this host has CPUs of an unknown kind: neither sysfs nor /proc/cpuinfo tells MIDR_EL1",
+            "kvmarm probe names them",
+        )
     machines = machines_here()
     with System() as system:
         offer = lambda target: KernelOffer(  # noqa: E731

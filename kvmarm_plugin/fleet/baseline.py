@@ -18,6 +18,7 @@ from ..model.profile import HostProfile
 from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
+from ..resolve.partial import refuse_partial
 from .common_ground import Obstacle, common, some
 from .kinds import Kind, kinds_of
 from .plan import Plan, level
@@ -59,7 +60,12 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
     Args:
         hosts: at least one.
         name: for the pool.
+
+    Raises:
+        ResolveError: the profile of one does not tell everything, and nobody knows what it gives.
     """
+    for host in hosts:
+        refuse_partial(host)
     kinds = kinds_of(hosts)
     plan = level(kinds)
     # Without a step to take, these are the hosts as they are.
@@ -205,7 +211,9 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
         (
             "CPU",
             ", ".join(
-                f"{cluster.part or 'unknown part'} ({cluster.midr:#x})" for cluster in clusters
+                f"{profile.name_of(cluster) if cluster.part else 'unknown part'}"
+                f" ({cluster.midr:#x})"
+                for cluster in clusters
             ),
         ),
         (
@@ -262,7 +270,7 @@ def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[s
     if here < there:
         losses.append(f"more than {here} GiB of memory")
     losses += [
-        f"the {cluster.part or hex(cluster.midr)}"
+        f"the {host.name_of(cluster)}"
         for cluster in host.clusters
         if not _among(cluster.midr, profile)
     ]

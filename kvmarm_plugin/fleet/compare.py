@@ -10,9 +10,10 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.value import Value
 from ..judge.by_profile import check
-from ..judge.finding import REFUSES, WRONG, Finding
+from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
 from ..model.policy import Policy
 from ..model.profile import HostProfile
+from ..resolve.partial import missing_parts, partial_target
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
 from .kinds import Kind, kinds_of
@@ -45,8 +46,21 @@ class Pair(Value):
         return [finding for finding in self.findings if finding.severity in (REFUSES, WRONG)]
 
     @property
+    def unknown(self) -> list[Finding]:
+        """What a clear answer would need to know."""
+        return [finding for finding in self.findings if finding.severity == UNKNOWN]
+
+    @property
+    def answer(self) -> bool | None:
+        """Whether they run there; None if they do as far as known, and not all is known."""
+        if self.problem or self.blocking:
+            return False
+        return None if self.unknown else True
+
+    @property
     def possible(self) -> bool:
-        return not self.problem and not self.blocking
+        """Whether they run there for certain."""
+        return self.answer is True
 
 
 class Group(Value):
@@ -86,9 +100,15 @@ class Comparison(Value):
         return sum(len(self.kinds[number].hosts) for number in group.kinds)
 
     @property
+    def answer(self) -> bool | None:
+        """Whether every host's guests run on every host; None if they do as far as known."""
+        answers = {pair.answer for pair in self.pairs}
+        return False if False in answers else None if None in answers else True
+
+    @property
     def possible(self) -> bool:
-        """Whether every host's guests run on every host."""
-        return all(pair.possible for pair in self.pairs)
+        """Whether they do for certain."""
+        return self.answer is True
 
     def links(self) -> list[Link]:
         """The edges between groups: of whole groups where these are all there are, else of
@@ -153,6 +173,7 @@ class _Source:
 
     def __init__(self, host: HostProfile, policy: Policy) -> None:
         self._host = host
+        self._policy = policy
         self._resolver = Resolver(host, policy)
         self._architecture = "aarch64" if host.kvm_architecture == "arm64" else "armv7l"
         self._targets: dict[str, Target | str] = {}
@@ -162,16 +183,43 @@ class _Source:
         machine = _common_machine([self._host, destination])
         if machine not in self._targets:
             try:
-                self._targets[machine] = self._resolver.target(Wish(self._architecture, machine))
+                self._targets[machine] = self._target(machine)
             except KvmarmError as error:
                 self._targets[machine] = str(error)
         target = self._targets[machine]
-        return ((), target) if isinstance(target, str) else (tuple(check(target, destination)), "")
+        if isinstance(target, str):
+            return (), target
+        found = check(target, destination, unknown=self._host.unknown)
+        return (*found, *_host_differences(self._host, destination)), ""
+
+    def _target(self, machine: str) -> Target:
+        if missing_parts(self._host):
+            return partial_target(self._host, machine, self._policy)
+        return self._resolver.target(Wish(self._architecture, machine))
+
+
+def _host_differences(source: HostProfile, destination: HostProfile) -> list[Finding]:
+    """What a guest does not depend on, and people ask for."""
+    sizes, revisions = (
+        (source.page_size, destination.page_size),
+        (source.gicd_iidr, destination.gicd_iidr),
+    )
+    findings = []
+    if all(sizes) and sizes[0] != sizes[1]:
+        findings.append(Finding("page-size-other", recorded=sizes[0], local=sizes[1]))
+    if None not in revisions and revisions[0] != revisions[1]:
+        findings.append(Finding("gicd-iidr-other", recorded=revisions[0], local=revisions[1]))
+    return findings
 
 
 def _common_machine(hosts: list[HostProfile]) -> str:
-    """The newest machine type that all know; empty if there is none."""
-    here, *others = (host.qemu.machines if host.qemu else () for host in hosts)
+    """The newest machine type that all know, of those whose QEMU is known; empty if there is
+    none.
+    """
+    known = [
+        host.qemu.machines if host.qemu else () for host in hosts if "qemu" not in host.unknown
+    ]
+    here, *others = known or [()]
     return next((machine for machine in here if all(machine in there for there in others)), "")
 
 

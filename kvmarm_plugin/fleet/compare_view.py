@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from typing import Any
 
-    from ..model.profile import Cluster
+    from ..judge.finding import Finding
     from .compare import Comparison, Link, Pair
     from .kinds import Kind
 
@@ -52,7 +52,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "from": pair.source + 1,
                 "to": pair.destination + 1,
-                "possible": pair.possible,
+                "possible": pair.answer,
                 "problem": pair.problem,
                 "findings": [as_data(finding) for finding in pair.findings],
             }
@@ -73,6 +73,7 @@ def as_text(comparison: Comparison) -> str:
         _table(comparison),
         *([_between(comparison), _matrix(comparison)] if several else []),
         *_reasons(comparison),
+        *_open_questions(comparison),
     ]
     return "\n".join(lines(part) for part in parts if part)
 
@@ -93,33 +94,31 @@ def _hardware(kind: Kind) -> list[str]:
     longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
     rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
     return [
-        " + ".join(map(_cpu, clusters)) or "no KVM",
+        " + ".join(shown(kind.host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
         *([f"SVE {longest}"] if longest else []),
         *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
     ]
 
 
 def _software(kind: Kind) -> list[str]:
-    """Kernel, QEMU, and the overrides that all have."""
+    """Kernel, its page size, QEMU, and the overrides that all have."""
     host = kind.host
     return [
-        "Linux {}.{}".format(*kernel_version(host.kernel)),
-        "QEMU {}.{}".format(*host.qemu.release) if host.qemu else "no QEMU",
+        ("Linux {}.{}".format(*kernel_version(host.kernel)) if host.kernel else "Linux not known"),
+        *([f"{host.page_size >> 10}k pages"] if host.page_size else []),
+        (
+            "QEMU {}.{}".format(*host.qemu.release)
+            if host.qemu
+            else "QEMU not known"
+            if "qemu" in host.unknown
+            else "no QEMU"
+        ),
         *(
             shown(word)
             for word in host.overrides
             if all(word in other.overrides for other in kind.hosts)
         ),
     ]
-
-
-def _cpu(cluster: Cluster) -> str:
-    """Part and revision, as "Neoverse-N1 r3p1"."""
-    return (
-        f"{shown(cluster.part)} r{cluster.midr >> 20 & 15}p{cluster.midr & 15}"
-        if cluster.part
-        else f"CPU {cluster.midr:#x}"
-    )
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -129,7 +128,9 @@ def _table(comparison: Comparison) -> list[str]:
         for place in group.kinds:
             first, kind = place == group.kinds[0], kinds[place]
             what = f"no guests: {group.problem}" if group.problem else describe(kind)
-            which = (group.name, shown(group.machine) or "none") if first else ("", "")
+            is_known = "qemu" not in kind.host.unknown
+            machine = shown(group.machine) or ("none" if is_known else "not known")
+            which = (group.name, machine) if first else ("", "")
             rows.append((*which, str(place + 1), str(len(kind.hosts)), names_of(kind), what))
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [
@@ -157,11 +158,11 @@ def _between(comparison: Comparison) -> list[str]:
         start = (_label(comparison, link.sources), "<->" if link.mutual else "->")
         ends.setdefault(start, []).append(_label(comparison, link.destinations))
     texts = [f"  {source} {arrow} {', '.join(labels)}" for (source, arrow), labels in ends.items()]
-    return (
-        ["Between groups, or kinds of them, one way where not <->:", *texts]
-        if texts
-        else ["No guest can migrate between groups."]
-    )
+    if texts:
+        return ["Between groups, or kinds of them, one way where not <->:", *texts]
+    if any(pair.answer is None for pair in comparison.pairs):
+        return ["Between groups no guest is known to be able to migrate."]
+    return ["No guest can migrate between groups."]
 
 
 def _label(comparison: Comparison, kinds: tuple[int, ...]) -> str:
@@ -198,26 +199,33 @@ def _matrix(comparison: Comparison) -> list[str]:
     texts = [
         "from \\ to".ljust(width + 6) + "".join(f"{place + 1:>4}" for place in range(len(kinds)))
     ]
-    for row, kind in enumerate(kinds):
+    for row in range(len(kinds)):
         cells = (
-            "-" if row == column and len(kind.hosts) == 1 else _yes(comparison, row, column)
+            "-" if _is_alone(comparison, row, column) else _yes(comparison, row, column)
             for column in range(len(kinds))
         )
         texts.append(
             f"{row + 1:>4}  {names[row].ljust(width)}" + "".join(cell.rjust(4) for cell in cells)
         )
+    if _doubtful(comparison):
+        texts.append("?: yes as far as known; what is not is said below.")
     return texts
 
 
+def _is_alone(comparison: Comparison, source: int, destination: int) -> bool:
+    """Whether this is a kind of one host, with itself: there is nowhere to go."""
+    return source == destination and len(comparison.kinds[source].hosts) == 1
+
+
 def _yes(comparison: Comparison, source: int, destination: int) -> str:
-    return "yes" if comparison.pair(source, destination).possible else "no"
+    return {True: "yes", False: "no", None: "?"}[comparison.pair(source, destination).answer]
 
 
 def _reasons(comparison: Comparison) -> list[list[str]]:
     """Why the missing edges are missing, those for the same reasons together; where that is much,
     by the first reason of each.
     """
-    missing = [pair for pair in comparison.pairs if not pair.possible]
+    missing = [pair for pair in comparison.pairs if pair.answer is False]
     alike = _by(missing, lambda pair: (pair.problem, *pair.blocking))
     if len(alike) <= _REASONS:
         return [
@@ -232,6 +240,36 @@ def _reasons(comparison: Comparison) -> list[list[str]]:
             " all reasons:"
         ],
         *([_in_common(pairs), *(f"  {edges}" for edges in _edges(pairs))] for pairs in alike),
+    ]
+
+
+def _open_questions(comparison: Comparison) -> list[list[str]]:
+    """What is not known of the pairs without a clear answer, those of the same together."""
+    alike = _by(_doubtful(comparison), lambda pair: tuple(pair.unknown))
+    return [
+        [
+            *_heading(comparison, pairs, "yes as far as known"),
+            *(f"  {question}" for question in _not_known(pairs[0].unknown)),
+        ]
+        for pairs in alike
+    ]
+
+
+def _doubtful(comparison: Comparison) -> list[Pair]:
+    return [
+        pair
+        for pair in comparison.pairs
+        if pair.answer is None and not _is_alone(comparison, pair.source, pair.destination)
+    ]
+
+
+def _not_known(findings: list[Finding]) -> list[str]:
+    """Parts of a profile in a line, as there are many; then registers, the first of them."""
+    parts = [texts(finding)["subject"] for finding in findings if finding.kind == "not-known"]
+    others = [finding for finding in findings if finding.kind != "not-known"]
+    return [
+        *([f"not known: {', '.join(parts)}"] if parts else []),
+        *in_short(others, recorded="on the source", local="on the destination"),
     ]
 
 
@@ -259,15 +297,15 @@ def _by(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pai
     return list(alike.values())
 
 
-def _heading(comparison: Comparison, pairs: list[Pair]) -> list[str]:
+def _heading(comparison: Comparison, pairs: list[Pair], answer: str = "no") -> list[str]:
     """Which pairs; of a single one, with names."""
     if len(pairs) > 1:
-        return [f"{edges}: no" for edges in _edges(pairs)]
+        return [f"{edges}: {answer}" for edges in _edges(pairs)]
     ends = (
         f"{place + 1} {shown(comparison.kinds[place].names[0])}"
         for place in (pairs[0].source, pairs[0].destination)
     )
-    return [f"{' -> '.join(ends)}: no"]
+    return [f"{' -> '.join(ends)}: {answer}"]
 
 
 def _edges(pairs: list[Pair]) -> list[str]:
@@ -307,6 +345,11 @@ def as_dot(comparison: Comparison) -> str:
         )
         texts += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
     texts += [f"  {arrow};" for link in comparison.links() for arrow in _arrows(comparison, link)]
+    texts += [
+        f"  {pair.source + 1} -> {pair.destination + 1} [style=dashed];"
+        for pair in comparison.pairs
+        if pair.answer is None and pair.source != pair.destination
+    ]
     return "".join(f"{text}\n" for text in [*texts, "}"])
 
 

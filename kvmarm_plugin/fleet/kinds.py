@@ -8,7 +8,7 @@ question: `compare` and `baseline` ask by kind.
 from __future__ import annotations
 
 from ..basics.value import Value
-from ..model.profile import Cluster, HostProfile, Vcpu
+from ..model.profile import SINCE_2, Cluster, HostProfile, Vcpu
 from ..registers.rules import kernel_version
 
 TYPE_CHECKING = False
@@ -46,12 +46,15 @@ def kinds_of(hosts: Iterable[HostProfile]) -> list[Kind]:
 
 
 def _capability(host: HostProfile) -> Hashable:
-    """All that `resolve` and `check` look at. Not names and point releases, nor what only tells
+    """All that `resolve` and `check` look at, and the page size, which has no other place to be
+    seen. Not names and point releases, nor what only tells
     people where a value comes from.
     """
     qemu = host.qemu
     return (
         host.architecture,
+        tuple(part for part in host.unknown if part not in SINCE_2),
+        host.page_size,
         kernel_version(host.kernel),
         frozenset(host.capabilities.items()),
         host.ipa_bits,

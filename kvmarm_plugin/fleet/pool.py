@@ -214,10 +214,13 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     base = pool.baseline
     missing = tuple(machine for machine in machines(base) if machine not in machines(host))
     gics = tuple(version for version in base.gic_versions if version not in host.gic_versions)
+    unknown = host.unknown  # `found` says so
     of_some = {
         "machine-unknown": missing
+        and "qemu" not in unknown
         and Finding("machines-unknown", machines=missing, host=host.name),
         "gic-refused": gics
+        and "gic_versions" not in unknown
         and Finding(
             "gic-refused",
             recorded=gics[0],
@@ -226,6 +229,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
             host=host.name,
         ),
         "addresses-too-few": host.ipa_bits < base.ipa_bits
+        and "ipa_bits" not in unknown
         and Finding(
             "addresses-too-few", recorded=base.ipa_bits, local=host.ipa_bits, host=host.name
         ),

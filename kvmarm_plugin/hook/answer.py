@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command kvmarm-hook: the script as it would be installed, for trying by hand and for
-    those who place hooks themselves.
+    those who place hooks themselves. The Debian package has the script itself in its place.
     """
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.hook.install import script

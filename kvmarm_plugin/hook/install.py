@@ -23,6 +23,7 @@ from ..host.paths import Step, reach
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
+PACKAGED = "/usr/bin/kvmarm-hook"  # where a distribution's package makes NAME a link to
 _SHIPPED = f"qemu.d/{NAME}"
 _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this line
 _LONGEST = 1 << 20  # bytes of a hook
@@ -32,7 +33,8 @@ _DAEMONS = ("virtqemud", "libvirtd")
 
 
 def install(directory: Path = DIRECTORY) -> list[str]:
-    """Install or renew the hook, and tell libvirt. Returns what was done, a line each.
+    """Install or renew the hook, and tell libvirt. Returns what was done, a line each. The link of
+    a distribution's package stays.
 
     Raises:
         KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others
@@ -53,6 +55,10 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     _check_interpreter(python)
     wanted = text.encode(errors="surrogateescape")
     path = _place(directory)
+    if _is_packaged(path):
+        _check_owner(str(path))
+        done = f"{path} is up to date: it is the link of a package to {PACKAGED}, and stays"
+        return [done, _reload(), *_selinux_advice()]
     for each in (path.parent.parent, path.parent):
         _make_directory(each)
     try:
@@ -75,9 +81,14 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     """Remove the hook, and tell libvirt. Returns what was done, a line each.
 
     Raises:
-        KvmarmError: no permission, or what is there is not kvmarm's.
+        KvmarmError: no permission, or what is there is not kvmarm's, or is a package's.
     """
     path = _place(directory)
+    if _is_packaged(path):
+        raise KvmarmError(
+            f"cannot remove {path}: it is the link of a package to {PACKAGED}",
+            "remove the package (Debian: apt remove kvmarm), and it is gone",
+        )
     try:
         with reach(str(path), _refuse_links) as end:
             if end.entry is None:
@@ -127,6 +138,13 @@ def _place(directory: Path) -> Path:
     return Path(
         os.path.realpath(directory.parent.parent), directory.parent.name, directory.name, NAME
     )
+
+
+def _is_packaged(path: Path) -> bool:
+    """Whether the hook is there as a distribution's package has it. One that dangles is what is
+    left of such a package.
+    """
+    return path.is_symlink() and os.readlink(path) == PACKAGED and os.path.exists(PACKAGED)
 
 
 def _check_owner(path: str) -> None:

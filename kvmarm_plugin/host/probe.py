@@ -27,15 +27,15 @@ from ..kvm.device import KvmError, System, SystemCalls
 from ..kvm.scratch import ScratchVcpu, makes_vcpu, preferred_target, run_guest
 from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
-from ..model.problem import Problem
-from ..model.profile import Cluster, HostProfile, Qemu, Vcpu
-from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE
+from ..model.problem import UNKNOWN_CPUS, Problem
+from ..model.profile import SINCE_2, Cluster, HostProfile, Qemu, Vcpu
+from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
 from ..model.target import sve_lengths
 from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from . import qemu as qemu_edge
-from .cpus import CpuCluster, allowed_cpus, find_clusters, name_part
+from .cpus import CpuCluster, allowed_cpus, find_capacity, find_clusters, name_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Host:
         architecture, name, kernel: as uname -m, -n and -r give them.
         root: where sys/ and proc/ are.
         kvm: the system calls to /dev/kvm.
+        page_size: the kernel's, in bytes.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Host:
         architecture: str = "",
         kernel: str = "",
         name: str = "",
+        page_size: int = 0,
     ) -> None:
+        self.page_size = page_size or os.sysconf("SC_PAGESIZE")
         self.root = root
         self.kvm = kvm
         self.architecture = architecture or platform.machine()
@@ -96,10 +99,12 @@ class _Probe:
 
     def run(self, qemu_binary: str) -> HostProfile:
         host = self.host
+        page_size = host.page_size if host.page_size in PAGE_SIZES else 0
         qemu = self._timed("QEMU", lambda: self._qemu(qemu_binary))
         capabilities: dict[str, int] = {}
         gics: tuple[int, ...] = ()
         clusters: tuple[Cluster, ...] = ()
+        gicd_iidr: int | None = None
         if not re.fullmatch(KERNEL, host.kernel):
             self._problem("kernel", f"its release is no version: {shown(host.kernel)}")
         if host.architecture not in _ARCHITECTURES:
@@ -118,6 +123,7 @@ class _Probe:
                     )
                     gics = self._or_problem("virtual GICs", lambda: _gics(system)) or ()
                     clusters = self._clusters(system, capabilities, qemu)
+                    gicd_iidr = _gicd_iidr(system, clusters, gics)
         return HostProfile(
             name=_line(host.name, NAME),
             origin="measured",
@@ -144,6 +150,13 @@ class _Probe:
             libvirt=self._timed("libvirt", self._libvirt),
             cpu_features=_cpu_features(self._text("usr/share/libvirt/cpu_map/arm_features.xml")),
             problems=tuple(self.problems[:255]),
+            page_size=page_size,
+            gicd_iidr=gicd_iidr,
+            unknown=tuple(
+                part
+                for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))
+                if not is_known
+            ),
         )
 
     # -- KVM --------------------------------------------------------------------------------------
@@ -162,11 +175,19 @@ class _Probe:
             for cluster in found[:_MOST_CLUSTERS]:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
                 title = f"cluster {cpulist.write(cluster.cpus)}"
+                if cluster.midr is None:
+                    self._problem(
+                        UNKNOWN_CPUS,
+                        "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of"
+                        f" {cpulist.write(cluster.cpus)}",
+                        "run Linux 4.8 or newer there, or take these CPUs offline",
+                    )
+                    continue
                 if not cpus:
                     self._problem(title, "this process may not run there (cpuset or affinity)")
                     continue
                 measure = functools.partial(
-                    self._cluster, cluster, cpus, system, capabilities, qemu
+                    self._cluster, cluster, cluster.midr, cpus, system, capabilities, qemu
                 )
                 measured = self._or_problem(title, functools.partial(self._timed, title, measure))
                 if measured is not None:
@@ -178,6 +199,7 @@ class _Probe:
     def _cluster(
         self,
         found: CpuCluster,
+        midr: int,
         cpus: list[int],
         system: System,
         capabilities: dict[str, int],
@@ -201,15 +223,15 @@ class _Probe:
         if not vcpus:
             self._problem(title, f"KVM makes no vCPU of target {target}")
             return None
-        implementer, part = name_part(found.midr)
+        implementer, part = name_part(midr)
         with_sve = next((vcpu for vcpu in vcpus if SVE.is_in(vcpu.features)), None)
         return Cluster(
             cpus=cpulist.write(found.cpus),
-            midr=found.midr,
+            midr=midr,
             revidr=found.revidr,
             implementer=implementer,
             part=part,
-            capacity=found.capacity,
+            capacity=find_capacity(found.cpus, self.host.root),
             target=target,
             vcpus=tuple(vcpus),
             sve_lengths=sve_lengths(with_sve.registers.get("SVE_VLS", 0)) if with_sve else (),
@@ -291,6 +313,20 @@ def _capabilities(system: System) -> dict[str, int]:
 def _gics(system: System) -> tuple[int, ...]:
     with system.create_vm() as vm:
         return tuple(version for version in uapi.DEVICE_TYPE_ARM_VGIC if vm.has_gic(version))
+
+
+def _gicd_iidr(system: System, clusters: tuple[Cluster, ...], gics: tuple[int, ...]) -> int | None:
+    """GICD_IIDR of the virtual GIC of the newest version; None where no kernel tells it. Nothing
+    depends on it, so that it is no problem.
+    """
+    if not gics or not clusters:
+        return None
+    base = clusters[0].vcpus[0]
+    try:
+        with ScratchVcpu(system, base.number, base.features) as vcpu:
+            return vcpu.vm.gicd_iidr(max(gics))
+    except KvmError:
+        return None
 
 
 def _feature_sets(capabilities: dict[str, int], architecture: str) -> list[tuple[str, ...]]:

@@ -9,13 +9,22 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
-from ..model.profile import Cluster, HostProfile
+from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
-from ..registers.rules import KernelFacts, accepts, ignores, kernel_version
+from ..registers.rules import (
+    IMPLEMENTATION_ID,
+    KernelFacts,
+    accepts,
+    ignores,
+    kernel_version,
+)
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
 from .verdict import judge, which_counts
+
+_OLDEST, _NEWEST = (0, 0), (9999, 0)
+_MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS; vendors' kernels may have it earlier
 
 
 class ProfileOffer(Offer):
@@ -30,29 +39,41 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
-        self._kernel = KernelFacts(
-            kernel_version(profile.kernel), cluster.writable if cluster else None
-        )
+        # What older profiles do not tell decides nothing, nor where the only cluster is.
+        idle = SINCE_2 if len(profile.clusters) > 1 else (*SINCE_2, "cpus")
+        self.unknown = tuple(part for part in profile.unknown if part not in idle)
+        self._kernels = _kernels(profile, cluster)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.cannot_make("no-kvm", target)
             return
-        if profile.qemu is None:
+        if profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
             return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
         features = self.features_for(target)
+        self.sve_lengths = cluster.sve_lengths
+        self.seen = readable(cluster.seen, features if boots else target.features)
         vcpu = None if number is None else cluster.vcpu(number, features)
         if vcpu is None:
-            self.cannot_make("model-unknown" if number is None else "vcpu-unknown", target)
+            kind, part = (
+                ("model-unknown", "models") if number is None else ("vcpu-unknown", "vcpus")
+            )
+            if part not in profile.unknown:
+                self.cannot_make(kind, target)
+                return
+            # What its other vCPUs are tells of this one what all of a CPU have in common.
+            of_all = cluster.vcpus[0].registers
+            self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
+            self.unknown = tuple(
+                each for each in PARTS if each in (*self.unknown, "registers", "reglist")
+            )
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
-        self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, features if boots else target.features)
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities
@@ -61,12 +82,33 @@ class ProfileOffer(Offer):
         return self._profile.qemu.release if self._profile.qemu else (0, 0)
 
     def kernel(self) -> KernelFacts:
-        return self._kernel
+        return self._kernels[0]
 
     def accepts(self, register: str, value: int) -> bool:
-        if ignores(register, value, self.registers, self._kernel):
+        return self._accepts(register, value, self._kernels[0])
+
+    def doubts(self, register: str, value: int) -> bool:
+        return len({self._accepts(register, value, kernel) for kernel in self._kernels}) > 1
+
+    def _accepts(self, register: str, value: int, kernel: KernelFacts) -> bool:
+        if ignores(register, value, self.registers, kernel):
             return True
-        return accepts(register, value, self.registers[register], self._kernel)
+        return accepts(register, value, self.registers[register], kernel)
+
+
+def _kernels(profile: HostProfile, cluster: Cluster | None) -> tuple[KernelFacts, ...]:
+    """The kernel; where its version or its masks are unknown, all extremes that it may be: what
+    they agree on is known.
+    """
+    version, unknown = kernel_version(profile.kernel), profile.unknown
+    if cluster is None:
+        return (KernelFacts(version, None),)
+    versions = (_NEWEST, _OLDEST) if "kernel" in unknown else (version,)
+    masks: tuple[dict[str, int] | None, ...] = (cluster.writable,)
+    if "writable" in unknown:
+        everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
+        masks = (everything, {}, *((None,) if min(versions) < _MASKS_FROM else ()))
+    return tuple(KernelFacts(each, mask) for mask in masks for each in versions)
 
 
 def given(target: Target, offer: Offer) -> Target:
@@ -92,6 +134,7 @@ def check(
     profile: HostProfile,
     cpus: tuple[int, ...] | None = None,
     boots: bool = False,
+    unknown: tuple[str, ...] = (),
 ) -> list[Finding]:
     """The findings of a target against a host; on a host of several clusters, of the one that it is
     pinned to, or of the one that counts (`verdict.which_counts`).
@@ -100,15 +143,18 @@ def check(
         cpus: of the host, where `reconcile_pins` has looked at the domain's pins: what it returned.
             None for a guest without a domain, and with no pins but what its record says.
         boots: the guest boots there; otherwise it arrives.
+        unknown: as for `judge`.
     """
     clusters, pinning = profile.clusters, target.pinning
+    if pinning and "revidr" in profile.unknown:  # it may be the same
+        clusters = tuple(cluster.replace(revidr=pinning.revidr) for cluster in clusters)
     found: list[Finding] = []
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))
     own = find_cluster(pinning, clusters) if pinning else None
     if own is not None:
         clusters = (own,)
-    elif len(clusters) > 1:
+    elif len(clusters) > 1 and "cpus" not in profile.unknown:
         kinds = kinds_to_ask(target, counted(profile), cpus or ())
         clusters = tuple(
             cluster
@@ -117,7 +163,7 @@ def check(
             if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster, boots))
+        judge(target, ProfileOffer(target, profile, cluster, boots), unknown)
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]

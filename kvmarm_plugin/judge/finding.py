@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
+UNKNOWN = "unknown"  # it may be any of the others
+_SEVERITIES = (REFUSES, WRONG, UNKNOWN, HARMLESS)  # the most blocking first
 
 _COLUMNS = (
     "kind", "severity", "cold", "subject", "meaning", "recorded", "local", "rule", "helps",
@@ -47,7 +49,7 @@ class Finding(Value):
 
     @property
     def severity(self) -> str:
-        """REFUSES, WRONG or HARMLESS."""
+        """REFUSES, WRONG, UNKNOWN or HARMLESS."""
         return kinds()[self.kind]["severity"]
 
     @property
@@ -61,6 +63,11 @@ class Finding(Value):
     def is_hopeless(self) -> bool:
         """Whether nothing that is known lets the guest arrive."""
         return kinds()[self.kind]["helps"] == "none"
+
+    @property
+    def rank(self) -> int:
+        """Its place among findings: the most blocking first."""
+        return _SEVERITIES.index(self.severity)
 
 
 def kinds() -> dict[str, dict[str, str]]:
@@ -78,10 +85,6 @@ def kinds() -> dict[str, dict[str, str]]:
 def worst(findings: list[Finding]) -> str:
     """The verdict in a word: the highest severity, or "" if nothing was found."""
     return next(
-        (
-            severity
-            for severity in (REFUSES, WRONG, HARMLESS)
-            if any(f.severity == severity for f in findings)
-        ),
+        (severity for severity in _SEVERITIES if any(f.severity == severity for f in findings)),
         "",
     )

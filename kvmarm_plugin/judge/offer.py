@@ -32,6 +32,8 @@ class Offer:
         seen: what a guest read there.
         boots: whether the guest boots there, and nothing that was recorded binds it; else it
             arrives with its state.
+        unknown: of profile.PARTS, what nobody measured there. Each is then as if there were
+            nothing, and `registers` has those that are known.
     """
 
     def __init__(self, host: str, architecture: str, boots: bool = False) -> None:
@@ -46,6 +48,7 @@ class Offer:
         self.reglist = ""
         self.sve_lengths: tuple[int, ...] = ()
         self.seen: dict[str, int] = {}
+        self.unknown: tuple[str, ...] = ()
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:
         """There is no vCPU for the target: note which kind of finding that is. Where a feature is
@@ -85,6 +88,10 @@ class Offer:
     def accepts(self, register: str, value: int) -> bool:
         """Whether the kernel takes this value for a register whose own value differs."""
         raise NotImplementedError
+
+    def doubts(self, register: str, value: int) -> bool:
+        """Whether it is not known what `accepts` answers. A kernel knows."""
+        return False
 
     def qemu_version(self) -> tuple[int, int]:
         """Of the QEMU that would load the guest; (0, 0) where that is not known. Only asked if it

@@ -38,10 +38,8 @@ def with_cluster(
     )
     if pinning is None or known or find_cluster(pinning, clusters) is not None:
         return findings
-    missing = Finding(
-        "cluster-missing", midr=pinning.midr, local=tuple(cluster.midr for cluster in clusters)
-    )
-    return [missing, *findings]
+    known_here = tuple(cluster.midr for cluster in clusters if cluster.midr is not None)
+    return [Finding("cluster-missing", midr=pinning.midr, local=known_here), *findings]
 
 
 def reconcile_pins(
@@ -119,8 +117,12 @@ def place(
         return kinds[0].cpus, []
     if target.roams or not kinds:
         return (), []
-    local = tuple(f"{cpulist.write(kind.cpus)} of MIDR {kind.midr:#x}" for kind in kinds)
+    local = tuple(f"{cpulist.write(kind.cpus)} of {_kind(kind.midr)}" for kind in kinds)
     return (), [Finding("cluster-open", recorded=cpuset or "none", local=local)]
+
+
+def _kind(midr: int | None) -> str:
+    return "an unknown kind" if midr is None else f"MIDR {midr:#x}"
 
 
 def kinds_to_ask(

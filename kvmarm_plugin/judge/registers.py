@@ -60,9 +60,14 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
     """The findings about registers, the register list, and what a guest sees."""
     return [
         *(finding for name in target.registers for finding in _judge_register(name, target, offer)),
-        *(_judge_reglist(target, offer) if target.reglist != offer.reglist else ()),
+        *(_judge_reglist(target, offer) if _has_both_reglists(target, offer) else ()),
         *_judge_seen(target, offer),
     ]
+
+
+def _has_both_reglists(target: Target, offer: Offer) -> bool:
+    """Whether they differ, and both are known: no list is empty."""
+    return target.reglist != offer.reglist and bool(target.reglist and offer.reglist)
 
 
 def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> list[Finding]:
@@ -76,7 +81,7 @@ def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> 
     if any(finding.kind.startswith(("registers-unknown", "registers-lost")) for finding in found):
         lost = frozenset()
     findings = []
-    if lost or local - recorded:
+    if (lost or local - recorded) and _has_both_reglists(target, offer):
         names = [tuple(map(name_of, sorted(ids))) for ids in (lost, local - recorded)]
         findings.append(Finding("registers-other", recorded=names[0], local=names[1]))
     told = {finding.values.get("register") for finding in found}
@@ -94,6 +99,16 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     if name not in offer.registers or offer.registers[name] == recorded or name == "SVE_VLS":
         return []
     local = offer.registers[name]
+    if offer.doubts(name, recorded):
+        return [
+            Finding(
+                "register-not-known",
+                register=name,
+                recorded=recorded,
+                local=local,
+                host=offer.host,
+            )
+        ]
     if offer.accepts(name, recorded):
         fields = differing_fields(name, recorded, local)
         values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
@@ -169,6 +184,8 @@ def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     if missing and (0, 0) < offer.qemu_version() < _QEMU_SEES_THE_REST:
         last = max(reg for reg in here if reg & _COPROCESSOR not in _OTHER_WAYS)
         lost = frozenset(reg for reg in missing if reg > last)
+    if "qemu" in offer.unknown:
+        missing -= may_lack  # it depends on QEMU
     findings = []
     unknown = missing - lost
     for kind, registers in (

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from ..model.features import AARCH32, FEATURES, PMU, PMU_OFF_FAILS_FROM, SVE
 from ..model.target import Target
-from .finding import HARMLESS, REFUSES, WRONG, Finding
+from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 
-def judge(target: Target, offer: Offer) -> list[Finding]:
+def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
     none. Of a guest that boots also what it gets, and would do without if it arrived.
+
+    Args:
+        unknown: of profile.PARTS, what nobody measured of the host that the target is of. It has
+            nothing in their place, and no such target is recorded.
     """
     if target.architecture != offer.architecture:
         kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
-        return [Finding(kind, recorded=target.architecture, local=offer.architecture)]
+        other = Finding(kind, recorded=target.architecture, local=offer.architecture)
+        return _with_unknown([other], target, offer, unknown)
     findings = _judge_machine(target, offer)
     if offer.problem:
-        return [*findings, offer.problem]
+        return sorted([*findings, offer.problem], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if (target.registers, target.reglist, target.seen) != (
@@ -37,14 +42,34 @@ def judge(target: Target, offer: Offer) -> list[Finding]:
         findings += differences(target, offer)
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
-    return sorted(findings, key=_rank)
+    return sorted(_with_unknown(findings, target, offer, unknown), key=_rank)
+
+
+def _with_unknown(
+    findings: list[Finding], target: Target, offer: Offer, unknown: tuple[str, ...]
+) -> list[Finding]:
+    """The findings, and what would have to be known for an answer, unless they are one."""
+    if not (offer.unknown or unknown) or _is_settled(findings, offer.boots):
+        return findings
+    from .not_known import not_known
+
+    return findings + not_known(target, offer, unknown)
+
+
+def _is_settled(findings: list[Finding], boots: bool) -> bool:
+    """Whether it is a no, whatever else there may be."""
+    if boots:
+        return any(finding.stops_start for finding in findings)
+    return worst(findings) in (REFUSES, WRONG)
 
 
 def _both_run_it(target: Target, offer: Offer) -> bool:
     """Whether it is a 32-bit guest of a 64-bit host, or the other way round, and could boot."""
     if target.architecture == "arm64":
         return offer.architecture == "arm" and AARCH32.is_in(target.features)
-    return offer.architecture == "arm64" and offer.has(AARCH32.bit)
+    return offer.architecture == "arm64" and (
+        offer.has(AARCH32.bit) or "capabilities" in offer.unknown
+    )
 
 
 def which_counts(verdicts: list[list[Finding]], everywhere: bool) -> int:
@@ -72,16 +97,14 @@ def _rank(finding: Finding) -> tuple[int, bool]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.
     """
-    return (REFUSES, WRONG, HARMLESS).index(finding.severity), finding.values.get(
-        "register", ""
-    ).startswith("CCSIDR")
+    return finding.rank, finding.values.get("register", "").startswith("CCSIDR")
 
 
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
-    if offer.machines and target.machine not in offer.machines:
+    if offer.machines and target.machine and target.machine not in offer.machines:
         findings.append(_judge_machine_type(target.machine, offer))
-    if offer.gic_versions and target.gic not in offer.gic_versions:
+    if offer.gic_versions and target.gic and target.gic not in offer.gic_versions:
         findings.append(
             Finding(
                 "gic-refused",
@@ -157,6 +180,7 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
     if (
         target.model != "host"
         or not said_off
+        or "capabilities" in offer.unknown
         or offer.has(PMU.bit)
         or offer.qemu_version() < PMU_OFF_FAILS_FROM
     ):
@@ -166,7 +190,11 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
     """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
-    if not target.sve_lengths or (offer.boots and SVE.is_in(target.unsaid)):
+    if (
+        not target.sve_lengths
+        or (offer.boots and SVE.is_in(target.unsaid))
+        or "sve_lengths" in offer.unknown
+    ):
         return []
     possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
     if possible == target.sve_lengths:

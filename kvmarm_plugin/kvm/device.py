@@ -241,6 +241,22 @@ class VM(_Handle):
             return False
         return True
 
+    def gicd_iidr(self, version: int) -> int:
+        """GICD_IIDR of a virtual GIC of this version, which is made for that and stays as long as
+        the VM, which has a vCPU.
+
+        Raises KvmError, also on kernels that let user space read no such register.
+        """
+        device = bytearray(pack(uapi.CREATE_DEVICE, uapi.DEVICE_TYPE_ARM_VGIC[version], 0, 0))
+        self.ioctl("KVM_CREATE_DEVICE", device)
+        value = memoryview(bytearray(4))
+        attribute = (uapi.VGIC_GRP_DIST_REGS, uapi.GICD_IIDR, address(value))
+        with _Handle(self.kernel, unpack(uapi.CREATE_DEVICE, device)[1]) as gic:
+            initialise = (uapi.VGIC_GRP_CTRL, uapi.VGIC_CTRL_INIT, 0)
+            gic.ioctl("KVM_SET_DEVICE_ATTR", pack(uapi.DEVICE_ATTR, 0, *initialise))
+            gic.ioctl("KVM_GET_DEVICE_ATTR", pack(uapi.DEVICE_ATTR, 0, *attribute))
+        return int.from_bytes(value, "little")
+
     def set_memory(self, guest_address: int, size: int, memory: int) -> None:
         """Show `size` bytes at the address `memory` of this process to the guest at
         `guest_address`; all three in whole pages.

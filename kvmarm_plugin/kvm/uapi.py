@@ -28,6 +28,7 @@ IOCTLS = {
     "KVM_ARM_VCPU_FINALIZE": 0x4004AEC2,
     "KVM_CREATE_DEVICE": 0xC00CAEE0,
     "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
+    "KVM_GET_DEVICE_ATTR": 0x4018AEE2,
 }
 
 # -- capabilities ---------------------------------------------------------------------------------
@@ -59,6 +60,8 @@ FINALIZE_SVE = 4  # KVM_ARM_VCPU_SVE
 DEVICE_TYPE_ARM_VGIC = {2: 5, 3: 7}  # GIC version → KVM_DEV_TYPE_ARM_VGIC_*
 CREATE_DEVICE_TEST = 1
 VCPU_PMU_V3_CTRL, VCPU_PMU_V3_INIT = 0, 1
+VGIC_GRP_DIST_REGS, VGIC_GRP_CTRL, VGIC_CTRL_INIT = 1, 4, 0
+GICD_IIDR = 0x8  # its offset among the distributor's registers
 
 # -- register ids ---------------------------------------------------------------------------------
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from ..basics.value import Value
 
+# The part of a host that has CPUs of which nobody tells what they are.
+UNKNOWN_CPUS = "CPUs of an unknown kind"
+
 
 class Problem(Value):
     """One thing that a profile lacks. As text it is one line.

@@ -15,6 +15,17 @@ import re
 from ..basics.value import Value
 from .problem import Problem
 
+# What a profile may not tell, because nobody measured it: parts of the host, then parts of its
+# clusters. Each is the name of a member that is then absent, but for two: "vcpus" says that there
+# may be vCPUs of further features, and "registers" that those there are have further registers.
+PARTS = (
+    *("kernel", "overrides", "capabilities", "ipa_bits", "gic_versions"),
+    *("qemu", "libvirt", "cpu_features", "page_size", "gicd_iidr"),
+    *("cpus", "revidr", "capacity", "models", "sve_lengths", "seen"),
+    *("vcpus", "registers", "reglist", "writable"),
+)
+SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
+
 
 class Vcpu(Value):
     """A scratch vCPU as measured.
@@ -68,6 +79,16 @@ class Cluster(Value):
         """What orders the clusters of a host: by capacity, then by part number."""
         return self.capacity or 0, self.midr >> 4 & 0xFFF
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What people call these CPUs, each more exactly: part; with variant and revision; with
+        REVIDR_EL1. Without a known part they have MIDR_EL1.
+        """
+        revision = f"r{self.midr >> 20 & 15}p{self.midr & 15}"
+        exact = f"{self.part} {revision}" if self.part else f"CPU {self.midr:#x}"
+        revidr = "none" if self.revidr is None else hex(self.revidr)
+        return self.part or hex(self.midr), exact, f"{exact} (REVIDR {revidr})"
+
     def vcpu(self, number: int, features: tuple[str, ...]) -> Vcpu | None:
         """The vCPU with exactly this target and these features, or None if the host cannot make
         it.
@@ -113,11 +134,11 @@ class HostProfile(Value):
 
     Attributes:
         name: the host's, as uname gives it.
-        origin: "measured"; "hand-made: " and from what; or "baseline of " and how many hosts, in a
-            pool.
+        origin: "measured"; "hand-made: " or "imported: " and from what; or "baseline of " and how
+            many hosts, in a pool.
         made_by: program and version.
         architecture: as uname -m gives it: "aarch64", "armv7l", or another that has no KVM on ARM.
-        kernel: as uname -r gives it.
+        kernel: as uname -r gives it; empty where it is unknown.
         overrides: the kernel command line's words that lower what the CPUs offer, such as
             "arm64.nosve".
         platform: the board's or machine's model, empty where firmware tells none.
@@ -130,6 +151,10 @@ class HostProfile(Value):
         cpu_features: names that libvirt takes in <feature>, of those that QEMU's "host" has; empty
             where it is missing.
         problems: what could not be measured, and why.
+        page_size: of the host's kernel, in bytes; 0 where nobody looked.
+        gicd_iidr: GICD_IIDR of the virtual GIC of the newest version; None without one.
+        unknown: of PARTS, in their order, what nobody measured; each part then has the value that
+            stands for nothing.
     """
 
     name: str
@@ -147,17 +172,19 @@ class HostProfile(Value):
     libvirt: str | None
     cpu_features: tuple[str, ...]
     problems: tuple[Problem, ...]
+    page_size: int = 0
+    gicd_iidr: int | None = None
+    unknown: tuple[str, ...] = SINCE_2
+
+    def name_of(self, cluster: Cluster, least: int = 0) -> str:
+        """The shortest of a cluster's names, from this place on, that no other cluster of the host
+        has.
+        """
+        names = cluster.names[least:]
+        others = [other.names[least:] for other in self.clusters if other != cluster]
+        return next((name for name, *same in zip(names, *others) if name not in same), names[-1])
 
     @property
     def kvm_architecture(self) -> str:
         """KVM's: "arm64" or "arm"."""
         return "arm64" if self.architecture == "aarch64" else "arm"
-
-
-# -- what JSON takes and a profile does not ------------------------------------------------------
-
-
-# -- the shape: as in docs/profile.schema.json, and what that cannot say -------------------------
-
-
-# -- writing: register values are hexadecimal strings, since JSON's numbers end at 2^53 ----------

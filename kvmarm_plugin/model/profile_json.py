@@ -3,7 +3,9 @@
 written.
 
 `loads` and `dumps` are inverse. Register values are hexadecimal strings, since JSON's numbers end
-at 2^53.
+at 2^53. There are two schemas, and the second has `unknown`, `page_size` and `gicd_iidr`; a profile
+that could be written by the first is, so that its file stays what it was and older programs read
+it.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from ..registers.text import pack_ids, unpack_ids
 from .features import CPU_FEATURES
 from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
-from .profile import Cluster, HostProfile, Qemu, Vcpu
+from .profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
 from .vcpu import TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from ..basics.shape import Shape
 
 SCHEMA_STEM = "urn:kvmarm-plugin:profile:"
-SCHEMA = SCHEMA_STEM + "1"
+SCHEMA_1, SCHEMA = SCHEMA_STEM + "1", SCHEMA_STEM + "2"
 SIZE_LIMIT = 10 << 20  # characters; a profile has some ten thousand
 _FEATURES = VCPU_FEATURES["arm64"]  # those of 32-bit hosts are among them
 _MOST_IDS = 2048  # registers of a vCPU, which has some 400
@@ -45,6 +48,7 @@ KERNEL = r"[0-9]{1,4}\.[0-9]{1,4}([.+-].*)?"
 OVERRIDE = r"(arm64\.|id_aa64|kvm-arm\.).*"
 MACHINE = r"virt-[A-Za-z0-9._-]{1,59}"
 QEMU_NAME = r"[A-Za-z0-9._+-]{1,64}"  # of a CPU model, a property or an alias
+PAGE_SIZES = (4096, 16384, 65536)  # in bytes; those that arm64 has, and 32-bit hosts the first
 CPU_FEATURE = "|".join([*_CPU_FEATURES, "sve[0-9]{1,4}"])
 
 
@@ -91,13 +95,18 @@ def decode(document: Any, name: str = "profile") -> HostProfile:
         raise ProfileError(
             f"{name} is not a host profile", "make one on the host with: kvmarm probe -o FILE"
         )
-    if schema != SCHEMA:
+    if schema not in (SCHEMA_1, SCHEMA):
         raise ProfileError(
             f"{name} has schema {shown(schema, 60)}; this kvmarm knows {SCHEMA}",
             "upgrade kvmarm here, or probe with this version",
         )
+    members = {member: value for member, value in document.items() if member != "schema"}
     try:
-        return _profile({member: value for member, value in document.items() if member != "schema"})
+        if schema == SCHEMA_1:
+            return _profile(members, SINCE_2)
+        if "unknown" not in members:
+            raise Incomplete("it has no 'unknown'")
+        return _profile(members, _unknown(members.pop("unknown"), "unknown"))
     except Misshapen as error:
         raise _broken(name, error) from None
 
@@ -210,6 +219,15 @@ def _features(value: Any, place: str) -> tuple[str, ...]:
     return found
 
 
+def _unknown(value: Any, place: str) -> tuple[str, ...]:
+    found: tuple[str, ...] = shape.items(shape.text(NAME), len(PARTS))(value, place)
+    if found != tuple(part for part in PARTS if part in found):
+        raise Misshapen(
+            f"{place} are not parts of a profile in their order, which are {', '.join(PARTS)}"
+        )
+    return found
+
+
 def _cpus(value: Any, place: str) -> str:
     found: str = shape.text(
         1 << 17,
@@ -235,6 +253,12 @@ def _gic_versions(value: Any, place: str) -> tuple[int, ...]:
     if list(found) != sorted(found):
         raise Misshapen(f"{place} are not ascending")
     return found
+
+
+def _page_size(value: Any, place: str) -> int:
+    if type(value) is not int or value not in PAGE_SIZES:
+        raise shape.wrong(place, value, f"a page size in bytes: {', '.join(map(str, PAGE_SIZES))}")
+    return value
 
 
 _name, _line = shape.text(NAME), shape.text(LINE)
@@ -276,8 +300,8 @@ _CLUSTER: dict[str, Shape] = {
         _hex,
         64,
     ),
-    "base": shape.members(_BASE),
-    "variants": shape.items(shape.members(_VARIANT), 127, unique=False),
+    "base": lambda value, place: value,  # both read by `_cluster`
+    "variants": lambda value, place: value,
     "writable": shape.maybe(_values),
 }
 
@@ -295,7 +319,7 @@ _QEMU: dict[str, Shape] = {
 _PROFILE: dict[str, Shape] = {
     "name": _name,
     "origin": shape.text(
-        LINE, "measured|hand-made: .+|baseline of .+", "measured, or where it is from"
+        LINE, "measured|(hand-made|imported): .+|baseline of .+", "measured, or where it is from"
     ),
     "made_by": _name,
     "architecture": shape.text(64, "[A-Za-z0-9_.-]+", "what uname -m gives"),
@@ -309,7 +333,9 @@ _PROFILE: dict[str, Shape] = {
     ),
     "ipa_bits": shape.either(shape.whole(0, 0), shape.whole(32, 64)),
     "gic_versions": _gic_versions,
-    "clusters": lambda value, place: shape.items(_cluster, 16, unique=False)(value, place),
+    "page_size": _page_size,
+    "gicd_iidr": shape.maybe(shape.hexadecimal(32)),
+    "clusters": lambda value, place: value,  # read by `_cluster`
     "qemu": shape.maybe(lambda value, place: decode_qemu(value, place)),
     "libvirt": shape.maybe(_name),
     "cpu_features": shape.items(
@@ -321,8 +347,35 @@ _PROFILE: dict[str, Shape] = {
 _PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 
-def _profile(document: Any) -> HostProfile:
-    profile = HostProfile(**shape.members(_PROFILE)(document, ""))
+# What a part that is unknown has in its place.
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("overrides", "gic_versions", "cpu_features", "sve_lengths"), ()),
+    **{part: {} for part in ("capabilities", "models", "seen")},
+    **dict.fromkeys(("qemu", "libvirt", "gicd_iidr", "revidr", "capacity", "writable")),
+    **dict.fromkeys(("kernel", "cpus", "reglist"), ""),
+    **dict.fromkeys(("ipa_bits", "page_size"), 0),
+}
+
+
+def _read(
+    shapes: dict[str, Shape], unknown: Collection[str], value: Any, place: str
+) -> dict[str, Any]:
+    """An object of just these members, without those that are unknown: they have nothing."""
+    told = {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in unknown or name == "registers"  # there are others besides those there
+    }
+    found: dict[str, Any] = shape.members(told)(value, place)
+    return {name: found[name] if name in told else _NOTHING[name] for name in shapes}
+
+
+def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
+    fields = _read(_PROFILE, unknown, document, "")
+    fields["clusters"] = shape.items(
+        lambda value, place: _cluster(value, place, unknown), 16, unique=False
+    )(fields["clusters"], "clusters")
+    profile = HostProfile(**fields, unknown=unknown)
     if profile.clusters and profile.architecture not in ("aarch64", "armv7l"):
         raise Misshapen(f"a {profile.architecture} host has no clusters with KVM on ARM")
     known = TARGETS[profile.kvm_architecture].values()
@@ -356,9 +409,12 @@ def _problem(value: Any, place: str) -> Problem:
     return Problem(part, message, hint) if known else Problem("", reason if hint else line, hint)
 
 
-def _cluster(value: Any, place: str) -> Cluster:
-    fields = shape.members(_CLUSTER)(value, place)
-    base, variants = fields.pop("base"), fields.pop("variants")
+def _cluster(value: Any, place: str, unknown: tuple[str, ...]) -> Cluster:
+    fields = _read(_CLUSTER, unknown, value, place)
+    base = _read(_BASE, unknown, fields.pop("base"), f"{place}.base")
+    variants = shape.items(
+        lambda value, place: _read(_VARIANT, unknown, value, place), 127, unique=False
+    )(fields.pop("variants"), f"{place}.variants")
     first = Vcpu(base["target"], base["features"], base["registers"], base["reglist"])
     vcpus = (
         first,
@@ -379,7 +435,8 @@ def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
         for name, value in {**base.registers, **variant["registers"]}.items()
         if value is not None
     }
-    reglist = _changed(base.reglist, variant["reglist"]["added"], variant["reglist"]["removed"])
+    changes = variant["reglist"] or {"added": "", "removed": ""}
+    reglist = _changed(base.reglist, changes["added"], changes["removed"])
     if reglist is None:
         raise Misshapen(
             f"{place}.reglist adds what the base has, removes what it does not have, or is too long"
@@ -407,20 +464,24 @@ def decode_qemu(value: Any, place: str = "") -> Qemu:
 
 def encode(profile: HostProfile) -> dict[str, Any]:
     """The inverse of `decode`."""
-    document = {name: getattr(profile, name) for name in _PROFILE}
-    document["clusters"] = [_encode_cluster(cluster) for cluster in profile.clusters]
+    unknown = profile.unknown
+    document = {name: getattr(profile, name) for name in _PROFILE if name not in unknown}
+    document["clusters"] = [_encode_cluster(cluster, unknown) for cluster in profile.clusters]
     document["problems"] = [
         {name: getattr(problem, name) for name in _PROBLEM} for problem in profile.problems
     ]
-    document["qemu"] = (
-        {name: getattr(profile.qemu, name) for name in _QEMU} if profile.qemu else None
-    )
-    return {"schema": SCHEMA, **document}
+    if profile.qemu:
+        document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU}
+    if profile.gicd_iidr is not None:
+        document["gicd_iidr"] = hex(profile.gicd_iidr)
+    if unknown == SINCE_2:
+        return {"schema": SCHEMA_1, **document}
+    return {"schema": SCHEMA, "unknown": unknown, **document}
 
 
-def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
+def _encode_cluster(cluster: Cluster, unknown: tuple[str, ...]) -> dict[str, Any]:
     base, *others = cluster.vcpus
-    return {
+    document = {
         "cpus": cluster.cpus,
         "implementer": cluster.implementer,
         "part": cluster.part,
@@ -431,9 +492,21 @@ def _encode_cluster(cluster: Cluster) -> dict[str, Any]:
         "models": cluster.models,
         "sve_lengths": cluster.sve_lengths,
         "seen": _hexes(cluster.seen),
-        "base": {**_head(base), "registers": _hexes(base.registers), "reglist": base.reglist},
-        "variants": [_difference(base, vcpu) for vcpu in others],
+        "base": _told(
+            {**_head(base), "registers": _hexes(base.registers), "reglist": base.reglist}, unknown
+        ),
+        "variants": [_told(_difference(base, vcpu), unknown) for vcpu in others],
         "writable": None if cluster.writable is None else _hexes(cluster.writable),
+    }
+    return _told(document, unknown)
+
+
+def _told(document: dict[str, Any], unknown: tuple[str, ...]) -> dict[str, Any]:
+    """A part of a document without what is unknown; "registers" says that there are others."""
+    return {
+        name: value
+        for name, value in document.items()
+        if name not in unknown or name == "registers"
     }
 
 
@@ -458,9 +531,10 @@ def _hexes(values: dict[str, int]) -> dict[str, str]:
 
 def digest(profile: HostProfile) -> str:
     """A name for what a host gives to guests, "sha256:…": the same for hosts that differ in name
-    only, and for the same host probed again.
+    only, and for the same host probed again, also by a program that knew the first schema only.
     """
-    facts = encode(profile)
+    unknown = tuple(part for part in PARTS if part in profile.unknown or part in SINCE_2)
+    facts = encode(profile.replace(page_size=0, gicd_iidr=None, unknown=unknown))
     for personal in ("name", "origin", "made_by", "problems"):
         del facts[personal]
     return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -63,7 +63,7 @@ def _check_architecture(
         and not cluster.has(AARCH32.bit)
     ):
         raise ResolveError(
-            f"host {profile.name} cannot run 32-bit guests: {cluster.part or 'its CPU'} has no"
+            f"host {profile.name} cannot run 32-bit guests: {profile.name_of(cluster)} has no"
             " AArch32 at EL1",
             "use an aarch64 guest",
         )

@@ -23,7 +23,7 @@ from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
-from ..model.problem import Problem
+from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
@@ -31,6 +31,7 @@ from ..model.vcpu import in_order
 from .address_space import guest_ipa_bits
 from .features import choose_features
 from .forms import Form, choose_form, knobs_of
+from .partial import refuse
 from .starting import check_start
 from .wish import ResolveError, Wish, read_wish
 
@@ -57,7 +58,7 @@ class Resolver:
         advise: called with a line for people about what is allowed, and unwise.
 
     Raises:
-        ResolveError: the profile shows no KVM or no QEMU, or no list of CPUs.
+        ResolveError: the profile has no list of CPUs.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Resolver:
 
     def _decide(self, wish: Wish) -> tuple[Target, Form]:
         profile = self.profile
+        refuse(profile)
         if not profile.clusters:
             others = (
                 problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU")
@@ -187,7 +189,7 @@ class Resolver:
         """
         cluster = find_cluster(pinning, self.profile.clusters)
         if cluster is None:
-            have = ", ".join(cluster.part or hex(cluster.midr) for cluster in self.profile.clusters)
+            have = ", ".join(map(self.profile.name_of, self.profile.clusters))
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
@@ -199,9 +201,8 @@ class Resolver:
         """A cluster's CPUs on the host at hand."""
         pinning = find_cluster(cluster, self._clusters)
         if pinning is None:
-            name = cluster.part or hex(cluster.midr)
             raise ResolveError(
-                f"this host has no {name} to pin the guest to",
+                f"this host has no {self.profile.name_of(cluster)} to pin the guest to",
                 f"{self.profile.name} gives guests that CPU",
             )
         return pinning
@@ -210,7 +211,7 @@ class Resolver:
         """ "0-3 Cortex-A53, 4-5 Cortex-A72"."""
         parts = [(pinning, find_cluster(pinning, self.profile.clusters)) for pinning in pinnings]
         return ", ".join(
-            f"{pinning.cpus} {(cluster and cluster.part) or hex(pinning.midr)}"
+            f"{pinning.cpus} {self.profile.name_of(cluster) if cluster else hex(pinning.midr)}"
             for pinning, cluster in parts
         )
 
@@ -305,8 +306,12 @@ def _overruled(finding: Finding) -> ResolveError:
 
 def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
-    lists no CPUs.
+    lists no CPUs, or nobody tells what all of them are.
     """
+    for problem in profile.problems:
+        if problem.part == UNKNOWN_CPUS:
+            name = shown(profile.name, 60)
+            raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
@@ -344,9 +349,9 @@ def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
         return max(by_size, key=lambda cluster: (min(_cpus_in(cluster), vcpus), cluster.size))
     if policy.cluster == "smallest":
         return by_size[0]
-    for cluster in by_size:
-        if cluster.midr == policy.cluster:
-            return cluster
+    of_midr = [cluster for cluster in by_size if cluster.midr == policy.cluster]
+    if of_midr:
+        return max(of_midr, key=lambda cluster: min(_cpus_in(cluster), vcpus))
     known = ", ".join(
         f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size
     )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The project as a wheel, for `Host.install`: built from a copy, so that nothing is left in the
-tree.
+tree. tests/deb builds packages from such a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _NEEDED = (
     "pyproject.toml",
     "setup.cfg",
     "README.md",
+    "CHANGELOG.md",
     "LICENSE",
+    "debian",
     "kvmarm_plugin",
     "hooks",
     "systemd",
@@ -29,12 +31,7 @@ def build_wheel(directory: Path) -> Path:
     """Build the wheel into an empty directory."""
     source = directory / "source"
     source.mkdir()
-    for name in _NEEDED:
-        path = _PROJECT / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(path, source)
+    copy_project(source)
     machine.run(
         sys.executable,
         "-m",
@@ -48,3 +45,13 @@ def build_wheel(directory: Path) -> Path:
     )
     (wheel,) = directory.glob("*.whl")
     return wheel
+
+
+def copy_project(source: Path) -> None:
+    """Copy what is installed, and how, into an empty directory."""
+    for name in _NEEDED:
+        path = _PROJECT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source)

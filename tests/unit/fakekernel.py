@@ -82,6 +82,7 @@ _RECEIVERS = {
         "KVM_SET_DEVICE_ATTR",
         "KVM_RUN",
     ),
+    "gic": ("KVM_SET_DEVICE_ATTR", "KVM_GET_DEVICE_ATTR"),
 }
 
 
@@ -134,6 +135,7 @@ _ARGUMENTS: dict[str, Any] = {
     "KVM_SET_USER_MEMORY_REGION": _MemoryRegion,
     "KVM_CREATE_DEVICE": _CreateDevice,
     "KVM_SET_DEVICE_ATTR": _DeviceAttr,
+    "KVM_GET_DEVICE_ATTR": _DeviceAttr,
     "KVM_ARM_GET_REG_WRITABLE_MASKS": _RegMaskRange,
 }
 
@@ -177,6 +179,14 @@ class CpuKind:
 class _Vm:
     ipa_bits: int
     memory: list[tuple[int, int, int]] = field(default_factory=list)  # guest address, size, address
+    has_vcpu: bool = False
+    has_gic: bool = False
+
+
+@dataclass
+class _Gic:
+    vm: _Vm
+    is_ready: bool = False
 
 
 @dataclass
@@ -207,6 +217,7 @@ class FakeKernel(SystemCalls):
         open_errno: errno with which /dev/kvm cannot be opened.
         stops_at: an address at which KVM_RUN returns instead of running the guest, for whatever
             reason.
+        gicd_iidr: of virtual GICs; None for a kernel that gives no distributor's registers.
         skips_mmio: whether an instruction that leaves the kernel is passed before rather than
             after, as in old ones.
         calls: the ioctls so far.
@@ -236,6 +247,7 @@ class FakeKernel(SystemCalls):
         self.open_errno = 0
         self.stops_at: int | None = None
         self.skips_mmio = False
+        self.gicd_iidr: int | None = 0x4B00243B
         self.calls: list[str] = []
         self.handles: dict[int, Any] = {}
         self._next = 1000
@@ -269,7 +281,8 @@ class FakeKernel(SystemCalls):
         if handle is None:
             raise KvmError(name, errno.EBADF)
         code = self.failures.get(name, 0)
-        kind = handle if isinstance(handle, str) else "vm" if isinstance(handle, _Vm) else "vcpu"
+        kinds = {_Vm: "vm", _Vcpu: "vcpu", _Gic: "gic"}
+        kind = handle if isinstance(handle, str) else kinds[type(handle)]
         if not code and name not in _RECEIVERS[kind]:
             code = errno.ENOTTY
         if code:
@@ -309,6 +322,7 @@ class FakeKernel(SystemCalls):
 
     def _kvm_create_vcpu(self, vm: _Vm, number: int) -> int:
         assert number == 0
+        vm.has_vcpu = True
         return self._new(_Vcpu(vm))
 
     def _kvm_arm_preferred_target(self, _vm: _Vm, arg: Any) -> int:
@@ -336,9 +350,15 @@ class FakeKernel(SystemCalls):
             table[((op1 & 3) - (1 if op1 == 3 else 0)) * 64 + crm * 8 + op2] = mask
         return 0
 
-    def _kvm_create_device(self, _vm: _Vm, arg: Any) -> int:
-        assert arg.flags == 1, "KVM_CREATE_DEVICE_TEST: nothing is to be created"
-        return 0 if arg.type in {{2: 5, 3: 7}[version] for version in self.gics} else -errno.ENODEV
+    def _kvm_create_device(self, vm: _Vm, arg: Any) -> int:
+        if arg.type not in {{2: 5, 3: 7}[version] for version in self.gics}:
+            return -errno.ENODEV
+        if arg.flags != 1:  # KVM_CREATE_DEVICE_TEST
+            if vm.has_gic:
+                return -errno.EEXIST
+            vm.has_gic = True
+            arg.fd = self._new(_Gic(vm))
+        return 0
 
     def _kvm_create_irqchip(self, _vm: _Vm, _arg: Any) -> int:
         return 0 if 2 in self.gics else -errno.ENODEV
@@ -439,7 +459,27 @@ class FakeKernel(SystemCalls):
         vcpu.registers[SVE_VLS] = value
         return 0
 
-    def _kvm_set_device_attr(self, vcpu: _Vcpu, arg: Any) -> int:
+    def _kvm_get_device_attr(self, gic: _Gic, arg: Any) -> int:
+        # KVM_DEV_ARM_VGIC_GRP_DIST_REGS, and GICD_IIDR's offset.
+        if (arg.group, arg.attr) != (1, 8) or self.gicd_iidr is None:
+            return -errno.ENXIO
+        if not gic.is_ready:
+            return -errno.EBUSY
+        ctypes.memmove(arg.addr, self.gicd_iidr.to_bytes(4, "little"), 4)
+        return 0
+
+    def _kvm_set_device_attr(self, handle: _Vcpu | _Gic, arg: Any) -> int:
+        if isinstance(handle, _Gic):
+            # KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT
+            if (arg.group, arg.attr) != (4, 0):
+                return -errno.ENXIO
+            if not handle.vm.has_vcpu:
+                return -errno.ENODEV
+            handle.is_ready = True
+            return 0
+        return self._set_vcpu_attr(handle, arg)
+
+    def _set_vcpu_attr(self, vcpu: _Vcpu, arg: Any) -> int:
         if (arg.group, arg.attr) != (0, 1):  # KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT
             return -errno.ENXIO
         if "pmu_v3" not in vcpu.features:

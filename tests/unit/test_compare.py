@@ -10,7 +10,7 @@ import random
 import re
 from functools import cache
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 from xml.etree import ElementTree
 
 import pytest
@@ -169,9 +169,9 @@ def test_checks_are_made_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = fleet(2000)
     calls = []
 
-    def counted(target: Target, there: HostProfile) -> list[Finding]:
+    def counted(target: Target, there: HostProfile, **source: Any) -> list[Finding]:
         calls.append(there)
-        return check(target, there)
+        return check(target, there, **source)
 
     monkeypatch.setattr(compare, "check", counted)
     kinds = len(_compare(*hosts).kinds)
@@ -258,6 +258,16 @@ def test_a_policy_may_close_the_gap() -> None:
 
 
 # -- text ----------------------------------------------------------------------------------------
+
+
+def test_two_revidrs_in_one_host_are_two_names() -> None:
+    altra = host("trixie-neoverse-n1")
+    [cluster] = altra.clusters
+    sockets = cluster.replace(cpus="0", revidr=0), cluster.replace(cpus="1", revidr=0x1C7)
+    two = altra.replace(name="two", clusters=sockets)
+    text = as_text(compare.compare([altra, two], Policy()))
+    assert "Neoverse-N1 r4p1 (REVIDR 0x0) + Neoverse-N1 r4p1 (REVIDR 0x1c7)," in text
+    assert " Neoverse-N1 r4p1, " in text
 
 
 def test_the_text_is_as_documented() -> None:

@@ -20,8 +20,10 @@ from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import Policy
 
+from .terminal import type_into
+
 _DOCS = Path(__file__).parent.parent.parent / "docs"
-_PAGES = [_DOCS / "man/kvmarm.1", _DOCS / "man/kvmarm-policy.5"]
+_PAGES = [_DOCS / f"man/kvmarm{page}" for page in (".1", "-policy.5", "-hook.8")]
 _COMPLETION = _DOCS / "completion/kvmarm"
 _HELP = {"-h", "--help"}
 
@@ -238,6 +240,13 @@ def test_domains_are_completed(here: Path) -> None:
     assert _complete(here, "kvmarm", "show", "-c", "qemu:///session", "args") == {
         "args:-q -c qemu:///session list --name --all"
     }
+
+
+def test_a_name_that_is_no_word_is_quoted(here: Path) -> None:
+    """As bash itself does it, when somebody presses Tab."""
+    keys = f'source {_COMPLETION}; kvmarm() {{ echo "<$2>" >out; }}\nkvmarm refresh a\\ g\t; exit\n'
+    type_into(["/bin/bash", "--norc", "--noprofile", "-i"], keys, here, {})
+    assert (here / "out").read_text() == "<a guest>\n"
 
 
 def test_domains_are_not_offered_where_files_are_meant(here: Path) -> None:

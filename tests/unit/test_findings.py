@@ -23,10 +23,11 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.common_ground import obstacles
+from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
-from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, Finding, kinds
+from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, WRONG, Finding, kinds
 from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
 from kvmarm_plugin.judge.verdict import judge
 from kvmarm_plugin.judge.wording import in_short, line, named_in, texts
@@ -162,8 +163,25 @@ def _missing_machines() -> list[Finding]:
 
 _NO_PMU = {name: answer for name, answer in host(_N1).capabilities.items() if name != "ARM_PMU_V3"}
 
+
 # Each kind → what finds it.
+def _compared(**changes: Any) -> list[Finding]:
+    """Of guests that move from one host to another that differs in some parts."""
+    here = _host(name="here", page_size=4096, gicd_iidr=0x1043B)
+    pairs = compare([here, here.replace(name="there", kernel="6.13.0", **changes)], Policy()).pairs
+    return [finding for pair in pairs for finding in pair.findings]
+
+
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
+    "not-known": lambda: check(_target(), _host(unknown=("seen",), cluster={"seen": {}})),
+    "register-not-known": lambda: check(
+        _target(),
+        _with_register(
+            "ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48, writable=None
+        ).replace(unknown=("writable",)),
+    ),
+    "page-size-other": lambda: _compared(page_size=65536),
+    "gicd-iidr-other": lambda: _compared(gicd_iidr=0x2043B),
     "architecture": lambda: check(_target(), host("hand-made-a15-3.10")),
     "architecture-other": lambda: check(
         _target(features=("psci_0_2", "el1_32bit")), host("hand-made-a15-3.10")
@@ -316,7 +334,7 @@ def test_a_kind_of_finding(kind: str) -> None:
     said = texts(finding)
     assert said["kind"] == kind
     assert said["severity"] == finding.severity
-    assert finding.severity in (REFUSES, WRONG, HARMLESS)
+    assert finding.severity in (REFUSES, WRONG, UNKNOWN, HARMLESS)
     assert all(said[column] for column in ("subject", "recorded", "local", "rule"))
     assert bool(said["remedy"]) is (
         finding.severity != HARMLESS

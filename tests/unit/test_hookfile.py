@@ -468,6 +468,50 @@ def test_names_are_shown_as_text(directory: Path, package: Path) -> None:
     assert str(caught.value).isprintable()
 
 
+# -- the link of a package -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def link(directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hook as a distribution's package has it."""
+    (place / "bin").mkdir()
+    shutil.copy(_SCRIPT, place / "bin/kvmarm-hook")
+    monkeypatch.setattr(hookfile, "PACKAGED", str(place / "bin/kvmarm-hook"))
+    directory.mkdir(parents=True)
+    (directory / hookfile.NAME).symlink_to(hookfile.PACKAGED)
+    return directory / hookfile.NAME
+
+
+def test_the_link_of_a_package_stays(directory: Path, link: Path) -> None:
+    said = hookfile.install(directory)
+    assert said[0].startswith(f"{link} is up to date: it is the link of a package to ")
+    with pytest.raises(KvmarmError, match=r"it is the link of a package .*apt remove kvmarm"):
+        hookfile.uninstall(directory)
+    assert os.readlink(link) == hookfile.PACKAGED
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["link", "script", "directory"])
+def test_the_link_of_a_package_that_others_can_change(
+    directory: Path, link: Path, place: Path, what: str
+) -> None:
+    path = {"link": link, "script": place / "bin/kvmarm-hook", "directory": place / "bin"}[what]
+    give(path)
+    with pytest.raises(KvmarmError, match=_REFUSED.format(re.escape(str(path)))):
+        hookfile.install(directory)
+
+
+@pytest.mark.parametrize("call", [hookfile.install, hookfile.uninstall])
+def test_what_a_package_that_is_gone_has_left(
+    directory: Path, link: Path, place: Path, call: Callable[[Path], object]
+) -> None:
+    (place / "bin/kvmarm-hook").unlink()
+    with pytest.raises(KvmarmError, match=rf"is a link, .*\(hint: .*rm {link}\)"):
+        call(directory)
+    link.unlink()
+    call(directory)
+
+
 # -- who renews records --------------------------------------------------------------------------
 
 _ENABLE = "systemctl enable --now kvmarm-renew.socket\n"

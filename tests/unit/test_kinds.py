@@ -52,6 +52,9 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "libvirt": _Values((None,), ("11.2.0", "9.0.0")),  # what it knows is in cpu_features
         "cpu_features": _Values((("sve",),), (tuple(reversed(_HOST.cpu_features)),)),
         "problems": _Values(idle=((Problem("libvirt", "none"),),)),
+        "page_size": _Values((4096, 65536)),
+        "gicd_iidr": _Values(idle=(0x4B00143B,)),
+        "unknown": _Values((("seen", "vcpus"),), ((),)),  # which no profile told at first
     },
     Qemu: {
         "binary": _Values(idle=("/opt/qemu",)),

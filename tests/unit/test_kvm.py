@@ -137,6 +137,19 @@ def test_gics(kernel: FakeKernel) -> None:
         assert [version for version in (2, 3) if vm.has_gic(version)] == [3]
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_gicd_iidr(kernel: FakeKernel, version: int) -> None:
+    with System(kernel) as system:
+        with system.create_vm() as vm, pytest.raises(KvmError, match="No such device"):
+            vm.gicd_iidr(version)  # a GIC without a vCPU is not initialised
+        with system.create_vm() as vm, vm.create_vcpu():
+            assert vm.gicd_iidr(version) == kernel.gicd_iidr
+        kernel.gicd_iidr = None
+        with system.create_vm() as vm, vm.create_vcpu(), pytest.raises(KvmError):
+            vm.gicd_iidr(version)
+    assert not kernel.handles
+
+
 @pytest.mark.parametrize(("gics", "found"), [((2,), [2]), ((), [])])
 def test_gics_of_a_kernel_before_devices(gics: tuple[int, ...], found: list[int]) -> None:
     """Linux 3.10 makes its only GIC by KVM_CREATE_IRQCHIP."""

@@ -308,6 +308,29 @@ def test_the_biggest_cluster_has_room_for_the_guest(
         assert (chosen or pytest.fail("not pinned")).cpus == cluster.cpus, "who names one gets it"
 
 
+def test_clusters_of_one_part_have_names_of_their_own() -> None:
+    """Two sockets of one MIDR and two REVIDRs, and two revisions of one part."""
+    sockets = A72.replace(cpus="0-3", revidr=0x1C7), A72.replace(cpus="4-11", revidr=0)
+    here = RK3399.replace(clusters=(*sockets, A53, A53.replace(cpus="20", midr=A53.midr + 1)))
+    here = here.replace(clusters=(*here.clusters, A53.replace(cpus="21", midr=0, part="")))
+    names = [here.name_of(cluster) for cluster in here.clusters]
+    assert names == [
+        "Cortex-A72 r0p2 (REVIDR 0x1c7)",
+        "Cortex-A72 r0p2 (REVIDR 0x0)",
+        "Cortex-A53 r0p4",
+        "Cortex-A53 r0p5",
+        "0x0",
+    ]
+    assert [RK3399.name_of(cluster) for cluster in RK3399.clusters] == ["Cortex-A53", "Cortex-A72"]
+    with pytest.raises(ResolveError, match=r"0-3 Cortex-A72 r0p2 \(REVIDR 0x1c7\), 4-11 Cortex-A7"):
+        resolved(domain("<vcpu cpuset='99'>1</vcpu>"), here)
+    for vcpus, expected in ((2, "0-3"), (8, "4-11")):
+        chosen = pinning_of(
+            resolved(domain(f"<vcpu>{vcpus}</vcpu>"), here, Policy(cluster=A72.midr))
+        )
+        assert (chosen or pytest.fail("not pinned")).cpus == expected, "of one MIDR that with room"
+
+
 def test_one_resolver_has_an_answer_for_every_size() -> None:
     """Resolvers are kept for many domains."""
     resolver = Resolver(_phone(**_PHONE), Policy())
@@ -443,7 +466,7 @@ _LITTLE, _BIG, _PRIME = 0x410FD034, 0x410FD083, 0x411FD480
 
 def clusters(**cpus: str) -> list[CpuCluster]:
     midrs = {"little": _LITTLE, "big": _BIG, "prime": _PRIME}
-    return [CpuCluster(cpulist.parse(text), midrs[name], 0, None) for name, text in cpus.items()]
+    return [CpuCluster(cpulist.parse(text), midrs[name], 0) for name, text in cpus.items()]
 
 
 _ALPHA, _BETA = clusters(little="0-3", big="4-5"), clusters(big="0-1", little="2-5")
@@ -580,9 +603,23 @@ def test_a_host_without_such_cpus() -> None:
 def test_revidr_tells_clusters_of_one_midr_apart(
     revidr: int | None, here: tuple[int | None, ...], found: int | None
 ) -> None:
-    candidates = [CpuCluster((cpu,), _BIG, other, None) for cpu, other in enumerate(here)]
+    candidates = [CpuCluster((cpu,), _BIG, other) for cpu, other in enumerate(here)]
     cluster = pins.find_cluster(Pinning(_BIG, revidr, "0"), candidates)
     assert (cluster.cpus[0] if cluster else None) == found
+
+
+def test_cpus_of_an_unknown_kind_are_a_kind() -> None:
+    """A guest that may run on them may see its CPU change, and one that is pinned is not theirs."""
+    here = [CpuCluster((0, 1), _BIG, 0), CpuCluster((2, 3), None, None)]
+    target = record.read(record.find(parse(pinned())) or pytest.fail("no record")).target
+    anywhere = target.replace(pinning=None)
+    assert arrival.kinds_to_ask(anywhere, here, ()) == [(0, 1), (2, 3)]
+    cpus, [finding] = arrival.place(anywhere, here)
+    assert (cpus, finding.kind) == ((), "cluster-open")
+    assert finding.values["local"] == ("0-1 of MIDR 0x410fd083", "2-3 of an unknown kind")
+    assert arrival.with_cluster([], target.pinning, here) == []
+    [missing] = arrival.with_cluster([], target.pinning, here[1:])
+    assert texts(missing)["local"] == "not told by sysfs"
 
 
 _numbered = st.sets(st.integers(0, 63), min_size=1, max_size=8).map(
@@ -616,7 +653,7 @@ def test_a_guest_finds_its_cpus_on_every_host(hosts: list[list[int]], cpuset: st
     for order in hosts:
         big, little = tuple(sorted(order[:2])), tuple(sorted(order[2:]))
         xml, cpus, findings = reconcile_pins(
-            xml, [CpuCluster(little, _LITTLE, 0, None), CpuCluster(big, _BIG, 0, None)]
+            xml, [CpuCluster(little, _LITTLE, 0), CpuCluster(big, _BIG, 0)]
         )
         assert (cpus, findings) == (big, [])
         for pin in pins.pins_of(parse(xml)):
@@ -633,8 +670,8 @@ def _board(big: list[int], order: list[int]) -> list[CpuCluster]:
     """A board of twelve CPUs, of which these are big."""
     little = sorted({*order} - {*big})
     return [
-        CpuCluster(tuple(little), _LITTLE, 0, None),
-        CpuCluster(tuple(sorted(big)), _BIG, 0, None),
+        CpuCluster(tuple(little), _LITTLE, 0),
+        CpuCluster(tuple(sorted(big)), _BIG, 0),
     ]
 
 

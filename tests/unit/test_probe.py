@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""host/: CPU clusters from made-up sysfs trees, QEMU from a program that plays it, and whole probes
-of played hosts.
+"""host/: QEMU from a program that plays it, and whole probes of played hosts.
 
 The probe of a host that is made from a recorded profile gives that profile back; what is missing
 becomes a line, not a crash.
@@ -18,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmarm_plugin.host import cpus, qemu
-from kvmarm_plugin.host.cpus import CpuCluster, find_clusters, name_part
+from kvmarm_plugin.host import qemu
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.model import profile_json
+from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Qemu
 from kvmarm_plugin.registers.table import id_of
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write, write_cpu, write_emulator, write_host, write_online
@@ -57,188 +58,6 @@ def _no_probe_lasts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     for watchdog in watchdogs:
         assert watchdog.finished.is_set(), "an emulator's watchdog is still running"
-
-
-# -- clusters ------------------------------------------------------------------------------------
-
-
-def test_a_host_of_one_kind(tmp_path: Path) -> None:
-    for cpu in range(4):
-        write_cpu(tmp_path, cpu, _A57, 0, 1024)
-    write_online(tmp_path, "0-3")
-    assert find_clusters(tmp_path) == [CpuCluster((0, 1, 2, 3), _A57, 0, 1024)]
-
-
-def test_big_little(tmp_path: Path) -> None:
-    for cpu in range(4):
-        write_cpu(tmp_path, cpu, _A53, 0, 485)
-    for cpu in (4, 5):
-        write_cpu(tmp_path, cpu, _A72, 0, 1024)
-    write_online(tmp_path, "0-5")
-    assert find_clusters(tmp_path) == [
-        CpuCluster((0, 1, 2, 3), _A53, 0, 485),
-        CpuCluster((4, 5), _A72, 0, 1024),
-    ]
-
-
-def test_clusters_may_interleave_and_capacities_differ(tmp_path: Path) -> None:
-    for cpu in range(6):
-        write_cpu(tmp_path, cpu, _A72 if cpu % 2 else _A53, 0, 500 + cpu)
-    write_online(tmp_path, "0-5")
-    assert find_clusters(tmp_path) == [
-        CpuCluster((0, 2, 4), _A53, 0, 504),
-        CpuCluster((1, 3, 5), _A72, 0, 505),
-    ]
-
-
-def test_revidr_makes_a_cluster(tmp_path: Path) -> None:
-    write_cpu(tmp_path, 0, _A57, 0)
-    write_cpu(tmp_path, 1, _A57, 0x180)
-    write_online(tmp_path, "0-1")
-    assert [(cluster.cpus, cluster.revidr) for cluster in find_clusters(tmp_path)] == [
-        ((0,), 0),
-        ((1,), 0x180),
-    ]
-
-
-def test_a_cpu_that_is_offline_is_not_there(tmp_path: Path) -> None:
-    for cpu in range(4):
-        write_cpu(tmp_path, cpu, _A57)
-    write_online(tmp_path, "0,3")
-    assert [cluster.cpus for cluster in find_clusters(tmp_path)] == [(0, 3)]
-
-
-_CPUINFO_64 = """\
-processor\t: 0
-BogoMIPS\t: 48.00
-Features\t: fp asimd evtstrm
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x0
-CPU part\t: 0xd03
-CPU revision\t: 4
-
-processor\t: 1
-BogoMIPS\t: 48.00
-Features\t: fp asimd evtstrm
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x0
-CPU part\t: 0xd08
-CPU revision\t: 3
-
-"""
-
-_CPUINFO_32 = """\
-processor\t: 0
-model name\t: ARMv7 Processor rev 4 (v7l)
-BogoMIPS\t: 38.40
-Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae
-CPU implementer\t: 0x41
-CPU architecture: 7
-CPU variant\t: 0x2
-CPU part\t: 0xc0f
-CPU revision\t: 4
-
-processor\t: 1
-model name\t: ARMv7 Processor rev 4 (v7l)
-CPU implementer\t: 0x41
-CPU architecture: 7
-CPU variant\t: 0x2
-CPU part\t: 0xc0f
-CPU revision\t: 4
-
-Hardware\t: ARM-Versatile Express
-Revision\t: 0000
-Serial\t\t: 0000000000000000
-"""
-
-# arm64 until 3.18 and arm until 3.7: the CPU is described once, behind the list of processors.
-# These are the kernels that preferred_target's fallback is for.
-_CPUINFO_OLD = """\
-Processor\t: AArch64 Processor rev 0 (aarch64)
-processor\t: 0
-processor\t: 1
-Features\t: fp asimd
-CPU implementer\t: 0x41
-CPU architecture: AArch64
-CPU variant\t: 0x1
-CPU part\t: 0xd07
-CPU revision\t: 0
-
-Hardware\t: FVP Base
-"""
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "expected"),
-    [
-        (_CPUINFO_64, [((0,), _A53), ((1,), 0x410FD083)]),
-        (_CPUINFO_32, [((0, 1), 0x412FC0F4)]),
-        (_CPUINFO_OLD, [((0, 1), _A57)]),
-        ("", []),
-        ("processor : x\nCPU part : 0xd03\n", []),
-        (
-            (
-                "processor : 0\nCPU implementer : ?\nCPU variant : 0\nCPU part : 0xd03\nCPU"
-                " revision : 4\n"
-            ),
-            [],
-        ),
-    ],
-    ids=["arm64", "arm", "before 3.19", "empty", "no number", "unknown"],
-)
-def test_without_sysfs_proc_cpuinfo_tells(
-    tmp_path: Path, cpuinfo: str, expected: list[tuple[tuple[int, ...], int]]
-) -> None:
-    write(tmp_path / "proc/cpuinfo", cpuinfo)
-    write_online(tmp_path, "0-1")
-    found = find_clusters(tmp_path)
-    assert [(cluster.cpus, cluster.midr) for cluster in found] == expected
-    assert all(cluster.revidr is None and cluster.capacity is None for cluster in found)
-
-
-def test_sysfs_comes_before_proc_cpuinfo(tmp_path: Path) -> None:
-    write(tmp_path / "proc/cpuinfo", _CPUINFO_64)
-    write_cpu(tmp_path, 0, _A57)
-    write_online(tmp_path, "0-1")
-    assert [(cluster.cpus, cluster.midr) for cluster in find_clusters(tmp_path)] == [
-        ((0,), _A57),
-        ((1,), _A72),
-    ]
-
-
-def test_a_number_that_is_none_is_left_out(tmp_path: Path) -> None:
-    write_cpu(tmp_path, 0, _A57)
-    write_cpu(tmp_path, 1, None)
-    write(tmp_path / "sys/devices/system/cpu/cpu1/regs/identification/midr_el1", "what?\n")
-    write(tmp_path / "sys/devices/system/cpu/cpu0/cpu_capacity", "")
-    write_online(tmp_path, "0-1")
-    assert find_clusters(tmp_path) == [CpuCluster((0,), _A57, 0, None)]
-
-
-def test_a_host_without_anything(tmp_path: Path) -> None:
-    assert find_clusters(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("midr", "expected"),
-    [
-        (_A53, ("ARM", "Cortex-A53")),
-        (_A72, ("ARM", "Cortex-A72")),
-        (0x412FC0F4, ("ARM", "Cortex-A15")),
-        (0x414FD0C1, ("ARM", "Neoverse-N1")),
-        (0x410F0000, ("ARM", "")),  # ARM, but no such part
-        (0x000F0510, ("", "")),  # QEMU's -cpu max
-        (0xFF0FFFF0, ("", "")),
-    ],
-)
-def test_names_of_parts(midr: int, expected: tuple[str, str]) -> None:
-    assert name_part(midr) == expected
-
-
-def test_allowed_cpus_are_this_process_own() -> None:
-    assert set(cpus.allowed_cpus()) == os.sched_getaffinity(0)
 
 
 # -- QEMU ----------------------------------------------------------------------------------------
@@ -492,6 +311,18 @@ def test_a_cpuset_that_forbids_a_cluster(lab: Lab, monkeypatch: pytest.MonkeyPat
     assert _problems(profile) == "cluster 2: this process may not run there (cpuset or affinity)"
 
 
+def test_cpus_of_an_unknown_kind(lab: Lab) -> None:
+    """They are no cluster: guests must not be resolved as if all CPUs were like the others."""
+    write_online(lab.root, "0-3")
+    profile = lab.probe()
+    assert [cluster.cpus for cluster in profile.clusters] == ["0-1"]
+    says = "CPUs of an unknown kind: neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of 2-3"
+    assert _problems(profile).startswith(says)
+    with pytest.raises(ResolveError, match=f"host lab has {says}") as caught:
+        Resolver(profile, Policy())
+    assert caught.value.hint == "run Linux 4.8 or newer there, or take these CPUs offline"
+
+
 def test_a_cpu_that_goes_away_meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_pid: int, cpus: object) -> None:
         if cpus != lab.scheduler.initial and set(cpus) != lab.scheduler.initial:  # type: ignore[call-overload]
@@ -576,6 +407,31 @@ def test_kernels_without_what_came_later(lab: Lab) -> None:
     assert set(cluster.seen) == {"CNTFRQ_EL0", "DCZID_EL0", "CTR_EL0", "MIDR_EL1"}
 
 
+def test_what_came_with_the_second_schema(lab: Lab) -> None:
+    profile = lab.probe()
+    problems = profile.problems
+    assert (profile.gicd_iidr, profile.unknown) == (0x4B00243B, ())
+    assert profile.page_size == os.sysconf("SC_PAGESIZE")
+    assert '"gicd_iidr": "0x4b00243b"' in profile_json.dumps(profile)
+    assert profile_json.loads(profile_json.dumps(profile)) == profile
+    lab.kernel.gicd_iidr = None
+    profile = lab.probe()
+    assert (profile.gicd_iidr, profile.unknown) == (None, ("gicd_iidr",))
+    assert profile.problems == problems
+    lab.kernel.gics = ()
+    profile = lab.probe()
+    assert (profile.gicd_iidr, profile.unknown) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "unknown"), [(16384, ()), (65536, ()), (8192, ("page_size",)), (1, ("page_size",))]
+)
+def test_page_sizes(lab: Lab, size: int, unknown: tuple[str, ...]) -> None:
+    kernel = lab.kernel
+    profile = probe(Host(lab.root, kernel, "aarch64", "6.12.0", "alpha", size), lab.emulator)
+    assert (profile.page_size, profile.unknown) == (0 if unknown else size, unknown)
+
+
 def test_a_32_bit_host(lab: Lab) -> None:
     vcpu = {Made(0, frozenset({"psci_0_2"})): {0x40200000000F0000: 0x412FC0F4}}
     old = kind()
@@ -603,6 +459,7 @@ def test_an_ioctl_that_always_fails(lab: Lab, name: str, code: int) -> None:
         "KVM_CREATE_IRQCHIP",
         "KVM_ARM_PREFERRED_TARGET",
         "KVM_ARM_GET_REG_WRITABLE_MASKS",
+        "KVM_GET_DEVICE_ATTR",  # its answer is named as unknown
     )
     assert optional or _problems(profile), f"{name} failed and nobody was told"
 
@@ -672,29 +529,6 @@ def test_files_may_hold_anything(
         (lab.root / path).parent.mkdir(parents=True, exist_ok=True)
         (lab.root / path).write_bytes(before + strange + behind)
     lab.probe()  # which reads what it has written
-
-
-@pytest.mark.parametrize("strange", _STRANGE, ids=lambda text: repr(text[:12]))
-def test_cpuinfo_may_hold_anything(tmp_path: Path, strange: bytes) -> None:
-    write_online(tmp_path, "0-1")
-    text = strange.decode(errors="replace")
-    for key in ("processor", "CPU implementer", "CPU variant", "CPU part", "CPU revision"):
-        lines = [
-            f"{key} : {text}" if line.startswith(key) else line for line in _CPUINFO_64.splitlines()
-        ]
-        write(tmp_path / "proc/cpuinfo", "\n".join(lines))
-        assert all(cluster.midr < 1 << 32 for cluster in find_clusters(tmp_path))
-
-
-def test_numbers_of_cpuinfo_have_a_width(tmp_path: Path) -> None:
-    write_online(tmp_path, "0")
-    write(
-        tmp_path / "proc/cpuinfo",
-        _CPUINFO_64.replace("0xd03", "0x1d03").replace("0xd08", "0xfffff"),
-    )
-    assert find_clusters(tmp_path) == []
-    write(tmp_path / "proc/cpuinfo", _CPUINFO_64.replace("CPU revision\t: 4", "CPU revision\t: 08"))
-    assert [cluster.midr & 15 for cluster in find_clusters(tmp_path)] == [8]
 
 
 @pytest.mark.parametrize(

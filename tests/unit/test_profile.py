@@ -29,7 +29,7 @@ from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
-from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
+from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
 from kvmarm_plugin.model.profile_json import ProfileError, digest
 from kvmarm_plugin.registers.text import pack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -200,6 +200,128 @@ def test_variants_are_written_as_differences() -> None:
     )
 
 
+# -- what nobody measured ------------------------------------------------------------------------
+
+_ABSENT = [part for part in PARTS if part not in ("vcpus", "registers")]
+
+
+def _full() -> dict[str, Any]:
+    """A profile of the second schema that tells everything."""
+    here = host("trixie-max").replace(page_size=4096, gicd_iidr=0x4B00143B, unknown=())
+    return profile_json.encode(here)
+
+
+def _place_of(document: Any, part: str) -> Any:
+    """The objects that have such a member."""
+    (cluster,) = document["clusters"]
+    if part == "reglist":
+        return [cluster["base"], *cluster["variants"]]
+    return [cluster if part in cluster else document]
+
+
+def _as_text(document: Any) -> str:
+    return json.dumps(document)
+
+
+def test_a_profile_may_tell_everything() -> None:
+    document = json.loads(_as_text(_full()))
+    assert document["schema"] == "urn:kvmarm-plugin:profile:2"
+    assert document["unknown"] == []
+    assert document["page_size"] == 4096
+    assert document["gicd_iidr"] == "0x4b00143b"
+    assert _validator().is_valid(document)
+    assert profile_json.encode(profile_json.loads(_as_text(document))) == _full()
+
+
+@pytest.mark.parametrize("part", _ABSENT)
+def test_what_is_unknown_is_absent(part: str) -> None:
+    document = json.loads(_as_text(_full()))
+    for place in _place_of(document, part):
+        del place[part]
+    _refused(_as_text(document), f"it has no {part!r}")
+    assert not _validator().is_valid(document)
+    document["unknown"] = [part]
+    here = profile_json.loads(_as_text(document))
+    assert here.unknown == (part,)
+    assert json.loads(profile_json.dumps(here)) == document
+    assert _validator().is_valid(document)
+
+
+@pytest.mark.parametrize("part", _ABSENT)
+def test_nothing_is_unknown_and_told(part: str) -> None:
+    document = json.loads(_as_text({**_full(), "unknown": [part]}))
+    _refused(_as_text(document), f"{part} is none of its members")
+    assert not _validator().is_valid(document)
+
+
+@pytest.mark.parametrize("part", ["vcpus", "registers"])
+def test_there_may_be_more_than_is_told(part: str) -> None:
+    document = json.loads(_as_text({**_full(), "unknown": [part]}))
+    here = profile_json.loads(_as_text(document))
+    assert here.clusters == host("trixie-max").clusters
+    assert json.loads(profile_json.dumps(here)) == document
+    assert _validator().is_valid(document)
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [None, "seen", 5, {}, [5], ["x"], ["seen", "seen"], ["writable", "seen"], ["SEEN"], ["name"]],
+)
+def test_unknown_names_parts_in_their_order(unknown: Any) -> None:
+    _refused(_as_text({**_full(), "unknown": unknown}), "unknown")
+
+
+def test_the_second_schema_names_what_is_unknown() -> None:
+    document = json.loads(_as_text(_full()))
+    del document["unknown"]
+    _refused(_as_text(document), "it has no 'unknown'")
+    assert not _validator().is_valid(document)
+
+
+@pytest.mark.parametrize("member", ["unknown", *SINCE_2])
+def test_the_first_schema_has_nothing_of_the_second(member: str) -> None:
+    document = {**_document(), member: _full()[member]}
+    _refused(_as_text(document), f"{member} is none of its members")
+    assert not _validator().is_valid(document)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 8192, 131072, "4096", True, 4096.0, None])
+def test_page_sizes(size: Any) -> None:
+    document = json.loads(_as_text({**_full(), "page_size": size}))
+    _refused(_as_text(document), "")
+    if size != 4096:
+        assert not _validator().is_valid(document)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [("unknown",), ("page_size",), ("gicd_iidr",), ("unknown", 0), ("kernel",), ("overrides",)],
+)
+def test_schema_and_reader_agree_on_the_second_schema(path: tuple[Any, ...]) -> None:
+    document = json.loads(_as_text(_full()))
+    document["unknown"] = ["capacity"]
+    for cluster in document["clusters"]:
+        del cluster["capacity"]
+    for value in _HOSTILE:
+        mutated = _mutated(document, path, value)
+        why = _refusal(mutated)
+        if not _strict_validator().is_valid(mutated):
+            assert why
+        elif why:
+            assert _BEYOND.search(why)
+
+
+def test_the_digest_is_that_of_the_first_schema() -> None:
+    """A host that was probed before has the digest that its pool knows."""
+    here = host("trixie-max")
+    again = profile_json.loads(_as_text(_full()))
+    assert digest(again) == digest(here)
+    assert digest(again.replace(page_size=65536)) == digest(here)
+    assert digest(again.replace(unknown=("page_size",), page_size=0)) == digest(here)
+    libvirt_unknown = again.replace(unknown=("libvirt",), libvirt=None)
+    assert digest(libvirt_unknown) not in (digest(here), digest(here.replace(libvirt=None)))
+
+
 # -- digest --------------------------------------------------------------------------------------
 
 
@@ -287,11 +409,11 @@ def test_what_is_not_a_profile(text: str) -> None:
     _refused(text, "is not a host profile")
 
 
-@pytest.mark.parametrize("version", ["2", "10", "1.1", ""])
+@pytest.mark.parametrize("version", ["3", "10", "1.1", ""])
 def test_other_versions_are_refused(version: str) -> None:
     _refused(
         json.dumps({**_document(), "schema": f"urn:kvmarm-plugin:profile:{version}"}),
-        "this kvmarm knows urn:kvmarm-plugin:profile:1",
+        "this kvmarm knows urn:kvmarm-plugin:profile:2",
     )
 
 
@@ -333,10 +455,10 @@ def test_a_missing_key_is_named(path: tuple[Any, ...]) -> None:
 
 
 def test_the_keys_tried_are_those_of_the_schema() -> None:
-    required = set(_validator().schema["required"]) | set(
-        _validator().schema["$defs"]["cluster"]["required"]
+    places = set(_validator().schema["properties"]) | set(
+        _validator().schema["$defs"]["cluster"]["properties"]
     )
-    assert required - {"schema"} <= {path[-1] for path in _KEYS}
+    assert places - {"schema", "unknown", *SINCE_2} <= {path[-1] for path in _KEYS}
 
 
 _WRONG: st.SearchStrategy[Any] = st.sampled_from(
@@ -432,12 +554,17 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
     )
 
 
+_UNKNOWABLE = {*PARTS, "unknown"}
+
+
 def test_the_schema_is_strict_and_describes_every_key() -> None:
     objects = _objects(_validator().schema)
     assert len(objects) == 7
     for found in objects:
         assert found["additionalProperties"] is False
-        assert sorted(found["required"]) == sorted(found["properties"])
+        # Parts that may be unknown are wanted by conditions, which need all of the document.
+        wanted = {*found["required"], *_UNKNOWABLE} & {*found["properties"]}
+        assert wanted == {*found["properties"]}
         for name, entry in found["properties"].items():
             assert (
                 "description" in entry
@@ -501,6 +628,7 @@ _BEYOND = re.compile(
     "a packed list of register ids|reglist adds what the base has|"
     "are not vCPU features in the order of their bits|two vCPUs of the same target|has a target"
     " that|"
+    "are not parts of a profile in their order|"
     "are not vector lengths in bits|numbers of CPUs, such as|has a CPU of another cluster's"
 )
 

@@ -485,7 +485,7 @@ def test_a_stored_record_that_cannot_be_renewed_leaves_the_live_one(here: _Host)
 
 def test_a_guest_that_roams_unasked(here: _Host, monkeypatch: pytest.MonkeyPatch) -> None:
     midr = _RECORDED.registers["MIDR_EL1"]
-    several = [CpuCluster((0,), midr, None, None), CpuCluster((1,), midr + 16, None, None)]
+    several = [CpuCluster((0,), midr, None), CpuCluster((1,), midr + 16, None)]
     monkeypatch.setattr(renewal, "find_clusters", lambda: several)
     here.guest("RUNNING_BOOTED")
     assert here.renewer.work() is False

@@ -261,6 +261,17 @@ def test_no_part_is_given_twice() -> None:
         seen.add((implementer, key))
 
 
+def test_no_two_parts_have_one_name(implementers: dict[int, dict[str, object]]) -> None:
+    """Whoever makes them: what people read has the part alone."""
+    names = [
+        name
+        for entry in implementers.values()
+        if isinstance(entry["parts"], dict)
+        for name in entry["parts"].values()
+    ]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 @pytest.mark.parametrize(
     ("implementer", "part", "vendor", "name"),
     [
@@ -274,7 +285,16 @@ def test_no_part_is_given_twice() -> None:
         (0x46, 0x001, "FUJITSU", "A64FX"),
         (0x50, 0x000, "APM", "X-Gene"),
         (0x61, 0x023, "Apple", "Firestorm-M1"),
+        (0x48, 0xD01, "HiSilicon", "Kunpeng-920"),
+        (0x48, 0xD02, "HiSilicon", "Kunpeng-920-HIP09"),
+        (0x61, 0x042, "Apple", "Sawtooth-M3"),
+        (0x61, 0x049, "Apple", "Everest-M3-Max"),
+        (0x61, 0x059, "Apple", "PCore-M4-Max"),
+        (0x61, 0x060, "Apple", "ECore-A18-Pro"),
+        (0x61, 0x068, "Apple", "MCore-M5-Max"),
+        (0x70, 0x872, "Phytium", "FTC872"),
         (0xC0, 0xAC3, "Ampere", "Ampere-1"),
+        (0xC0, 0xAC7, "Ampere", "Ampere-1c"),
     ],
 )
 def test_known_parts(
