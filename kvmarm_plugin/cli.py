@@ -148,6 +148,49 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(refresh)
     _add_resolving(refresh)
 
+    adopt = _command(
+        subparsers, "adopt", "record guests that never asked for host-model, running ones too"
+    )
+    which = adopt.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="every domain that the policy does not except"
+    )
+    adopt.add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    adopt.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_connect(adopt)
+
+    forget = _command(
+        subparsers,
+        "forget",
+        "take kvmarm's record away from guests, and leave them alone from then on",
+    )
+    which = forget.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
+    )
+    which.add_argument("--all", action="store_true", help="every domain")
+    forget.add_argument(
+        "--restore",
+        action="store_true",
+        help="also give back what their users wrote (default: they keep the concrete CPU)",
+    )
+    forget.add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    forget.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_connect(forget)
+
+    undo = _command(
+        subparsers, "undo", "put the definition back that a guest had before kvmarm changed it"
+    )
+    undo.add_argument("domain", metavar="DOMAIN", help="name or UUID of a domain")
+    _add_connect(undo)
+
     renew = _command(
         subparsers,
         "renew",
@@ -183,13 +226,20 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         "say whether a recorded guest would run here, or on other hosts, and why not",
     )
-    check.add_argument(
+    which = check.add_mutually_exclusive_group(required=True)
+    which.add_argument(
         "domain",
         metavar="DOMAIN-or-FILE",
+        nargs="?",
         help=(
             "name or UUID of a domain, or a file with its XML (- for standard input), or with a"
             " pool"
         ),
+    )
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every domain, in a table: what could be moved to the hosts that are named",
     )
     check.add_argument(
         "--host",
@@ -200,6 +250,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(check)
     _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
+
+    status = _command(
+        subparsers, "status", "list this host's domains, their records, and what would run here"
+    )
+    _add_connect(status)
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+
+    metrics = _command(subparsers, "metrics", "write what status says for Prometheus")
+    _add_connect(metrics)
+    metrics.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="replace FILE, for node_exporter's textfile collector",
+    )
+
+    doctor = _command(
+        subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
+    )
+    _add_connect(doctor)
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also pack what a report of a fault needs, without secrets (.tar.gz)",
+    )
 
     compare = _command(
         subparsers,

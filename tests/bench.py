@@ -18,21 +18,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, NamedTuple
+from unittest.mock import patch
 
 from lxml import etree
 
+from kvmarm_plugin.commands import inputs, status_view, survey
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.judge.by_profile import check
+from kvmarm_plugin.kvm import device
+from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests import playedkernel
 from tests.fleet import fleet
+from tests.unit.fakekernel import FakeKernel
 
 PROJECT = Path(__file__).parents[1]
 PROFILE = PROJECT / "tests/hosts/trixie-neoverse-n1.json"
@@ -103,6 +109,7 @@ def main() -> None:
     ):
         _in_process(f"resolving a domain in process, {title}", (PROJECT / name).read_bytes(), 2.5)
     _check_rate()
+    _status(1000)
     _fleet(2000)
 
 
@@ -156,6 +163,45 @@ def _check_rate() -> None:
             f"check of {source.name}'s guest against {host.name}, {findings} findings: {rate:,.0f}"
             " a second (goal: at least 20,000)"
         )
+
+
+def _status(count: int) -> None:
+    """`kvmarm status` of many domains of libvirt's test driver, in process, on a played kernel;
+    against the calls of libvirt that it makes.
+    """
+    import libvirt  # the rest goes without
+
+    host = profile_json.loads(PROFILE.read_text())
+    resolved = Resolver(host, Policy()).resolve(TEMPLATE.read_bytes()).decode()
+    resolved = re.sub("<uuid>.*</uuid>", "", resolved)
+    connection = libvirt.open("test:///default")
+    for number in range(count):
+        connection.defineXML(re.sub("<name>.*</name>", f"<name>guest{number}</name>", resolved))
+
+    def bare() -> None:
+        for each in connection.listAllDomains():
+            each.name(), each.UUIDString(), each.ID()
+            each.state(), each.isActive(), each.hasManagedSaveImage(0), each.isPersistent()
+            each.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+
+    kernel = FakeKernel.from_profile(host)
+    machines = host.qemu.machines if host.qemu else ()
+    with ExitStack() as stack:
+        for where, name, value in (
+            (device, "System", lambda: System(kernel)),
+            (inputs, "machines_here", lambda _emulator: machines),
+            (inputs, "read_policy", lambda _name: Policy()),
+            (inputs, "read_pool", lambda _name: None),
+            (os, "uname", lambda: os.uname_result(("Linux", "here", "6.12.0", "", "aarch64"))),
+        ):
+            stack.enter_context(patch.object(where, name, value))
+        answer = survey.take_survey("test:///default")
+        assert sum(standing.answer == survey.YES for standing in answer.standings) == count
+        ours, theirs = _alternate_calls(
+            [lambda: status_view.as_text(survey.take_survey("test:///default")), bare], 5
+        )
+    connection.close()
+    _report(f"status of {count} domains", ours, "the same calls of libvirt", theirs, "at most 15")
 
 
 def _fleet(count: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin.host import libvirtd, marks
+from kvmarm_plugin.host import left, libvirtd, marks, previous
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,10 +37,12 @@ def regenerate_output(request: pytest.FixtureRequest) -> bool:
 def run_directory(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """/run/kvmarm of a test, and no guests that libvirt has stored."""
+    """/run/kvmarm and /var/lib/kvmarm of a test, and no guests that libvirt has stored."""
     directory = tmp_path_factory.mktemp("host")
     monkeypatch.setattr(marks, "DIRECTORY", str(directory / "run"))
     monkeypatch.setattr(marks, "STORED", str(directory / "stored"))
     monkeypatch.setattr(marks, "RUNNING", str(directory / "running"))
     monkeypatch.setattr(libvirtd, "RUNNING", str(directory / "running"))
+    monkeypatch.setattr(left, "DIRECTORY", str(directory / "lib" / "left"))
+    monkeypatch.setattr(previous, "DIRECTORY", str(directory / "lib" / "previous"))
     return directory / "run"

@@ -5,17 +5,20 @@ like the others?
 
 from __future__ import annotations
 
+import functools
 import platform
+from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..domain.record import is_adopted
 from ..host.qemu_version import BINARIES
-from ..judge.finding import UNKNOWN
 from ..model import policy
-from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view
-from .check_view import ARRIVAL, MEMBER, START, Report
+from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
+from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
     STORED,
+    NoRecordError,
     is_file,
     machines_here,
     probe_here,
@@ -29,12 +32,12 @@ from .output import write_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.target import Target
-    from .inputs import Guest
+    from ..model.profile import HostProfile
+    from ..verdicts import HostHere
+    from .inputs import Guest, Source
 
 
 def run(arguments: Namespace) -> int:
@@ -45,63 +48,99 @@ def run(arguments: Namespace) -> int:
         arguments.inactive,
         arguments.json,
     )
+    every = arguments.all
     from ..fleet.pool import is_pool
     from ..host.libvirtd import is_remote
 
-    if not hosts and not is_file(name) and is_remote(uri):
+    if not hosts and (every or not is_file(name)) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
-            "on that host: kvmarm probe -o FILE; then give FILE with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
     drift_refused = False
     if not hosts:
         # The hook reads it with a reader of its own: refuse what that would not read alike.
         read_policy(None)
         drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
-    source = read_source(name, uri, inactive)
-    if is_pool(source.document):
-        report = _of_pool(source.document, name, hosts)
-    else:
-        report = _of_guest(read_guest(source), hosts, drift_refused)
+    profiles = read_profiles(hosts)
+    with ExitStack() as stack:
+        here = functools.cache(lambda: _open(stack))
+
+        def judge(source: Source) -> Report:
+            try:
+                guest = read_guest(source)
+            except NoRecordError as error:
+                from .unrecorded import as_if_adopted  # most guests have a record
+
+                guest = as_if_adopted(source, uri, error)
+            return _of_guest(guest, profiles, here, drift_refused)
+
+        if every:
+            names = [host.name for host in profiles] or [platform.node()]
+            return evacuation.run(uri, names, inactive, as_json, judge)
+        source = read_source(name, uri, inactive)
+        if is_pool(source.document):
+            report = _of_pool(source.document, name, profiles)
+        else:
+            report = judge(source)
     write_text(check_view.as_json(report) if as_json else check_view.as_text(report))
-    if report.unknown:
-        return NOT_KNOWN
-    no_yes = [each for each in report.verdicts.values() if not report.is_yes(each)]
-    if no_yes and all(report.verdict(each) == UNKNOWN for each in no_yes):
-        return NOT_KNOWN
-    return INCOMPATIBLE if no_yes else DONE
+    answers = report.verdicts.values()
+    if any(map(report.is_no, answers)):
+        return INCOMPATIBLE
+    return DONE if all(map(report.is_yes, answers)) else NOT_KNOWN
 
 
-def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
-    """By the word of these profiles, or of this host's kernel if there are none."""
+def _open(stack: ExitStack) -> HostHere:
+    from ..kvm.device import System
+    from ..verdicts import HostHere
+
+    return HostHere(stack.enter_context(System()), machines_here)
+
+
+def _of_guest(
+    guest: Guest,
+    profiles: list[HostProfile],
+    here: Callable[[], HostHere],
+    drift_refused: bool,
+) -> Report:
+    """By the word of these profiles, or of this host if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
-    notes = guest.notes
+    boots, notes = question == START, guest.notes
+    # Nothing was recorded that could have been edited.
+    ignored = EDITS if guest.is_assumed else ()
     if guest.mark is not None:
-        names = [host.name for host in read_profiles(hosts)] or [platform.node()]
+        names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
-    elif hosts:
+    elif profiles:
         from ..judge.by_profile import check, counted
+        from ..verdicts import judge_guest
 
-        profiles = read_profiles(hosts)
         notes += tuple(
             _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
             for host in profiles
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
         verdicts = {
-            host.name: _judged(
-                guest,
-                question,
+            host.name: judge_guest(
+                guest.document,
+                guest.domain,
+                guest.record,
+                boots,
                 counted(host),
                 host.ipa_bits,
-                lambda target, cpus, host=host: check(target, host, cpus, question == START),  # type: ignore[misc]
+                lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
+                ignored=ignored,
             )
             for host in profiles
         }
     else:
         if not guest.is_here and guest.emulator not in ("", *BINARIES.get(platform.machine(), ())):
             notes += (_unasked(guest, "of this host: what a file names is not run"),)
-        verdicts = {platform.node(): _rehearsed(guest, question)}
+        emulator = guest.emulator if guest.is_here else ""
+        found = here().judge(
+            guest.document, guest.domain, guest.record, boots, emulator, ignored=ignored
+        )
+        verdicts = {platform.node(): found}
     origin = guest.record.origin
     return Report(
         title=guest.name,
@@ -109,11 +148,13 @@ def _of_guest(guest: Guest, hosts: list[str], drift_refused: bool) -> Report:
         question=question,
         definition=guest.definition,
         origin=origin.renewed or origin.host,
-        here=not hosts,
+        here=not profiles,
         verdicts=verdicts,
         unknown=guest.mark or "",
         notes=notes,
-        drift_refused=drift_refused,
+        drift_refused=drift_refused and not is_adopted(guest.record),
+        adopted=is_adopted(guest.record),
+        assumed=guest.is_assumed,
     )
 
 
@@ -121,69 +162,7 @@ def _unasked(guest: Guest, asked: str) -> str:
     return f"it names the emulator {shown(guest.emulator, 120)}; asked was the one {asked}"
 
 
-def _judged(
-    guest: Guest,
-    question: str,
-    clusters: Sequence[Counted],
-    ipa_bits: int,
-    judge: Callable[[Target, tuple[int, ...]], list[Finding]],
-    takes_host_model: bool = False,
-) -> list[Finding]:
-    """The findings of a guest on a host of these clusters.
-
-    Args:
-        ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
-        judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
-        takes_host_model: whether the host's libvirt does.
-    """
-    from ..judge.contradictions import as_written, find_contradictions, memory_too_large
-    from ..judge.pinning import reconcile_pins
-
-    target = guest.record.target
-    changes = find_contradictions(guest.domain, target, takes_host_model, ipa_bits)
-    if changes and question == ARRIVAL:
-        return changes  # what else is recorded is of another guest
-    # The hook moves the pins of a guest that arrives.
-    _, cpus, pins = reconcile_pins(
-        guest.document, guest.domain, guest.record, clusters, movable=question == ARRIVAL
-    )
-    if question == ARRIVAL:
-        return pins + judge(target, cpus)
-    too_large = memory_too_large(guest.domain, ipa_bits) if ipa_bits else []
-    if not changes:
-        return too_large + pins + judge(target, cpus)
-    # It boots as its XML says, of which the record says nothing.
-    written = judge(as_written(guest.domain, target), cpus)
-    return changes + too_large + [finding for finding in written if finding.stops_start]
-
-
-def _rehearsed(guest: Guest, question: str) -> list[Finding]:
-    from ..host.cpus import find_clusters
-    from ..host.libvirt_host_model import is_noted
-    from ..judge.pinning import kinds_to_ask, with_cluster
-    from ..judge.verdict import which_counts
-    from ..kvm.device import System
-    from ..rehearse import rehearse
-
-    clusters = find_clusters()
-    machines = machines_here(guest.emulator if guest.is_here else "")
-    with System() as system:
-        ipa_bits = system.ipa_bits()
-
-    def judge(target: Target, cpus: tuple[int, ...]) -> list[Finding]:
-        boots = question == START
-        with System() as system:
-            verdicts = [
-                rehearse(target, system, machines, kind, boots)
-                for kind in kinds_to_ask(target, clusters, cpus)
-            ]
-        findings = verdicts[which_counts(verdicts, target.roams and not boots)]
-        return with_cluster(findings, target.pinning, clusters)
-
-    return _judged(guest, question, clusters, ipa_bits, judge, is_noted())
-
-
-def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
+def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:
     """Whether these hosts, or this one, would be members like the others."""
     from ..fleet.pool import check_member, loads
 
@@ -193,7 +172,7 @@ def _of_pool(document: bytes, name: str, hosts: list[str]) -> Report:
         raise KvmarmError(
             f"{name} is not a text in UTF-8", "check that it is the file you mean"
         ) from None
-    members = read_profiles(hosts) if hosts else [probe_here()]
+    members = profiles or [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:
         why = "; ".join(map(str, useless.problems)) or "its profile has no CPU cluster"

@@ -8,7 +8,7 @@ import json
 from ..basics.untrusted import domain_word, lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, worst
+from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, kinds, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -42,11 +42,17 @@ _AS_FAR_AS_KNOWN = {
 }
 _REFUSED = "no, it would not start as recorded, which the policy refuses (on-drift)"
 _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
-_SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
+SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
 # Kinds of findings that a baseline mends, though it mends no guest.
 _LEVELLED = ("addresses-too-few",)
+
+# Kinds of findings by which the record is not about this guest.
+EDITS = ("xml-edited", "host-model-asked", "cpu-replaced")
+
+# Kinds that a guest does not have that is pinned to what it has.
+_LEFT = ("features-left-to-qemu", "sve-lengths-left-to-qemu")
 
 
 class Report(Value):
@@ -63,6 +69,8 @@ class Report(Value):
         unknown: why there is no answer, and then there are no findings; empty if there is one.
         notes: of the guest's definitions, as in inputs.Guest.
         drift_refused: whether the policy of the host that is asked refuses a start with drift.
+        adopted: whether the guest never asked for host-model.
+        assumed: whether it has no record.
     """
 
     title: str
@@ -74,6 +82,8 @@ class Report(Value):
     unknown: str = ""
     notes: tuple[str, ...] = ()
     drift_refused: bool = False
+    adopted: bool = False
+    assumed: bool = False
     uuid: str = ""
 
     @property
@@ -97,6 +107,20 @@ class Report(Value):
         verdict = self.verdict(findings)
         return verdict in _YES[self.question] and not (verdict == DRIFT and self.drift_refused)
 
+    def is_no(self, findings: list[Finding]) -> bool:
+        """Whether it is a clear no; what is neither is not known."""
+        return not self.is_yes(findings) and self.verdict(findings) not in (NOT_KNOWN, UNKNOWN)
+
+    def against(self, findings: list[Finding]) -> list[Finding]:
+        """Those that speak against a yes."""
+        if self.question != START:
+            return [finding for finding in findings if finding.severity != HARMLESS]
+        return [
+            finding
+            for finding in findings
+            if finding.stops_start or finding.severity == UNKNOWN or self.drift_refused
+        ]
+
 
 def as_text(report: Report) -> str:
     """An answer a host, with its findings below it; then what to do about them, each once."""
@@ -109,17 +133,28 @@ def as_text(report: Report) -> str:
     said += [f"Note: {note}" for note in report.notes]
     yes = [not report.unknown and report.is_yes(each) for each in report.verdicts.values()]
     if any(yes):
-        said.append(_SCOPE)
-    if report.unknown:
-        said.append(f"Remedy: {_of_unknown(report)}")
+        said.append(SCOPE)
+    unknown = of_unknown(report) if report.unknown else ""
+    if unknown:
+        said.append(f"Remedy: {unknown}")
     said += [f"Remedy: {remedy}" for remedy in remedies]
     if report.definition == FILE and remedies and not all(yes):
         said.append(_SAVED)
     return lines(said)
 
 
+def reason(report: Report, host: str, finding: Finding) -> tuple[str, str]:
+    """A finding in a line, and what to do about it, of a guest among others."""
+    return _line(report, host, finding), _remedy(report.replace(title="DOMAIN"), host, finding)
+
+
 def as_json(report: Report) -> str:
     """The same for tools: host → the verdict, and every finding."""
+    return json.dumps(as_document(report), indent=1) + "\n"
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """What `as_json` prints."""
     hosts = {
         host: {
             "verdict": report.verdict(findings),
@@ -139,7 +174,7 @@ def as_json(report: Report) -> str:
         document["drift_refused"] = report.drift_refused
     if report.unknown:
         document["unknown"] = report.unknown
-    return json.dumps(document, indent=1) + "\n"
+    return document
 
 
 def _answer(report: Report, findings: list[Finding]) -> str:
@@ -150,10 +185,14 @@ def _answer(report: Report, findings: list[Finding]) -> str:
         return _REFUSED
     if verdict == UNKNOWN:
         return _AS_FAR_AS_KNOWN[report.question]
-    return _YES[report.question].get(verdict, _NO[report.question])
+    answer = _YES[report.question].get(verdict, _NO[report.question])
+    return answer.replace("recorded", "it is here") if report.assumed else answer
 
 
-def _of_unknown(report: Report) -> str:
+def of_unknown(report: Report) -> str:
+    """What to do where nothing is known; empty where there is nothing to be done."""
+    if report.assumed and report.definition != SAVED:
+        return ""
     if report.definition == SAVED:
         return f"give up what was saved, and start it: virsh managedsave-remove {report.word}"
     if report.unknown == marks.FROM_STATE:
@@ -174,7 +213,8 @@ def _line(report: Report, host: str, finding: Finding) -> str:
         text = difference(finding, shown(report.title), name)
     else:
         asked = f"now on {name}" if name == origin else f"on {name}"
-        text = difference(finding, f"recorded on {origin}", asked)
+        recorded = f"on {origin}" if report.assumed else f"recorded on {origin}"
+        text = difference(finding, recorded, asked)
     if report.question == START and not finding.stops_start:
         return text  # the rule is one of arrivals
     said = texts(finding)
@@ -204,6 +244,12 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         return _remedy_of_pool(report, host, finding)
     boots = report.question == START
     remedy = texts(finding, report.word, boots)["remedy"]
+    # What is to be done about the domain itself, however it comes.
+    always = not boots or remedy == texts(finding, report.word)["remedy"]
+    if boots and report.assumed and not always:
+        return ""  # there is nothing that would have to be made true
+    if report.adopted and (always or finding.stops_start):
+        remedy = _of_adopted(report, finding, remedy)
     if boots:
         return f"where it is started: {remedy}" if remedy and not report.here else remedy
     if remedy and report.definition == SAVED:
@@ -214,6 +260,18 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
     starts = not any(finding.stops_start for finding in report.verdicts[host])
     if report.definition == LIVE and finding.is_hopeless and starts:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
+    return remedy
+
+
+def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
+    """The same for a guest that never asked for host-model: it is not resolved."""
+    if finding.kind in EDITS:
+        return f"kvmarm adopt {report.word}, or undo the edit"
+    if finding.kind in _LEFT:
+        adopt = f"kvmarm adopt {report.word}"
+        return f"write what it has into its definition: {adopt}; and start it anew"
+    if "{domain}" in kinds()[finding.kind]["remedy"]:  # it is refreshed then
+        return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 
 

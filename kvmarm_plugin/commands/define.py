@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines, shown
+from ..domain.xml import parse
+from ..host import left
 from . import DONE
-from .output import write_text
+from .output import say, write_text
 from .resolving import Choices, resolved_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    from ..host.libvirtd import Connection
 
 
 def run(arguments: Namespace) -> int:
@@ -24,6 +29,32 @@ def run(arguments: Namespace) -> int:
 
     result, summary = resolved_for(uri, name, choices)
     with Connection(uri) as connection:
-        domain = connection.define(result.decode(), validate)
+        domain = _define(connection, result, validate)
     write_text(lines([f"Domain '{shown(domain)}' defined from {name}{summary}"]))
     return DONE
+
+
+def _define(connection: Connection, xml: bytes, validate: bool) -> str:
+    """Define a domain, or redefine it; it is not left alone any more. Returns its name."""
+    from ..host.libvirtd import NoDomainError
+    from ..host.previous import redefine
+
+    element = parse(xml).find("uuid")
+    if element is None:  # a new one: libvirt refuses a name that is taken
+        return connection.define(xml.decode(), validate)
+    uuid = element.content.strip()
+    try:
+        domain = connection.domain_by_uuid(uuid)
+        stored = domain.xml(live=False, secrets=True) if domain.is_persistent() else None
+    except NoDomainError:
+        stored = None
+    if stored is None:
+        name = connection.define(xml.decode(), validate)
+    else:
+        name = redefine(connection, domain, stored, xml.decode(), validate)
+    if connection.is_here:
+        try:
+            left.discard(connection.domain_by_uuid(uuid).uuid)
+        except KvmarmError as error:
+            say(f"{name} may still be left alone by renewal and --all: {error}")
+    return name

@@ -10,18 +10,19 @@ import platform
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
-from ..basics.untrusted import domain_word, quoted
+from ..basics.untrusted import domain_word, quoted, shown
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, marks
-from ..host.libvirtd import Connection, is_remote
+from ..host.libvirtd import Connection
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
+from ..resolve.wish import why_not_adopted
 from .output import is_watched, say
 
 TYPE_CHECKING = False
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 # Definitions of a domain: of one that runs; in its managed save, which its next start loads; the
 # one that it boots from; and what a file holds.
 LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
+
+
+class NoRecordError(KvmarmError):
+    """A domain that holds no record."""
 
 
 class Source(Value):
@@ -60,7 +65,7 @@ class Guest(Value):
     """A domain with a record.
 
     Attributes:
-        name, uuid: the domain's; empty where it has no uuid.
+        name: the domain's.
         domain, document: its XML, parsed and not.
         record: the one in it.
         definition: as in `Source`.
@@ -68,10 +73,10 @@ class Guest(Value):
         is_here: whether this host's libvirt has it, and starts it with that.
         mark: why its record may not be true, as far as this host knows; None if it knows nothing.
         notes: what else there is to say of its definitions, a line each.
+        is_assumed: whether it has no record, and what it has was measured instead.
     """
 
     name: str
-    uuid: str
     domain: Element
     document: bytes
     record: Record
@@ -80,6 +85,12 @@ class Guest(Value):
     is_here: bool
     mark: str | None
     notes: tuple[str, ...]
+    is_assumed: bool = False
+
+    @property
+    def uuid(self) -> str:
+        """The domain's; empty where it has none."""
+        return _text(self.domain, "uuid")
 
 
 def is_file(name: str) -> bool:
@@ -100,15 +111,20 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        texts = _definitions(connection.domain(name))
+        return source_of(connection.domain(name), name, inactive, connection.is_here)
+
+
+def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
+    """The same of a domain at hand."""
+    texts = definitions(domain)
     if inactive and STORED not in texts:
         raise KvmarmError(f"{name} has no stored definition", "leave --inactive out")
     which = STORED if inactive else next(iter(texts))
     stored = texts.get(STORED) if which != STORED else None
-    return Source(name, texts[which], which, stored, not is_remote(uri))
+    return Source(name, texts[which], which, stored, is_here)
 
 
-def _definitions(domain: Domain) -> dict[str, bytes]:
+def definitions(domain: Domain) -> dict[str, bytes]:
     """The definitions that a domain has, the one that counts first."""
     found = {}
     if domain.is_active():
@@ -126,18 +142,18 @@ def read_guest(source: Source) -> Guest:
     """A domain and its record, or those that a snapshot holds.
 
     Raises:
-        KvmarmError: it has no record, or one that cannot be used.
+        NoRecordError: it has none.
+        KvmarmError: its record cannot be used.
     """
     document = domain_of(source.document)
     domain = parse(document)
     element = record.find(domain)
     if element is None:
-        raise _without_record(source)
+        raise _without_record(source, domain)
     found = record.read(element)
     name, uuid = _text(domain, "name"), _text(domain, "uuid")
     return Guest(
         name or source.name,
-        uuid if marks.is_uuid(uuid) else "",
         domain,
         document,
         found,
@@ -154,23 +170,31 @@ def _text(domain: Element, path: str) -> str:
     return element.body.decode(errors="replace").strip() if element else ""
 
 
-def _without_record(source: Source) -> KvmarmError:
+def _without_record(source: Source, domain: Element) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
-        return KvmarmError(
+        return NoRecordError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot; to see that one:"
             f" kvmarm show --inactive {quoted(source.name)}",
         )
-    domain = parse(domain_of(source.document))
-    if not asks_for_host_model(domain):
-        hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
-    elif is_file(source.name):
-        hint = f"resolve it first: kvmarm define {quoted(source.name)}"
+    if asks_for_host_model(domain):
+        hint = f"resolve it first: {_how_to_resolve(source, domain)}"
+    elif not why_not_adopted(domain):
+        hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
     else:
-        word = domain_word(source.name, _text(domain, "uuid"))
-        hint = f"resolve it first: {how_to_resolve(word)}"
-    return KvmarmError(f"{source.name} holds no kvmarm record", hint)
+        hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
+    return NoRecordError(f"{source.name} holds no kvmarm record", hint)
+
+
+def _word(domain: Element) -> str:
+    return domain_word(_text(domain, "name"), _text(domain, "uuid"))
+
+
+def _how_to_resolve(source: Source, domain: Element) -> str:
+    if is_file(source.name):
+        return f"kvmarm define {quoted(source.name)}"
+    return how_to_resolve(_word(domain))
 
 
 def how_to_resolve(domain: str) -> str:
@@ -210,13 +234,22 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
 
 
 def read_profile(name: str | None) -> HostProfile:
-    """The profile in a file, else the one of a known CPU; this host's own for None."""
+    """The profile that an option or an argument names: a file, ssh://[USER@]HOST, which is asked,
+    or a name that host/known.py has; this host's own for None.
+    """
     if not name:
         return probe_here()
-    if name != "-" and "/" not in name and not os.path.exists(name):
+    if name.startswith("ssh://"):
+        from ..host import ssh
+
+        if is_watched():
+            say(f"asking {shown(name, 100)} for its profile")
+        return profile_json.loads(ssh.profile_text(name), name)
+    if name != "-" and "/" not in name and not os.path.isfile(name):
         from ..host import known
 
-        return known.read(name)
+        if known.has(name) or not os.path.exists(name):
+            return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 

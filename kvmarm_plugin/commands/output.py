@@ -13,12 +13,12 @@ from ..basics.untrusted import lines, shown
 from ..host import files
 
 
-def write_data(name: str | None, data: bytes) -> None:
-    """Write to a file, or to standard output for None. Raises KvmarmError; BrokenPipeError if
-    nobody reads any more.
+def write_data(name: str | None, data: bytes, mode: int | None = None) -> None:
+    """Write to a file, of this mode as `files.write` has it, or to standard output for None. Raises
+    KvmarmError; BrokenPipeError if nobody reads any more.
     """
     if name:
-        files.write(name, data)
+        files.write(name, data, mode)
         return
     if sys.stdout is None:
         raise KvmarmError(

@@ -15,12 +15,15 @@ from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, asks_for_host_model, parse
-from ..host import marks
+from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
+from ..host.previous import redefine
 from ..kvm.device import System
-from ..renewal import UntoldError, renew_live, renew_stored
+from ..resolve.wish import why_not_adopted
+from ..watch.adopt import keeper, pin_stored
+from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
-from .inputs import how_to_resolve
+from .inputs import how_to_resolve, read_policy, read_profile
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
 from .resolving import Choices, check_host_of, resolver_for
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Callable
 
-    from ..renewal import Renewed
     from ..resolve.resolver import Resolver
+    from ..watch.renewal import Renewed
 
 
 def run(arguments: Namespace) -> int:
@@ -43,6 +46,9 @@ def run(arguments: Namespace) -> int:
         refresher = _Refresher(
             connection,
             functools.cache(lambda: stack.enter_context(resolver_for(choices))),
+            functools.cache(
+                lambda: keeper(read_profile(choices.host), read_policy(choices.policy), say)
+            ),
             functools.cache(lambda: stack.enter_context(System())),
             machine,
             dry_run,
@@ -52,7 +58,7 @@ def run(arguments: Namespace) -> int:
         if names:
             guests = [refresher.by_name(name) for name in names]
         else:
-            every = [refresher.refresh(domain) for domain in connection.domains()]
+            every = [refresher.refresh(domain) for domain in not_left(connection)]
             guests = [guest for guest in every if guest.stored or guest.running]
     write_text(refresh_view.as_json(guests) if as_json else refresh_view.as_text(guests))
     results = {part.result for guest in guests for part in (guest.stored, guest.running) if part}
@@ -61,11 +67,26 @@ def run(arguments: Namespace) -> int:
     return INCOMPATIBLE if results & {UNRESOLVED, UNTOLD} else DONE
 
 
+def not_left(connection: Connection) -> list[Domain]:
+    """All domains but those that are left alone, if they are of this host."""
+    domains = connection.domains()
+    if not connection.is_here:
+        return domains
+    found = [domain for domain in domains if not left.has(domain.uuid)]
+    if len(found) < len(domains):
+        say(
+            f"{len(domains) - len(found)} of {len(domains)} domains are left alone, since they were"
+            " forgotten or undone"
+        )
+    return found
+
+
 class _Refresher:
     """Refreshes one domain after the other.
 
     Args:
         resolver: made on the first use, which probes this host.
+        keeper: the same, of guests that keep what they have.
         system: this host's kernel, opened on the first use.
         machine: the machine type that guests are to get; empty if they keep theirs.
         here: whether libvirt's guests run on this host.
@@ -75,6 +96,7 @@ class _Refresher:
         self,
         connection: Connection,
         resolver: Callable[[], Resolver],
+        keeper: Callable[[], Resolver],
         system: Callable[[], System],
         machine: str,
         dry_run: bool,
@@ -83,6 +105,7 @@ class _Refresher:
     ) -> None:
         self._connection = connection
         self._resolver = resolver
+        self._keeper = keeper
         self._system = system
         self._machine = machine
         self._dry_run = dry_run
@@ -92,13 +115,17 @@ class _Refresher:
     def by_name(self, name: str) -> Guest:
         """A domain that the user names has to be there, and have a record."""
         try:
-            guest = self.refresh(self._connection.domain(name))
+            domain = self._connection.domain(name)
+            guest = self.refresh(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
-        how = how_to_resolve(domain_word(guest.name, guest.uuid))
-        missing = KvmarmError("it holds no kvmarm record", f"resolve it first: {how}")
+        word = domain_word(guest.name, guest.uuid)
+        hint = f"to record what it has: kvmarm adopt {word}"
+        if why_not_adopted(parse(domain.xml(domain.is_active(), secrets=False).encode())):
+            hint = f"resolve it first: {how_to_resolve(word)}"
+        missing = KvmarmError("it holds no kvmarm record", hint)
         return guest._replace(stored=Outcome(FAILED, reason=str(missing)))
 
     def refresh(self, domain: Domain) -> Guest:
@@ -123,16 +150,19 @@ class _Refresher:
     def _stored(self, domain: Domain) -> Outcome | None:
         """What becomes of the stored definition; None if it has no record."""
         try:
-            source = domain.xml(live=False, secrets=True).encode()
+            read = domain.xml(live=False, secrets=True)
+            source = read.encode()
             xml = parse(source)
             if not record.find_all(xml):
                 return None
             written = source if asks_for_host_model(xml) else restore(source, xml)
             if not asks_for_host_model(parse(written)):
-                if _asked(xml):
+                intent = _intent_of(xml)
+                if intent is None:  # adopted as it is: it has what the host makes of its XML
+                    return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+                if intent.attributes.get("mode") == "host-model":
                     return Outcome(UNRESOLVED, reason=_left(xml))
-                # The guest never asked for host-model: it has what the host makes of its XML.
-                return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+                return self._pinned(domain)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
         resolver = self._resolver()  # its errors are not of one guest
@@ -145,16 +175,25 @@ class _Refresher:
             if not differences:
                 return Outcome(KEPT)
             if not self._dry_run:
-                self._define(domain, source, result)
+                redefine(self._connection, domain, read, result.decode(), self._validate)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
 
-    def _define(self, domain: Domain, source: bytes, result: bytes) -> None:
-        # libvirt has no way to define a domain only if it is still what was read.
-        if domain.xml(live=False, secrets=True).encode() != source:
-            raise KvmarmError("somebody has changed it meanwhile", "do it again")
-        self._connection.define(result.decode(), self._validate)
+    def _pinned(self, domain: Domain) -> Outcome:
+        """What becomes of a guest that was adopted and pinned to what it had."""
+        define = functools.partial(redefine, self._connection, domain, validate=self._validate)
+        pinned = pin_stored(domain, self._keeper, define, self._dry_run, anew=True)
+        if pinned is None or pinned.before is None:
+            anew = KvmarmError(
+                "its <cpu> was written anew since it was pinned",
+                f"kvmarm adopt {domain_word(domain.name, domain.uuid)}",
+            )
+            return Outcome(UNRESOLVED, reason=str(anew))
+        differences = refresh_view.target_differences(pinned.before, pinned.after)
+        if not differences:
+            return Outcome(KEPT)
+        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
 
     def _running(self, domain: Domain) -> Outcome | None:
         """What becomes of the live record; None if there is none."""
@@ -180,10 +219,10 @@ class _Refresher:
         return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
 
 
-def _asked(domain: Element) -> bool:
-    """Whether the record holds that the user has asked for host-model."""
+def _intent_of(domain: Element) -> Element | None:
+    """The <cpu> that the user had written, where the record holds one."""
     element = record.find(domain)
-    return element is not None and bool(record.intent_of(element).children)
+    return None if element is None else record.intent_of(element).find("cpu")
 
 
 def _left(domain: Element) -> str:

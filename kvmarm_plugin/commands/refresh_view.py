@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What `kvmarm refresh` changes, for people and as JSON."""
+"""What `kvmarm refresh`, `adopt` and `forget` change, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 KEPT, CHANGES, CHANGED = "kept", "would change", "changed"
 UNRESOLVED, UNTOLD, FAILED = "cannot be resolved", "not known", "error"
+FORGETS, FORGOTTEN = "would be forgotten", "forgotten"
+RESTORES, RESTORED = "would be restored", "restored"
+ADOPTS, ADOPTED = "would be adopted", "adopted"
+BARE = "has no record"
+
+_PLANNED = (CHANGES, FORGETS, RESTORES, ADOPTS)
 
 _SHOWN = 6  # registers of a list
 _TEXT = 500  # characters of each part of a difference
@@ -39,7 +45,9 @@ class Difference(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a record: one of the results above, with what changes, or why it cannot."""
+    """What became of a record: one of the results above, with what changes, and what else there is
+    to say: why it cannot, or what follows.
+    """
 
     result: str
     differences: tuple[Difference, ...] = ()
@@ -65,7 +73,7 @@ def as_text(guests: list[Guest]) -> str:
             + "; ".join(f"{which}{_said(part)}" for which, part in parts if part)
         )
         for which, part in parts:
-            if part and part.result == CHANGES:
+            if part and part.result in _PLANNED:
                 text += [f"  {which}{_told(difference)}" for difference in part.differences]
     return lines(text)
 
@@ -145,6 +153,15 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
         *_register_differences(before.seen, after.seen),
         *_list_differences(before, after),
     ]
+
+
+def adoption_differences(before: Target | None, after: Target) -> list[Difference]:
+    """What is recorded of a guest that never asked for host-model."""
+    if before is not None:
+        return target_differences(before, after)
+    sve = f", SVE {_list(after.sve_lengths)}" if after.sve_lengths else ""
+    what = f"{after.model} on {after.machine}, {target_name(after)}, {_list(after.features)}{sve}"
+    return [Difference("record", "none", what)]
 
 
 def _register_differences(before: dict[str, int], after: dict[str, int]) -> list[Difference]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from ..basics.errors import KvmarmError
 from ..host import marks
 from ..host.libvirtd import Connection, is_remote
-from ..renewal import Renewer
+from ..watch.renewal import Renewer
 from . import DONE, ERROR
 from .output import say
 

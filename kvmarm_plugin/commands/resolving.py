@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
+    from ..domain.xml import Element
     from ..fleet.pool import Pool
     from ..resolve.resolver import Resolver
 
@@ -114,8 +115,19 @@ def check_host_of(uri: str, choices: Choices) -> None:
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
-            "on that host: kvmarm probe -o FILE; then give FILE with --host",
+            "give its profile with --host, or have it asked: --host ssh://HOST",
         )
+
+
+def why_it_will_not_start(domain: Element) -> str:
+    """What to say of a stored definition that is given back and asks for host-model; else
+    nothing.
+    """
+    from ..host.libvirt_host_model import is_noted
+
+    if not asks_for_host_model(domain) or is_noted():
+        return ""
+    return "it asks for host-model, and does not start without kvmarm (kvmarm define)"
 
 
 def _summary(result: bytes) -> str:

@@ -55,7 +55,7 @@ def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, 
         ),
         ("intent", _intent_text(record.intent)),
         ("made", _origin_text(record.origin)),
-        ("profile", record.origin.profile),
+        ("profile", record.origin.profile or "none: this host's kernel was asked"),
         *(("note", note) for note in notes),
     ]
     texts = [f"{label:<11} {text}" for label, text in rows]
@@ -94,7 +94,7 @@ def _pinning_text(target: Target) -> str:
 
 def _intent_text(intent: Intent) -> str:
     words = [" ".join(kept.decode(errors="replace").split()) for kept in intent.kept]
-    return " ".join(words) or "none: it never asked for host-model"
+    return " ".join(words) or "none: it was adopted as it is"
 
 
 def _origin_text(origin: Origin) -> str:

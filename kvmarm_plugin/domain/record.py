@@ -50,12 +50,19 @@ _CHILDREN_2 = {
     **_CHILDREN_1,
     "roams": ((), ()),
     "home": (("cpus",), ("cpuset",)),
-    "origin": (("host", "profile", "by"), ("renewed",)),
+    "origin": (("host", "by"), ("profile", "renewed")),
 }
 _CHILDREN = {NAMESPACE: _CHILDREN_2, NAMESPACE_1: _CHILDREN_1}  # the first counts, of two
 _OPTIONAL_1 = ("pinning", "sve", "seen")
 _OPTIONAL = {NAMESPACE: (*_OPTIONAL_1, "intent", "roams", "home"), NAMESPACE_1: _OPTIONAL_1}
 _OF_TEXT = ("seen", "registers", "reglist", "home")
+
+# The modes of the <cpu> in an intent: of a guest that was adopted, another than host-model. Version
+# 1 knows no such guests.
+_MODES = {
+    NAMESPACE: ("host-model", "host-passthrough", "maximum", "custom"),
+    NAMESPACE_1: ("host-model",),
+}
 
 # What `rewrite.concretise` keeps in an intent.
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
@@ -77,7 +84,8 @@ class Intent(Value):
         added: names of the elements that were not there; of _ADDED.
         kept: the elements that were, as they were written, in UTF-8: <cpu> always; <type>, <gic>,
             <vcpu> and <cputune> where they were changed; <features> and <metadata> that were empty.
-            Nothing for a guest that never asked for host-model: there is nothing to restore.
+            Nothing for a guest that was adopted and is as its user wrote it: there is nothing to
+            restore.
     """
 
     added: tuple[str, ...]
@@ -89,7 +97,8 @@ class Origin(Value):
 
     Attributes:
         host: the host's name.
-        profile: digest of the host profile, "sha256:…".
+        profile: digest of the host profile, "sha256:…"; empty where no profile was needed, for a
+            guest that was adopted as it is.
         by: program and version.
         renewed: name of the host that made the target true again since; empty if none has.
     """
@@ -123,6 +132,15 @@ class Record(Value):
     home: Home | None = None
 
 
+def is_adopted(found: Record) -> bool:
+    """Whether a record is of a guest that never asked for host-model. Its <cpu> is its user's, or
+    was pinned for one that kept what it had.
+    """
+    kept = parse_fragment(b"".join(found.intent.kept).decode(), "utf-8")
+    cpu = kept.find("cpu")
+    return cpu is None or cpu.attributes.get("mode") != "host-model"
+
+
 def find(domain: Element) -> Element | None:
     """The domain's <kvmarm:target>, or None.
 
@@ -132,22 +150,24 @@ def find(domain: Element) -> Element | None:
     return next(iter(find_all(domain)), None)
 
 
-def find_all(domain: Element) -> list[Element]:
-    """The domain's records, the one that counts first: an interrupted renewal leaves one of
-    version 1 beside that of version 2. Raises RecordError as `find` does.
-    """
+def ours(domain: Element) -> list[Element]:
+    """All elements of kvmarm's in a domain's metadata, of any version, be they records or not."""
     # libvirt reads the first <metadata> only, and writes one; what others write is not to hide a
     # record.
-    ours = [
+    return [
         child
         for place in domain.find_all("metadata")
         for child in place.children
         if child.name.startswith(NAMESPACE_STEM)
     ]
-    if not ours:
-        return ours
+
+
+def find_all(domain: Element) -> list[Element]:
+    """The domain's records, the one that counts first: an interrupted renewal leaves one of
+    version 1 beside that of version 2. Raises RecordError as `find` does.
+    """
     found: dict[str, Element] = {}
-    for element in ours:
+    for element in ours(domain):
         namespace, _, name = element.name.partition(" ")
         if namespace in found:
             raise RecordError(
@@ -185,12 +205,14 @@ def read(element: Element) -> Record:
                 names_added(intent),
                 tuple(in_utf8(child.text, encoding) for child in intent.children),
             ),
-            Origin(**children["origin"].attributes),
+            Origin(**{"profile": "", **children["origin"].attributes}),
             _read_home(children.get("home")),
         )
         check_origin(record.origin)
         if children["origin"].attributes.get("renewed") == "":
             raise ValueError("renewed by nobody")
+        if children["origin"].attributes.get("profile") == "":
+            raise ValueError("an empty digest")
         check_home(record.home, target)
     except (ValueError, DomainXMLError) as error:
         raise RecordError(
@@ -202,8 +224,7 @@ def read(element: Element) -> Record:
 
 def intent_of(element: Element) -> Element:
     """The intent of a record: an element whose children are as the user had written them, in the
-    encoding of the document that the record is in. It has none if the user never asked for
-    host-model.
+    encoding of the document that the record is in. It has none if the guest was adopted as it is.
 
     Raises:
         RecordError: version 1 has none, or it holds what kvmarm would not have kept: to restore it
@@ -222,7 +243,7 @@ def intent_of(element: Element) -> Element:
             raise ValueError("there are several")
         _check_attributes(intents[0], *_CHILDREN[namespace]["intent"])
         intent = intents[0] if namespace == NAMESPACE_1 else _elements_in(intents[0])
-        _check_intent(intent)
+        _check_intent(intent, _MODES[namespace])
     except (ValueError, DomainXMLError) as error:
         raise RecordError(
             "the intent in the domain's kvmarm record is not one that kvmarm wrote:"
@@ -328,7 +349,7 @@ def check_origin(origin: Origin) -> None:
         if len(text) > _LONGEST_NAME or not text.isprintable():
             raise ValueError(f"not a host's name, or not a program's: {shown(text, 60)!r}")
     kind, _, digest = origin.profile.partition(":")
-    if (
+    if origin.profile and (
         kind != "sha256"
         or len(digest) != 64
         or not frozenset("0123456789abcdef").issuperset(digest)
@@ -354,9 +375,12 @@ def check_home(home: Home | None, target: Target) -> None:
         raise ValueError("something among its pins that pins no thread, or one twice")
 
 
-def _check_intent(intent: Element) -> None:
+def _check_intent(intent: Element, modes: tuple[str, ...]) -> None:
     """Hold an intent to what `rewrite.concretise` keeps. Inside <cpu> and <cputune> that is
     whatever the user had written.
+
+    Args:
+        modes: those that its <cpu> may have.
     """
     if len(intent.body) > RUN_LIMIT:
         raise ValueError(f"it has more than {RUN_LIMIT >> 20} MiB")
@@ -371,8 +395,10 @@ def _check_intent(intent: Element) -> None:
     for child in intent.children:
         if child.children and child.name not in _WITH_CHILDREN:
             raise ValueError(f"its <{child.name}> holds elements")
-        if child.name == "cpu" and child.attributes.get("mode") != "host-model":
-            raise ValueError("its <cpu> does not ask for host-model")
+        if child.name == "cpu":
+            mode = child.attributes.get("mode", "custom")
+            if mode not in modes or (mode == "custom" and child.find("model") is None):
+                raise ValueError(f"its <cpu> asks for nothing of: {' '.join(modes)}")
         if child.name == "gic" and child.attributes.get("version") in ("2", "3"):
             raise ValueError("its <gic> is concrete")
 

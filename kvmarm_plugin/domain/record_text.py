@@ -122,14 +122,12 @@ def format_facts(target: Target, origin: Origin, home: Home | None = None) -> li
         raise RecordError(
             f"a record of this profile would be broken: {reason(error)}", "probe the host again"
         ) from None
+    profile = f" profile={quoted(origin.profile)}" if origin.profile else ""
     renewed = f" renewed={quoted(origin.renewed)}" if origin.renewed else ""
     lines = [
         *_format_target(target),
         *([_format_home(home)] if home else []),
-        (
-            f"<kvmarm:origin host={quoted(origin.host)} profile={quoted(origin.profile)}"
-            f" by={quoted(origin.by)}{renewed}/>"
-        ),
+        (f"<kvmarm:origin host={quoted(origin.host)}{profile} by={quoted(origin.by)}{renewed}/>"),
     ]
     # The document may be in any encoding that holds ASCII as it is.
     return [line.encode("ascii", "xmlcharrefreplace") for line in lines]

@@ -13,11 +13,13 @@ import shlex
 import signal
 import stat
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import is_ours, others_can_change
 from ..basics.untrusted import shown
+from ..host import daemons
 from ..host.files import replace, shipped, sync
 from ..host.paths import Step, reach
 
@@ -29,7 +31,6 @@ _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this
 _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parents[1]
-_DAEMONS = ("virtqemud", "libvirtd")
 
 
 def install(directory: Path = DIRECTORY) -> list[str]:
@@ -48,7 +49,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
         )
     _check_version()
     text = script()
-    python = re.findall(r"^python=(.*)$", text, re.MULTILINE)[0]
+    python = interpreter()
     for path in (shipped("hooks", _SHIPPED), python, _PACKAGE.parent, etc):
         _check_owner(str(path))
     _check_tree(str(_PACKAGE))
@@ -111,9 +112,35 @@ def script() -> str:
     return text.replace("@PACKAGE@", shlex.quote(str(_PACKAGE)))
 
 
+def check_place(path: str, python: str) -> None:
+    """Whether a hook that is installed is root's alone, and what it runs.
+
+    Args:
+        path: of the hook.
+        python: its interpreter, which is run.
+
+    Raises:
+        KvmarmError: others can change one of them, or the interpreter cannot run the hook.
+    """
+    for each in (path, python, str(_PACKAGE.parent)):
+        _check_owner(each)
+    _check_tree(str(_PACKAGE))
+    _check_interpreter(python)
+
+
+def interpreter() -> str:
+    """Path of what runs the hook's Python. Raises KvmarmError as `script` does."""
+    return str(re.findall(r"^python=(.*)$", script(), re.MULTILINE)[0])
+
+
+def is_kvmarms(text: bytes) -> bool:
+    """Whether a hook is kvmarm's, of whatever version."""
+    return _MARK in text
+
+
 def _check_version() -> None:
     """libvirt before 6.5 runs hooks/qemu only (virHookCall, src/util/virhook.c)."""
-    for daemon in _DAEMONS:
+    for daemon in daemons.DAEMONS:
         try:
             answer = subprocess.run(
                 [f"/usr/sbin/{daemon}", "--version"],
@@ -258,7 +285,7 @@ def _kvmarms(end: Step, verb: str) -> bytes:
         )
         with open(descriptor, "rb") as file:
             held = file.read(_LONGEST)
-    if _MARK not in held:
+    if not is_kvmarms(held):
         raise KvmarmError(
             f"cannot {verb} {end.path}: it is not a hook of kvmarm's, or not root's",
             "see what it is, and move it out of there",
@@ -333,24 +360,17 @@ def _reload() -> str:
     """SIGHUP makes the daemon read its configuration and look for hooks again; guests do not
     notice.
     """
-    for daemon in _DAEMONS:
-        pid = _pid(daemon)
-        if pid:
-            try:
-                os.kill(pid, signal.SIGHUP)
-            except OSError as error:
-                return (
-                    f"could not tell {daemon} ({error.strerror}); do it with: systemctl reload"
-                    f" {daemon}"
-                )
-            return f"told {daemon} (process {pid}) to look for hooks"
-    return "no libvirt daemon is running: it will find the hook when it starts"
-
-
-def _pid(daemon: str) -> int:
-    """The daemon's process, if its PID file is not stale."""
-    try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text(encoding="ascii"))
-        return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == daemon else 0
-    except (OSError, ValueError):
-        return 0
+    said = []
+    for daemon in daemons.running():
+        try:
+            os.kill(daemon.pid, signal.SIGHUP)
+        except OSError as error:
+            said.append(
+                f"could not tell {daemon.name} ({error.strerror}); do it with: systemctl reload"
+                f" {daemon.name}"
+            )
+            continue
+        with suppress(OSError):  # doctor then does not know
+            daemon.note_told()
+        said.append(f"told {daemon.name} (process {daemon.pid}) to look for hooks")
+    return "; ".join(said) or "no libvirt daemon is running: it will find the hook when it starts"

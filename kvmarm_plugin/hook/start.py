@@ -4,7 +4,8 @@
 A cold start is what this host makes of the XML, whatever is recorded: it is refused only if KVM or
 QEMU would not start it. What differs is drift: a mark says that the record may not be true, and
 whoever renews records is told. A snapshot that a guest reverts to looks like a cold start here; it
-is refused only for what QEMU would accept in silence.
+is refused only for what QEMU would accept in silence. Guests that never asked for host-model are
+refused for nothing else.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ def stops(guest: Guest, policy: HookPolicy) -> bool:
         else:
             unmark(guest)
         return False
-    if start.stops and refuse(guest, "cannot start on this host", start.stops):
+    if (
+        start.stops
+        and not _is_adopted(guest)
+        and refuse(guest, "cannot start on this host", start.stops)
+    ):
         return True
     if (
         start.wrong
@@ -69,6 +74,15 @@ def stops(guest: Guest, policy: HookPolicy) -> bool:
     ):
         return True
     return _drift(guest, start, policy.on_drift)
+
+
+def _is_adopted(guest: Guest) -> bool:
+    """Whether it never asked for host-model: it starts then as it would without kvmarm, or QEMU
+    says itself why it does not.
+    """
+    from kvmarm_plugin.domain.record import is_adopted
+
+    return guest.record is not None and is_adopted(guest.record)
 
 
 def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
@@ -89,7 +103,7 @@ def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
     else:
         heading, refusal = "starts unchecked", "cannot be checked, and would start"
         advice, why = f"When that is mended: {refresh}", "its start was not checked"
-    if reaction == "refuse" and refuse(guest, refusal, drift, advice):
+    if reaction == "refuse" and not _is_adopted(guest) and refuse(guest, refusal, drift, advice):
         return True
     unnoted = mark(guest, f"{why}: {drift}")
     if reaction == "renew" and not unnoted and ring(guest):

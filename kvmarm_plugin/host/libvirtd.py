@@ -8,6 +8,7 @@ Only calls that replace or add are made: a domain is never undefined.
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..basics.errors import KvmarmError
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from typing import Any, Callable, TypeVar
 
     T = TypeVar("T")
+
+# In virsh's words, by the names of libvirt's states (virDomainState).
+_STATES = {
+    "RUNNING": "running",
+    "BLOCKED": "running",
+    "PAUSED": "paused",
+    "SHUTDOWN": "in shutdown",
+    "SHUTOFF": "shut off",
+    "CRASHED": "crashed",
+    "PMSUSPENDED": "suspended",
+}
 
 # How the run of a guest began, as far as libvirt says.
 OFF, STARTING, BOOTED, ARRIVED, UNKNOWN = "off", "starting", "booted", "arrived", "unknown"
@@ -40,7 +52,8 @@ _BEGINNINGS = {
 _REVERTED = ("RUNNING_FROM_SNAPSHOT", "PAUSED_FROM_SNAPSHOT")
 
 # Of QEMU's command line, where it loads state.
-_LOADS = frozenset({b"-incoming", b"-loadvm"})
+_LOADS = frozenset({"-incoming", "-loadvm"})
+_MOST_ARGUMENTS = 1 << 24  # bytes of them; a guest of many devices has some 100 KiB
 
 # The same by the state that a guest had when its snapshot was made (snapshotState of libvirt's
 # domainsnapshot.rng); a snapshot of disks alone tells neither.
@@ -75,8 +88,33 @@ def is_remote(uri: str) -> bool:
         ) from None
 
 
+def is_session(uri: str) -> bool:
+    """Whether it is a user's own libvirt, of whose guests neither hook nor renewal know."""
+    return urlsplit(uri).path == "/session"
+
+
+class Process(NamedTuple):
+    """The QEMU of a guest that runs.
+
+    Attributes:
+        binary: what it runs, as /proc has it: with " (deleted)" once another is in its place; empty
+            where that cannot be read.
+        arguments: of its command line, its own name first.
+    """
+
+    binary: str
+    arguments: tuple[str, ...]
+
+    def has_loaded(self) -> bool:
+        """Whether it was started to load state."""
+        return not _LOADS.isdisjoint(self.arguments)
+
+
 class Connection:
     """A connection to libvirt; a context manager.
+
+    Attributes:
+        is_here: whether libvirt's guests run on this host.
 
     Raises:
         LibvirtError: no binding, or no connection.
@@ -96,6 +134,7 @@ class Connection:
         self._connection = self._ask(
             lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version"
         )
+        self.is_here = not is_remote(uri)
 
     def __enter__(self) -> Connection:  # noqa: PYI034  # Self is typing's, from 3.11 on
         return self
@@ -218,12 +257,33 @@ class Domain:
     def is_persistent(self) -> bool:
         return bool(self._ask(self._domain.isPersistent))
 
+    def state(self) -> str:
+        """Its state in virsh's words, such as "shut off". Raises LibvirtError."""
+        number = self._ask(self._domain.state)[0]
+        return next(
+            (
+                word
+                for name, word in _STATES.items()
+                if getattr(self._libvirt, f"VIR_DOMAIN_{name}", None) == number
+            ),
+            "unknown",
+        )
+
     def beginning(self) -> str:
         """How its run began, by libvirt's reason for its state: OFF, STARTING, BOOTED, ARRIVED or
         UNKNOWN. Raises LibvirtError.
         """
         if not self.is_active():
             return OFF
+        reason = self._reason()
+        found = self._reverted() if reason in _REVERTED else _BEGINNINGS.get(reason, UNKNOWN)
+        if found not in (BOOTED, UNKNOWN):
+            return found
+        process = self.process()
+        return ARRIVED if process is not None and process.has_loaded() else found
+
+    def _reason(self) -> str:
+        """libvirt's name of the reason for its state; empty for one of no use here."""
         reason = tuple(self._ask(self._domain.state))
         for name in (*_BEGINNINGS, *_REVERTED):
             of_state, _, _ = name.partition("_")
@@ -231,21 +291,36 @@ class Domain:
                 getattr(self._libvirt, f"VIR_DOMAIN_{of_state}"),
                 getattr(self._libvirt, f"VIR_DOMAIN_{name}", None),
             ):
-                found = _BEGINNINGS.get(name) or self._reverted()
-                break
-        else:
-            found = UNKNOWN
-        return ARRIVED if found in (BOOTED, UNKNOWN) and self._has_loaded() else found
+                return name
+        return ""
 
-    def _has_loaded(self) -> bool:
-        """Whether its QEMU was started to load state; False also where that cannot be read."""
+    def may_be_reverted(self) -> bool:
+        """Whether it runs from a snapshot, or has some with memory and libvirt does not say that it
+        booted: QEMU loads these without being started anew. Raises LibvirtError.
+        """
+        reason = self._reason()
+        if _BEGINNINGS.get(reason) == BOOTED:
+            return False
+        flags = (
+            self._libvirt.VIR_DOMAIN_SNAPSHOT_LIST_ACTIVE
+            | self._libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL
+        )
+        return reason in _REVERTED or bool(self._ask(lambda: self._domain.listAllSnapshots(flags)))
+
+    def process(self) -> Process | None:
+        """The QEMU that runs it; None where that cannot be read."""
         try:
             with open(f"{RUNNING}/{self.name}.pid", encoding="ascii") as file:
                 pid = decimal(file.read(20).strip(), 1 << 31)
             with open(f"{PROC}/{pid}/cmdline", "rb") as file:
-                return not _LOADS.isdisjoint(file.read().split(b"\0"))
+                arguments = file.read(_MOST_ARGUMENTS).decode(errors="replace").split("\0")
         except (OSError, ValueError):
-            return False
+            return None
+        try:
+            binary = os.readlink(f"{PROC}/{pid}/exe")
+        except OSError:
+            binary = ""
+        return Process(binary, tuple(arguments[:-1]))
 
     def _reverted(self) -> str:
         """How a run began that started from a snapshot: with the state that it holds, or cold if

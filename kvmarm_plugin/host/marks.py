@@ -6,6 +6,7 @@
 - arrival/UUID: a ticket: this guest is on its way here, and has been judged. It tells an arrival
   from a cold start, which libvirt's `prepare` alone cannot.
 - allow/NAME-or-UUID: an operator lets this guest pass once.
+- told/DAEMON: which process of a libvirt daemon was told to look for hooks.
 - renew.socket: a doorbell for whoever renews records. The marks are the queue.
 
 Only root writes there: /run/kvmarm belongs to root, and nobody else can make or change anything in
@@ -87,9 +88,9 @@ def mark_of(uuid: str, name: str = "") -> str | None:
     """Why a guest's record may not be true; None if it has no mark.
 
     Args:
-        uuid, name: of the guest; a mark of either counts.
+        uuid, name: of the guest; a mark of either counts. The UUID is empty where it is not known.
     """
-    for key in (_file_name(uuid), f"{_BY_NAME}{name}"):
+    for key in _keys(uuid, name):
         reason = _read("marks", key)
         if reason is not None:
             return reason.strip() or "its start was not checked"
@@ -248,6 +249,23 @@ def take_allowance(uuid: str, name: str) -> bool:
             if _is_since(text.strip(), ALLOWANCE_SECONDS):
                 return True
     return False
+
+
+# -- daemons ------------------------------------------------------------------------------------
+
+
+def note_told(daemon: str, process: str) -> None:
+    """Note that a process of a libvirt daemon was told to look for hooks. Raises OSError."""
+    _write("told", daemon, f"{process}\n", 0o755, 0o644)
+
+
+def told_at(daemon: str, process: str) -> float | None:
+    """When that was noted of this process, in seconds since the epoch; None if it was not."""
+    try:
+        noted = os.stat(f"{DIRECTORY}/told/{daemon}", follow_symlinks=False).st_mtime
+    except OSError:
+        return None
+    return noted if _read("told", daemon) == f"{process}\n" else None
 
 
 # -- files ---------------------------------------------------------------------------------------

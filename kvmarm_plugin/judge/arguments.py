@@ -16,7 +16,7 @@ from .finding import Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
@@ -55,9 +55,14 @@ _SWITCHES = {
 
 def find_overruled(domain: Element, target: Target) -> list[Finding]:
     """The arguments by which QEMU makes another vCPU, or another board, than the recorded one."""
+    return find_overruled_by(_arguments(domain), target)
+
+
+def find_overruled_by(arguments: Iterable[str], target: Target) -> list[Finding]:
+    """The same of QEMU's whole command line, where the recorded one is libvirt's word."""
     return [
         Finding("argument-overrules", argument=argument, what=what, recorded=recorded, local=local)
-        for argument, what, recorded, local in _claims(domain, target)
+        for argument, what, recorded, local in _claims(arguments, target)
         if recorded
     ]
 
@@ -65,7 +70,9 @@ def find_overruled(domain: Element, target: Target) -> list[Finding]:
 def find_unjudged(domain: Element, target: Target) -> list[str]:
     """The arguments that may do so as far as is known here, in words."""
     claims = [
-        (argument, what) for argument, what, recorded, _ in _claims(domain, target) if not recorded
+        (argument, what)
+        for argument, what, recorded, _ in _claims(_arguments(domain), target)
+        if not recorded
     ]
     claims += [
         (f"{name}={value}", "QEMU")
@@ -79,11 +86,11 @@ def find_unjudged(domain: Element, target: Target) -> list[str]:
     ]
 
 
-def _claims(domain: Element, target: Target) -> Iterator[tuple[str, str, str, str]]:
+def _claims(arguments: Iterable[str], target: Target) -> Iterator[tuple[str, str, str, str]]:
     """The arguments that say something else than is recorded, or may do so, each with what follows
     of it.
     """
-    options = [*_options(domain)]
+    options = [*_options(arguments)]
     cpus = [value for name, value in options if name == "cpu"]
     for name, value in options:
         read = _READERS.get(name, _of_unknown)
@@ -92,13 +99,15 @@ def _claims(domain: Element, target: Target) -> Iterator[tuple[str, str, str, st
         yield from ((f"-{name} {value}", *claim) for claim in read(value, target))
 
 
-def _options(domain: Element) -> Iterator[tuple[str, str]]:
+def _arguments(domain: Element) -> Iterator[str]:
+    for line in domain.find_all(f"{_NAMESPACE} commandline"):
+        for arg in line.find_all(f"{_NAMESPACE} arg"):
+            yield arg.attributes.get("value", "").strip()
+
+
+def _options(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The options that are read, with their values: as one argument, or as two."""
-    arguments = (
-        arg.attributes.get("value", "").strip()
-        for line in domain.find_all(f"{_NAMESPACE} commandline")
-        for arg in line.find_all(f"{_NAMESPACE} arg")
-    )
+    arguments = iter(arguments)
     for argument in arguments:
         word = argument.replace("=", " ").partition(" ")[0]
         name = word[2:] if word[:2] == "--" else word[1:]

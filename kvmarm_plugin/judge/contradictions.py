@@ -125,7 +125,7 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
     says = {
         "domain type": domain.attributes.get("type", "none"),
         "architecture": os_type.attributes.get("arch", own) if os_type else own,
-        "<cpu mode>": cpu.attributes.get("mode", "custom") if cpu else "none",
+        "<cpu mode>": _mode(cpu, target) if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",
@@ -139,6 +139,15 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
                 "off" if policy in ("disable", "forbid") else "on"
             )
     return says
+
+
+def _mode(cpu: Element, target: Target) -> str:
+    """The mode of a <cpu>. Under KVM, "maximum" is another word for host-passthrough (-cpu max and
+    host of QEMU are the same), and stands in domains whose <cpu> was not written by kvmarm.
+    """
+    mode = cpu.attributes.get("mode", "custom")
+    is_open = any(feature.is_in(target.unsaid) for feature in CPU_FEATURES)
+    return "host-passthrough" if mode == "maximum" and is_open else mode
 
 
 def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
@@ -178,6 +187,8 @@ def _recorded_features(target: Target, says: dict[str, str]) -> dict[str, str]:
             )
     for word, feature in words.items():
         said = target.model == "host" and target.architecture == "arm64"
+        if feature is SVE and AARCH32.is_in(target.features):
+            said = False  # no 32-bit guest has it, whatever is said
         if said and not feature.is_in(target.unsaid):
             recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
     for length in lengths if not SVE.is_in(target.unsaid) else ():

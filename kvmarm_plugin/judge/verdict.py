@@ -189,7 +189,9 @@ def _judge_pmu_off(target: Target, offer: Offer) -> list[Finding]:
 
 
 def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
-    """KVM takes a set of lengths that is its own up to the longest (set_sve_vls)."""
+    """KVM takes a set of lengths that is its own up to the longest (set_sve_vls). Where the XML
+    says none, QEMU takes all that there are.
+    """
     if (
         not target.sve_lengths
         or (offer.boots and SVE.is_in(target.unsaid))
@@ -198,7 +200,13 @@ def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
         return []
     possible = tuple(length for length in offer.sve_lengths if length <= max(target.sve_lengths))
     if possible == target.sve_lengths:
-        return []
+        if possible == offer.sve_lengths or not SVE.is_in(target.unsaid):
+            return []
+        return [
+            Finding(
+                "sve-lengths-left-to-qemu", recorded=target.sve_lengths, local=offer.sve_lengths
+            )
+        ]
     # The recorded lengths are all that its own host has up to their longest.
     limits = [
         longest

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
 SIZE_LIMIT = 64 << 10  # bytes for the hook, characters for `loads`; a policy has some hundred
 
+_MOST_PATTERNS, _LONGEST_PATTERN = 256, 255
+
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 _ENDS_OF_LINES = ("\r", "\x85", "\u2028", "\u2029")  # of YAML, besides the usual
 
@@ -41,6 +43,10 @@ class Policy(Value):
         sve_max_length: longest SVE vector in bits; None for all that the host has.
         cluster: "biggest", "smallest", or a MIDR_EL1 value as a number: whose CPU a guest gets, and
             keeps to, on a big.LITTLE host; "all" lets it run on any.
+        adopt: what becomes by itself of guests that never asked for host-model: "off"; "record", in
+            their metadata, of what they have; "pin", which also writes that into their stored
+            definitions.
+        excepted: patterns of the names of guests that are left out of that.
     """
 
     prefer_named: bool = True
@@ -49,6 +55,8 @@ class Policy(Value):
     pauth: bool | None = None
     sve_max_length: int | None = None
     cluster: str | int = "biggest"
+    adopt: str = "record"
+    excepted: tuple[str, ...] = ()
 
 
 class HookPolicy(Value):
@@ -66,6 +74,19 @@ class HookPolicy(Value):
     on_migrate: str = "refuse"
     on_restore: str = "refuse"
     arrival_seconds: int = 10
+
+
+def adopts(policy: Policy, name: str) -> str:
+    """What becomes by itself of a guest that never asked for host-model: as `Policy.adopt`.
+
+    Args:
+        name: the guest's.
+    """
+    from fnmatch import fnmatchcase  # the hook has no use for it
+
+    if any(fnmatchcase(name, pattern) for pattern in policy.excepted):
+        return "off"
+    return policy.adopt
 
 
 def loads(text: str, name: str = "policy") -> Policy:
@@ -147,7 +168,8 @@ def _plain_settings(text: str) -> tuple[dict[str, str], int]:
     every line is.
 
     Every line is blank, or a comment, or a setting and its value: words, quoted or not, that start
-    in the first column, a colon and spaces between them, and perhaps a comment behind. "---" may be
+    in the first column, a colon and spaces between them, and perhaps a comment behind. The value
+    may also be a list of them in brackets, which is none of the hook's. "---" may be
     in front and "..." at the end. This is what YAML in any of its other forms is not, and what
     every reader of YAML reads alike. One line of another kind could change what all others mean, so
     with one there are no settings.
@@ -164,9 +186,7 @@ def _plain_settings(text: str) -> tuple[dict[str, str], int]:
         begun = True
         key, colon, value = code.partition(": ")
         key, value = _unquoted(key), _unquoted(value.lstrip(" "))
-        words = colon and all(
-            word and word[0] != "-" and _WORD.issuperset(word) for word in (key, value)
-        )
+        words = colon and _is_word(key) and (_is_word(value) or _is_list(value))
         if ended or key in settings or not (words or code == "..."):
             return {}, number
         if words:
@@ -174,6 +194,23 @@ def _plain_settings(text: str) -> tuple[dict[str, str], int]:
         else:
             ended = True
     return settings, 0
+
+
+def _is_word(word: str) -> bool:
+    return word != "" and word[0] != "-" and _WORD.issuperset(word)
+
+
+def _is_list(text: str) -> bool:
+    """Whether this is a list in brackets, on one line, of words and of texts in double quotes
+    without escapes.
+    """
+    if text[:1] != "[" or text[-1:] != "]":
+        return False
+    parts = text[1:-1].split('"')
+    if len(parts) % 2 == 0 or "\\" in text or not text.isprintable():
+        return False
+    items = [item.strip(" ") for item in '"'.join(parts[::2]).split(",")]  # texts are only quotes
+    return items == [""] or all(item == '"' or _is_word(item) for item in items)
 
 
 def _unquoted(word: str) -> str:
@@ -202,6 +239,10 @@ def _check_what_the_hook_reads(
 def _policy(settings: dict[str, object]) -> Policy:
     if "prefer_named" in settings:
         settings["prefer_named"] = settings["prefer_named"] == "named"
+    if settings.get("adopt") is False:  # a word of YAML's
+        settings["adopt"] = "off"
+    if "excepted" in settings:
+        settings["excepted"] = tuple(settings["excepted"])  # type: ignore[arg-type]
     for name in settings.keys() & _SWITCHES.keys():
         settings[name] = _SWITCH[settings[name]]
     return Policy(**settings)  # type: ignore[arg-type]  # _SETTINGS has checked each value
@@ -249,6 +290,18 @@ def _is_cluster(value: object) -> bool:
     return value in ("biggest", "smallest", "all") or (type(value) is int and 0 < value < 1 << 32)
 
 
+def _is_adoption(value: object) -> bool:
+    return value is False or value in ("off", "record", "pin")
+
+
+def _is_patterns(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_PATTERNS
+        and all(isinstance(each, str) and 0 < len(each) <= _LONGEST_PATTERN for each in value)
+    )
+
+
 _SWITCH = {
     True: True,
     False: False,
@@ -279,6 +332,12 @@ _SETTINGS = {
         "cluster",
         _is_cluster,
         "biggest, smallest, all or a MIDR such as 0x410fd080, without quotes",
+    ),
+    "adopt": ("adopt", _is_adoption, "off, record or pin"),
+    "except": (
+        "excepted",
+        _is_patterns,
+        'a list of names of guests, with * for any letters, such as ["build-*", "win11"]',
     ),
 }
 

@@ -29,6 +29,8 @@ def choose_features(
         # not, and KVM makes such a vCPU.
         vcpu += (*AARCH32.bits, *(PAUTH.bits if cluster.has(PAUTH.bit) else ()))
         return Features(in_order(vcpu), ())
+    if wish.model:  # the named models that KVM takes have none of the others
+        return Features(in_order(vcpu), ())
     for feature in CPU_FEATURES:
         if _is_on(feature, asked.get(feature.libvirt), policy, cluster, profile):
             vcpu += feature.bits

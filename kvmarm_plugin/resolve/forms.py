@@ -52,14 +52,20 @@ def choose_form(
     features: Features,
     prefer_named: bool,
     cpu_models: tuple[str, ...],
-) -> Form:
-    """The form for a guest with these features on this cluster.
+    model: str = "",
+) -> Form | None:
+    """The form for a guest with these features on this cluster; None if it does not have the model
+    that the guest asks for.
 
     Args:
         knobs: from `knobs_of`.
         cpu_models: of QEMU there; empty where it was not asked.
+        model: the named one that the guest asks for; empty for whatever there is.
     """
-    named = _named_model(cluster, features, cpu_models) if prefer_named else None
+    if model:
+        return _named_model(cluster, features, cpu_models, (model,))
+    models = tuple(cluster.models)
+    named = _named_model(cluster, features, cpu_models, models) if prefer_named else None
     return named or _host_passthrough(cluster, knobs, features)
 
 
@@ -73,14 +79,18 @@ def knobs_of(profile: HostProfile) -> frozenset[str]:
     )
 
 
-def _named_model(cluster: Cluster, features: Features, cpu_models: tuple[str, ...]) -> Form | None:
-    """`<cpu mode='custom'>` with a model that QEMU has and KVM takes; the models that there are
-    have none of the features but a PMU.
+def _named_model(
+    cluster: Cluster, features: Features, cpu_models: tuple[str, ...], models: tuple[str, ...]
+) -> Form | None:
+    """`<cpu mode='custom'>` with the first of these models that QEMU has and KVM takes; the models
+    that there are have none of the features but a PMU.
     """
     if any(feature.is_in(features.vcpu) for feature in FEATURES if feature is not PMU):
         return None
-    for model, number in cluster.models.items():
-        if (not cpu_models or model in cpu_models) and cluster.vcpu(number, features.vcpu):
+    for model in models:
+        number = cluster.models.get(model)
+        known = number is not None and (not cpu_models or model in cpu_models)
+        if number is not None and known and cluster.vcpu(number, features.vcpu):
             element = f"<model fallback='forbid'>{escaped(model)}</model>"
             return Form(model, number, "mode='custom' match='exact' check='none'", element, ())
     return None

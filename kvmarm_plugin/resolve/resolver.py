@@ -33,7 +33,7 @@ from .features import choose_features
 from .forms import Form, choose_form, knobs_of
 from .partial import refuse
 from .starting import check_start
-from .wish import ResolveError, Wish, read_wish
+from .wish import ResolveError, Wish, read_wish, why_not_adopted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,8 +92,26 @@ class Resolver:
         domain = parse(source)
         if not asks_for_host_model(domain, self.profile.architecture):
             return source
+        return self._concrete(source, domain, machine)
+
+    def pin(self, source: bytes) -> bytes:
+        """The XML of a domain that never asked for host-model, with everything concrete that it
+        leaves to QEMU: it keeps what it has here, if the policy prefers nothing else.
+
+        Raises:
+            DomainXMLError, RecordError: the XML or the record in it cannot be used.
+            ResolveError: it is no such domain, or this host does not start it.
+        """
+        domain = parse(source)
+        reason = why_not_adopted(domain, self.profile.architecture)
+        if reason:
+            raise ResolveError(reason)
+        return self._concrete(source, domain, "")
+
+    def _concrete(self, source: bytes, domain: Element, machine: str) -> bytes:
         if record.find(domain) is not None:
-            # Resolved before, and the user has written host-model anew: start from the user's XML.
+            # Resolved or adopted before, and its <cpu> is the user's again: start from the user's
+            # XML.
             source = rewrite.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
@@ -230,7 +248,13 @@ class Resolver:
             features,
             self.policy.prefer_named and not roams,
             qemu.cpu_models,
+            wish.model,
         )
+        if form is None:
+            raise ResolveError(
+                f"KVM on host {profile.name} takes no guest of model {shown(wish.model, 60)}",
+                "it runs on hosts of that CPU only: write <cpu mode='host-passthrough'/>",
+            )
         machine, gic = _choose_machine(wish, qemu, profile.name), _choose_gic(wish, profile)
         check_start(wish, form, machine, gic, profile, qemu)
         vcpu = cluster.vcpu(form.number, features.vcpu)

@@ -10,8 +10,8 @@ from ..model.profile import HostProfile, Qemu
 from .forms import Form
 from .wish import ResolveError, Wish
 
-_NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
-_EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
+NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
+EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
 
 
 def check_start(
@@ -32,7 +32,7 @@ def check_start(
 
 
 def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
-    if profile.kvm_architecture == "arm" and qemu.release >= _NO_32_BIT_KVM_FROM:
+    if profile.kvm_architecture == "arm" and qemu.release >= NO_32_BIT_KVM_FROM:
         raise ResolveError(
             f"host {profile.name} is 32-bit, and QEMU {shown(qemu.version, 40)} has no KVM for"
             " 32-bit hosts",
@@ -41,7 +41,7 @@ def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
     is_missing = qemu.cpu_models and form.model not in qemu.cpu_models
     # Without KVM there is no "host" to expand; see host.qemu.
     is_silent = not qemu.host_properties and profile.kvm_architecture == "arm64"
-    if is_missing or (form.model == "host" and is_silent and qemu.release >= _EXPANDS_FROM):
+    if is_missing or (form.model == "host" and is_silent and qemu.release >= EXPANDS_FROM):
         raise ResolveError(
             f"QEMU {shown(qemu.version, 40)} on host {profile.name} has no CPU"
             f" {shown(form.model, 60)!r} under KVM",

@@ -9,6 +9,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain.memory import memory_and_room, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
+from ..model.vcpu import NAMED_MODELS
 
 
 class ResolveError(KvmarmError):
@@ -31,6 +32,7 @@ class Wish(NamedTuple):
         cpus: the host CPUs that its own pins name, all together, ascending; empty if it has none,
             or on a host of one cluster.
         vcpus: how many it can ever have; 0 where that is not known.
+        model: the named model that it asks for; empty for whatever the host has.
     """
 
     architecture: str
@@ -42,10 +44,12 @@ class Wish(NamedTuple):
     room: int = 0
     cpus: tuple[int, ...] = ()
     vcpus: int = 0
+    model: str = ""
 
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
-    """What a domain that asks for host-model wants, wherever it may run.
+    """What a domain wants that asks for host-model, or is pinned to what it has, wherever it may
+    run.
 
     Raises:
         ResolveError: an element twice that there is one of.
@@ -63,8 +67,9 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
                 "libvirt reads only one: remove the others",
             )
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
-    assert cpu is not None  # asks_for_host_model has seen both
+    assert cpu is not None  # asks_for_host_model, or why_not_adopted, has seen both
     assert os_type is not None
+    model = cpu.find("model") if cpu.attributes.get("mode", "custom") == "custom" else None
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
     memory, room = memory_and_room(domain)
     return Wish(
@@ -76,7 +81,33 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
         memory=memory + room,
         room=room,
         vcpus=vcpus_of(domain),
+        model=model.content.strip() if model else "",
     )
+
+
+def why_not_adopted(domain: Element, host_architecture: str = "aarch64") -> str:
+    """Why no record can be made of what a domain has as its user wrote it; empty if one can.
+
+    Args:
+        host_architecture: what a domain that names no architecture gets.
+    """
+    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    kind = domain.attributes.get("type", "none")
+    if kind != "kvm":
+        return f"it is no KVM guest (<domain type='{shown(kind, 40)}'>)"
+    arch = os_type.attributes.get("arch", host_architecture) if os_type else "none"
+    if arch not in ARCHITECTURES:
+        return f"it is no ARM guest (<type arch='{shown(arch, 40)}'>)"
+    mode = cpu.attributes.get("mode", "custom") if cpu else "none"
+    if mode == "host-model":
+        return "it asks for host-model, which kvmarm define makes concrete"
+    model = cpu.find("model") if cpu else None
+    if mode == "custom" and model is not None:
+        name = model.content.strip()
+        return "" if name in NAMED_MODELS else f"KVM starts no guest of model {shown(name, 60)}"
+    if mode not in ("host-passthrough", "maximum"):
+        return "its XML names no CPU, and KVM starts no guest of QEMU's default"
+    return ""
 
 
 def what_emulation_needs(domain: Element, host_architecture: str = "aarch64") -> str:

@@ -210,6 +210,33 @@ def test_the_host_takes_what_it_gave(lab: Set) -> None:
     guest.destroy()
 
 
+def test_status_metrics_and_doctor(lab: Set) -> None:
+    guest = lab.define("listed")
+    plain = Guest(lab.host, "unlisted").define(
+        domain_xml("unlisted", "<cpu mode='host-passthrough'/>")
+    )
+    domains = {row["name"]: row for row in json.loads(lab.kvmarm("status --json"))["domains"]}
+    assert (domains["listed"]["state"], domains["listed"]["record"]) == ("shut off", "true")
+    assert (domains["listed"]["here"], domains["listed"]["drift"]) == (
+        "yes",
+        {"differences": 0, "starts": True},
+    )
+    assert (domains["unlisted"]["record"], domains["unlisted"]["here"]) == ("none", "not judged")
+    guest.start()
+    domains = {row["name"]: row for row in json.loads(lab.kvmarm("status --json"))["domains"]}
+    assert (domains["listed"]["state"], domains["listed"]["here"]) == ("running", "yes")
+    assert 'kvmarm_domain_verdict{domain="listed",uuid=' in lab.kvmarm("metrics")
+    lab.kvmarm("hook install")
+    answer = lab.host.run("kvmarm doctor --json --report /tmp/report.tar.gz", check=False)
+    found = {line["check"]: line for line in json.loads(answer.stdout)["checks"]}
+    for check in ("Python", "KVM", "vCPUs", "QEMU", "libvirt", "hook seen", "policy", "marks"):
+        assert found[check]["state"] == "ok", found[check]
+    assert lab.host.run("tar tzf /tmp/report.tar.gz").stdout.count("domains/") >= 3
+    lab.kvmarm("hook uninstall")
+    guest.destroy()
+    plain.destroy()
+
+
 def test_features_pinned_off_are_off(lab: Set) -> None:
     # libvirt 9.0 has no word for PAuth; the bookworm host has none to turn off.
     lab.host.put(b"prefer: host\npmu: off\nsve: off\npauth: off\n", "/tmp/off.yaml")

@@ -36,6 +36,7 @@ REASONS = {
     "SHUTOFF_FAILED": 6,
 }
 _LIVE, _CONFIG, _SECURE, _INACTIVE = 1, 2, 1, 2
+_ACTIVE, _INTERNAL = 1 << 6, 1 << 8  # of VIR_DOMAIN_SNAPSHOT_LIST
 _ERROR, _NO_DOMAIN = 38, 42
 
 _CAPABILITIES = """\
@@ -71,6 +72,7 @@ class FakeDomain:
         live, config: its definitions, None where it has none.
         saved: the one in its managed save.
         snapshot: the XML of its current snapshot.
+        memory_snapshots: how many it has that hold its memory.
         run: number of its run, -1 for one that is off.
         refuses: calls of setMetadata that are yet to be refused, as while it is migrated.
         calls: of setMetadata that were not: "live" or "config", and the namespace; with "-" in
@@ -93,6 +95,7 @@ class FakeDomain:
     secret: str = ""
     saved: str | None = None
     snapshot: str | None = None
+    memory_snapshots: int = 0
 
     def name(self) -> str:
         return self.title
@@ -120,6 +123,10 @@ class FakeDomain:
         if self.snapshot is None:
             raise FakeError("the domain does not have a current snapshot", 72)
         return self
+
+    def listAllSnapshots(self, flags: int) -> list[object]:  # noqa: N802
+        assert flags == _ACTIVE | _INTERNAL
+        return [object()] * self.memory_snapshots
 
     def getXMLDesc(self, _flags: int) -> str | None:  # noqa: N802
         return self.snapshot
@@ -232,6 +239,8 @@ class FakeLibvirt:
     VIR_DOMAIN_XML_SECURE = _SECURE
     VIR_DOMAIN_DEFINE_VALIDATE = 1
     VIR_DOMAIN_XML_INACTIVE = _INACTIVE
+    VIR_DOMAIN_SNAPSHOT_LIST_ACTIVE = _ACTIVE
+    VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL = _INTERNAL
     VIR_DOMAIN_RUNNING = VIR_DOMAIN_RUNNING
     VIR_DOMAIN_PAUSED = VIR_DOMAIN_PAUSED
     VIR_DOMAIN_SHUTOFF = VIR_DOMAIN_SHUTOFF
@@ -257,7 +266,9 @@ def _with_metadata(xml: str, element: str | None, prefix: str, namespace: str) -
     ElementTree.register_namespace(prefix, namespace)
     root = ElementTree.fromstring(xml)
     metadata = root.find("metadata")
-    assert metadata is not None
+    if metadata is None:
+        metadata = ElementTree.Element("metadata")
+        root.insert(2, metadata)
     for child in list(metadata):
         if child.tag.startswith(f"{{{namespace}}}"):
             metadata.remove(child)

@@ -27,7 +27,8 @@ _ACTIONS = {
     "PATH": "_files",
     "POOL": '_files -g "*.(yaml|yml)"',
     "PROFILE": '_files -g "*.json"',
-    "TYPE": " ",  # nothing
+    "RELEASE": " ",  # nothing
+    "TYPE": " ",
     "URI": "_kvmarm_uris",
     "": " ",
 }

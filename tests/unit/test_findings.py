@@ -213,6 +213,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "sve-lengths-refused-limit": lambda: check(
         _target(_MAX), _host(_MAX, cluster={"sve_lengths": (128, 256)})
     ),
+    "sve-lengths-left-to-qemu": lambda: check(
+        _target(_MAX, policy=Policy(sve_max_length=256), unsaid=("sve",)), host(_MAX)
+    ),
     "sve-lengths-refused-switch": lambda: check(
         _target(_MAX), _host(_MAX, cluster={"sve_lengths": ()})
     ),

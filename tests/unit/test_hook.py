@@ -26,7 +26,8 @@ from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import guest as hook_guest
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.hook import tell, time_limit
-from kvmarm_plugin.host import libvirt_host_model, marks, qemu_version
+from kvmarm_plugin.host import daemons, libvirt_host_model, marks, qemu_version
+from kvmarm_plugin.host.daemons import Daemon
 from kvmarm_plugin.host.marks import Ticket
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy, profile_json
@@ -79,7 +80,7 @@ def libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """/etc/libvirt of a machine on which no daemon runs. Returns the directory for hooks."""
     (tmp_path / "etc/libvirt").mkdir(parents=True)
     monkeypatch.setattr(hookfile, "_check_version", lambda: None)
-    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    monkeypatch.setattr(daemons, "running", list)
     return tmp_path / "etc/libvirt/hooks/qemu.d"
 
 
@@ -1158,28 +1159,35 @@ def test_libvirt_before_6_5(monkeypatch: pytest.MonkeyPatch, answer: str, refuse
 @pytest.mark.parametrize("running", ["virtqemud", "libvirtd"])
 def test_a_running_daemon_is_told(monkeypatch: pytest.MonkeyPatch, running: str) -> None:
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(hookfile, "_pid", lambda daemon: 4711 if daemon == running else 0)
+    monkeypatch.setattr(daemons, "running", lambda: [Daemon(running, 4711, 1)])
     monkeypatch.setattr(os, "kill", lambda *call: sent.append(call))
     assert hookfile._reload() == f"told {running} (process 4711) to look for hooks"
     assert sent == [(4711, signal.SIGHUP)]
+    assert Daemon(running, 4711, 1).told_at() is not None
+    assert Daemon(running, 4711, 2).told_at() is None
 
 
 def test_a_daemon_that_may_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 4711)
+    monkeypatch.setattr(daemons, "running", lambda: [Daemon("virtqemud", 4711, 1)])
     monkeypatch.setattr(os, "kill", refuse)
     assert hookfile._reload().endswith("do it with: systemctl reload virtqemud")
 
 
-def test_a_stale_pid_is_nobodys() -> None:
-    """This process's number is not a libvirt daemon's, whatever a PID file says: the name is
-    compared.
-    """
-    source = Path(hookfile.__file__).read_text(encoding="utf-8")
-    assert re.search(r"/proc/\{pid\}/comm", source)
-    assert hookfile._pid("no-such-daemon") == 0
+def test_a_stale_pid_is_nobodys(tmp_path: Path) -> None:
+    """A process that has the number of a PID file need not be a libvirt daemon: the name counts."""
+    stat = "4711 ({}) S 1 {} 77 0\n"
+    for name, process in (("libvirtd", "bash"), ("virtqemud", "virtqemud")):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / f"run/{name}.pid").write_text("4711\n")
+        (tmp_path / "proc/4711").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc/4711/stat").write_text(stat.format(process, "0 " * 17))
+    (found,) = daemons.running(tmp_path)
+    assert (found.name, found.pid, found.ticks) == ("virtqemud", 4711, 77)
+    (tmp_path / "run/virtqemud.pid").write_text("-1\n")
+    assert daemons.running(tmp_path) == []
 
 
 def test_the_command(

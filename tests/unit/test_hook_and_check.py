@@ -17,7 +17,9 @@ import pytest
 
 from kvmarm_plugin import cli
 from kvmarm_plugin.commands import check as check_command
+from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.pins import CountedCluster
+from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import arrival, guest
 from kvmarm_plugin.host import cpus, marks, qemu_version
@@ -25,6 +27,7 @@ from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch.adopt import keeper
 from tests.corpus import GUEST, host
 
 from .fakehost import Scheduler, numbers
@@ -240,3 +243,72 @@ def test_a_guest_starts_where_one_kind_of_cpu_does(play: Play) -> None:
     assert b"cortex-a53</model>" in source
     for first in (0, 4):
         assert play(source, _LITTLE, True, first) == (False, True, 0, "drift")
+
+
+_HAS = "trixie-max-nosve-nopauth"
+_OPEN = ("pmu_v3", "sve", "ptrauth_address", "ptrauth_generic")
+
+
+def _adopted(here: HostProfile, pinned: bool = False) -> bytes:
+    """A guest that never asked for host-model: recorded as it is, or pinned to what it has."""
+    source = _SOURCE.replace(b"<cpu mode='host-model'/>", b"<cpu mode='host-passthrough'/>")
+    xml = keeper(here, Policy(), lambda _: None).pin(source)
+    if pinned:
+        return xml
+    domain = parse(xml)
+    cpu, pmu, element = domain.find("cpu"), domain.find("features/pmu"), record.find(domain)
+    assert cpu is not None
+    assert pmu is not None
+    assert element is not None
+    found = record.read(element)
+    found = found.replace(
+        intent=record.Intent((), ()),
+        target=found.target.replace(unsaid=_OPEN),
+        origin=found.origin.replace(profile=""),
+    )
+    xml = xml.replace(cpu.text, b"<cpu mode='host-passthrough'/>").replace(pmu.text, b"")
+    return rewrite.replace_record(xml, parse(xml), found)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("name", ["trixie-max", _HAS, "trixie-cortex-a53", "sid-neoverse-n1"])
+def test_an_adopted_guest_is_refused_as_it_arrives_and_never_as_it_starts(
+    name: str, pinned: bool, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = policy.HookPolicy(on_drift="refuse")
+    monkeypatch.setattr(policy, "for_hook", lambda *_: strict)
+    source = _adopted(host(name), pinned)
+    at_home = host(name)
+    assert play(source, at_home, False) == (False, False, 0, "same")
+    assert play(source, at_home, True) == (False, False, 0, "same")
+    for edited in (source, source.replace(b"<gic version='3'/>", b"<gic version='2'/>")):
+        for here in (*_HOSTS, host(_HAS), host("trixie-a64fx")):
+            arrives = play(edited, here, False)
+            assert arrives.stopped is (arrives.status != 0), (here.name, arrives)
+            starts = play(edited, here, True)
+            assert not starts.stopped, (here.name, starts)
+            assert starts.doubted is (starts.verdict != "same"), (here.name, starts)
+
+
+def test_what_its_xml_leaves_to_qemu_has_to_be_the_same(play: Play) -> None:
+    without, with_all = host(_HAS), host("trixie-max")
+    for source, here, stopped in [
+        (_adopted(without), with_all, True),  # it would get SVE and PAuth
+        (_adopted(without, pinned=True), with_all, False),
+        (_adopted(with_all), without, True),  # which it does not have
+        (_adopted(with_all, pinned=True), without, True),
+    ]:
+        assert play(source, here, False).stopped is stopped
+
+
+@pytest.mark.parametrize("mode", ["maximum", "custom", "host-model"])
+def test_an_edit_of_its_cpu(mode: str, play: Play) -> None:
+    """Under KVM "maximum" is another word for the same."""
+    new = f"<cpu mode='{mode}'><model>cortex-a57</model></cpu>".encode()
+    if mode != "custom":
+        new = f"<cpu mode='{mode}'/>".encode()
+    here = host("trixie-max")
+    source = _adopted(here).replace(b"<cpu mode='host-passthrough'/>", new)
+    said = play(source, here, False)
+    assert said.stopped is (mode != "maximum")
+    assert said.status == (3 if said.stopped else 0)

@@ -32,6 +32,7 @@ from kvmarm_plugin.domain.record import NAMESPACE_STEM
 from kvmarm_plugin.domain.xml import SIZE_LIMIT
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.hook import time_limit
+from kvmarm_plugin.host import daemons
 from kvmarm_plugin.kvm import scratch
 from kvmarm_plugin.model.policy import DEFAULT_PATH, HookPolicy
 
@@ -1138,7 +1139,7 @@ def test_install_looks_at_the_hooks_own_interpreter(
     asked: list[str] = []
     monkeypatch.setattr(hookfile, "_check_version", lambda: None)
     monkeypatch.setattr(hookfile, "_check_interpreter", asked.append)
-    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    monkeypatch.setattr(daemons, "running", list)
     (tmp_path / "libvirt").mkdir()
     hookfile.install(tmp_path / "libvirt/hooks/qemu.d")
     assert asked == [_PYTHON]

@@ -23,7 +23,7 @@ import pytest
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
 from kvmarm_plugin.hook import install as hookfile
-from kvmarm_plugin.host import marks
+from kvmarm_plugin.host import daemons, marks
 from kvmarm_plugin.model import policy
 
 from ..corpus import GUEST
@@ -42,7 +42,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of root's, in a directory (/tmp) that is everybody's."""
     for name in ("_check_version", "_check_interpreter"):
         monkeypatch.setattr(hookfile, name, lambda *_: None)
-    monkeypatch.setattr(hookfile, "_pid", lambda _daemon: 0)
+    monkeypatch.setattr(daemons, "running", list)
     before = os.umask(0o022)
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)

@@ -49,6 +49,13 @@ from tests.corpus import host, one_line, template
         ("cluster: smallest", Policy(cluster="smallest")),
         ("cluster: all", Policy(cluster="all")),
         ("cluster: 0x410fd034", Policy(cluster=0x410FD034)),
+        ("adopt: off", Policy(adopt="off")),
+        ("adopt: 'off'", Policy(adopt="off")),
+        ("adopt: record", Policy()),
+        ("adopt: pin", Policy(adopt="pin")),
+        ("except: []", Policy()),
+        ('except: [win11, "build-*"]', Policy(excepted=("win11", "build-*"))),
+        ("except:\n- win11\n- 'build-*'\n", Policy(excepted=("win11", "build-*"))),
         ("on-migrate: warn\non-drift: refuse\non-restore: warn\narrival-seconds: 30", Policy()),
         (
             "prefer: host\npmu: off\nsve: on\nsve-max-length: 256\n",
@@ -427,6 +434,10 @@ _fragments = st.sampled_from(
             "prefer: host",
             "on-migrate: warn\n",
             "pmu: off\n",
+            "except: [",
+            "except: [a, b-1]\n",
+            'except: ["a*", "b # \\"]\n',
+            'except: ["a*", b, "c, [d]"] # x\n',
         ),
     ]
 )
@@ -629,6 +640,68 @@ def test_named_models_have_the_target_that_qemu_gives_them() -> None:
 
 def test_no_named_model_where_kvm_takes_none() -> None:
     assert chosen("trixie-neoverse-n1", "prefer: named").model == "host"
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("", {"web": "record"}),
+        ("adopt: off", {"web": "off"}),
+        (
+            'adopt: pin\nexcept: [win11, "build-*", "db?"]',
+            {
+                "web": "pin",
+                "win11": "off",
+                "win111": "pin",
+                "build-x": "off",
+                "db1": "off",
+                "db11": "pin",
+                "Win11": "pin",
+            },
+        ),
+    ],
+)
+def test_what_becomes_of_guests_that_never_asked(text: str, answers: dict[str, str]) -> None:
+    read = policy.loads(text)
+    assert {name: policy.adopts(read, name) for name in answers} == answers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("adopt: on", "adopt: yes", "adopt: [record]", "adopt: 1", "except: win11", "except: [1]"),
+        *("except: ['']", "except: {a: b}", "except: [[a]]", 'except: ["' + "x" * 256 + '"]'),
+        *("except: [off]", "except:", f"except: [{'x, ' * 257}]"),
+    ],
+)
+def test_no_such_adoption(text: str) -> None:
+    with pytest.raises(PolicyError, match=r"(adopt|except) cannot be"):
+        policy.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ("except: []", True),
+        ("except: [win11]", True),
+        ('except: [ win11, "build-*" ] # mine', True),
+        ('except: ["a, b", "c # d"]', False),
+        ("except: ['build-*']", False),
+        ("except: [build-*]", False),
+        ("except: [win11,]", False),
+        ('except: ["a" "b"]', False),
+        ('except: ["a\\"]', False),
+        ("except: [win11", False),
+        ("except:\n- win11", False),
+    ],
+)
+def test_the_hook_reads_lists_on_one_line(tmp_path: Path, text: str, is_read: bool) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"{text}\non-migrate: warn\n")
+    assert policy.for_hook(str(file)).on_migrate == ("warn" if is_read else "refuse")
+    if not is_read:
+        with pytest.raises(PolicyError):
+            policy.loads(file.read_text())
 
 
 @pytest.mark.parametrize("setting", ["auto", "on", "off"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from kvmarm_plugin import cli, renewal
+from kvmarm_plugin import cli
 from kvmarm_plugin.commands import refresh, refresh_view
 from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Intent, Record
@@ -26,6 +26,7 @@ from kvmarm_plugin.host import marks
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.rehearse import renewed
+from kvmarm_plugin.watch import renewal
 
 from ..corpus import GUEST, HOSTS, host, resolver, with_record_1
 from .fakekernel import FakeKernel

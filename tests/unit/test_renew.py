@@ -29,7 +29,7 @@ _UUID = "11111111-2222-3333-4444-555555555555"
 _PROGRAM = """\
 import os
 import sys
-from kvmarm_plugin import cli, renewal
+from kvmarm_plugin import cli
 from kvmarm_plugin.commands import renew
 from kvmarm_plugin.host import marks
 
@@ -237,7 +237,7 @@ def test_once_says_whether_marks_remain(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a libvirt that is not there, once the patience is over."""
-    monkeypatch.setattr("kvmarm_plugin.renewal.PATIENCE", 0)
+    monkeypatch.setattr("kvmarm_plugin.watch.renewal.PATIENCE", 0)
     marks.mark(_UUID, "it has started as something else")
     assert cli.main(["renew", "--once", "-c", "nonsense:///system"]) == 1
     assert f"kvmarm: {_UUID}: its record may not be true: libvirt: " in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvmarm_plugin import rehearse, renewal
+from kvmarm_plugin import rehearse
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.rewrite import restore
@@ -25,8 +25,9 @@ from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target
-from kvmarm_plugin.renewal import PATIENCE, SETTLING, Renewer
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import renewal
+from kvmarm_plugin.watch.renewal import PATIENCE, SETTLING, Renewer
 
 from ..corpus import GUEST, host, resolver, with_record_1
 from .fakekernel import FakeKernel

@@ -642,7 +642,7 @@ def test_what_only_some_records_have_is_shown() -> None:
     text, tree = show.as_text("uefi", some, False), show.as_json(some)
     for words in (
         "\npinned      no: it may roam between CPUs of several kinds\n",
-        "\nintent      none: it never asked for host-model\n",
+        "\nintent      none: it was adopted as it is\n",
         f"\nmade        on {found.origin.host} by {found.origin.by}, renewed on beta\n",
         "\nhome        its pins were for CPUs 4-5\n",
     ):

@@ -5,6 +5,7 @@ as one that was defined with it. On libvirt's own test driver.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,11 @@ from lxml import etree
 from kvmarm_plugin.domain import record, record_text, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
+from kvmarm_plugin.host.libvirtd import Domain
+from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import adopt
 from tests.corpus import (
     GUEST,
     HOSTS,
@@ -32,6 +36,7 @@ from tests.corpus import (
 )
 
 from .domains import domains
+from .fakekernel import FakeKernel
 
 libvirt: Any = pytest.importorskip("libvirt")
 
@@ -288,3 +293,28 @@ def test_the_digest_does_not_depend_on_white_space(driver: Any, where: str) -> N
     assert record_text.digest(target) == record_text.digest(_read(once).target)
     changed = target.replace(ipa_bits=33 if target.ipa_bits != 33 else 34)
     assert record_text.digest(changed) != record_text.digest(target)
+
+
+def test_a_guest_that_never_asked_is_adopted(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its definition has no <metadata> at all, and nothing else of it changes."""
+    profile = host("trixie-max")
+    name = os.uname_result(("Linux", "here", profile.kernel, "#1", profile.architecture))
+    monkeypatch.setattr(os, "uname", lambda: name)
+    monkeypatch.setattr(adopt, "find_clusters", list)
+    monkeypatch.setattr(adopt, "installed_version", lambda: (10, 0))
+    cpu = b"<features><gic version='3'/></features><cpu mode='host-passthrough'/>"
+    source = _with_uuid(GUEST.replace(b"<cpu mode='host-model'/>", cpu))
+    kernel = FakeKernel.from_profile(profile)
+    with Guest(driver, source) as guest, System(kernel) as system:
+        domain = Domain(guest.domain, libvirt, lambda call, *_: call())
+        was = guest.xml()
+        assert b"metadata" not in was
+        adopted = adopt.adopt_stored(domain, system)
+        assert adopted is not None
+        xml = guest.xml()
+        assert _read(xml).target == adopted.after
+        assert record.is_adopted(_read(xml))
+        element = parse(xml).find("metadata")
+        assert element is not None
+        assert xml.replace(element.text, b"").split() == was.split()
+        assert adopt.adopt_stored(domain, system) is None

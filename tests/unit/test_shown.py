@@ -30,9 +30,10 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.basics.untrusted import lines
 from kvmarm_plugin.basics.value import Value
-from kvmarm_plugin.commands import check_view, output, refresh_view
+from kvmarm_plugin.commands import check_view, evacuation_view, output, refresh_view
 from kvmarm_plugin.commands import show_view as show
 from kvmarm_plugin.commands.check_view import ARRIVAL, MEMBER, START, Report
+from kvmarm_plugin.commands.evacuation_view import Row
 from kvmarm_plugin.commands.refresh_view import Guest, Outcome
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
@@ -266,6 +267,33 @@ _VIEWS = {
         lambda: Report("guest", ARRIVAL, {"a": []}, unknown="a line", notes=("one", "two")),
         check_view.as_text,
         ": not known: ",
+    ),
+    "check --all": _View(
+        lambda: ("guest", "a", "why", _finding()),
+        lambda row: evacuation_view.as_text(
+            [
+                Row(row[0], "", "", Report(row[0], ARRIVAL, {row[1]: [row[3]]}, origin=row[1])),
+                Row(row[0], "", "", None, "error", row[2]),
+            ],
+            [row[1]],
+        ),
+        "; 1 error\n",
+    ),
+    "check --all --host": _View(
+        _host,
+        lambda here: evacuation_view.as_text(
+            [
+                Row(
+                    "guest",
+                    "",
+                    "",
+                    Report(
+                        "guest", START, {here.name: check(_record().target, here)}, origin=here.name
+                    ),
+                )
+            ],
+            [here.name],
+        ),
     ),
     "check of a pool": _View(
         _host,

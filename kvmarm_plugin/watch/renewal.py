@@ -13,15 +13,15 @@ import platform
 import time
 from typing import NamedTuple
 
-from .basics.errors import KvmarmError
-from .basics.untrusted import domain_word, shown
-from .domain import record, record_text
-from .domain.record import Record
-from .domain.xml import Element, parse
-from .host import marks
-from .host.cpus import find_clusters
-from .host.libvirt_host_model import note_host_model
-from .host.libvirtd import (
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import domain_word, shown
+from ..domain import record, record_text
+from ..domain.record import Record
+from ..domain.xml import Element, parse
+from ..host import left, marks
+from ..host.cpus import find_clusters
+from ..host.libvirt_host_model import note_host_model
+from ..host.libvirtd import (
     ARRIVED,
     BOOTED,
     OFF,
@@ -31,17 +31,17 @@ from .host.libvirtd import (
     LibvirtError,
     NoDomainError,
 )
-from .judge.contradictions import find_contradictions
-from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
-from .judge.wording import line, texts
-from .kvm.device import KvmError, System
-from .rehearse import renewed
+from ..judge.contradictions import find_contradictions
+from ..judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
+from ..judge.wording import line, texts
+from ..kvm.device import KvmError, System
+from ..rehearse import renewed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from .model.target import Target
+    from ..model.target import Target
 
 PATIENCE = 600.0  # seconds for a guest to start, or for libvirt to take its record
 SETTLING = 10.0  # seconds without running, after which a guest has not started
@@ -230,6 +230,10 @@ class Renewer:
             return self._is_off(mark, None, system, stamp)
         stamp = marks.stamp(domain.uuid, domain.name)
         self._names[mark] = domain.name
+        if left.has(domain.uuid):
+            return self._give_up(
+                mark, KvmarmError("it is left alone, since it was forgotten or undone")
+            )
         beginning = domain.beginning()
         if beginning == OFF:
             return self._is_off(mark, domain, system, stamp)

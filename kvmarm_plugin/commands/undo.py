@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kvmarm undo`: put the stored definition back that a domain had before kvmarm changed it, and
+leave the domain alone from then on.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import lines, shown
+from ..domain.xml import parse
+from ..host import left, previous
+from ..host.libvirtd import Connection, is_remote
+from . import DONE
+from .output import say, write_text
+from .resolving import why_it_will_not_start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def run(arguments: Namespace) -> int:
+    name, uri = arguments.domain, arguments.connect
+    if is_remote(uri):
+        raise KvmarmError(f"{uri} is another host", "run kvmarm undo there")
+    with Connection(uri) as connection:
+        domain = connection.domain(name)
+        if not domain.is_persistent():
+            raise KvmarmError(
+                f"{domain.name} is transient, and has no stored definition",
+                "it is gone when it is shut off",
+            )
+        # First, so that nobody resolves it again meanwhile.
+        was_left = left.has(domain.uuid)
+        left.add(domain.uuid)
+        try:
+            kept = previous.undo(connection, domain)
+        except KvmarmError:
+            if not was_left:
+                left.discard(domain.uuid)
+            raise
+        now = parse(domain.xml(live=False, secrets=False).encode())
+        if domain.is_active():
+            say(f"{shown(domain.name)} runs, and has it from its next start on")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.when))
+    write_text(
+        lines(
+            [
+                f"Domain '{shown(domain.name)}' is defined as it was until {when}; its other"
+                f" definition is kept in {kept.path}"
+            ]
+        )
+    )
+    why = why_it_will_not_start(now)
+    if why:
+        say(f"{shown(domain.name)}: {why}")
+    return DONE

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What kvmarm has on this host: policy, pool, profiles, marks, and who keeps records true."""
+
+from __future__ import annotations
+
+import shlex
+import time
+
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..fleet.pool import check_member
+from ..host import files, marks
+from ..judge.wording import in_short
+from ..model import policy, profile_json
+from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .host import Host
+
+PROFILES = "/var/lib/kvmarm/profiles"
+_MOST_PROFILES = 1000
+_DAY = 24 * 3600
+_OLD = 90  # days
+_AGENT = "kvmarm-agent.service"
+_SOCKET = "kvmarm-renew.socket"
+_SHOWN = 3  # findings, and names of marked guests
+
+
+def check_policy(host: Host) -> Iterator[Line]:
+    """Whether the policy can be used, by the hook too."""
+    try:
+        host.policy()
+    except KvmarmError as error:
+        yield Line(BAD, error.message, error.hint)
+        return
+    reaction = policy.for_hook(policy.DEFAULT_PATH).on_drift
+    yield Line(OK, f"the policy can be used (on-drift: {reaction})")
+
+
+def check_pool(host: Host) -> Iterator[Line]:
+    """Whether this host is still a member of its pool like the others."""
+    try:
+        pool = host.pool()
+    except KvmarmError as error:
+        yield Line(BAD, error.message, error.hint)
+        return
+    if pool is None:
+        yield Line(OK, "this host is in no pool")
+        return
+    name = shown(pool.name, 60)
+    again = "probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE"
+    if host.name not in pool.members:
+        yield Line(BAD, f"pool {name} has no member {shown(host.name, 60)}", again)
+    profile = host.profile()
+    if not profile.clusters:
+        yield Line(UNKNOWN, f"whether this host fits into pool {name}: KVM cannot be asked")
+        return
+    findings = check_member(pool, profile)
+    if findings:
+        said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here"))
+        yield Line(BAD, f"this host has drifted out of pool {name}: {said}", again)
+    elif host.name in pool.members:
+        yield Line(OK, f"this host is a member of pool {name} like the others")
+
+
+def check_profiles(host: Host) -> Iterator[Line]:
+    """Whether the profiles that are kept are what the hosts are."""
+    try:
+        paths = sorted(host.path(PROFILES).iterdir())[:_MOST_PROFILES]
+    except FileNotFoundError:
+        paths = []
+    paths = [path for path in paths if path.suffix == ".json"]
+    bad = [line for path in paths if (line := _outdated(host, path))]
+    yield from bad
+    if not bad:
+        count = f"{len(paths)} profile{'' if len(paths) == 1 else 's'}"
+        yield Line(OK, f"{count} in {PROFILES}, none outdated")
+
+
+def _outdated(host: Host, path: Path) -> Line | None:
+    name = shown(path.name, 120)
+    try:
+        profile = profile_json.loads(files.read_text(str(path)), name)
+    except KvmarmError as error:
+        return Line(BAD, error.message, error.hint)
+    again = f"kvmarm probe -o {shlex.quote(shown(str(path), 400))}"
+    if profile.name == host.name:
+        now = host.profile()
+        qemus = [each.qemu.version if each.qemu else "none" for each in (profile, now)]
+        if (profile.kernel, qemus[0]) != (now.kernel, qemus[1]):
+            return Line(
+                BAD,
+                f"{name} is of this host with Linux {shown(profile.kernel, 60)} and QEMU"
+                f" {shown(qemus[0], 40)}; it has Linux {shown(now.kernel, 60)} and QEMU"
+                f" {shown(qemus[1], 40)}",
+                again,
+            )
+        return None
+    days = int((time.time() - path.stat().st_mtime) / _DAY)
+    if days <= _OLD:
+        return None
+    there = shown(profile.name, 60)
+    return Line(
+        BAD,
+        f"{name} was made {days} days ago: kernel and QEMU of {there} may be others now",
+        f"make it anew, on {there}: kvmarm probe",
+    )
+
+
+def check_renewal(_host: Host) -> Iterator[Line]:
+    """Whether somebody hears when the hook tells that a record may not be true."""
+    if policy.for_hook(policy.DEFAULT_PATH).on_drift != "renew":
+        yield Line(OK, "the policy leaves records as they are (on-drift)")
+        return
+    try:
+        is_heard = marks.is_heard()
+    except OSError as error:
+        yield Line(
+            UNKNOWN,
+            f"cannot ask {marks.DIRECTORY}/{marks.SOCKET}: {error.strerror}",
+            AS_ROOT,
+        )
+        return
+    if is_heard:
+        yield Line(OK, f"somebody listens at {marks.DIRECTORY}/{marks.SOCKET}")
+    else:
+        yield Line(
+            BAD,
+            "nobody renews records when guests start as something else",
+            f"systemctl enable --now {_SOCKET}",
+        )
+
+
+def check_agent(host: Host) -> Iterator[Line]:
+    """Whether the agent runs, where it is installed."""
+    try:
+        answer = host.run(["systemctl", "show", "-p", "LoadState,ActiveState", _AGENT])
+    except OSError as error:
+        yield Line(UNKNOWN, f"systemd cannot be asked about {_AGENT}: {error.strerror or error}")
+        return
+    values = dict(line.partition("=")[::2] for line in answer.splitlines())
+    if values.get("LoadState") == "not-found":
+        yield Line(OK, "no agent is installed: host-model is resolved by kvmarm define")
+    elif values.get("LoadState") == "masked":
+        yield Line(OK, f"{_AGENT} is masked: host-model is resolved by kvmarm define")
+    elif values.get("ActiveState") in ("active", "reloading"):
+        yield Line(OK, f"{_AGENT} is active")
+    else:
+        state = shown(values.get("ActiveState", "unknown"), 40)
+        yield Line(BAD, f"{_AGENT} is {state}", f"systemctl enable --now {_AGENT}")
+
+
+def check_marks(_host: Host) -> Iterator[Line]:
+    """Guests whose records may not be true."""
+    uuids, names = marks.marked()
+    reasons = [
+        *((uuid, marks.mark_of(uuid)) for uuid in uuids),
+        *((name, marks.mark_of("", name)) for name in names),
+    ]
+    for guest, reason in reasons[:_SHOWN]:
+        again = reason != marks.FROM_STATE
+        yield Line(
+            BAD,
+            f"the record of {shown(guest, 120)} may not be true: {shown(reason or 'gone', 300)}",
+            "kvmarm renew --once" if again else "shut the guest down and start it",
+        )
+    if len(reasons) > _SHOWN:
+        yield Line(
+            BAD, f"and {len(reasons) - _SHOWN} more guests have a mark", "kvmarm renew --once"
+        )
+    if not reasons:
+        yield Line(OK, "no guest has a mark")
