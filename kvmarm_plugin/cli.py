@@ -201,6 +201,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_connect(renew)
 
+    agent = _command(
+        subparsers,
+        "agent",
+        "resolve guests as they are defined, and record what they have as they start",
+    )
+    agent.add_argument(
+        "--once", action="store_true", help="look at every guest there is now, and end"
+    )
+    _add_connect(agent)
+
     allow = _command(
         subparsers, "allow", "let a guest start or arrive here once, whatever the hook says"
     )

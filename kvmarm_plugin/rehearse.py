@@ -112,14 +112,14 @@ class KernelOffer(Offer):
 
     def kernel(self) -> KernelFacts:
         if self._kernel is None:
-            from .registers.rules import KernelFacts, kernel_version
+            from .registers.rules import kernel_facts
 
             with self._system.create_vm() as vm:
                 masks = vm.writable_masks()
             writable = (
                 None if masks is None else {name_of(reg): mask for reg, mask in masks.items()}
             )
-            self._kernel = KernelFacts(kernel_version(os.uname().release), writable)
+            self._kernel = kernel_facts(os.uname().release, self.registers, writable)
         return self._kernel
 
     def accepts(self, register: str, value: int) -> bool:

@@ -24,11 +24,12 @@ from ..model.features import AARCH32, CPU_FEATURES, FEATURES, PAUTH, SVE, Featur
 from ..model.policy import Policy
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.target import Target
-from ..registers.rules import kernel_version
+from ..registers.overrides import takes_hidden
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.forms import knobs_of
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
+from .kinds import kernel_age
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,9 +206,9 @@ def view(host: HostProfile, midr: int | None) -> HostProfile:
 # -- the parts of the profile --------------------------------------------------------------------
 
 
-def _age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, int], str]:
+def _age(host: HostProfile) -> tuple[object, ...]:
     """Oldest first: what an old kernel gives, newer ones take."""
-    return kernel_version(host.kernel), host.qemu.release if host.qemu else (0, 0), host.name
+    return kernel_age(host), host.qemu.release if host.qemu else (0, 0), host.name
 
 
 def _head(hosts: list[HostProfile], name: str) -> HostProfile:
@@ -220,7 +221,7 @@ def _head(hosts: list[HostProfile], name: str) -> HostProfile:
         made_by=first.made_by,
         architecture=first.architecture,
         kernel=first.kernel,
-        overrides=_in_all([host.overrides for host in hosts]),
+        overrides=_overrides(hosts),
         platform=first.platform if all(host.platform == first.platform for host in hosts) else "",
         capabilities={
             capability: min(host.capabilities[capability] for host in hosts)
@@ -236,6 +237,15 @@ def _head(hosts: list[HostProfile], name: str) -> HostProfile:
         cpu_features=_in_all([host.cpu_features for host in with_libvirt or hosts]),
         problems=(),
     )
+
+
+def _overrides(hosts: list[HostProfile]) -> tuple[str, ...]:
+    """The words that all have, and those of any that make its kernel take less: what other words do
+    is measured.
+    """
+    common = _in_all([host.overrides for host in hosts])
+    taking = {word for host in hosts for word in host.overrides if takes_hidden([word])}
+    return (*common, *sorted(taking.difference(common)))
 
 
 def _qemu(every: list[Qemu]) -> Qemu:

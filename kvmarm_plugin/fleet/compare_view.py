@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..judge.wording import as_data, in_short, named_in, texts
-from ..registers.rules import kernel_version
 from .common_ground import some
 from .compare import merge
+from .descriptions import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..judge.finding import Finding
     from .compare import Comparison, Link, Pair
+    from .descriptions import Description
     from .kinds import Kind
 
 # More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
@@ -28,12 +29,13 @@ _LABEL = 1000  # characters of a line in the picture
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as docs/compare.md describes it; kinds are numbered from 1, as in the text."""
+    descriptions = describe(list(comparison.kinds))
     return {
         "kinds": [
             {
                 "kind": place + 1,
                 "group": group.name,
-                "description": describe(kind),
+                "description": descriptions[place].text,
                 "hosts": list(kind.names),
             }
             for group in comparison.groups
@@ -83,51 +85,14 @@ def names_of(kind: Kind) -> str:
     return some(kind.names, 3 if len(kind.names) < 4 else 2)
 
 
-def describe(kind: Kind) -> str:
-    """What the hosts of a kind are."""
-    return ", ".join((*_hardware(kind), *_software(kind)))
-
-
-def _hardware(kind: Kind) -> list[str]:
-    """CPUs, longest SVE vector in bits, rate of the timer."""
-    clusters = kind.host.clusters
-    longest = max((max(cluster.sve_lengths, default=0) for cluster in clusters), default=0)
-    rates = {cluster.seen["CNTFRQ_EL0"] for cluster in clusters if "CNTFRQ_EL0" in cluster.seen}
-    return [
-        " + ".join(shown(kind.host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
-        *([f"SVE {longest}"] if longest else []),
-        *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
-    ]
-
-
-def _software(kind: Kind) -> list[str]:
-    """Kernel, its page size, QEMU, and the overrides that all have."""
-    host = kind.host
-    return [
-        ("Linux {}.{}".format(*kernel_version(host.kernel)) if host.kernel else "Linux not known"),
-        *([f"{host.page_size >> 10}k pages"] if host.page_size else []),
-        (
-            "QEMU {}.{}".format(*host.qemu.release)
-            if host.qemu
-            else "QEMU not known"
-            if "qemu" in host.unknown
-            else "no QEMU"
-        ),
-        *(
-            shown(word)
-            for word in host.overrides
-            if all(word in other.overrides for other in kind.hosts)
-        ),
-    ]
-
-
 def _table(comparison: Comparison) -> list[str]:
     kinds, groups = comparison.kinds, comparison.groups
+    descriptions = describe(list(kinds))
     rows = [("group", "machine", "kind", "hosts", "", "")]
     for group in groups:
         for place in group.kinds:
             first, kind = place == group.kinds[0], kinds[place]
-            what = f"no guests: {group.problem}" if group.problem else describe(kind)
+            what = f"no guests: {group.problem}" if group.problem else descriptions[place].text
             is_known = "qemu" not in kind.host.unknown
             machine = shown(group.machine) or ("none" if is_known else "not known")
             which = (group.name, machine) if first else ("", "")
@@ -323,6 +288,7 @@ def as_dot(comparison: Comparison) -> str:
     """A node a kind, a box a group, an arrow for what goes between groups; from and to a box if it
     goes for all of the group.
     """
+    descriptions = describe(list(comparison.kinds))
     texts = [
         "digraph kvmarm {",
         "  rankdir=LR; compound=true; ranksep=1;",
@@ -340,7 +306,7 @@ def as_dot(comparison: Comparison) -> str:
         about = "no guests" if group.problem else f"guests on {group.machine or 'no machine type'}"
         label = f"Group {group.name}: {_count(comparison.hosts(group), 'host')}, {about}"
         nodes = (
-            f"    {place + 1} [label={_quoted(*_node(comparison, place))}];"
+            f"    {place + 1} [label={_quoted(*_node(comparison, place, descriptions[place]))}];"
             for place in reversed(group.kinds)
         )
         texts += [f"  subgraph cluster_{index} {{", f"    label={_quoted(label)};", *nodes, "  }"]
@@ -353,9 +319,9 @@ def as_dot(comparison: Comparison) -> str:
     return "".join(f"{text}\n" for text in [*texts, "}"])
 
 
-def _node(comparison: Comparison, place: int) -> tuple[str, ...]:
-    kind = comparison.kinds[place]
-    return f"{place + 1}: {names_of(kind)}", ", ".join(_hardware(kind)), ", ".join(_software(kind))
+def _node(comparison: Comparison, place: int, said: Description) -> tuple[str, ...]:
+    name = f"{place + 1}: {names_of(comparison.kinds[place])}"
+    return name, ", ".join(said.hardware), ", ".join((*said.software, *said.more))
 
 
 def _arrows(comparison: Comparison, link: Link) -> list[str]:

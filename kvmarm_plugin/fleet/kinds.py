@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ..basics.value import Value
 from ..model.profile import SINCE_2, Cluster, HostProfile, Vcpu
-from ..registers.rules import kernel_version
+from ..registers.overrides import takes_hidden
+from ..registers.rules import kernel_version, kvm_version, release_numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ def kinds_of(hosts: Iterable[HostProfile]) -> list[Kind]:
     return [Kind(tuple(same)) for same in members.values()]
 
 
+def kernel_age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """What orders kernels, the oldest first: the version of their KVM, and of one version the point
+    release.
+    """
+    cluster = next((cluster for cluster in host.clusters if cluster.vcpus), None)
+    registers, writable = (cluster.vcpus[0].registers, cluster.writable) if cluster else ({}, None)
+    return kvm_version(host.kernel, registers, writable), release_numbers(host.kernel)
+
+
 def _capability(host: HostProfile) -> Hashable:
     """All that `resolve` and `check` look at, and the page size, which has no other place to be
     seen. Not names and point releases, nor what only tells
@@ -56,6 +66,7 @@ def _capability(host: HostProfile) -> Hashable:
         tuple(part for part in host.unknown if part not in SINCE_2),
         host.page_size,
         kernel_version(host.kernel),
+        takes_hidden(host.overrides),  # what other words do is measured
         frozenset(host.capabilities.items()),
         host.ipa_bits,
         host.gic_versions,

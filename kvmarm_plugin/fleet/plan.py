@@ -15,14 +15,14 @@ from ..model.features import FEATURES, OFFERED_BY, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
-from ..registers.rules import kernel_version
+from ..registers.rules import kernel_version, point_release, safe_value
 from ..registers.table import fields_of
 from .common_ground import Obstacle, obstacles
-from .kinds import Kind
+from .kinds import Kind, kernel_age
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Any, Callable
 
 BOOT, KERNEL, QEMU, LEAVE_OUT = "boot", "upgrade Linux", "upgrade QEMU", "leave out"
 
@@ -128,7 +128,7 @@ def _override_value(register: str, value: int, override: Override) -> int:
         fields_of(register) if any(register == name for name, _ in override.fields) else ()
     ):
         forced = override.fields.get((register, field.name))
-        if forced is not None:
+        if forced is not None and safe_value(field, forced, field.of(value)) == forced:
             value &= ~((1 << field.msb + 1) - (1 << field.lsb))
             value |= forced << field.lsb
     return value
@@ -161,6 +161,7 @@ class _Levelling:
 
     def __init__(self, kinds: list[Kind]) -> None:
         self.hosts = {kind.names: kind.host for kind in kinds}
+        self._kernels = {kind.names: sorted(map(kernel_age, kind.hosts)) for kind in kinds}
         self.reasons: dict[tuple[tuple[str, ...], str], str] = {}
         self._changed: set[tuple[str, ...]] = set()  # in this round
 
@@ -193,7 +194,7 @@ class _Levelling:
             return [Step(LEAVE_OUT, kind.names, "", why)]
         words = [word for word in then.overrides if word not in now.overrides]
         changes = (
-            (KERNEL, f"to {_short(then.kernel)}" if _version(then) != _version(now) else ""),
+            (KERNEL, f"to {_kernel_name(then, now)}" if then.kernel != now.kernel else ""),
             (
                 QEMU,
                 f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else "",
@@ -209,56 +210,70 @@ class _Levelling:
     def _override(self, obstacle: Obstacle) -> None:
         """Take a field from the host that has more of it, if its kernel knows the word."""
         values = obstacle.finding.values
-        override = override_of(values["register"], values["field"]) if "field" in values else None
+        if "field" not in values:
+            return
+        less = min(values["recorded"], values["local"])
+        override = override_of(values["register"], values["field"], less)
         if override is None:
             return
         more = values["recorded"] > values["local"]
         names = self._names(obstacle.source if more else obstacle.destination)
         host = self.hosts[names]
-        if override.word not in host.overrides and _version(host) >= kernel_version(override.since):
+        if override.word not in host.overrides and kernel_version(host.kernel) >= kernel_version(
+            override.since
+        ):
             self._change(names, apply_override(host, override), BOOT, obstacle)
 
     def _upgrade_kernel(self, obstacle: Obstacle) -> None:
         """Give the host with the older kernel the other's: with the same CPU it is then what the
         other is.
         """
-        self._upgrade(obstacle, _version, _with_kernel, KERNEL)
+        self._upgrade(obstacle, kernel_age, _kvm, _with_kernel, KERNEL)
 
     def _upgrade_qemu(self, obstacle: Obstacle) -> None:
         """The same with QEMU and libvirt, if that helps: most of what a guest is, is the
         kernel's.
         """
-        self._upgrade(obstacle, _release, _with_qemu, QEMU)
+        self._upgrade(obstacle, _release, _release, _with_qemu, QEMU)
 
     def _upgrade(
         self,
         obstacle: Obstacle,
+        age: Callable[[HostProfile], Any],
         version: Callable[[HostProfile], tuple[int, int]],
         with_that_of: Callable[[HostProfile, HostProfile], HostProfile],
         action: str,
     ) -> None:
-        """Upgrade the older end of an obstacle to the newer version that most hosts have; not many
-        hosts for a few newer ones.
+        """Upgrade the older end of an obstacle: within its version to the newest point release that
+        some host has; else to the newer version that most hosts have, and not many hosts for a few
+        newer ones.
         """
         ends = self._names(obstacle.source), self._names(obstacle.destination)
-        older, newer = sorted(ends, key=lambda names: version(self.hosts[names]))
-        host = self.hosts[older]
-        if self._changed.intersection(ends) or version(host) == version(self.hosts[newer]):
-            return
-        models = [
-            other
-            for other in self.hosts.values()
-            if version(other) > version(host) and other.overrides == host.overrides
-        ]
-        model = max(
-            models, key=lambda other: (self._count(version, other), version(other)), default=host
+        older, newer = (
+            self.hosts[names] for names in sorted(ends, key=lambda names: age(self.hosts[names]))
         )
-        if model is host or self._count(version, model) < self._count(version, host):
+        if self._changed.intersection(ends) or age(older) == age(newer):
             return
-        upgraded = with_that_of(host, model)
-        others = [upgraded if end == older else self.hosts[end] for end in ends]
+        within = version(older) == version(newer)
+        names = self._names(older.name)
+        models = [
+            host
+            for others, host in self.hosts.items()
+            if age(host) > age(older)
+            and (version(host) == version(older)) is within
+            and host.overrides == older.overrides
+            # Where both have the same kernels, or each has older ones, something else differs.
+            and (action != KERNEL or self._kernels[names][-1] < self._kernels[others][0])
+        ]
+        model = max(models, key=lambda host: (self._count(version, host), age(host)), default=older)
+        if model is older or self._count(version, model) < self._count(version, older):
+            return
+        upgraded = with_that_of(older, model)
+        others = [upgraded if end == names else self.hosts[end] for end in ends]
         if action == KERNEL or _about(obstacle) not in map(_about, obstacles(others)):
-            self._change(older, upgraded, action, obstacle)
+            self._change(names, upgraded, action, obstacle)
+            if action == KERNEL:
+                self._kernels[names] = self._kernels[self._names(model.name)]
 
     def _count(self, of: Callable[[HostProfile], tuple[int, int]], like: HostProfile) -> int:
         """How many hosts have this version."""
@@ -351,8 +366,8 @@ def _size(kinds: list[Kind]) -> int:
     return sum(len(kind.hosts) for kind in kinds)
 
 
-def _version(host: HostProfile) -> tuple[int, int]:
-    return kernel_version(host.kernel)
+def _kvm(host: HostProfile) -> tuple[int, int]:
+    return kernel_age(host)[0]
 
 
 def _release(host: HostProfile) -> tuple[int, int]:
@@ -381,5 +396,9 @@ def _merged(steps: list[Step]) -> list[Step]:
     return sorted(merged.values(), key=lambda step: (step.action == LEAVE_OUT, step.hosts))
 
 
-def _short(kernel: str) -> str:
-    return ".".join(map(str, kernel_version(kernel)))
+def _kernel_name(then: HostProfile, now: HostProfile) -> str:
+    """The kernel to upgrade to: of another version than now, the version is enough."""
+    version = kernel_version(then.kernel)
+    if version == kernel_version(now.kernel) or version != _kvm(then):
+        return point_release(then.kernel)
+    return ".".join(map(str, version))

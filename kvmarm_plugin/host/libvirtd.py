@@ -2,12 +2,14 @@
 """libvirt, through its Python binding, which is imported only here and only when something has to
 be asked of it.
 
-Only calls that replace or add are made: a domain is never undefined.
+Only calls that replace or add are made: a domain is never undefined, but for one that somebody
+else has undefined and the agent has, in the same moment, defined again.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -60,6 +62,12 @@ _MOST_ARGUMENTS = 1 << 24  # bytes of them; a guest of many devices has some 100
 _SNAPSHOTS = {"running": ARRIVED, "paused": ARRIVED, "shutoff": BOOTED}
 
 
+# Events in the life of a domain (virDomainEventType), and of DEFINED the detail that there was none
+# before (VIR_DOMAIN_EVENT_DEFINED_ADDED).
+DEFINED, ADDED = "DEFINED", 0
+_EVENTS = (DEFINED, "UNDEFINED", "STARTED", "RESUMED", "STOPPED")
+
+
 class LibvirtError(KvmarmError):
     """libvirt refuses or cannot be reached.
 
@@ -93,6 +101,39 @@ def is_session(uri: str) -> bool:
     return urlsplit(uri).path == "/session"
 
 
+def run_events() -> None:
+    """Have libvirt's own event loop run in a thread: before the first connection is opened.
+
+    Not libvirtaio's: calls from another thread change its timers and watches, for which asyncio
+    has no lock, and a call in the loop's own thread would keep it from answering libvirt's
+    keepalive as long as libvirt waits for a guest.
+
+    Raises:
+        LibvirtError: no binding.
+    """
+    libvirt = _binding()
+    libvirt.virEventRegisterDefaultImpl()
+
+    def run() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=run, name="libvirt", daemon=True).start()
+
+
+def _binding() -> Any:
+    try:
+        import libvirt
+    except ImportError:
+        raise LibvirtError(
+            "the Python binding of libvirt is missing",
+            "install python3-libvirt (Debian: apt install python3-libvirt)",
+        ) from None
+    # Its own handler prints to standard error what is raised as well.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    return libvirt
+
+
 class Process(NamedTuple):
     """The QEMU of a guest that runs.
 
@@ -121,15 +162,7 @@ class Connection:
     """
 
     def __init__(self, uri: str) -> None:
-        try:
-            import libvirt
-        except ImportError:
-            raise LibvirtError(
-                "the Python binding of libvirt is missing",
-                "install python3-libvirt (Debian: apt install python3-libvirt)",
-            ) from None
-        # Its own handler prints to standard error what is raised as well.
-        libvirt.registerErrorHandler(lambda *_: None, None)
+        libvirt = _binding()
         self._libvirt = libvirt
         self._connection = self._ask(
             lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version"
@@ -141,6 +174,25 @@ class Connection:
 
     def __exit__(self, *_exc: object) -> None:
         self._connection.close()
+
+    def listen(self, happened: Callable[[str, str, int], None], lost: Callable[[], None]) -> None:
+        """Have a word of every guest, from the thread of `run_events`. Raises LibvirtError.
+
+        Args:
+            happened: called with the UUID of a domain, the event (of _EVENTS) and its detail.
+            lost: called when the connection is gone: its socket says so, and no keepalive is needed
+                on one host.
+        """
+        names = {getattr(self._libvirt, f"VIR_DOMAIN_EVENT_{name}"): name for name in _EVENTS}
+
+        def of_life(_connection: Any, domain: Any, event: int, detail: int, _: Any) -> None:
+            if event in names:
+                happened(domain.UUIDString(), names[event], detail)
+
+        connection = self._connection
+        self._ask(lambda: connection.registerCloseCallback(lambda *_: lost(), None))
+        lifecycle = self._libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._ask(lambda: connection.domainEventRegisterAny(None, lifecycle, of_life, None))
 
     def version(self) -> str:
         """Of the libvirt at the other end, such as "11.3.0". Raises LibvirtError."""
@@ -368,6 +420,15 @@ class Domain:
         return tuple(self._ask(self._domain.state)) == of_save or bool(
             self._ask(lambda: self._domain.hasManagedSaveImage(0))
         )
+
+    def undefine(self) -> None:
+        """Undefine it, and keep what belongs to it: its NVRAM, its TPM, a managed save. Only for
+        one that somebody has undefined already. Raises LibvirtError.
+        """
+        flags = 0
+        for name in ("KEEP_NVRAM", "KEEP_TPM"):  # the latter since libvirt 8.9
+            flags |= getattr(self._libvirt, f"VIR_DOMAIN_UNDEFINE_{name}", 0)
+        self._ask(lambda: self._domain.undefineFlags(flags))
 
     def set_metadata(self, prefix: str, namespace: str, element: str | None, live: bool) -> None:
         """Replace the one element of a namespace in its metadata, and nothing else. Raises

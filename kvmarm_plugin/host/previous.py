@@ -60,9 +60,8 @@ def redefine(
         validate: against libvirt's schema.
 
     Raises:
-        ChangedError: it is not what was read any more.
-        KvmarmError: it cannot be kept, or libvirt refuses the new one.
-            In every case the old one stays.
+        ChangedError: somebody has changed it since it was read.
+        KvmarmError: it cannot be kept, or libvirt refuses the new one. The old one stays.
     """
     if connection.is_here:
         keep(domain.uuid, read)

@@ -13,18 +13,21 @@ from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import Target, sve_bitmap
 from ..registers.rules import (
     IMPLEMENTATION_ID,
+    MASKS_SINCE,
     KernelFacts,
     accepts,
+    hidden_fields,
     ignores,
+    kernel_facts,
     kernel_version,
+    masks_of,
 )
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
 from .verdict import judge, which_counts
 
-_OLDEST, _NEWEST = (0, 0), (9999, 0)
-_MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS; vendors' kernels may have it earlier
+_EXTREMES = ("9999.0", "0.0")  # releases of kernels
 
 
 class ProfileOffer(Offer):
@@ -39,10 +42,11 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
+        self.overrides = profile.overrides
         # What older profiles do not tell decides nothing, nor where the only cluster is.
         idle = SINCE_2 if len(profile.clusters) > 1 else (*SINCE_2, "cpus")
         self.unknown = tuple(part for part in profile.unknown if part not in idle)
-        self._kernels = _kernels(profile, cluster)
+        self._kernels = _kernels(profile, cluster, target.registers)
         self.machines = profile.qemu.machines if profile.qemu else ()
         self.gic_versions = profile.gic_versions
         self.ipa_bits = profile.ipa_bits
@@ -96,19 +100,49 @@ class ProfileOffer(Offer):
         return accepts(register, value, self.registers[register], kernel)
 
 
-def _kernels(profile: HostProfile, cluster: Cluster | None) -> tuple[KernelFacts, ...]:
-    """The kernel; where its version or its masks are unknown, all extremes that it may be: what
-    they agree on is known.
+def _kernels(
+    profile: HostProfile, cluster: Cluster | None, recorded: dict[str, int]
+) -> tuple[KernelFacts, ...]:
+    """The kernel; where its version, its masks or its command line are unknown, all extremes that
+    it may be: what they agree on is known.
+
+    Args:
+        recorded: registers of the guest, by name.
     """
-    version, unknown = kernel_version(profile.kernel), profile.unknown
-    if cluster is None:
-        return (KernelFacts(version, None),)
-    versions = (_NEWEST, _OLDEST) if "kernel" in unknown else (version,)
-    masks: tuple[dict[str, int] | None, ...] = (cluster.writable,)
-    if "writable" in unknown:
-        everything = {name: (1 << 64) - 1 for vcpu in cluster.vcpus for name in vcpu.registers}
-        masks = (everything, {}, *((None,) if min(versions) < _MASKS_FROM else ()))
-    return tuple(KernelFacts(each, mask) for mask in masks for each in versions)
+    if cluster is None or not cluster.vcpus:
+        return (KernelFacts((0, 0), None),)
+    local = cluster.vcpus[0].registers
+    releases = _EXTREMES if "kernel" in profile.unknown else (profile.kernel,)
+    kernels = [
+        kernel_facts(release, local, masks)
+        for masks in _masks(profile, cluster, local)
+        for release in releases
+    ]
+    # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
+    if len(profile.clusters) == 1:
+        hidden = [hidden_fields(recorded, local, each, profile.overrides) for each in kernels]
+        sure = "overrides" not in profile.unknown and all(
+            "REVIDR_EL1" in registers for registers in (recorded, local)
+        )
+        maybe = kernels if any(hidden) and not sure else []
+        kernels = [
+            *(each.replace(hidden=fields) for each, fields in zip(kernels, hidden)),
+            *maybe,
+        ]
+    return tuple(kernels)
+
+
+def _masks(
+    profile: HostProfile, cluster: Cluster, local: dict[str, int]
+) -> list[dict[str, int] | None]:
+    """The writable masks; where they are unknown, the most and the least that they may be."""
+    if "writable" not in profile.unknown:
+        return [cluster.writable]
+    everything = dict.fromkeys(local, (1 << 64) - 1)
+    if "kernel" in profile.unknown or kernel_version(profile.kernel) < MASKS_SINCE:
+        return [everything, {}, None]  # a vendor may carry newer KVM in an older kernel
+    least, most = masks_of(profile.kernel)
+    return [everything if most is None else most, least]
 
 
 def given(target: Target, offer: Offer) -> Target:

@@ -30,6 +30,7 @@ class Offer:
             target records are enough.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
+        overrides: words of its kernel's command line; empty where nobody looked.
         boots: whether the guest boots there, and nothing that was recorded binds it; else it
             arrives with its state.
         unknown: of profile.PARTS, what nobody measured there. Each is then as if there were
@@ -48,6 +49,7 @@ class Offer:
         self.reglist = ""
         self.sve_lengths: tuple[int, ...] = ()
         self.seen: dict[str, int] = {}
+        self.overrides: tuple[str, ...] = ()
         self.unknown: tuple[str, ...] = ()
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:

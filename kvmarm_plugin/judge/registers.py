@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..model.features import FEATURES
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Target
-from ..registers.overrides import override_of
+from ..registers.overrides import HIDDEN, override_of, takes
 from ..registers.rules import (
     IMPLEMENTATION_ID,
     differing_fields,
@@ -35,10 +35,8 @@ _OF_THE_KERNEL = (
     "VENDOR_HYP_BMAP_2",
 )
 
-# REGISTER.FIELD → the policy's setting that turns off the feature that it shows.
-_SWITCHES = {
-    field: feature.policy for feature in FEATURES if feature.policy for field in feature.fields
-}
+# REGISTER.FIELD → the feature that it shows, of those that the policy can turn off.
+_SWITCHES = {field: feature for feature in FEATURES if feature.policy for field in feature.fields}
 
 # Registers that QEMU, since this version, lets a guest lose, because kernels have shown them by
 # mistake: TCR2_EL1, PIRE0_EL1 and PIR_EL1 before 6.13; and VENDOR_HYP_BMAP_2, which came in 6.15,
@@ -113,7 +111,13 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         fields = differing_fields(name, recorded, local)
         values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
         return [
-            Finding("field-accepted", register=name, field=field, recorded=ours, local=theirs)
+            Finding(
+                "field-hidden" if (name, field) in HIDDEN and not theirs else "field-accepted",
+                register=name,
+                field=field,
+                recorded=ours,
+                local=theirs,
+            )
             for field, ours, theirs in values
         ] or [Finding("register-accepted", register=name, recorded=recorded, local=local)]
     fields = refused_fields(name, recorded, local, offer.kernel()) or differing_fields(
@@ -127,10 +131,16 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         else:
             kind = "register-refused"
         return [Finding(kind, register=name, recorded=recorded, local=local, host=offer.host)]
-    return [_refused_field(field, field.of(recorded), field.of(local), offer) for field in fields]
+    features = frozenset((*target.features, *offer.features_for(target)))
+    return [
+        _refused_field(field, field.of(recorded), field.of(local), features, offer)
+        for field in fields
+    ]
 
 
-def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Finding:
+def _refused_field(
+    field: Field, recorded: int, local: int, features: frozenset[str], offer: Offer
+) -> Finding:
     values: dict[str, str | int] = {
         "register": field.register,
         "field": field.name,
@@ -142,11 +152,17 @@ def _refused_field(field: Field, recorded: int, local: int, offer: Offer) -> Fin
     # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
     writable = offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-"
     rule = "field-refused" if writable else "field-fixed"
+    taken = [word for word in offer.overrides if takes(word, field.register, field.name)]
+    if taken and (field.register, field.name) in HIDDEN and not local:
+        return Finding("field-hidden-override", **values, word=taken[0], host=offer.host)
     switch = _SWITCHES.get(f"{field.register}.{field.name}")
-    override = override_of(field.register, field.name)
-    if switch:
+    override = override_of(field.register, field.name, min(recorded, local))
+    # Linux 5.10 shows a PMU to guests without one, whatever the policy says.
+    if switch and switch.is_in(features):
         return Finding(
-            f"{rule}-switch-or-override" if override else f"{rule}-switch", **values, switch=switch
+            f"{rule}-switch-or-override" if override else f"{rule}-switch",
+            **values,
+            switch=switch.policy,
         )
     if override:
         forced = override.fields[field.register, field.name]

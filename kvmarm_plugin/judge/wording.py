@@ -166,7 +166,7 @@ def _words(finding: Finding) -> dict[str, Any]:
     if name is None:
         return {**values, "meaning": describe(register)} if register else values
     field = next(field for field in fields_of(register) if field.name == name)
-    override, words = override_of(register, name), {}
+    override, words = override_of(register, name, min(values["recorded"], values["local"])), {}
     if override:
         notes = [f"Linux {override.since}"] if override.since != _OLDEST_KERNEL else []
         notes += [] if override.word in _MEASURED else ["may help"]

@@ -49,6 +49,7 @@ CAPABILITIES = {
     "ARM_WRITABLE_IMP_ID_REGS": 239,
     "ARM_EL2": 240,
     "ARM_EL2_E2H0": 241,
+    "ARM_PMU_V3_STRICT": 251,
 }
 
 # -- vCPU features: model.vcpu has them, and the targets ------------------------------------------

@@ -42,6 +42,7 @@ VCPU_FEATURES = {
         "ptrauth_generic": 6,
         "has_el2": 7,
         "has_el2_e2h0": 8,
+        "pmu_v3_strict": 9,
     },
 }
 

@@ -6,6 +6,10 @@ from __future__ import annotations
 from ..basics.value import Value
 from .table import rows
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Override(Value):
     """A word of the kernel's command line that takes a feature from an arm64 host.
@@ -21,6 +25,16 @@ class Override(Value):
     fields: dict[tuple[str, str], int]
 
 
+# Fields that kernels have shown to guests by mistake. Every kernel that knows a word for one hides
+# it, so that no guest gets less by the word.
+HIDDEN = frozenset(
+    {
+        ("ID_AA64PFR0_EL1", "MPAM"),
+        ("ID_AA64PFR1_EL1", "MPAM_frac"),
+        ("ID_AA64MMFR2_EL1", "NV"),
+    }
+)
+
 _overrides: list[Override] | None = None
 
 
@@ -35,10 +49,42 @@ def overrides() -> list[Override]:
     return _overrides
 
 
-def override_of(register: str, field: str) -> Override | None:
-    """The word that takes what this field shows from a host, if there is one."""
-    return next(
-        (override for override in overrides() if (register, field) in override.fields), None
+def override_of(register: str, field: str, most: int = 0) -> Override | None:
+    """The word that takes what this field shows from guests, if there is one.
+
+    Args:
+        most: that it may leave.
+    """
+    if (register, field) in HIDDEN:
+        return None
+    fitting = (
+        override
+        for override in overrides()
+        if override.fields.get((register, field), most + 1) <= most
+    )
+    return max(fitting, key=lambda override: override.fields[register, field], default=None)
+
+
+def takes(word: str, register: str, field: str) -> bool:
+    """Whether a word of the kernel's command line, as the kernel reads it, is about this field: one
+    of the words, or the field itself, such as "id_aa64pfr0.mpam=0" (match_options and
+    __parse_cmdline, idreg-override.c).
+    """
+    word = word.replace("-", "_")
+    if word.startswith(f"{register.lower().replace('_el1', '')}.{field.lower()}="):
+        return True
+    return any(
+        override.word == word and (register, field) in override.fields for override in overrides()
+    )
+
+
+def takes_hidden(words: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Of HIDDEN, the fields that these words of a command line are about."""
+    return frozenset(
+        (register, field)
+        for register, field in HIDDEN
+        for word in words
+        if takes(word, register, field)
     )
 
 

@@ -30,7 +30,10 @@ from .errors import LabError, LabTimeout, say, step
 HERE = Path(__file__).parent
 FILES = HERE / "files"
 # A suite, or a suite with the kernel of another: what a host is on which QEMU was upgraded first.
-SUITES = ("bookworm", "trixie", "sid", "sid-trixie")
+UNPACKED = ("bookworm", "trixie", "sid", "sid-trixie")
+# Installed by dpkg, with systemd and AppArmor: installed.py.
+INSTALLED = ("trixie-systemd",)
+SUITES = UNPACKED + INSTALLED
 
 KERNEL = "linux-image-cloud-arm64"
 
@@ -69,8 +72,17 @@ libvirt:x:102:
 kvm:x:103:libvirt-qemu
 """
 
+# Of files/: the name there, where it goes, and its mode.
+COPIED = (
+    ("init", "usr/lib/lab/init", 0o755),
+    ("install-wheel", "usr/lib/lab/install-wheel", 0o755),
+    ("sshd_config", "etc/ssh/sshd_config", 0o644),
+    ("libvirtd.conf", "etc/libvirt/libvirtd.conf", 0o644),
+    ("qemu.conf", "etc/libvirt/qemu.conf", 0o644),
+)
+
 # Modules whose change changes an image.
-SOURCES = ("image.py", "cpio.py", "assembler.py", "registers.py", "ticker.py")
+SOURCES = ("image.py", "installed.py", "cpio.py", "assembler.py", "registers.py", "ticker.py")
 
 DISK_MIB = 3072  # sparse; room for guests' disks, snapshots and saved guests
 
@@ -147,8 +159,11 @@ def _build(image: Image) -> None:
     with tempfile.TemporaryDirectory(dir=_images(), prefix=f".{image.suite}-") as work:
         root, new = Path(work, "root"), Path(work, "image")
         new.mkdir()
+        from .installed import InstalledMaker  # which is made of this module's
+
+        maker = InstalledMaker if image.suite in INSTALLED else Maker
         with step(f"{image.suite} image, in total"):
-            _Maker(image.suite, root, new).make()
+            maker(image.suite, root, new).make()
         if image.directory.exists():
             shutil.rmtree(image.directory)
             # What libvirt learnt on it (capabilities.py) it would not believe on the new one.
@@ -158,7 +173,7 @@ def _build(image: Image) -> None:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class Maker:
     """One build: `root` becomes the disk, `new` the image's directory."""
 
     suite: str
@@ -184,7 +199,7 @@ class _Maker:
         for name in MERGED:
             (self.root / "usr" / name).mkdir(parents=True)
             (self.root / name).symlink_to(f"usr/{name}")
-        excluded = [f"--exclude=.{pattern}" for pattern in _words("excluded.txt")]
+        excluded = [f"--exclude=.{pattern}" for pattern in words("excluded.txt")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for unpacked in [
                 pool.submit(_unpack, package, self.root, excluded) for package in self._download()
@@ -193,7 +208,7 @@ class _Maker:
 
     def _download(self) -> list[Path]:
         userland, _, kernel = self.suite.partition("-")
-        names = _words("packages.txt") + ([] if userland == "bookworm" else LATER_PACKAGES)
+        names = words("packages.txt") + ([] if userland == "bookworm" else LATER_PACKAGES)
         if not kernel:
             return self._fetch(userland, names)
         names.remove(KERNEL)
@@ -225,17 +240,7 @@ class _Maker:
     def _furnish(self) -> None:
         root = self.root
         _replace_by_link(root / "var/run", "/run")
-        for directory in (
-            "root/.ssh",
-            "var/lib/lab",
-            "var/log/lab",
-            "usr/lib/lab",
-            "proc",
-            "sys",
-            "dev",
-            "tmp",
-        ):
-            (root / directory).mkdir(parents=True, exist_ok=True)
+        self._make_directories()
         for name, extra in (("passwd", USERS), ("group", GROUPS)):
             master = (root / f"usr/share/base-passwd/{name}.master").read_text()
             (root / "etc" / name).write_text(master + extra)
@@ -251,14 +256,22 @@ class _Maker:
         self._make_keys()
         self._make_kernel()
 
-    def _copy_files(self) -> None:
-        for name, destination, mode in (
-            ("init", "usr/lib/lab/init", 0o755),
-            ("install-wheel", "usr/lib/lab/install-wheel", 0o755),
-            ("sshd_config", "etc/ssh/sshd_config", 0o644),
-            ("libvirtd.conf", "etc/libvirt/libvirtd.conf", 0o644),
-            ("qemu.conf", "etc/libvirt/qemu.conf", 0o644),
+    def _make_directories(self) -> None:
+        for directory in (
+            "root/.ssh",
+            "var/lib/lab",
+            "var/log/lab",
+            "usr/lib/lab",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
         ):
+            (self.root / directory).mkdir(parents=True, exist_ok=True)
+
+    def _copy_files(self, files: Sequence[tuple[str, str, int]] = COPIED) -> None:
+        """Files of files/: its name there, where it goes, and its mode."""
+        for name, destination, mode in files:
             target = self.root / destination
             shutil.copyfile(FILES / name, target)
             target.chmod(mode)
@@ -310,7 +323,7 @@ class _Maker:
             "/run/qemu-aarch64",
             "/usr/bin/python3",
             "-c",
-            f"import {', '.join(_words('compiled.txt'))}",
+            f"import {', '.join(words('compiled.txt'))}",
             environment=environment,
         )
         emulator.unlink()
@@ -359,7 +372,7 @@ def _unpack(package: Path, root: Path, options: Sequence[str]) -> None:
         )
 
 
-def _words(name: str) -> list[str]:
+def words(name: str) -> list[str]:
     """The words of one of the lists in files/."""
     lines = (FILES / name).read_text().splitlines()
     return [word for line in lines if not line.startswith("#") for word in line.split()]

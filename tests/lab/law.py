@@ -27,6 +27,7 @@ from kvmarm_plugin.kvm.device import KvmError, System
 from kvmarm_plugin.kvm.scratch import ScratchVcpu
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target
+from kvmarm_plugin.registers.overrides import HIDDEN
 from kvmarm_plugin.registers.table import fields_of, id_of
 from kvmarm_plugin.registers.text import pack_ids, unpack_ids
 from kvmarm_plugin.rehearse import KernelOffer
@@ -102,6 +103,8 @@ def _other_values(register: str, own: int, thorough: bool) -> Iterator[tuple[str
     for field in fields:
         mask = (1 << field.msb + 1) - (1 << field.lsb)
         covered |= mask
+        if (register, field.name) in HIDDEN and not own & mask:
+            continue  # what the hardware has, a profile knows by an honest record alone
         here, most = field.of(own), mask >> field.lsb
         for there in range(16) if thorough else (here + 1, here - 1, 0, most):
             if there != here and 0 <= there <= most:

@@ -39,6 +39,7 @@ TOOLS = (
     Tool("ssh-keygen", "openssh-client", "makes the image's keys"),
     Tool("ssh", "openssh-client", "talks to the hosts"),
     Tool("qemu-system-aarch64", "qemu-system-arm", "emulates the hosts"),
+    Tool("mmdebstrap", "mmdebstrap", "installs Debian for arm64, for hosts with systemd"),
     Tool("setpriv", "util-linux", "ties the hosts' lives to ours"),
 )
 

@@ -2,9 +2,9 @@
 """The law of checking: on any host, `check` from the host's own profile and `rehearse` on its
 kernel give the same verdict.
 
-law.py asks both some thousands of questions on each host, one change to a target at a time. What a
-profile cannot know (the docstring of registers/rules.py) does not come up here: the emulated CPUs
-have neither MPAM nor MTE nor nested virtualisation.
+law.py asks both some thousands of questions on each host, one change to a target at a time. It
+leaves out fields that KVM hides (registers/overrides.py): what the hardware has there is known by
+what an older kernel of the same CPU showed, which test_truth_table.py has.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ FEATURE_BITS = {
     6: "ptrauth_generic",
     7: "has_el2",
     8: "has_el2_e2h0",
+    9: "pmu_v3_strict",
 }
 ARM_FEATURE_BITS = {
     0: "power_off",

@@ -145,6 +145,10 @@ class FakeDomain:
         self.config = xml
         self.calls.append(("define", ""))
 
+    def undefineFlags(self, flags: int) -> None:  # noqa: N802
+        self.config = None
+        self.calls.append(("undefine", str(flags)))
+
     def setMetadata(  # noqa: N802
         self, kind: int, element: str | None, prefix: str, namespace: str, flags: int
     ) -> None:
@@ -241,6 +245,8 @@ class FakeLibvirt:
     VIR_DOMAIN_XML_INACTIVE = _INACTIVE
     VIR_DOMAIN_SNAPSHOT_LIST_ACTIVE = _ACTIVE
     VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL = _INTERNAL
+    VIR_DOMAIN_UNDEFINE_KEEP_NVRAM = 8
+    VIR_DOMAIN_UNDEFINE_KEEP_TPM = 64
     VIR_DOMAIN_RUNNING = VIR_DOMAIN_RUNNING
     VIR_DOMAIN_PAUSED = VIR_DOMAIN_PAUSED
     VIR_DOMAIN_SHUTOFF = VIR_DOMAIN_SHUTOFF

@@ -422,6 +422,66 @@ def test_many_hosts_are_not_upgraded_for_one() -> None:
     ]
 
 
+def _point_releases(*values: tuple[str, str, int]) -> list[HostProfile]:
+    """Hosts by name, kernel, and what that lets guests see of SMCCC_ARCH_WORKAROUND_3."""
+    return [
+        _each_cluster(
+            name,
+            host("bookworm-neoverse-n1").replace(kernel=kernel),
+            vcpus=tuple(
+                vcpu.replace(registers={**vcpu.registers, "SMCCC_ARCH_WORKAROUND_3": value})
+                for vcpu in host("bookworm-neoverse-n1").clusters[0].vcpus
+            ),
+        )
+        for name, kernel, value in values
+    ]
+
+
+def test_a_point_release_is_upgraded_to_the_newest_whoever_has_it() -> None:
+    many = [(f"old{number}", "6.1.129", 1) for number in range(5)]
+    result = baseline(_point_releases(*many, ("middle", "6.1.140", 0), ("new", "6.1.150", 2)))
+    assert [(step.action, step.hosts, step.what) for step in result.plan.steps] == [
+        (KERNEL, ("middle", *(name for name, _, _ in many)), "to 6.1.150")
+    ]
+
+
+def test_builds_of_a_vendor_are_point_releases() -> None:
+    result = baseline(_point_releases(("a", "6.1.0-9-arm64", 2), ("b", "6.1.0-50-cloud-arm64", 1)))
+    (step,) = result.plan.steps
+    assert (step.action, step.hosts, step.what) == (KERNEL, ("a",), "to 6.1.0-50")
+
+
+@pytest.mark.parametrize(
+    "releases",
+    [
+        (("a", "6.1.129", 2), ("b", "6.1.129", 1)),
+        (("a", "6.1.129", 2), ("b", "6.1.140", 1), ("c", "6.1.150", 2)),
+        (("a", "6.1.150", 2), ("b", "6.1.140", 1), ("c", "6.1.129", 2)),
+    ],
+)
+def test_what_the_same_kernels_give_otherwise_no_upgrade_levels(
+    releases: tuple[tuple[str, str, int], ...],
+) -> None:
+    steps = baseline(_point_releases(*releases)).plan.steps
+    assert [step.action for step in steps] == [LEAVE_OUT]
+
+
+def test_a_vendors_kernel_is_as_old_as_what_it_shows() -> None:
+    """RHEL's 5.14 with the KVM of a newer Linux is not upgraded to Debian's 6.1."""
+    vendors = host("trixie-neoverse-n1").replace(name="el9", kernel="5.14.0-503.11.1.el9_5")
+    (step,) = baseline([host("bookworm-neoverse-n1"), vendors]).plan.steps
+    assert (step.action, step.hosts) == (KERNEL, ("bookworm-neoverse-n1",))
+    assert step.what == "to 5.14.0-503.11.1"
+
+
+def test_a_pool_takes_less_where_a_member_takes_less() -> None:
+    base = host("trixie-neoverse-n1")
+    word = base.replace(name="word", overrides=("arm64.nompam",))
+    found = common([base, word], "pool")
+    assert found.profile is not None
+    assert found.profile.overrides == ("arm64.nompam",)
+
+
 def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
     base = host("trixie-neoverse-n1")
     assert base.qemu is not None

@@ -21,6 +21,8 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.fleet import compare
 from kvmarm_plugin.fleet.compare import Comparison, merge
 from kvmarm_plugin.fleet.compare_view import as_dot, as_json, as_text, numbers_of
+from kvmarm_plugin.fleet.descriptions import describe
+from kvmarm_plugin.fleet.kinds import kinds_of
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.finding import HARMLESS, Finding, worst
 from kvmarm_plugin.model import profile_json
@@ -496,3 +498,132 @@ def test_one_form_at_a_time(forms: list[str], capsys: pytest.CaptureFixture[str]
         cli.main(["compare", *forms, "a", "b"])
     assert caught.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+# -- descriptions --------------------------------------------------------------------------------
+
+
+def _firmware(name: str, kernel: str, value: int, **changes: object) -> HostProfile:
+    """A host whose guests see this SMCCC_ARCH_WORKAROUND_3."""
+    here = host("bookworm-neoverse-n1")
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(registers={**vcpu.registers, "SMCCC_ARCH_WORKAROUND_3": value})
+        for vcpu in cluster.vcpus
+    )
+    cluster = cluster.replace(vcpus=vcpus)
+    return here.replace(**{"name": name, "kernel": kernel, "clusters": (cluster,), **changes})
+
+
+_N1_61 = "Neoverse-N1 r4p1, timer 62.5 MHz, Linux 6.1"
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        (
+            (_firmware("a", "6.1.129", 2), _firmware("b", "6.1.140", 1)),
+            (f"{_N1_61}.129, QEMU 7.2", f"{_N1_61}.140, QEMU 7.2"),
+        ),
+        (  # one kind of several point releases
+            (
+                _firmware("a", "6.1.129", 2),
+                _firmware("b", "6.1.140", 1),
+                _firmware("c", "6.1.66", 2),
+            ),
+            (f"{_N1_61}.66 to 6.1.129, QEMU 7.2", f"{_N1_61}.140, QEMU 7.2"),
+        ),
+        (  # the point release explains nothing
+            (
+                _firmware("a", "6.1.129", 2),
+                _firmware("b", "6.1.140", 1),
+                _firmware("c", "6.1.140", 2),
+            ),
+            (
+                f"{_N1_61}, QEMU 7.2, SMCCC_ARCH_WORKAROUND_3 0x2",
+                f"{_N1_61}, QEMU 7.2, SMCCC_ARCH_WORKAROUND_3 0x1",
+            ),
+        ),
+        (
+            (_firmware("a", "6.1.129", 2), _firmware("b", "6.1.129", 2, gic_versions=(2, 3))),
+            (f"{_N1_61}, QEMU 7.2, GIC 3", f"{_N1_61}, QEMU 7.2, GIC 2 or 3"),
+        ),
+        (
+            (_firmware("a", "6.1.129", 2), _firmware("b", "6.1.129", 2, ipa_bits=40)),
+            (
+                f"{_N1_61}, QEMU 7.2, addresses of 48 bits",
+                f"{_N1_61}, QEMU 7.2, addresses of 40 bits",
+            ),
+        ),
+        (  # the kernel is enough for some, and others of it need more
+            (
+                _firmware("a", "6.1.129", 2),
+                _firmware("b", "6.1.140", 1),
+                _firmware("c", "6.1.150", 1, ipa_bits=40),
+            ),
+            (
+                f"{_N1_61}.129, QEMU 7.2",
+                f"{_N1_61}.140, QEMU 7.2",
+                f"{_N1_61}.150, QEMU 7.2",
+            ),
+        ),
+    ],
+)
+def test_no_two_kinds_are_called_the_same(
+    called: tuple[HostProfile, ...], expected: tuple[str, ...]
+) -> None:
+    kinds = as_json(_compare(*called))["kinds"]
+    assert sorted(kind["description"] for kind in kinds) == sorted(expected)
+    said = as_text(_compare(*called)), as_dot(_compare(*called))
+    for text in expected:
+        assert text in said[0]
+        assert text.split(", Linux ")[1] in said[1]
+
+
+def _variants() -> list[HostProfile]:
+    """A host, and others that each differ from it in one thing."""
+    here = host("trixie-max")
+    (cluster,) = here.clusters
+    assert here.qemu is not None
+    base = cluster.vcpus[0]
+    changes: list[dict[str, object]] = [
+        {},
+        {"capabilities": {**here.capabilities, "ARM_MTE": 2}},
+        {"libvirt": None},
+        {"cpu_features": here.cpu_features[:2]},
+        {"qemu": here.qemu.replace(machines=here.qemu.machines[:-1])},
+        {"qemu": here.qemu.replace(host_properties={})},
+        {"qemu": here.qemu.replace(version="10.0.99", aliases={})},
+        {"overrides": ("arm64.nompam",)},
+        {"page_size": 4096},
+        {"page_size": 65536},
+        {"kernel": "", "unknown": ("kernel",)},
+        {"qemu": None, "unknown": ("qemu",)},
+    ]
+    of_the_cluster: list[dict[str, object]] = [
+        {"revidr": 1},
+        {"revidr": None},
+        {"models": {"cortex-a57": 2}},
+        {"seen": {**cluster.seen, "PMCR_EL0": 31 << 11}},
+        {"seen": {**cluster.seen, "DCZID_EL0": 5}},
+        {"writable": {}},
+        {"writable": None},
+        {"vcpus": cluster.vcpus[:-1]},
+        {"vcpus": (base.replace(reglist=""), *cluster.vcpus[1:])},
+        {
+            "vcpus": (
+                base.replace(registers={**base.registers, "ID_AA64ISAR0_EL1": 0}),
+                *cluster.vcpus[1:],
+            )
+        },
+    ]
+    changes += [{"clusters": (cluster.replace(**change),)} for change in of_the_cluster]
+    return [here.replace(name=f"host{number}", **change) for number, change in enumerate(changes)]
+
+
+def test_whatever_differs_each_has_a_description_of_its_own() -> None:
+    for hosts in (_variants(), fleet(2000), list(map(host, HOSTS))):
+        kinds = kinds_of(hosts)
+        texts = [each.text for each in describe(kinds)]
+        assert len(set(texts)) == len(kinds)
+        assert all(len(text) < 400 for text in texts)

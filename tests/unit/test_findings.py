@@ -68,11 +68,11 @@ def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
     return _host(qemu=qemu.replace(machines=machines))
 
 
-def _with_register(name: str, value: int, **cluster: Any) -> HostProfile:
+def _with_register(name: str, value: int, of: str = _N1, **cluster: Any) -> HostProfile:
     vcpus = tuple(
-        v.replace(registers={**v.registers, name: value}) for v in host(_N1).clusters[0].vcpus
+        v.replace(registers={**v.registers, name: value}) for v in host(of).clusters[0].vcpus
     )
-    return _host(cluster={"vcpus": vcpus, **cluster})
+    return _host(of, cluster={"vcpus": vcpus, **cluster})
 
 
 class _Stubborn(ProfileOffer):
@@ -85,15 +85,25 @@ class _Stubborn(ProfileOffer):
 def _field(register: str, name: str, recorded: int, local: int, writable: bool) -> list[Finding]:
     """The findings where a kernel refuses a field, which is writable or not."""
     (field,) = (field for field in fields_of(register) if field.name == name)
-    base = _target()
+    of = _MAX if name == "SVE" else _N1
+    base = _target(of)
     cleared = base.registers.get(register, 0) & ~((1 << field.msb + 1) - (1 << field.lsb))
     here = _with_register(
         register,
         cleared | local << field.lsb,
+        of,
         writable={register: (1 << 64) - 1} if writable else {},
     )
     target = base.replace(registers={**base.registers, register: cleared | recorded << field.lsb})
     return judge(target, _Stubborn(target, here, here.clusters[0]))
+
+
+def _once_shown() -> Target:
+    """A guest of an older kernel, which shows it that the CPU has MPAM."""
+    registers = _target().registers
+    return _target(
+        registers={**registers, "ID_AA64PFR0_EL1": registers["ID_AA64PFR0_EL1"] | 1 << 40}
+    )
 
 
 def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Finding]]]:
@@ -178,7 +188,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(),
         _with_register(
             "ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48, writable=None
-        ).replace(unknown=("writable",)),
+        ).replace(unknown=("writable",), kernel="5.14.0-503.el9"),
     ),
     "page-size-other": lambda: _compared(page_size=65536),
     "gicd-iidr-other": lambda: _compared(gicd_iidr=0x2043B),
@@ -223,6 +233,8 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(),
         _with_register("ID_AA64PFR0_EL1", _target().registers["ID_AA64PFR0_EL1"] | 1 << 48),
     ),
+    "field-hidden": lambda: check(_once_shown(), host(_N1)),
+    "field-hidden-override": lambda: check(_once_shown(), _host(overrides=("arm64.nompam",))),
     "field-refused-identity": lambda: check(_target(), _with_register("MIDR_EL1", 0x413FD0C1)),
     **_field_kinds("field-refused", writable=True),
     **_field_kinds("field-fixed", writable=False),

@@ -234,9 +234,39 @@ def test_a_clear_no_stays_one(part: str) -> None:
     assert all(finding.severity != UNKNOWN or "register" in finding.values for finding in found)
 
 
+def test_the_masks_of_a_version_are_known() -> None:
+    """By its source; between two that were read, what only the newer one lets user space write is
+    in doubt.
+    """
+    target = Resolver(host(_N1), Policy()).target(Wish("aarch64"))
+    for release, kind in (("6.12.107", "field-accepted"), ("6.12.38", "register-not-known")):
+        for name, own in (("ID_PFR0_EL1", 1 << 24), ("ID_AA64ISAR0_EL1", 1 << 60)):
+            here = _without("writable").replace(kernel=release)
+            (cluster,) = here.clusters
+            vcpus = tuple(
+                vcpu.replace(registers={**vcpu.registers, name: target.registers[name] | own})
+                for vcpu in cluster.vcpus
+            )
+            found = check(target, here.replace(clusters=(cluster.replace(vcpus=vcpus),)))
+            expected = kind if name == "ID_PFR0_EL1" else "field-accepted"
+            assert [finding.kind for finding in found] == [expected]
+
+
+def _without_level_7(here: HostProfile) -> HostProfile:
+    """Its vCPUs list no cache that the CPU does not have, as before Linux 6.3."""
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(
+            registers={name: v for name, v in vcpu.registers.items() if name != "CCSIDR_L7I"}
+        )
+        for vcpu in cluster.vcpus
+    )
+    return here.replace(clusters=(cluster.replace(vcpus=vcpus),))
+
+
 def test_of_a_kernel_without_known_masks_only_some_registers_are_in_doubt() -> None:
     target = Resolver(host(_N1), Policy()).target(Wish("aarch64"))
-    here = _without("writable")
+    here = _without("writable").replace(kernel="5.14.0-503.11.1.el9_5.aarch64")
     (cluster,) = here.clusters
 
     def with_register(name: str, value: int) -> HostProfile:
@@ -255,7 +285,9 @@ def test_of_a_kernel_without_known_masks_only_some_registers_are_in_doubt() -> N
     for kernel in ("", "5.14.0-611.el9.aarch64"):
         unknown = ("writable",) if kernel else ("kernel", "writable")
         old = with_register("CLIDR_EL1", 0x82000023).replace(kernel=kernel, unknown=unknown)
-        (doubt,) = check(target, old)  # the hardware's own before 6.3
+        (accepted,) = check(target, old)  # all levels are listed: caches are virtual
+        assert accepted.kind == "register-accepted"
+        (doubt,) = check(target, _without_level_7(old))  # the hardware's own before 6.3
         assert (doubt.kind, doubt.values["register"]) == ("register-not-known", "CLIDR_EL1")
 
 

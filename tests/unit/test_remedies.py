@@ -202,6 +202,15 @@ def _boot(world: World, remedy: str) -> World:
     return booted if source is world.source else booted.refreshed()
 
 
+def _boot_without(world: World, remedy: str) -> World:
+    word = _said(r"boot \S+ without (\S+)", remedy)
+    here = world.destination
+    assert word in here.overrides
+    return world._replace(
+        destination=here.replace(overrides=tuple(each for each in here.overrides if each != word))
+    )
+
+
 def _gic(world: World, remedy: str) -> World:
     element = _said(r"write (<gic version='\d'/>)", remedy).encode()
     xml = re.sub(rb"<gic version='\d'/>", element, world.xml)
@@ -304,6 +313,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "sve-lengths-left-to-qemu": (_upgrade_qemu_there,),
     **{f"field-{rule}-{of}": ways for rule in ("refused", "fixed") for of, ways in _FIELD.items()},
     "field-fixed-override-both": (_boot,),
+    "field-hidden-override": (_boot_without,),
     "register-refused-firmware": (_start_there_and_move,),
     "register-refused-newer-kernel": _LINUX,
     "registers-unknown": _LINUX,
@@ -580,6 +590,9 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     ],
     "field-refused-resolve-here": lambda: [_world(_MAX, _field(_MAX, _DIT, 0))],
     "field-fixed-resolve-here": lambda: [_world("bookworm-max", _field("bookworm-max", _DIT, 0))],
+    "field-hidden-override": lambda: [
+        _world(_field(_N1, "ID_AA64PFR0_EL1.MPAM", 1), _host(_N1, overrides=("arm64.nompam",)))
+    ],
     "register-refused-firmware": lambda: [
         _world(
             _register(host(_N1), "SMCCC_ARCH_WORKAROUND_1", 2),

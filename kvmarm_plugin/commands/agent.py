@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kvmarm agent`: resolve, adopt and renew guests, whoever defines and starts them.
+
+This thread waits for the hook to ring, and for the signal to end; another works (watch/agent.py),
+and one of libvirt's waits for events. Being ended at any moment does no harm, so a call that
+libvirt does not answer is not waited for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import threading
+from contextlib import ExitStack
+
+from ..basics.errors import KvmarmError
+from ..fleet.pool import DEFAULT_PATH as HOST_POOL
+from ..host import doorbell, qemu_version
+from ..host.libvirtd import Connection, is_remote, run_events
+from ..model.policy import DEFAULT_PATH as HOST_POLICY
+from ..watch.agent import Agent, Tools
+from ..watch.renewal import Renewer
+from . import DONE, ERROR
+from .inputs import read_policy, read_profile
+from .output import say
+from .resolving import Choices, resolver_for
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from types import FrameType
+    from typing import Any, Callable, NoReturn
+
+    from ..model.policy import Policy
+    from ..model.profile import HostProfile
+    from ..resolve.resolver import Resolver
+
+
+def run(arguments: Namespace) -> int:
+    uri, once = arguments.connect, arguments.once
+    if is_remote(uri):
+        raise KvmarmError(f"{uri} is another host", "run kvmarm agent there")
+    run_events()
+    tools = _Tools()
+    agent = Agent(
+        lambda: Connection(uri),
+        Tools(tools.policy, tools.resolver, tools.profile),
+        Renewer(lambda: Connection(uri), say),
+        say,
+    )
+    if once:
+        return DONE if agent.once() else ERROR
+    try:
+        with ExitStack() as stack:
+            bell = doorbell.passed()
+            bell = stack.enter_context(doorbell.bound() if bell is None else bell)
+            _serve(agent, bell)
+    except _Ended:
+        pass
+    _notify("STOPPING=1")
+    os._exit(DONE)  # whatever another thread waits for
+
+
+class _Ended(Exception):
+    """A signal has come."""
+
+
+def _serve(agent: Agent, bell: socket.socket) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    ready = functools.cache(lambda: _notify("READY=1"))
+    threading.Thread(target=_work, args=(agent, ready), name="agent", daemon=True).start()
+    while True:
+        bell.recv(64)
+        agent.ring()
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Ended
+
+
+def _work(agent: Agent, ready: Callable[[], None]) -> None:
+    try:
+        agent.run(ready)
+    except BaseException as error:  # else this thread alone would end, and nobody know
+        say(f"the agent cannot go on: {type(error).__name__}: {error}")
+        os._exit(ERROR)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it started this; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    name = f"\0{address[1:]}" if address[0] == "@" else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            notified.sendto(state.encode(), name)
+    except OSError as error:
+        say(f"systemd cannot be told {state}: {error.strerror}")
+
+
+class _Tools:
+    """This host's policy, resolver and profile, made anew only when a file has changed that they
+    come from: to probe a host takes a second.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[object, Any]] = {}
+        self._stack = ExitStack()  # of the resolver
+
+    def policy(self) -> Policy:
+        policy: Policy = self._get("policy", (HOST_POLICY,), lambda: read_policy(None))
+        return policy
+
+    def resolver(self) -> Resolver:
+        resolver: Resolver = self._get(
+            "resolver", (HOST_POLICY, HOST_POOL, *_emulators()), self._new_resolver
+        )
+        return resolver
+
+    def profile(self) -> HostProfile:
+        profile: HostProfile = self._get("profile", _emulators(), lambda: read_profile(None))
+        return profile
+
+    def _new_resolver(self) -> Resolver:
+        self._stack.close()
+        return self._stack.enter_context(resolver_for(Choices(None, None, None, no_pool=False)))
+
+    def _get(self, name: str, files: tuple[str, ...], make: Callable[[], object]) -> Any:
+        stamps = [_stamp(path) for path in files]
+        if self._made.get(name, (None, None))[0] != stamps:
+            self._made.pop(name, None)
+            self._made[name] = stamps, make()
+        return self._made[name][1]
+
+
+def _emulators() -> tuple[str, ...]:
+    return qemu_version.BINARIES.get(os.uname().machine, ())
+
+
+def _stamp(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

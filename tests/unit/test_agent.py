@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The agent, on played hosts and with a played libvirt; and as a process, with libvirt's test
+driver.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from kvmarm_plugin.domain import record
+from kvmarm_plugin.domain.xml import asks_for_host_model, parse
+from kvmarm_plugin.host import left, marks, previous
+from kvmarm_plugin.host.libvirtd import ADDED, DEFINED, Connection
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.profile import HostProfile
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import agent as agents
+from kvmarm_plugin.watch.agent import Agent, Tools
+from kvmarm_plugin.watch.renewal import Renewer
+
+from ..corpus import host
+from .fakelibvirt import FakeDomain
+from .test_adopt import _UUID, Here, _written, here  # noqa: F401  # a fixture
+
+_UPDATED = 1
+_N1 = "trixie-neoverse-n1"
+_ROOT = Path(__file__).parents[2]
+
+
+class Watched:
+    """An agent on a played host, and what it has said."""
+
+    def __init__(self, played: Here, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.profile: HostProfile = host(_N1)
+        self.played = played
+        self.said: list[str] = []
+        self.clock = 0.0
+        monkeypatch.setattr(agents, "System", lambda: played.be(self.profile))
+        monkeypatch.setattr(time, "monotonic", lambda: self.clock)
+        connect = lambda: Connection("qemu:///system")  # noqa: E731
+        self.agent = Agent(
+            connect,
+            Tools(lambda: policy, lambda: Resolver(self.profile, policy), lambda: self.profile),
+            Renewer(connect, self.said.append),
+            self.said.append,
+        )
+
+    def look(self) -> None:
+        """What follows an event."""
+        self.happened(DEFINED, _UPDATED)
+        self.work()
+
+    def happened(self, event: str, detail: int) -> None:
+        self.agent.happened(_UUID, event, detail)
+
+    def work(self) -> None:
+        """What is due; where nothing is, it would wait."""
+        if not any(when <= self.clock for when in self.agent._wanted.values()):
+            return
+        with Connection("qemu:///system") as connection:
+            self.agent._work(connection)
+
+    def guest(self, xml: str, state: str = "SHUTOFF_SHUTDOWN") -> FakeDomain:
+        return self.played.guest(xml, state)
+
+
+@pytest.fixture
+def watch(
+    here: Here,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Policy], Watched]:
+    for module, name in ((previous, "previous"), (left, "left")):
+        monkeypatch.setattr(module, "DIRECTORY", str(tmp_path / name))
+    monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "marks"))
+    (tmp_path / "marks/marks").mkdir(parents=True)
+    return lambda policy: Watched(here, policy, monkeypatch)
+
+
+@pytest.fixture
+def watched(watch: Callable[[Policy], Watched]) -> Watched:
+    return watch(Policy())
+
+
+def _host_model(watched: Watched) -> str:
+    return _written(watched.profile, "<cpu mode='host-model' check='partial'/>")
+
+
+def _record_of(xml: str | None) -> bool:
+    assert xml is not None
+    return record.find(parse(xml.encode())) is not None
+
+
+def test_a_guest_that_is_defined_with_host_model_becomes_concrete(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    before = guest.config
+    watched.look()
+    assert guest.calls == [("define", "")]
+    assert guest.config is not None
+    assert not asks_for_host_model(parse(guest.config.encode()))
+    assert _record_of(guest.config)
+    (kept,) = Path(previous.DIRECTORY, _UUID).iterdir()
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == (before, 0o600)
+    (line,) = watched.said
+    assert line.startswith("guest: it asks for host-model: host-model on virt-10.0 → host-")
+    assert str(kept.parent) in line
+
+
+def test_its_own_events_leave_it_nothing_to_do(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)  # its own
+    for _ in range(3):
+        watched.work()
+        watched.clock += 10
+    assert guest.calls == [("define", "")]
+    assert len(watched.said) == 1
+    assert not watched.agent._wanted
+    assert not watched.agent._windows
+
+
+@pytest.mark.parametrize(
+    ("policy", "calls"),
+    [
+        (Policy(), [("config", record.NAMESPACE)]),
+        (Policy(adopt="pin"), [("define", "")]),
+        (Policy(adopt="off"), []),
+        (Policy(excepted=("gu*",)), []),
+    ],
+    ids=["record", "pin", "off", "except"],
+)
+def test_other_guests_are_adopted_as_the_policy_says(
+    watch: Callable[[Policy], Watched], policy: Policy, calls: list[tuple[str, str]]
+) -> None:
+    watched = watch(policy)
+    guest = watched.guest(_written(watched.profile))
+    watched.look()
+    assert guest.calls == calls
+    watched.look()
+    assert guest.calls == calls
+
+
+def test_a_guest_that_starts_without_a_record_gets_one(watched: Watched) -> None:
+    guest = watched.guest(_written(watched.profile), "RUNNING_BOOTED")
+    guest.config = None  # transient
+    watched.happened("STARTED", 0)
+    watched.work()
+    assert guest.calls == [("live", record.NAMESPACE)]
+    assert _record_of(guest.live)
+
+
+def test_a_guest_whose_user_has_left_kvmarm_is_left_alone(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    left.add(_UUID)
+    watched.look()
+    assert guest.calls == []
+
+
+def test_what_a_migration_blocks_is_tried_again(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    guest.refuses = 3
+    watched.look()
+    for _ in range(3):
+        watched.clock += 1
+        watched.work()
+    assert guest.calls == [("define", "")]
+    assert watched.said[0] == "guest: libvirt: unsupported configuration: no"
+    assert len(watched.said) == 2  # one refusal is told, once
+
+
+def test_what_is_refused_for_ever_is_given_up(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    guest.refuses = 1 << 30
+    watched.look()
+    for _ in range(1000):
+        if not watched.agent._wanted:
+            break
+        watched.clock += 1
+        watched.work()
+    assert not watched.agent._wanted
+    watched.look()  # until something happens to it
+    assert watched.agent._wanted
+
+
+def test_an_edit_between_reading_and_writing_is_seen_and_kept(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    edited: list[str] = []
+
+    def edit() -> None:
+        if len(edited) < 1 and guest.config is not None:
+            guest.config = guest.config.replace("</name>", "</name><title>edited</title>")
+            edited.append(guest.config)
+
+    reads = iter(range(100))
+    guest.on_read = lambda: edit() if next(reads) == 1 else None
+    watched.look()
+    assert guest.calls == []  # the definition that was read is not there any more
+    watched.clock += 1
+    watched.work()
+    assert guest.calls == [("define", "")]
+    assert guest.config is not None
+    assert "<title>edited</title>" in guest.config
+
+
+def test_a_collision_is_reported(watched: Watched) -> None:
+    """Somebody defines it between the last look and the agent's own definition."""
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)  # the other's
+    watched.happened(DEFINED, _UPDATED)  # its own
+    watched.work()
+    assert len(watched.said) == 1  # libvirt may have more to tell
+    watched.clock += 5
+    watched.work()
+    assert "COLLISION" in watched.said[-1]
+    assert guest.config is not None
+
+
+def test_who_defines_it_later_has_lost_nothing(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)
+    guest.config = _written(watched.profile, "<cpu mode='custom'><model>none</model></cpu>")
+    watched.happened(DEFINED, _UPDATED)
+    watched.clock += 5
+    watched.work()
+    assert not any("COLLISION" in line for line in watched.said)
+
+
+def test_a_domain_that_was_undefined_meanwhile_does_not_come_back(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened("UNDEFINED", 0)
+    watched.happened(DEFINED, ADDED)
+    watched.clock += 5
+    watched.work()
+    assert guest.calls == [("define", ""), ("undefine", "72")]
+    assert "undefined again" in watched.said[-1]
+
+
+def test_a_domain_that_is_gone_is_forgotten(watched: Watched) -> None:
+    watched.guest(_host_model(watched))
+    watched.look()
+    watched.played.libvirt.domains.clear()
+    watched.clock += 5
+    watched.look()
+    assert not watched.agent._windows
+    assert not watched.agent._wanted
+
+
+def test_once_looks_at_all(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = watched.guest(_host_model(watched))
+    ticks = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    assert watched.agent.once()
+    assert guest.calls == [("define", "")]
+
+
+# -- the process ---------------------------------------------------------------------------------
+
+
+def _start(directory: Path, *more: str) -> subprocess.Popen[str]:
+    """An agent of libvirt's test driver; /run/kvmarm is elsewhere."""
+    code = (
+        "import sys; from kvmarm_plugin.host import marks; "
+        f"marks.DIRECTORY = {str(directory)!r}; "
+        "from kvmarm_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "agent", "-c", "test:///default", *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+        env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_it_tells_systemd_and_ends_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("libvirt")
+    (tmp_path / "marks").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(60)
+        with _start(tmp_path) as process:
+            assert notified.recv(100) == b"READY=1"
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "renew.socket").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        assert notified.recv(100) == b"STOPPING=1"
+    assert not (tmp_path / "renew.socket").exists()
+
+
+def test_it_watches_only_its_own_host(tmp_path: Path) -> None:
+    with _start(tmp_path, "-c", "qemu+ssh://beta/system") as process:
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error == (
+        "kvmarm: qemu+ssh://beta/system is another host (hint: run kvmarm agent there)\n"
+    )
