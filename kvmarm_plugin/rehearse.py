@@ -147,7 +147,10 @@ class KernelOffer(Offer):
     def renewed(self, target: Target) -> Target:
         """See the function of this name."""
         if not self.makes_vcpu():
-            raise KvmarmError(f"{self.host} does not make the recorded vCPU", "see: kvmarm check")
+            raise KvmarmError(
+                f"{self.host} does not make the recorded vCPU",
+                "check the domain on this host, which says why",
+            )
         if self._is_as_recorded(target):
             return target
         # A PMU may stay unseen in an arrived guest, and QEMU makes it all the same.
@@ -212,7 +215,7 @@ def rehearse(
         KvmarmError: /dev/kvm fails in a way that says nothing about the target.
     """
     with KernelOffer(target, system, machines, cpus, boots) as offer:
-        return judge(target, offer, boots)
+        return judge(target, offer)
 
 
 def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...] = ()) -> Target:

@@ -56,10 +56,12 @@ def judge_guest(
         for finding in find_contradictions(domain, target, takes_host_model, ipa_bits)
         if finding.kind not in ignored
     ]
+    if changes and not boots:
+        return changes  # what else is recorded is of another guest
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(document, domain, record, clusters, movable=not boots)
     if not boots:
-        return changes + pins + judge(target, cpus)
+        return pins + judge(target, cpus)
     too_large = memory_too_large(domain, ipa_bits) if ipa_bits else []
     if not changes:
         return too_large + pins + judge(target, cpus)

@@ -85,3 +85,22 @@ def lines(texts: Iterable[str]) -> str:
     matters, bound what is foreign in front of it with `shown`.
     """
     return "".join(f"{shown(text, _LINE)}\n" for text in texts)
+
+
+def quoted(name: str) -> str:
+    """A name as one word of a shell, for people who paste it (not shlex.quote:
+    hook/__init__.py).
+    """
+    plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "-"
+    return name if plain else "'" + name.replace("'", "'\\''") + "'"
+
+
+def domain_word(name: str, uuid: str) -> str:
+    """What to call a domain in a command, for people who paste it: its name, or what is easier to
+    paste.
+
+    Args:
+        uuid: counts if it is a plain word; empty where it is not known.
+    """
+    word = quoted(name)
+    return uuid if quoted(uuid) == uuid and (word != name or len(word) > _SHOWN) else word

@@ -52,7 +52,9 @@ def load(
     import yaml  # slow, and most hosts have neither a policy nor a pool
 
     if len(text) > limit:
-        raise failure(f"{name} is larger than {limit >> 10} KiB", "is it the right file?")
+        raise failure(
+            f"{name} is larger than {limit >> 10} KiB", "check that it is the file you mean"
+        )
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # as editors on Windows write
     strange = _NO_TEXT.search(text)
     if strange:

@@ -144,6 +144,7 @@ def _of_guest(
     origin = guest.record.origin
     return Report(
         title=guest.name,
+        uuid=guest.uuid,
         question=question,
         definition=guest.definition,
         origin=origin.renewed or origin.host,
@@ -168,7 +169,9 @@ def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:
     try:
         pool = loads(document.decode(), name)
     except UnicodeDecodeError:
-        raise KvmarmError(f"{name} is not a text in UTF-8", "is it the right file?") from None
+        raise KvmarmError(
+            f"{name} is not a text in UTF-8", "check that it is the file you mean"
+        ) from None
     members = profiles or [probe_here()]
     useless = next((host for host in members if not host.clusters), None)
     if useless:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import domain_word, lines, shown
 from ..basics.value import Value
 from ..host import marks
-from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, worst
+from ..judge.finding import HARMLESS, REFUSES, UNKNOWN, kinds, worst
 from ..judge.wording import as_data, difference, override_for, texts
 from .inputs import FILE, LIVE, SAVED
 
@@ -46,19 +45,11 @@ _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
 SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
-# Kinds of findings that another resolving does not mend.
-_NOT_RESOLVED = ("architecture", "no-kvm", "no-qemu")
-
-# Kinds that resolving anew does not change.
-_OF_THE_USER = ("argument-overrules", "cpu-replaced")
-
-
 # Kinds of findings that a baseline mends, though it mends no guest.
 _LEVELLED = ("addresses-too-few",)
 
 # Kinds of findings by which the record is not about this guest.
 EDITS = ("xml-edited", "host-model-asked", "cpu-replaced")
-_UNDONE_BY_RESOLVING = EDITS[:2]
 
 # Kinds that a guest does not have that is pinned to what it has.
 _LEFT = ("features-left-to-qemu", "sve-lengths-left-to-qemu")
@@ -69,6 +60,7 @@ class Report(Value):
 
     Attributes:
         title: of the guest or the pool.
+        uuid: of the guest; empty where it has none.
         question: ARRIVAL, START or MEMBER.
         verdicts: findings by the name of the host that was asked.
         here: whether that is this host.
@@ -92,6 +84,12 @@ class Report(Value):
     drift_refused: bool = False
     adopted: bool = False
     assumed: bool = False
+    uuid: str = ""
+
+    @property
+    def word(self) -> str:
+        """What to call the guest in a command."""
+        return shown(domain_word(self.title, self.uuid))
 
     def verdict(self, findings: list[Finding]) -> str:
         """SAME, DRIFT, NOT_KNOWN or a severity."""
@@ -196,8 +194,7 @@ def of_unknown(report: Report) -> str:
     if report.assumed and report.definition != SAVED:
         return ""
     if report.definition == SAVED:
-        title = shlex.quote(shown(report.title))
-        return f"give up what was saved, and start it: virsh managedsave-remove {title}"
+        return f"give up what was saved, and start it: virsh managedsave-remove {report.word}"
     if report.unknown == marks.FROM_STATE:
         return "shut it down and start it"
     return "have its record made true: kvmarm renew --once, as root"
@@ -230,78 +227,67 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
     """
     if report.question == START:
         findings = [finding for finding in findings if finding.stops_start] or findings
-    else:  # until the record is about the guest again, nothing else of it is known
-        undone = EDITS if report.adopted else _UNDONE_BY_RESOLVING
-        edits = [finding for finding in findings if finding.kind in undone]
-        findings = edits or findings
-    remedies = [_remedy(report, host, finding) for finding in findings]
-    hopeless = [remedy for remedy in remedies if remedy.startswith(("none", "leave "))]
-    return hopeless[:1] or [remedy for remedy in remedies if remedy]
+    else:
+        findings = [f for f in findings if _is_hopeless(report, f)][:1] or findings
+    return [remedy for finding in findings if (remedy := _remedy(report, host, finding))]
+
+
+def _is_hopeless(report: Report, finding: Finding) -> bool:
+    return finding.is_hopeless and not (report.question == MEMBER and finding.kind in _LEVELLED)
 
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
-    """What to do about a finding in this case: findings.tsv has the remedies of arrivals."""
+    """What to do about a finding in this case; findings.tsv has what is to be done in general."""
     if finding.severity == UNKNOWN:
         return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:
-        return _remedy_of_pool(host, finding)
-    title = shlex.quote(shown(report.title))
-    remedy = texts(finding)["remedy"].replace("refresh DOMAIN", f"refresh {title}")
-    if report.adopted:
-        remedy = _of_adopted(report, finding, title, remedy)
-    if report.question == START:
-        if finding.kind == "machine-unknown":
-            newest = shlex.quote(shown(finding.values["newest"]))
-            return f"kvmarm refresh {title} --machine {newest}, or upgrade QEMU on {shown(host)}"
-        if finding.kind == "machine-dropped":
-            oldest = shlex.quote(shown(finding.values["oldest"]))
-            return f"kvmarm refresh {title} --machine {oldest}"
-        if finding.stops_start and (
-            finding.kind in _NOT_RESOLVED or (remedy and not _is_none(remedy))
-        ):
-            return remedy
-        if finding.kind in _OF_THE_USER:
-            return remedy
-        if report.assumed:  # there is nothing that would have to be made true
-            return ""
-        return f"{'' if report.here else 'where it is started: '}kvmarm refresh {title}"
-    if finding.severity == HARMLESS:
-        return ""
-    if report.definition == SAVED:
+        return _remedy_of_pool(report, host, finding)
+    boots = report.question == START
+    remedy = texts(finding, report.word, boots)["remedy"]
+    # What is to be done about the domain itself, however it comes.
+    always = not boots or remedy == texts(finding, report.word)["remedy"]
+    if boots and report.assumed and not always:
+        return ""  # there is nothing that would have to be made true
+    if report.adopted and (always or finding.stops_start):
+        remedy = _of_adopted(report, finding, remedy)
+    if boots:
+        return f"where it is started: {remedy}" if remedy and not report.here else remedy
+    if remedy and report.definition == SAVED:
         return (
             "load it on a host that takes it, or give up what was saved: virsh managedsave-remove"
-            f" {title}"
+            f" {report.word}"
         )
-    if report.definition == LIVE and _is_none(remedy) and not finding.stops_start:
+    starts = not any(finding.stops_start for finding in report.verdicts[host])
+    if report.definition == LIVE and finding.is_hopeless and starts:
         return f"shut it down and start it on {shown(host)}, where it then gets what that host has"
     return remedy
 
 
-def _of_adopted(report: Report, finding: Finding, title: str, remedy: str) -> str:
+def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
     """The same for a guest that never asked for host-model: it is not resolved."""
     if finding.kind in EDITS:
-        return f"kvmarm adopt {title}, or undo the edit"
+        return f"kvmarm adopt {report.word}, or undo the edit"
     if finding.kind in _LEFT:
-        return f"write what it has into its definition: kvmarm adopt {title}; and start it anew"
-    if "resolve the guest" in remedy or "in the policy" in remedy:
+        adopt = f"kvmarm adopt {report.word}"
+        return f"write what it has into its definition: {adopt}; and start it anew"
+    if "{domain}" in kinds()[finding.kind]["remedy"]:  # it is refreshed then
         return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy
 
 
-def _remedy_of_pool(host: str, finding: Finding) -> str:
+def _remedy_of_pool(report: Report, host: str, finding: Finding) -> str:
     """What to do about a host that is no member like the others: no guest is at hand."""
+    name = shown(host)
     away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
     if finding.kind.endswith(f"-override-{away}"):
-        return f"boot {shown(host)} with {override_for(finding)}, and probe it again"
-    if finding.kind in ("machine-unknown", "machine-dropped", "machines-unknown"):
-        return f"upgrade QEMU on {shown(host)}, or make the baseline anew"
-    if _is_none(texts(finding)["remedy"]) and finding.kind not in _LEVELLED:
-        return f"leave {shown(host)} out of the pool"
+        return f"boot {name} with {override_for(finding)}, and probe it again"
+    if finding.kind == "machine-unknown":
+        return f"upgrade QEMU on {name}, or make the baseline anew"
+    if finding.kind == "machines-unknown":
+        return texts(finding)["remedy"]
+    if _is_hopeless(report, finding):
+        return f"leave {name} out of the pool"
     return "probe all members and make the baseline anew"
-
-
-def _is_none(remedy: str) -> bool:
-    return remedy.startswith("none")
 
 
 def _finding_json(report: Report, host: str, finding: Finding) -> dict[str, Any]:

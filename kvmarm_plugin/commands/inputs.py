@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 
 from ..basics.errors import KvmarmError
 from ..basics.ownership import others_can_change
-from ..basics.untrusted import shown
+from ..basics.untrusted import domain_word, quoted, shown
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
-from ..domain.xml import Element, domain_of, parse
+from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, marks
 from ..host.libvirtd import Connection
 from ..judge.arguments import find_unjudged
@@ -87,6 +86,11 @@ class Guest(Value):
     mark: str | None
     notes: tuple[str, ...]
     is_assumed: bool = False
+
+    @property
+    def uuid(self) -> str:
+        """The domain's; empty where it has none."""
+        return _text(self.domain, "uuid")
 
 
 def is_file(name: str) -> bool:
@@ -171,13 +175,35 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
         how = "runs" if source.definition == LIVE else "was saved"
         return NoRecordError(
             f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
-            "it counts from the next boot: kvmarm check --inactive tells of it",
+            "it counts from the next boot; to see that one:"
+            f" kvmarm show --inactive {quoted(source.name)}",
         )
-    hint = "resolve it first: kvmarm define FILE"
-    if not why_not_adopted(domain):
-        name = shlex.quote(shown(source.name, 255)) if source.definition != FILE else "DOMAIN"
-        hint = f"kvmarm adopt {name} records what it has"
+    if asks_for_host_model(domain):
+        hint = f"resolve it first: {_how_to_resolve(source, domain)}"
+    elif not why_not_adopted(domain):
+        hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
+    else:
+        hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
     return NoRecordError(f"{source.name} holds no kvmarm record", hint)
+
+
+def _word(domain: Element) -> str:
+    return domain_word(_text(domain, "name"), _text(domain, "uuid"))
+
+
+def _how_to_resolve(source: Source, domain: Element) -> str:
+    if is_file(source.name):
+        return f"kvmarm define {quoted(source.name)}"
+    return how_to_resolve(_word(domain))
+
+
+def how_to_resolve(domain: str) -> str:
+    """The command that resolves a domain which libvirt has: its XML keeps its <uuid>.
+
+    Args:
+        domain: as one word of a command.
+    """
+    return f"virsh dumpxml --inactive --security-info {domain} | kvmarm define -"
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:

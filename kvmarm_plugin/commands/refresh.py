@@ -8,11 +8,10 @@ A domain is read, and defined again only if something of it changes; it is never
 from __future__ import annotations
 
 import functools
-import shlex
 from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, asks_for_host_model, parse
@@ -24,7 +23,7 @@ from ..resolve.wish import why_not_adopted
 from ..watch.adopt import keeper, pin_stored
 from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
-from .inputs import read_policy, read_profile
+from .inputs import how_to_resolve, read_policy, read_profile
 from .output import say, write_text
 from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
 from .resolving import Choices, check_host_of, resolver_for
@@ -122,15 +121,12 @@ class _Refresher:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
-        if not why_not_adopted(parse(domain.xml(domain.is_active(), secrets=False).encode())):
-            reason = f"it holds no kvmarm record (hint: kvmarm adopt {shlex.quote(guest.name)})"
-            return guest._replace(stored=Outcome(FAILED, reason=reason))
-        plain = guest.name == shlex.quote(guest.name) and guest.name[0] != "-"
-        reason = (
-            "it holds no kvmarm record (hint: virsh dumpxml --inactive --security-info"
-            f" {guest.name if plain else guest.uuid} | kvmarm define -)"
-        )
-        return guest._replace(stored=Outcome(FAILED, reason=reason))
+        word = domain_word(guest.name, guest.uuid)
+        hint = f"to record what it has: kvmarm adopt {word}"
+        if why_not_adopted(parse(domain.xml(domain.is_active(), secrets=False).encode())):
+            hint = f"resolve it first: {how_to_resolve(word)}"
+        missing = KvmarmError("it holds no kvmarm record", hint)
+        return guest._replace(stored=Outcome(FAILED, reason=str(missing)))
 
     def refresh(self, domain: Domain) -> Guest:
         stamp, is_saved = marks.stamp(domain.uuid, domain.name), False
@@ -189,8 +185,11 @@ class _Refresher:
         define = functools.partial(redefine, self._connection, domain, validate=self._validate)
         pinned = pin_stored(domain, self._keeper, define, self._dry_run, anew=True)
         if pinned is None or pinned.before is None:
-            reason = "its <cpu> was written anew since it was pinned (hint: kvmarm adopt)"
-            return Outcome(UNRESOLVED, reason=reason)
+            anew = KvmarmError(
+                "its <cpu> was written anew since it was pinned",
+                f"kvmarm adopt {domain_word(domain.name, domain.uuid)}",
+            )
+            return Outcome(UNRESOLVED, reason=str(anew))
         differences = refresh_view.target_differences(pinned.before, pinned.after)
         if not differences:
             return Outcome(KEPT)

@@ -28,7 +28,7 @@ _IDLE = 60.0  # seconds without a ring, after which systemd is left to listen
 def run(arguments: Namespace) -> int:
     uri, once = arguments.connect, arguments.once
     if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm renew there")
+        raise KvmarmError(f"{uri} is another host", "on that host: kvmarm renew")
     renewer = Renewer(lambda: Connection(uri), say)
     if once:
         while renewer.work():

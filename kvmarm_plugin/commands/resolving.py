@@ -6,6 +6,7 @@ concrete.
 from __future__ import annotations
 
 import platform
+import shlex
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -99,7 +100,9 @@ def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
     try:
         result.decode()
     except UnicodeDecodeError:
-        raise KvmarmError(f"{name} is not in UTF-8", "convert it: iconv -t UTF-8") from None
+        raise KvmarmError(
+            f"{name} is not in UTF-8", f"convert it: xmllint --encode UTF-8 {shlex.quote(name)}"
+        ) from None
     return result, "" if result == source else _summary(result)
 
 

@@ -52,7 +52,7 @@ def check_pool(host: Host) -> Iterator[Line]:
         yield Line(OK, "this host is in no pool")
         return
     name = shown(pool.name, 60)
-    again = "probe all members and make the baseline anew: kvmarm baseline"
+    again = "probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE"
     if host.name not in pool.members:
         yield Line(BAD, f"pool {name} has no member {shown(host.name, 60)}", again)
     profile = host.profile()

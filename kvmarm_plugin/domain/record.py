@@ -217,7 +217,7 @@ def read(element: Element) -> Record:
     except (ValueError, DomainXMLError) as error:
         raise RecordError(
             f"the domain's kvmarm record is broken: {reason(error)}",
-            "resolve the domain again from its intent",
+            "refresh the domain: its record is made anew from its intent",
         ) from None
     return record
 

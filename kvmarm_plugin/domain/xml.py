@@ -41,6 +41,7 @@ _INDENT_LIMIT = (
 ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
 
 # Nothing in there is ours, and it is most of a domain: passed over without a call per element.
+_CONVERT = "convert it: xmllint --encode UTF-8 FILE"
 _SKIPPED = "devices"
 
 
@@ -207,12 +208,12 @@ def parse(source: bytes) -> Element:
             "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
         )
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
-        raise DomainXMLError("the document is in UTF-16", "convert it: iconv -f UTF-16 -t UTF-8")
+        raise DomainXMLError("the document is in UTF-16", _CONVERT)
     root = _read(source, ParserCreate(namespace_separator=" "))
     if root.name != "domain":
         raise DomainXMLError(
             f"the document is a <{root.name}>, not a <domain>",
-            "give domain XML, for instance from: virsh dumpxml",
+            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
         )
     return root
 
@@ -281,9 +282,7 @@ def _read(source: bytes, parser: XMLParserType) -> Element:
 
 
 def _unreadable() -> DomainXMLError:
-    return DomainXMLError(
-        "the document is in an encoding that cannot be read", "convert it: iconv -t UTF-8"
-    )
+    return DomainXMLError("the document is in an encoding that cannot be read", _CONVERT)
 
 
 def in_utf8(text: bytes, encoding: str) -> bytes:
@@ -349,9 +348,7 @@ def _check_limits(source: bytes) -> None:
             excess = f"has a tag of more than {DECLARING_LIMIT >> 10} KiB that declares a namespace"
         else:
             return
-    raise DomainXMLError(
-        f"the document {excess}", "domain XML has a few KiB: is this the right file?"
-    )
+    raise DomainXMLError(f"the document {excess}", "the XML of a domain has a few KiB")
 
 
 def _declares_at_length(run: bytes) -> bool:

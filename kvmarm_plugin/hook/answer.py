@@ -19,8 +19,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ..basics.untrusted import shown
-from .tell import quoted, say
+from ..basics.untrusted import domain_word, shown
+from .tell import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,13 +68,16 @@ def explain_host_model(name: str, xml: bytes) -> bool:
     from kvmarm_plugin.host.libvirt_host_model import is_noted
 
     try:
-        if not asks_for_host_model(parse(xml)) or is_noted():
+        domain = parse(xml)
+        if not asks_for_host_model(domain) or is_noted():
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
+    uuid = domain.find("uuid")
+    word = domain_word(name, uuid.content.strip() if uuid else "")
     say(
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
-        f" concrete, and start it again: virsh dumpxml --inactive --security-info {quoted(name)} |"
+        f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"
         " kvmarm define -"
     )
     return True

@@ -84,7 +84,7 @@ def _judge_arrival(guest: Guest) -> tuple[str, tuple[str, ...]]:
 
     kinds = {finding.kind: None for finding in blocking}  # each once, in their order
     unsure = (UNSURE,) if after is None else ()
-    return "; ".join(in_short(blocking)), (*kinds, *unsure)
+    return "; ".join(in_short(blocking, domain=guest.word())), (*kinds, *unsure)
 
 
 def _print_anew(guest: Guest) -> str:

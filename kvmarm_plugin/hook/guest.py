@@ -5,8 +5,8 @@ it, and its mark.
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
-from .tell import MESSAGE_LIMIT, log, one_line, quoted, say
+from ..basics.untrusted import domain_word, shown
+from .tell import MESSAGE_LIMIT, log, one_line, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Guest:
 
     def word(self) -> str:
         """What to call it in a command, for people who paste that."""
-        word = quoted(self.name)
-        return self.uuid if self.uuid and (word != self.name or len(word) > 60) else word
+        return domain_word(self.name, self.uuid)
 
 
 def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
@@ -96,19 +95,23 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
 
 
 def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding], Target | None]:
+    from kvmarm_plugin.domain.xml import asks_for_host_model
     from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
     from kvmarm_plugin.judge.finding import REFUSES
 
     domain, record = guest.known()
     target = record.target
     ipa_bits = system.ipa_bits()
-    edited = find_contradictions(domain, target, host_ipa_bits=ipa_bits)
+    takes_host_model = False
+    if not arrived and asks_for_host_model(domain):
+        from kvmarm_plugin.host.libvirt_host_model import is_noted
+
+        takes_host_model = is_noted()
+    edited = find_contradictions(domain, target, takes_host_model, ipa_bits)
     too_large = [] if arrived else memory_too_large(domain, ipa_bits)
     if edited and not arrived:
-        from kvmarm_plugin.host.libvirt_host_model import is_noted
         from kvmarm_plugin.judge.contradictions import as_written
 
-        edited = find_contradictions(domain, target, is_noted(), ipa_bits)
         target = as_written(domain, target)  # QEMU makes a vCPU of the XML
     from kvmarm_plugin.host.cpus import find_clusters
     from kvmarm_plugin.judge.verdict import judge, which_counts
@@ -146,8 +149,8 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
         findings, after = answers[which_counts(verdicts, target.roams and arrived)]
     else:
         findings, after = answers[0]
-    if edited and not arrived:
-        stops = [finding for finding in findings if finding.stops_start]
+    if edited:  # what else is recorded is of another guest
+        stops = [] if arrived else [finding for finding in findings if finding.stops_start]
         return edited + too_large + stops, None
     found = too_large + misplaced + findings
     if target.pinning is not None:
@@ -155,7 +158,7 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
 
         found = with_cluster(found, target.pinning, clusters)
     # On CPUs of which kind it runs, nobody knows then.
-    return edited + found, after if len(found) == len(findings) else None
+    return found, after if len(found) == len(findings) else None
 
 
 def digest_of(found: Record | None) -> str:

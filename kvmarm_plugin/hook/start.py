@@ -18,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..host.marks import Ticket
     from ..model.policy import HookPolicy
-    from ..model.target import Target
     from .guest import Guest
 
 
@@ -124,34 +123,25 @@ def _judge_start(guest: Guest) -> _Start:
     if ticket is not None and ticket.digest == digest_of(guest.record):
         return _Start(ticket)
     findings, after = compare(guest, arrived=False)
-    target = guest.known()[1].target
     if not findings:
-        return _Start(drift="" if after is None else _changes(target, after))
+        is_true = after in (None, guest.known()[1].target)
+        return _Start(drift="" if is_true else "the vCPU is not the recorded one")
     from kvmarm_plugin.judge.finding import WRONG
     from kvmarm_plugin.judge.wording import difference, in_short
 
     stops = [finding for finding in findings if finding.stops_start]
     if stops:
-        return _Start(stops="; ".join(in_short(stops)))
+        said = in_short(stops, domain=guest.word(), boots=True)
+        return _Start(stops="; ".join(said))
     drift = [difference(finding, "recorded", "here", meaning=False) for finding in findings[:_MOST]]
     if len(findings) > _MOST:
         drift.append(f"and {len(findings) - _MOST} more")
     wrong = [finding for finding in findings if finding.severity == WRONG]
     is_reverted = wrong and _is_not_stored(guest)
-    return _Start(wrong="; ".join(in_short(wrong)) if is_reverted else "", drift="; ".join(drift))
-
-
-def _changes(before: Target, after: Target) -> str:
-    """In what a target differs from another where there is no finding: it has more than it had."""
-    if before == after:
-        return ""
-    from kvmarm_plugin.registers.text import unpack_ids
-
-    new = unpack_ids(after.reglist) - unpack_ids(before.reglist)
-    if new:
-        return f"registers that only this kernel has: {len(new)}"
-    old, here = before.as_dict(), after.as_dict()
-    return f"other here: {', '.join(name for name in here if here[name] != old[name])}"
+    return _Start(
+        wrong="; ".join(in_short(wrong, domain=guest.word())) if is_reverted else "",
+        drift="; ".join(drift),
+    )
 
 
 def _is_not_stored(guest: Guest) -> bool:

@@ -71,11 +71,3 @@ def one_line(text: str, limit: int = MESSAGE_LIMIT) -> str:
     return (
         line if line == escaped and len(text) <= limit else f"{line}… (cut: {len(text)} characters)"
     )
-
-
-def quoted(name: str) -> str:
-    """A name as one word of a shell, for people who paste it (not shlex.quote:
-    hook/__init__.py).
-    """
-    plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "-"
-    return name if plain else "'" + name.replace("'", "'\\''") + "'"

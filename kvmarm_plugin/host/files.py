@@ -43,7 +43,9 @@ def read_text(name: str) -> str:
     try:
         return read(name).decode()
     except UnicodeDecodeError:
-        raise KvmarmError(f"{name} is not a text in UTF-8", "is it the right file?") from None
+        raise KvmarmError(
+            f"{name} is not a text in UTF-8", "check that it is the file you mean"
+        ) from None
 
 
 def write(name: str, data: bytes, mode: int | None = None) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
-from ..domain.xml import DomainXMLError, parse_fragment
+from ..domain.xml import DomainXMLError, parse, parse_fragment
 from .marks import RUNNING
 
 PROC = "/proc"
@@ -69,7 +69,13 @@ _EVENTS = (DEFINED, "UNDEFINED", "STARTED", "RESUMED", "STOPPED")
 
 
 class LibvirtError(KvmarmError):
-    """libvirt refuses or cannot be reached."""
+    """libvirt refuses or cannot be reached.
+
+    Attributes:
+        code: libvirt's number of the error; 0 where libvirt did not raise it.
+    """
+
+    code = 0
 
 
 class NoDomainError(LibvirtError):
@@ -205,22 +211,40 @@ class Connection:
         name, for people. Raises LibvirtError.
         """
         flags = self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
-        # libvirt takes XML without a <uuid> for a new domain, and refuses a name that is taken.
-        hint = (
-            ""
-            if "<uuid>" in xml
-            else "if the domain exists, its XML needs its <uuid>: virsh dumpxml --inactive"
-            " --security-info DOMAIN | kvmarm define -"
-        )
-        name: str = self._ask(lambda: self._connection.defineXMLFlags(xml, flags), hint).name()
-        return shown(name)
+        return self._make(lambda: self._connection.defineXMLFlags(xml, flags), xml)
 
     def create(self, xml: str, validate: bool, paused: bool) -> str:
         """Start a transient domain. Returns its name, for people. Raises LibvirtError."""
         flags = self._libvirt.VIR_DOMAIN_START_VALIDATE if validate else 0
         flags |= self._libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
-        name: str = self._ask(lambda: self._connection.createXML(xml, flags)).name()
+        return self._make(lambda: self._connection.createXML(xml, flags), xml)
+
+    def _make(self, make: Callable[[], Any], xml: str) -> str:
+        """Have a domain made of this XML. Returns its name, for people. Raises LibvirtError."""
+        try:
+            name: str = self._ask(make).name()
+        except LibvirtError as error:
+            if error.code == self._libvirt.VIR_ERR_OPERATION_FAILED:
+                error.hint = self._how_to_replace(xml)
+            raise
         return shown(name)
+
+    def _how_to_replace(self, xml: str) -> str:
+        """What to do about a name that is taken: libvirt takes a domain with another <uuid>, or
+        with none, for a new one (virDomainObjListAddLocked). Empty where it is not taken.
+        """
+        domain = parse(xml.encode())
+        name, uuid = domain.find("name"), domain.find("uuid")
+        try:
+            taken = self.domain_by_name(name.content.strip() if name else "")
+        except LibvirtError:
+            return ""
+        if uuid and uuid.content.strip().replace("-", "").lower() == taken.uuid.replace("-", ""):
+            return ""
+        return (
+            f"to replace that domain, write its <uuid>{taken.uuid}</uuid> into the XML; for a new"
+            " one, write another <name>"
+        )
 
     def domains(self) -> list[Domain]:
         """All domains, by name. Raises LibvirtError."""
@@ -256,10 +280,11 @@ class Connection:
         try:
             return call()
         except self._libvirt.libvirtError as error:
-            unknown = error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN
-            raise (NoDomainError if unknown else LibvirtError)(
-                f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint
-            ) from None
+            code: int = error.get_error_code()
+            kind = NoDomainError if code == self._libvirt.VIR_ERR_NO_DOMAIN else LibvirtError
+            raised = kind(f"libvirt: {shown(str(error.get_error_message() or error), 1000)}", hint)
+            raised.code = code
+            raise raised from None
 
 
 class Domain:

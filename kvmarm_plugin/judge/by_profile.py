@@ -197,7 +197,7 @@ def check(
             if {*kind} & {*cpulist.parse(cluster.cpus)}
         )
     verdicts = [
-        judge(target, ProfileOffer(target, profile, cluster, boots), boots, unknown)
+        judge(target, ProfileOffer(target, profile, cluster, boots), unknown)
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]

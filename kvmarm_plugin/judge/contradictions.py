@@ -108,11 +108,13 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     """Whether QEMU lays the guest's addresses out farther than was recorded. A guest that needs
     fewer than that fits wherever the recorded one does.
     """
-    limit = max(host_ipa_bits, target.ipa_bits)
-    bits = ipa_bits(memory_of(domain), limit)
-    if bits <= target.ipa_bits:
+    memory, recorded = memory_of(domain), target.ipa_bits
+    bits = ipa_bits(memory, max(host_ipa_bits, recorded))
+    if bits <= recorded:
         return []
-    return [Finding("addresses-other", recorded=target.ipa_bits, local=bits)]
+    has_grown = ipa_bits(memory, recorded) > recorded
+    kind = "addresses-other" if has_grown else "addresses-other-here"
+    return [Finding(kind, recorded=recorded, local=bits)]
 
 
 def _says(domain: Element, target: Target) -> dict[str, str]:

@@ -15,7 +15,10 @@ REFUSES, WRONG, HARMLESS = "refuses", "guest would be wrong", "harmless"
 UNKNOWN = "unknown"  # it may be any of the others
 _SEVERITIES = (REFUSES, WRONG, UNKNOWN, HARMLESS)  # the most blocking first
 
-_COLUMNS = ("kind", "severity", "cold", "subject", "meaning", "recorded", "local", "rule", "remedy")
+_COLUMNS = (
+    "kind", "severity", "cold", "subject", "meaning", "recorded", "local", "rule", "helps",
+    "remedy", "start",
+)  # fmt: skip
 _kinds: dict[str, dict[str, str]] = {}  # read on first use: a guest that fits needs none
 
 
@@ -57,6 +60,11 @@ class Finding(Value):
         return kinds()[self.kind]["cold"] == "stops"
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing that is known lets the guest arrive."""
+        return kinds()[self.kind]["helps"] == "none"
+
+    @property
     def rank(self) -> int:
         """Its place among findings: the most blocking first."""
         return _SEVERITIES.index(self.severity)
@@ -68,9 +76,9 @@ def kinds() -> dict[str, dict[str, str]]:
         from ..registers.table import rows
 
         for row in rows("findings.tsv", __file__):
-            _kinds[row[0]] = {
-                column: "" if cell == "-" else cell for column, cell in zip(_COLUMNS, row)
-            }
+            kind = {column: "" if cell == "-" else cell for column, cell in zip(_COLUMNS, row)}
+            kind["start"] = kind["remedy"] if kind["start"] == "=" else kind["start"]
+            _kinds[row[0]] = kind
     return _kinds
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..model.features import PMU
+from ..model.features import FEATURES, PMU
 from ..model.target import Target
 from ..model.vcpu import in_order
 from .finding import Finding
@@ -53,8 +53,20 @@ class Offer:
         self.unknown: tuple[str, ...] = ()
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:
-        """There is no vCPU for the target: note which kind of finding that is."""
+        """There is no vCPU for the target: note which kind of finding that is. Where a feature is
+        to blame that the policy can turn off, the kind says so; else it ends in "-other".
+        """
         vcpu = {"model": target.model, "number": target.number, "features": target.features}
+        if kind.startswith("vcpu-"):
+            settings = tuple(
+                f"{feature.policy}: off"
+                for feature in FEATURES
+                if feature.policy and feature.is_in(target.features) and not self.has(feature.bit)
+            )
+            if settings:
+                vcpu["settings"] = settings
+            else:
+                kind = f"{kind}-other"
         self.problem = Finding(kind, host=self.host, **vcpu, **values)
 
     def has(self, feature: str) -> bool:

@@ -9,11 +9,21 @@ from ..model.features import FEATURES
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.target import Target
 from ..registers.overrides import HIDDEN, override_of, takes
-from ..registers.rules import IMPLEMENTATION_ID, differing_fields, refused_fields
+from ..registers.rules import (
+    IMPLEMENTATION_ID,
+    differing_fields,
+    refused_fields,
+    safe_value,
+    virtualises_caches,
+)
 from ..registers.table import Field, id_of, name_of
 from ..registers.text import unpack_ids
 from .finding import Finding
 from .offer import Offer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..registers.rules import KernelFacts
 
 # Registers that are the kernel's more than the CPU's: an older kernel refuses what a newer one
 # offers.
@@ -114,7 +124,7 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         name, recorded, local
     )
     if not fields:
-        if name in _OF_THE_KERNEL or name.startswith(("CCSIDR", "CLIDR")):
+        if name in _OF_THE_KERNEL or _is_fixed_cache(name, offer.kernel()):
             kind = "register-refused-newer-kernel"
         elif name.startswith("SMCCC_ARCH_WORKAROUND_") and recorded > local:
             kind = "register-refused-firmware"  # KVM takes less than the host has, never more
@@ -154,10 +164,26 @@ def _refused_field(
             **values,
             switch=switch.policy,
         )
-    if override and recorded > local:
-        return Finding(f"{rule}-override-there", **values)
-    remedy = "override-here" if override else "newer-kernel" if recorded < local else "resolve-here"
+    if override:
+        forced = override.fields[field.register, field.name]
+        if recorded == forced:
+            return Finding(f"{rule}-override-here", **values, host=offer.host)
+        if local == forced or writable:  # which is the safe value
+            return Finding(f"{rule}-override-there", **values)
+        return Finding("field-fixed-override-both", **values, host=offer.host)
+    # Whether KVM would take one for the other, if only the field were writable.
+    if field.policy != "-" and safe_value(field, recorded, local) == recorded:
+        remedy = "newer-kernel"
+    elif field.policy != "-" and safe_value(field, recorded, local) == local:
+        remedy = "resolve-here"
+    else:
+        remedy = "hopeless"
     return Finding(f"{rule}-{remedy}", **values, host=offer.host)
+
+
+def _is_fixed_cache(name: str, kernel: KernelFacts) -> bool:
+    """Whether it describes caches, and the kernel has those of the CPU only."""
+    return name.startswith(("CCSIDR", "CLIDR")) and not virtualises_caches(kernel)
 
 
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:

@@ -14,14 +14,11 @@ from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 
-def judge(
-    target: Target, offer: Offer, thorough: bool = False, unknown: tuple[str, ...] = ()
-) -> list[Finding]:
+def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
-    none.
+    none. Of a guest that boots also what it gets, and would do without if it arrived.
 
     Args:
-        thorough: of a guest that boots, also name what it gets and would do without if it arrived.
         unknown: of profile.PARTS, what nobody measured of the host that the target is of. It has
             nothing in their place, and no such target is recorded.
     """
@@ -43,7 +40,7 @@ def judge(
         from .registers import differences, harmless_differences
 
         findings += differences(target, offer)
-        if thorough:
+        if offer.boots:
             findings += harmless_differences(target, offer, findings)
     return sorted(_with_unknown(findings, target, offer, unknown), key=_rank)
 
@@ -106,14 +103,7 @@ def _rank(finding: Finding) -> tuple[int, bool]:
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     if offer.machines and target.machine and target.machine not in offer.machines:
-        oldest = offer.machines[-1]
-        findings.append(
-            Finding("machine-dropped", machine=target.machine, oldest=oldest)
-            if () < _version(target.machine) < _version(oldest)
-            else Finding(
-                "machine-unknown", machine=target.machine, newest=offer.machines[0], host=offer.host
-            )
-        )
+        findings.append(_judge_machine_type(target.machine, offer))
     if offer.gic_versions and target.gic and target.gic not in offer.gic_versions:
         findings.append(
             Finding(
@@ -125,19 +115,44 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
             )
         )
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
-        findings.append(
-            Finding(
-                "addresses-too-few", recorded=target.ipa_bits, local=offer.ipa_bits, host=offer.host
-            )
-        )
+        findings.append(_judge_addresses(target.ipa_bits, offer))
     return findings
 
 
-def _version(machine: str) -> tuple[int, ...]:
-    """(10, 0) of "virt-10.0"; nothing of a distribution's own type, such as virt-rhel9.4.0."""
-    numbers = machine[len("virt-") :].split(".")
-    plain = all(number.isascii() and number.isdigit() for number in numbers)
-    return tuple(map(int, numbers)) if plain else ()
+def _judge_machine_type(machine: str, offer: Offer) -> Finding:
+    """The types of a name are one row: a QEMU knows those from its oldest to its newest. A guest's
+    own is known where it comes from, and so one of them is where any is that both know.
+    """
+    name, version = _split(machine)
+    alike = [other for other in offer.machines if _split(other)[0] == name]
+    if not alike:
+        newest = offer.machines[0]
+        return Finding("machine-foreign", machine=machine, newest=newest)
+    oldest, newest = (choose(alike, key=_split) for choose in (min, max))
+    if version < _split(oldest)[1]:
+        return Finding(
+            "machine-dropped", machine=machine, oldest=oldest, newest=newest, host=offer.host
+        )
+    return Finding("machine-unknown", machine=machine, newest=newest, host=offer.host)
+
+
+def _judge_addresses(recorded: int, offer: Offer) -> Finding:
+    from ..model.board import ipa_bits  # few guests need it
+
+    values = {"recorded": recorded, "local": offer.ipa_bits}
+    # What it would have had without memory, on whatever host.
+    if ipa_bits(0, recorded) <= offer.ipa_bits:
+        return Finding("addresses-too-few-memory", **values)
+    return Finding("addresses-too-few", **values, host=offer.host)
+
+
+def _split(machine: str) -> tuple[str, tuple[int, ...]]:
+    """ "virt-10.0" → ("virt-", (10, 0)); distributions have names of their own, such as
+    virt-rhel9.4.0.
+    """
+    name = machine.rstrip(".0123456789")
+    numbers = machine[len(name) :].split(".")
+    return name, tuple(int(number or 0) for number in numbers)
 
 
 def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
@@ -153,7 +168,9 @@ def _judge_unsaid(target: Target, offer: Offer) -> list[Finding]:
     )
     if not added:
         return _judge_pmu_off(target, offer)
-    overrides = tuple(feature.override for feature in FEATURES if feature.override)
+    overrides = tuple(
+        feature.override for feature in FEATURES if feature.override and feature.is_in(added)
+    )
     return [Finding("features-left-to-qemu", features=added, overrides=overrides, host=offer.host)]
 
 
@@ -190,15 +207,20 @@ def _judge_sve(target: Target, offer: Offer) -> list[Finding]:
                 "sve-lengths-left-to-qemu", recorded=target.sve_lengths, local=offer.sve_lengths
             )
         ]
-    common = [length for length in possible if length in target.sve_lengths]
-    if common:
-        longest = max(common)
+    # The recorded lengths are all that its own host has up to their longest.
+    limits = [
+        longest
+        for longest in possible
+        if [length for length in possible if length <= longest]
+        == [length for length in target.sve_lengths if length <= longest]
+    ]
+    if limits:
         return [
             Finding(
                 "sve-lengths-refused-limit",
                 recorded=target.sve_lengths,
                 local=offer.sve_lengths,
-                longest=longest,
+                longest=limits[-1],
             )
         ]
     return [

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_TEMPLATES = ("subject", "meaning", "recorded", "local", "rule", "remedy")
+_TEMPLATES = ("subject", "meaning", "recorded", "local", "rule", "remedy", "start")
 _TEXT = 500  # characters of each part of a finding; honest ones have 121 at most
 _NAME = 200  # and of a text in it
 _ITEMS = 6  # of a list with commas
@@ -35,6 +35,11 @@ _OF_THE_XML = {
 }
 
 _OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
+
+# Words of the kernel's command line that hosts were measured with.
+_MEASURED = ("arm64.nosve", "arm64.nopauth", "arm64.nobti")
+
+DOMAIN = "DOMAIN"  # in commands, for a guest whose name is not known
 
 
 class _Text(str):
@@ -60,13 +65,21 @@ class _Items(tuple):  # type: ignore[type-arg]  # of numbers, or of texts
         return between.join(items) + more if items else none
 
 
-def texts(finding: Finding) -> dict[str, str]:
+def texts(finding: Finding, domain: str = DOMAIN, boots: bool = False) -> dict[str, str]:
     """A finding in words, a line each, as in JSON: kind, subject, meaning, recorded, local, rule,
     severity, remedy.
+
+    Args:
+        domain: the guest's name, as one word of a command.
+        boots: the remedy is for a guest that boots; otherwise for one that arrives.
     """
     row = kinds()[finding.kind]
     words = {name: _formattable(value) for name, value in _words(finding).items()}
+    words["domain"] = "{domain}"
     said = {column: shown(row[column].format(**words), _TEXT) for column in _TEMPLATES}
+    start = said.pop("start")
+    # Only now, since a command that was cut short would be another.
+    said["remedy"] = (start if boots else said["remedy"]).replace("{domain}", domain)
     if "pool" in finding.values:
         # Found on the way from this host to the pool's others.
         said["recorded"], said["local"] = said["local"], said["recorded"]
@@ -82,9 +95,15 @@ def as_data(finding: Finding) -> dict[str, Any]:
     return {**texts(finding), "stops_start": finding.stops_start}
 
 
-def line(finding: Finding, recorded: str = "recorded", local: str = "here") -> str:
-    """A finding as one line; the arguments are as for `difference`."""
-    said = texts(finding)
+def line(
+    finding: Finding,
+    recorded: str = "recorded",
+    local: str = "here",
+    domain: str = DOMAIN,
+    boots: bool = False,
+) -> str:
+    """A finding as one line; the arguments are as for `difference` and `texts`."""
+    said = texts(finding, domain, boots)
     remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
     return f"{difference(finding, recorded, local)}; {said['severity']}: {said['rule']}{remedy}"
 
@@ -106,13 +125,18 @@ def difference(finding: Finding, recorded: str, local: str, meaning: bool = True
 
 
 def in_short(
-    findings: list[Finding], limit: int = 4, recorded: str = "recorded", local: str = "here"
+    findings: list[Finding],
+    limit: int = 4,
+    recorded: str = "recorded",
+    local: str = "here",
+    domain: str = DOMAIN,
+    boots: bool = False,
 ) -> list[str]:
-    """The first findings, a line each, and how many more there are; the texts are as for
-    `difference`.
+    """The first findings, a line each, and how many more there are; the arguments are as for
+    `line`.
     """
     more = len(findings) - limit
-    said = [line(finding, recorded, local) for finding in findings[:limit]]
+    said = [line(finding, recorded, local, domain, boots) for finding in findings[:limit]]
     return [*said, *([f"and {more} more"] if more > 0 else [])]
 
 
@@ -132,7 +156,7 @@ def named_in(finding: Finding, *columns: str) -> tuple[object, ...]:
     names = [
         name for template in templates for _, name, _, _ in Formatter().parse(template) if name
     ]
-    return (*templates, *(words[name] for name in names))
+    return (*templates, *(words[name] for name in names if name != "domain"))
 
 
 def _words(finding: Finding) -> dict[str, Any]:
@@ -144,9 +168,9 @@ def _words(finding: Finding) -> dict[str, Any]:
     field = next(field for field in fields_of(register) if field.name == name)
     override, words = override_of(register, name, min(values["recorded"], values["local"])), {}
     if override:
-        words["override"] = override.word + (
-            f" (Linux {override.since})" if override.since != _OLDEST_KERNEL else ""
-        )
+        notes = [f"Linux {override.since}"] if override.since != _OLDEST_KERNEL else []
+        notes += [] if override.word in _MEASURED else ["may help"]
+        words["override"] = override.word + (f" ({', '.join(notes)})" if notes else "")
     return {**values, "meaning": field.meaning, "policy": field.policy, **words}
 
 

@@ -69,7 +69,7 @@ def loads(text: str, name: str = "profile") -> HostProfile:
     if len(text) > SIZE_LIMIT:
         raise ProfileError(
             f"{name} is larger than {SIZE_LIMIT >> 20} MiB",
-            "a profile has some KiB: is this the right file?",
+            "a profile has some KiB",
         )
     try:
         document = json.loads(

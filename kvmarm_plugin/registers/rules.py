@@ -237,12 +237,18 @@ def accepts(register: str, value: int, limit: int, kernel: KernelFacts) -> bool:
     if rule is not None:
         return rule(value, limit)
     if register.startswith("CCSIDR_") or register == "CLIDR_EL1":
-        # Since 6.3. Before, they are the physical CPU's (demux_c15_set).
-        virtual = kernel.version >= (6, 3)
-        return virtual and (_clidr if register == "CLIDR_EL1" else _ccsidr)(value, limit)
+        rule = _clidr if register == "CLIDR_EL1" else _ccsidr
+        return virtualises_caches(kernel) and rule(value, limit)
     return not refused_fields(register, value, limit, kernel) and not _unnamed_bits(
         register, value, limit, kernel
     )
+
+
+def virtualises_caches(kernel: KernelFacts) -> bool:
+    """Whether a guest can have other caches than the CPU: since 6.3. Before, they are the physical
+    CPU's (demux_c15_set).
+    """
+    return kernel.version >= (6, 3)
 
 
 def refused_fields(register: str, value: int, limit: int, kernel: KernelFacts) -> list[Field]:

@@ -8,6 +8,8 @@ Domains that do not ask (no host-model, another architecture, no KVM) come back 
 
 from __future__ import annotations
 
+import shlex
+
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
@@ -139,10 +141,12 @@ class Resolver:
     def _warn_of_emulator(self, domain: Element) -> None:
         emulator, asked = emulator_of(domain), self.profile.qemu and self.profile.qemu.binary
         if emulator and asked and emulator != asked:
+            other = shlex.quote(shown(emulator, 500))
             self._advise(
                 f"{_title(domain)} names the emulator {shown(emulator, 120)};"
-                f" machine types and properties are those of {shown(asked, 120)} (hint: kvmarm"
-                " probe --qemu asks the other, and --host takes that profile)"
+                f" machine types and properties are those of {shown(asked, 120)} (hint: to have"
+                f" the other asked: kvmarm probe --qemu {other} -o FILE; then give FILE with"
+                " --host)"
             )
 
     def target(self, wish: Wish) -> Target:
@@ -178,6 +182,7 @@ class Resolver:
                 other,
                 profile,
                 roams,
+                bool(wish.cpus),
             )
         if roams:
             target = target.replace(roams=True)
@@ -206,7 +211,7 @@ class Resolver:
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
                 f" {self.profile.name} does not have",
-                f"it has {have}: pin the guest to such CPUs, or let kvmarm do it",
+                f"it has {have}: pin the guest to such CPUs, or remove its pins",
             )
         return cluster
 
@@ -384,13 +389,20 @@ def _cpus_in(cluster: Cluster) -> int:
 
 
 def _check_roaming(
-    target: Target, other: Target, here: Cluster, there: Cluster, profile: HostProfile, roams: str
+    target: Target,
+    other: Target,
+    here: Cluster,
+    there: Cluster,
+    profile: HostProfile,
+    roams: str,
+    has_pins: bool,
 ) -> None:
     """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
 
     Args:
         target, other: what it would get on either.
         roams: the kinds of CPU that it may run on.
+        has_pins: whether its own pins say so; else the policy does.
     """
     from ..judge.by_profile import ProfileOffer  # rarely needed, and slow to import
     from ..judge.finding import HARMLESS
@@ -418,7 +430,9 @@ def _check_roaming(
     raise ResolveError(
         f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot:"
         f" {reason}",
-        "pin it to one kind, or say cluster: biggest in the policy",
+        "pin it to one kind"
+        if has_pins
+        else "say cluster: biggest in the policy, or pin it to one kind",
     )
 
 

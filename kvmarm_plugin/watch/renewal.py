@@ -14,7 +14,7 @@ import time
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import domain_word, shown
 from ..domain import record, record_text
 from ..domain.record import Record
 from ..domain.xml import Element, parse
@@ -96,7 +96,8 @@ def _renew(
     if not elements:
         return None
     old = record.read(elements[0])
-    target = _what_it_has(xml, old, ways, system)
+    word = domain_word(domain.name, domain.uuid)
+    target = _what_it_has(xml, old, ways, system, word, live)
     changes = target != old.target
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
@@ -108,8 +109,19 @@ def _renew(
     return Renewed(old.target, target)
 
 
-def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system: System) -> Target:
+def _what_it_has(
+    xml: Element,
+    recorded: Record,
+    ways: tuple[bool, ...],
+    system: System,
+    domain: str,
+    live: bool,
+) -> Target:
     """The target of a guest, if it is the same whichever of these ways it began.
+
+    Args:
+        domain: its name, as one word of a command.
+        live: whether it runs.
 
     Raises:
         UntoldError: it is not, or the XML or the pins are not those that were recorded.
@@ -118,11 +130,11 @@ def _what_it_has(xml: Element, recorded: Record, ways: tuple[bool, ...], system:
     target = recorded.target
     edits = find_contradictions(xml, target, host_ipa_bits=system.ipa_bits())
     if edits:
-        said = texts(edits[0])
+        said = texts(edits[0], domain, boots=True)
         raise UntoldError(
             f"its XML was edited since it was recorded: {said['subject']} was {said['recorded']},"
             f" and is {said['local']}",
-            said["remedy"],
+            f"{said['remedy']}; {_LATER}" if live else said["remedy"],
         )
     cpus = _cpus(xml, recorded)
     first, *others = (renewed(target, system, arrived, cpus) for arrived in ways)

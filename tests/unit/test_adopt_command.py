@@ -322,7 +322,8 @@ def test_check_of_what_cannot_be_adopted(run: Callable[..., Run], here: Host) ->
     status, _, err = run("check", "guest")
     assert (status, err) == (
         1,
-        "kvmarm: guest holds no kvmarm record (hint: resolve it first: kvmarm define FILE)\n",
+        "kvmarm: guest holds no kvmarm record (hint: resolve it first: virsh dumpxml --inactive"
+        " --security-info guest | kvmarm define -)\n",
     )
 
 
@@ -331,8 +332,8 @@ def test_show_says_what_to_do(run: Callable[..., Run], here: Host) -> None:
     assert run("show", "my guest") == (
         1,
         "",
-        "kvmarm: my guest holds no kvmarm record (hint: kvmarm adopt 'my guest' records what it"
-        " has)\n",
+        "kvmarm: my guest holds no kvmarm record (hint: to record what it has: kvmarm adopt"
+        " 11111111-2222-3333-4444-555555555555)\n",
     )
 
 

@@ -10,12 +10,14 @@ import functools
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -513,8 +515,47 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
     assert run("show", *_TEST, "test") == (
         1,
         "",
-        "kvmarm: test holds no kvmarm record (hint: resolve it first: kvmarm define FILE)\n",
+        "kvmarm: test holds no kvmarm record (hint: only a guest that asks for host-model has one:"
+        " write <cpu mode='host-model'/>)\n",
     )
+
+
+def test_how_a_guest_gets_a_record(run: Callable[..., Run], driver: Driver, here: Path) -> None:
+    """The command in the hint has all that it needs."""
+    (here / "a guest.xml").write_text(_DOMAIN)
+    hint = run("show", "./a guest.xml").err.partition("resolve it first: ")[2]
+    assert shlex.split(hint.rstrip(")\n")) == ["kvmarm", "define", "./a guest.xml"]
+    unresolved = _DOMAIN.replace("type='kvm'", "type='test'")
+    driver.connection.defineXMLFlags(unresolved, 0)  # type: ignore[attr-defined]
+    with patch.object(inputs, "asks_for_host_model", lambda _domain: True):  # whatever its type
+        err = run("show", *_TEST, "guest").err
+    assert "(hint: resolve it first: virsh dumpxml --inactive --security-info guest | kvm" in err
+
+
+@pytest.mark.parametrize("command", ["define", "create"])
+def test_a_name_that_is_taken(
+    run: Callable[..., Run], driver: Driver, here: Path, command: str
+) -> None:
+    """libvirt takes XML without the <uuid> for another domain's. Only that is helped by it, and
+    what is to be changed is the user's own XML.
+    """
+    file = _for_test_driver(here)
+    assert run("define", file, *_TEST, "--host", _MAX).status == 0
+    uuid = driver.connection.lookupByName("guest").UUIDString()  # type: ignore[attr-defined]
+    status, out, err = run(command, file, *_TEST, "--host", _MAX)
+    assert (status, out) == (1, "")
+    assert "already exists with uuid" in err
+    assert err.endswith(
+        f" (hint: to replace that domain, write its <uuid>{uuid}</uuid> into the XML; for a new"
+        " one, write another <name>)\n"
+    )
+    other = f"<uuid>{uuid[:-1]}{'0' if uuid[-1] != '0' else '1'}</uuid>"
+    _for_test_driver(here, _DOMAIN.replace("<name>", f"{other}<name>", 1))
+    assert f"write its <uuid>{uuid}</uuid>" in run(command, file, *_TEST, "--host", _MAX).err
+    broken = _DOMAIN.replace("<vcpu>1<", "<vcpu>none<")
+    assert "hint" not in run(command, _for_test_driver(here, broken), *_TEST, "--host", _MAX).err
+    _for_test_driver(here, _DOMAIN.replace("<name>", f"<uuid>{uuid.upper()}</uuid><name>", 1))
+    assert run("define", file, *_TEST, "--host", _MAX).status == 0
 
 
 @pytest.mark.parametrize("validate", [False, True])

@@ -113,22 +113,26 @@ def _field_kinds(rule: str, writable: bool) -> dict[str, Callable[[], list[Findi
         "switch-or-override": ("ID_AA64PFR0_EL1", "SVE", 1, 0),
         "override-there": ("ID_AA64PFR1_EL1", "BT", 1, 0),
         "override-here": ("ID_AA64ISAR2_EL1", "MOPS", 0, 1),
+        "override-both": ("ID_AA64MMFR0_EL1", "ECV", 2, 1),
         "newer-kernel": ("ID_AA64PFR0_EL1", "DIT", 0, 1),
         "resolve-here": ("ID_AA64PFR0_EL1", "DIT", 1, 0),
+        "hopeless": ("ID_AA64MMFR0_EL1", "TGRAN4_2", 2, 3),
     }
+    if writable:
+        del fields["override-both"]
     return {
         f"{rule}-{remedy}": partial(_field, *values, writable) for remedy, values in fields.items()
     }
 
 
-def _rehearsed() -> list[Finding]:
-    """Of a guest with SVE on a played kernel that makes no vCPU with it."""
+def _rehearsed(target: Target) -> list[Finding]:
+    """Of a guest that a played kernel makes no vCPU for."""
     name = SimpleNamespace(machine="aarch64", nodename="here", release="6.12.0")
     with (
         patch.object(os, "uname", lambda: name),
         System(FakeKernel.from_profile(host(_N1))) as system,
     ):
-        return rehearse(_target(_MAX, seen={}), system)
+        return rehearse(target, system)
 
 
 def _pinned(old: bytes, new: bytes) -> list[Finding]:
@@ -146,12 +150,13 @@ def _edited() -> list[Finding]:
     return find_contradictions(domain, _target(machine="virt-9.0"))
 
 
-def _with_edit(old: bytes, new: bytes) -> list[Finding]:
-    source = Resolver(host(_N1), Policy()).resolve(GUEST)
+def _with_edit(old: bytes, new: bytes, there: int = 48, here: int = 48) -> list[Finding]:
+    """Of a guest from a host of so many bits of addresses, on one of so many."""
+    source = Resolver(_host(ipa_bits=there), Policy()).resolve(GUEST)
     assert old in source
     domain = parse(source.replace(old, new))
     recorded = record.read(record.find(domain) or pytest.fail("no record"))
-    return find_contradictions(domain, recorded.target)
+    return find_contradictions(domain, recorded.target, host_ipa_bits=here)
 
 
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:
@@ -194,13 +199,17 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
     "no-qemu": lambda: check(_target(), _host(qemu=None)),
     "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),
+    "vcpu-unknown-other": lambda: check(_target(features=("psci_0_2", "has_el2")), host(_N1)),
     "vcpu-unknown": lambda: check(_target(_MAX), host(_N1)),
-    "vcpu-refused": _rehearsed,
+    "vcpu-refused-other": lambda: _rehearsed(_target(number=0, model="cortex-a57", seen={})),
+    "vcpu-refused": lambda: _rehearsed(_target(_MAX, seen={})),
     "machine-unknown": lambda: check(_target(), _with_qemu(("virt-9.0",))),
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
+    "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
     "machines-unknown": _missing_machines,
     "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
+    "addresses-too-few-memory": lambda: check(_target(ipa_bits=44), _host(ipa_bits=40)),
     "memory-too-large": lambda: memory_too_large(
         parse(GUEST.replace(b"'MiB'>512<", b"'TiB'>2<")), 40
     ),
@@ -275,6 +284,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "xml-edited": _edited,
     "cpu-replaced": lambda: _with_edit(b"mode='host-passthrough'", b"mode='maximum'"),
     "addresses-other": lambda: _with_edit(b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
+    "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
@@ -289,7 +299,7 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
 }  # fmt: skip
 
 # What registers/ adds, which a finding does not carry.
-_ADDED = {"meaning", "policy", "override"}
+_ADDED = {"meaning", "policy", "override", "domain"}
 
 
 def _one(kind: str) -> Finding:
@@ -343,8 +353,8 @@ def test_a_kind_of_finding(kind: str) -> None:
     assert all(said[column] for column in ("subject", "recorded", "local", "rule"))
     assert bool(said["remedy"]) is (
         finding.severity != HARMLESS
-        and kind not in ("architecture", "no-kvm", "no-qemu", "model-unknown")
-        and not kind.startswith("vcpu-")
+        and kind
+        not in ("architecture", "no-kvm", "no-qemu", "vcpu-unknown-other", "vcpu-refused-other")
     )
     assert "{" not in line(finding)
     assert line(finding).isprintable()
@@ -361,23 +371,26 @@ def test_a_finding_is_a_value(kind: str) -> None:
 
 
 _REMEDIES = {
-    "machine-unknown": "machine='virt-9.0'",
-    "machine-dropped": "machine='virt-11.0', if QEMU where it comes from knows that",
-    "gic-refused": f"write <gic version='2'/>, which {_N1} has, and resolve the guest again",
-    "register-refused-firmware": f"start the guest on {_N1} and move it from there",
-    "features-left-to-qemu": f"take the feature from {_MAX}",
-    "pmu-off-refused": f"resolve the guest again on {_N1}",
-    "sve-lengths-refused-limit": "set sve-max-length: 256 in the policy",
-    "field-refused-switch": "turn pmu off in the policy",
-    "field-fixed-switch-or-override": "or boot the hosts that have it with arm64.nosve",
-    "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti, ",
-    "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12), ",
-    "field-fixed-newer-kernel": f"a newer kernel on {_N1} may let the guest keep the smaller value",
+    "machine-unknown": f"upgrade QEMU on {_N1}; or where the guest comes from, if QEMU there knows"
+    " virt-9.0: kvmarm refresh DOMAIN --machine virt-9.0, and start it anew",
+    "machine-dropped": f"({_N1} has virt-11.0 to virt-11.1)",
+    "gic-refused": "write <gic version='2'/> where the guest comes from or, if KVM there has no"
+    f" such GIC, on {_N1}",
+    "vcpu-unknown": "say sve: off, pauth: off in the policy",
+    "register-refused-firmware": f"start the guest on {_N1}, and move it from there",
+    "features-left-to-qemu": f"boot {_MAX} with arm64.nosve; or",
+    "pmu-off-refused": f"on {_N1}: remove <pmu>, then kvmarm refresh DOMAIN",
+    "sve-lengths-refused-limit": "say sve-max-length: 256 in the policy",
+    "field-refused-switch": "say pmu: off in the policy",
+    "field-fixed-switch-or-override": "or boot the hosts that have it with arm64.nosve; ",
+    "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti; ",
+    "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12, may help)",
+    "field-fixed-newer-kernel": f"a newer kernel on {_N1} may help",
     "registers-unknown-older-qemu": "upgrade QEMU on sid-neoverse-n1 to 11.1 or newer",
-    "register-refused-newer-kernel": "move guests from older to newer kernels only",
-    "pmu-counters": "turn pmu off",
+    "register-refused-newer-kernel": "run the same Linux on both hosts",
+    "pmu-counters": "say pmu: off in the policy",
     "pin-elsewhere": "kvmarm refresh DOMAIN",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", _REMEDIES)

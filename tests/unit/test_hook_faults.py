@@ -229,8 +229,7 @@ AGAIN = "Install kvmarm again, or: rm …/50-kvmarm"
 UNKNOWN = "kvmarm: GUEST cannot be checked for a recorded CPU: "
 ENDLESS = UNKNOWN + "its XML could not be read to the end in 2 s. Try again"
 TOO_LARGE = (
-    NOT_THERE
-    + "the document is larger than 10 MiB (hint: domain XML has a few KiB: is this the right file?)"
+    NOT_THERE + "the document is larger than 10 MiB (hint: the XML of a domain has a few KiB)"
 )
 NO_MEMORY = (
     NOT_THERE + "checking takes more memory than the hook may have; the host may be short of it"
@@ -402,6 +401,7 @@ _VCPU = (
     "vCPU (target and features): recorded …, here not made; refuses: KVM on here makes no such"
     " vCPU: KVM_ARM_VCPU_INIT: EINVAL (Invalid argument)"
 )
+_REFRESH = "; remedy: kvmarm refresh GUEST"
 _NAME = 'it\'s "a"\n\x1b[2Jguest\\n'
 _SHORT = "(hint: the host is short of memory or file descriptors: try again)"
 
@@ -573,8 +573,8 @@ _FAULTS: dict[str, list[Fault]] = {
             NOT_THERE + _VCPU,
             _kernel("failures = dict(KVM_ARM_VCPU_INIT=errno_codes.EINVAL)"),
         )._replace(
-            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
-            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{ALLOW}",
+            start_fits=f"kvmarm: GUEST cannot start on this host: {_VCPU}{_REFRESH}{ALLOW}",
+            start_misfit=f"kvmarm: GUEST cannot start on this host: {_VCPU}{_REFRESH}{ALLOW}",
         ),
         _both(
             "it answers slowly",
@@ -670,8 +670,8 @@ _FAULTS: dict[str, list[Fault]] = {
         _both(
             "a part of it is missing",
             NOT_THERE
-            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: resolve the"
-            " domain again from its intent)",
+            + "the domain's kvmarm record is broken: nothing called 'registers' (hint: refresh the"
+            " domain: its record is made anew from its intent)",
             _in_records(
                 lambda xml: re.sub(rb"<kvmarm:registers>[^<]*</kvmarm:registers>", b"", xml)
             ),
@@ -859,17 +859,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 
 def _matches(outcome: str, text: str, place: Place) -> bool:
     """Names are shown with escapes by the package, and with question marks by the script, which
-    knows ASCII. In commands an odd one gives way to the UUID, if there is no other way.
+    knows ASCII. In commands an odd one gives way to the UUID.
     """
-    quoted = place.name if place.name.isalnum() else "'" + place.name.replace("'", "'\\''") + "'"
     names = (
         shown(place.name),
         "".join(character if " " <= character <= "~" else "?" for character in place.name),
     )
-    outcome = outcome.replace("--security-info GUEST", "--security-info " + shown(quoted))
-    for command in ("allow", "check", "refresh"):
+    for command in ("kvmarm allow", "kvmarm check", "kvmarm refresh", "--security-info"):
         called = place.name if place.name.isalnum() else _UUID
-        outcome = outcome.replace(f"kvmarm {command} GUEST", f"kvmarm {command} {called}")
+        outcome = outcome.replace(f"{command} GUEST", f"{command} {called}")
     asked = [outcome.replace("GUEST", name) for name in names]
     return any(re.fullmatch(re.escape(line).replace("…", ".*"), text) for line in asked)
 

@@ -238,7 +238,9 @@ def test_a_guest_that_is_not_there_and_one_without_a_record(
     assert status == 1
     missing, plain, found = out.splitlines()
     assert missing.startswith("nobody: error: libvirt: Domain not found: nobody (hint: ")
-    assert plain.startswith("plain: error: it holds no kvmarm record (hint: virsh dumpxml ")
+    assert plain.startswith(
+        "plain: error: it holds no kvmarm record (hint: resolve it first: virsh "
+    )
     assert found == "guest: changed"
     assert guest.calls
 

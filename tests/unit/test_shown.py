@@ -785,6 +785,7 @@ def test_libvirt(
         VIR_DOMAIN_START_VALIDATE=1,
         VIR_DOMAIN_START_PAUSED=1,
         VIR_ERR_NO_DOMAIN=42,
+        VIR_ERR_OPERATION_FAILED=9,
     )
     monkeypatch.setitem(sys.modules, "libvirt", libvirt)
     plain = _write("plain", GUEST.decode())
