@@ -34,7 +34,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
             booted.put(_PROFILES / f"{name}.json", f"/var/lib/kvmarm/profiles/{name}.json")
         # The agent has probed the host then, which takes an emulated one its time.
         Guest(booted, "first").define(domain_xml("first", "<cpu mode='host-model'/>", ""))
-        _until(booted, "! grep -q host-model /etc/libvirt/qemu/first.xml")
+        _until(booted, _is_concrete("first"))
         yield booted
 
 
@@ -49,6 +49,11 @@ def _until(host: Host, command: str) -> str:
             log = host.run("journalctl --no-pager --lines 40 --unit 'kvmarm*'").stdout
             pytest.fail(f"{command}: {done.stdout}{done.stderr}\n{log}")
         time.sleep(1)
+
+
+def _is_concrete(names: str) -> str:
+    """A command that fails while one of the definitions asks for host-model; intents are escaped."""
+    return f"! grep \"<cpu mode='host-model'\" /etc/libvirt/qemu/{names}.xml"
 
 
 def _is_judged_rightly(host: Host, name: str) -> None:
@@ -106,7 +111,7 @@ def test_a_burst(host: Host) -> None:
         " virsh --quiet define /root/one.xml || exit; done",
         timeout=600,
     )
-    _until(host, "! grep -l host-model /etc/libvirt/qemu/burst-*.xml")
+    _until(host, _is_concrete("burst-*"))
     found = host.run("grep -l urn:kvmarm-plugin:target:2 /etc/libvirt/qemu/burst-*.xml | wc -l")
     assert int(found.stdout) == _BURST
     said = host.run("journalctl --no-pager --unit kvmarm-agent.service").stdout
@@ -118,10 +123,10 @@ def test_the_agent_is_killed_and_libvirt_restarted_under_it(host: Host) -> None:
         host.run("systemctl kill --signal=KILL kvmarm-agent.service")
         name = f"killed-{turn}"
         Guest(host, name).define(domain_xml(name, "<cpu mode='host-model'/>", ""))
-        _until(host, f"! grep -q host-model /etc/libvirt/qemu/{name}.xml")
+        _until(host, _is_concrete(name))
     host.run("systemctl restart libvirtd.service")
     Guest(host, "restarted").define(domain_xml("restarted", "<cpu mode='host-model'/>", ""))
-    _until(host, "! grep -q host-model /etc/libvirt/qemu/restarted.xml")
+    _until(host, _is_concrete("restarted"))
     host.run("systemctl is-active kvmarm-agent.service")
 
 
