@@ -52,7 +52,7 @@ def _until(host: Host, command: str) -> str:
 
 
 def _is_concrete(names: str) -> str:
-    """A command that fails while one of the definitions asks for host-model; intents are escaped."""
+    """A command that fails while one of them asks for host-model. Intents are escaped."""
     return f"! grep \"<cpu mode='host-model'\" /etc/libvirt/qemu/{names}.xml"
 
 
