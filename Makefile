@@ -40,7 +40,7 @@ test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 2
 test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
 	@tests/install-packages $(CHROOTS)
 	@$(RUN) -m tests.lab setup
-	@$(BUILD) trixie bookworm sid sid-trixie & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
+	@$(BUILD) trixie bookworm sid sid-trixie trixie-systemd & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)
 
 unit: $(VENV)/ready  ## the part of test that needs no hosts (1 to 4 minutes)
