@@ -44,6 +44,10 @@ def check_apparmor(host: Host) -> Iterator[Line]:
         return
     try:
         loaded = host.text(_PROFILES)
+    except FileNotFoundError:
+        where = _PROFILES.partition("/apparmor")[0]
+        yield Line(UNKNOWN, f"{_PROFILES} is not there", f"mount -t securityfs securityfs {where}")
+        return
     except OSError as error:
         yield Line(UNKNOWN, f"cannot read {_PROFILES}: {error.strerror}", AS_ROOT)
         return
