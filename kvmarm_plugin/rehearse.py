@@ -58,6 +58,7 @@ class KernelOffer(Offer):
         self.ipa_bits = system.ipa_bits()
         self._system = system
         self._number = 0
+        self._why_none = f"its KVM is of {architecture}, and the record of {target.architecture}"
         self._scratch: ScratchVcpu | None = None
         self._kernel: KernelFacts | None = None
         self._allowed = _keep_to(cpus) if cpus else None
@@ -88,6 +89,7 @@ class KernelOffer(Offer):
         except KvmarmError as error:
             if isinstance(error, KvmError) and error.passing:
                 raise
+            self._why_none = error.message
             self.cannot_make("vcpu-refused", target, error=error.message)
             return
         vcpu = self._scratch.vcpu
@@ -148,7 +150,7 @@ class KernelOffer(Offer):
         """See the function of this name."""
         if not self.makes_vcpu():
             raise KvmarmError(
-                f"{self.host} does not make the recorded vCPU",
+                f"{self.host} does not make the recorded vCPU: {self._why_none}",
                 "check the domain on this host, which says why",
             )
         if self._is_as_recorded(target):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import parse
@@ -86,12 +86,19 @@ class _Forgetter:
         all the same.
         """
         try:
-            guest = self.forget(self._connection.domain(name))
+            domain = self._connection.domain(name)
+            was_left = left.has(domain.uuid)
+            guest = self.forget(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
         reason = "kvmarm leaves it alone from now on" if self._lists else ""
+        if self._restores and was_left:
+            reason = (
+                "it was forgotten already; its definition of before comes back with: kvmarm undo"
+                f" {domain_word(guest.name, guest.uuid)}"
+            )
         return guest._replace(stored=Outcome(BARE, reason=reason))
 
     def forget(self, domain: Domain) -> Guest:
@@ -103,7 +110,9 @@ class _Forgetter:
             if domain.is_persistent():
                 stored = self._stored(domain)
         except KvmarmError as error:
-            stored = Outcome(FAILED, reason=str(error))
+            is_broken = self._restores and isinstance(error, record.RecordError)
+            nothing = "nothing could be restored: " if is_broken else ""
+            stored = Outcome(FAILED, reason=f"{nothing}{error}")
         try:
             if domain.is_active():
                 running = self._running(domain)
@@ -127,7 +136,10 @@ class _Forgetter:
         if not self._restores or not _has_intent(xml):
             if not self._dry_run:
                 previous.keep(domain.uuid, read)
-            return self._forgotten(domain, xml, live=False)
+            forgotten = self._forgotten(domain, xml, live=False)
+            if self._restores:
+                return forgotten._replace(reason="its record held nothing to restore")
+            return forgotten
         result = restore(source, xml)
         given_back = parse(result)
         if not self._dry_run:

@@ -182,6 +182,8 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
         hint = f"resolve it first: {_how_to_resolve(source, domain)}"
     elif not why_not_adopted(domain):
         hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
+    elif domain.attributes.get("type") != "kvm":
+        hint = why_not_adopted(domain)
     else:
         hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
     return NoRecordError(f"{source.name} holds no kvmarm record", hint)

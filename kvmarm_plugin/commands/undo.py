@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`kvmarm undo`: put the stored definition back that a domain had before kvmarm changed it, and
-leave the domain alone from then on.
+leave the domain alone from then on, unless that definition has a record.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines, shown
+from ..domain import record
 from ..domain.xml import parse
 from ..host import left, previous
 from ..host.libvirtd import Connection, is_remote
@@ -42,6 +43,8 @@ def run(arguments: Namespace) -> int:
                 left.discard(domain.uuid)
             raise
         now = parse(domain.xml(live=False, secrets=False).encode())
+        if record.ours(now):  # as after undoing a forget: it is kvmarm's again
+            left.discard(domain.uuid)
         if domain.is_active():
             say(f"{shown(domain.name)} runs, and has it from its next start on")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.when))

@@ -23,10 +23,10 @@ from ..basics import shape
 from ..basics.errors import KvmarmError
 from ..basics.shape import Misshapen
 from ..basics.untrusted import decimal, hexadecimal, shown
-from ..model.features import AARCH32, FEATURES
+from ..model.features import AARCH32, FEATURES, SVE
 from ..model.profile import PARTS, Cluster, HostProfile, Vcpu
-from ..model.profile_json import KERNEL, NAME, SIZE_LIMIT, decode, encode
-from ..model.target import sve_lengths
+from ..model.profile_json import KERNEL, NAME, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.target import SVE_LENGTHS, sve_lengths
 from ..model.vcpu import TARGETS, in_order
 from ..registers.rules import IMPLEMENTATION_ID, kernel_version
 from ..registers.table import bits_of, fields_of, id_of, is_identity, name_of
@@ -37,6 +37,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from ..model.features import Feature
 
 FORMS = ("firecracker", "registers", "hardware", "cpuinfo")
 
@@ -66,6 +68,18 @@ _TARGETS = {
 
 _MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS
 
+# What every vCPU of an arm64 host lists, of any kernel that has PSCI_VERSION (4.16): its core
+# registers, and those that say what it is. A dump without one of them is cut short.
+_CORE = frozenset(range(0x6030000000100000, 0x6030000000100044, 2)) - {_PC}
+_OF_ANY_VCPU = (
+    *("MIDR_EL1", "REVIDR_EL1", "CTR_EL0", "PSCI_VERSION", "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1"),
+    *("ID_AA64DFR0_EL1", "ID_AA64ISAR0_EL1", "ID_AA64ISAR1_EL1"),
+    *("ID_AA64MMFR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1"),
+)
+
+# Registers that are 64 bits wide to KVM, and use fewer.
+_USED_BITS = {"MIDR_EL1": 32, "SVE_VLS": SVE_LENGTHS[-1] // 128}
+
 # Beside registers that identify a vCPU, and none of KVM's.
 _NOT_KVMS = ("DCZID_EL0",)
 
@@ -78,8 +92,9 @@ _ALWAYS_UNKNOWN = (
 _TABLE = re.compile(
     r"\s*(ID REGISTERS PER CPU|(CPU[0-9]+\s*)+|(Implementor|Part|Variant|Revision):.*)"
 )
-_CPUINFO = re.compile(
-    r"^CPU (implementer|variant|part|revision)[ \t]*:[ \t]*(\S{1,40})$", re.MULTILINE
+_CPUINFO = re.compile(r"CPU (implementer|variant|part|revision)[ \t]*:(.*)")
+_ANY_CPUINFO = re.compile(
+    r"^(CPU (implementer|variant|part|revision)|processor|vendor_id)[ \t]*:", re.MULTILINE
 )
 _BITS = re.compile(r"^([A-Z][A-Z0-9_]{0,31}):((?: [01]{4}){8} - (?:[01]{4} ?){8})$", re.MULTILINE)
 
@@ -108,6 +123,7 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
         raise DumpError(
             f"{shown(kernel, 60)!r} is no kernel release", "give what uname -r says, such as 6.1.0"
         )
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     form = form or _guess(text)
     if form == "firecracker":
         dump = _fingerprint(text, name)
@@ -143,7 +159,7 @@ class _Dump:
         wide.
         """
         name = name_of(reg)
-        if value >> bits_of(reg):
+        if value >> _USED_BITS.get(name, bits_of(reg)):
             raise Misshapen(f"the value of {name} is wider than the register")
         if self.registers.get(name, value) != value:
             raise Misshapen(f"{name} has two values")
@@ -155,7 +171,7 @@ def _guess(text: str) -> str:
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start in ("{", "["):
         return "firecracker"
-    if _CPUINFO.search(text):
+    if _ANY_CPUINFO.search(text):
         return "cpuinfo"
     return "hardware" if _BITS.search(text) else "registers"
 
@@ -224,6 +240,10 @@ def _of_fingerprint(document: Any) -> _Dump:
         dump.add(reg, value)
     if dump.registers.get("REVIDR_EL1") != head["microcode_version"]:
         raise Misshapen("microcode_version is not the REVIDR_EL1 of its registers")
+    missing = [*(name for name in _OF_ANY_VCPU if name not in dump.registers)]
+    missing += [name_of(reg) for reg in sorted(_CORE.difference(ids))]
+    if missing:
+        raise Misshapen(f"it is cut short: it has no {missing[0]}, which every vCPU has")
     left_out = {_PC, *(_WITH[reg] for reg in ids if reg in _WITH)}
     dump.ids = frozenset(ids) | left_out
     dump.kernel, dump.features = head["kernel_version"], ("psci_0_2",)
@@ -349,23 +369,28 @@ _WIDTHS = {"implementer": 8, "variant": 4, "part": 12, "revision": 4}  # in bits
 
 def _cpuinfo(text: str, name: str) -> _Dump:
     """Raises DumpError, also where CPUs are of several kinds: of which is the profile?"""
-    fields: dict[str, set[str]] = {}
-    for field, value in _CPUINFO.findall(text):
-        fields.setdefault(field, set()).add(value)
-    try:
-        if fields.keys() != _WIDTHS.keys():
-            raise ValueError("no description of a CPU")
-        if any(len(values) > 1 for values in fields.values()):
-            raise ValueError("CPUs of several kinds")
-        implementer, variant, part, revision = (
-            decimal(value, 15) if field == "revision" else hexadecimal(value, bits)
-            for field, bits in _WIDTHS.items()
-            for value in fields[field]
-        )
-    except ValueError as error:
+    hint = "leave the entries of one kind of CPU in it, whole"
+    fields: dict[str, set[int]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _CPUINFO.match(line)
+        if not found:
+            continue
+        field, value = found[1], found[2].strip()
+        try:
+            read = decimal(value, 15) if field == "revision" else hexadecimal(value, _WIDTHS[field])
+        except ValueError as error:
+            raise DumpError(f"{name}, line {number}: CPU {field}: {error}", hint) from None
+        fields.setdefault(field, set()).add(read)
+    if not fields:
         raise DumpError(
-            f"{name} has {error}", "leave the entries of one kind of CPU in it, whole"
-        ) from None
+            f"{name} is of no ARM host: it has no 'CPU implementer'",
+            "copy /proc/cpuinfo of an ARM host",
+        )
+    if fields.keys() != _WIDTHS.keys():
+        raise DumpError(f"{name} has no description of a CPU", hint)
+    if any(len(values) > 1 for values in fields.values()):
+        raise DumpError(f"{name} has CPUs of several kinds", hint)
+    implementer, variant, part, revision = (value for f in _WIDTHS for value in fields[f])
     dump = _Dump()
     midr = implementer << 24 | variant << 20 | 0xF << 16 | part << 4 | revision
     dump.add(id_of("MIDR_EL1"), midr)
@@ -382,6 +407,11 @@ def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
     if not midr:
         raise DumpError(
             f"{name} has no MIDR_EL1, which says what CPU it is of", "add it, as sysfs tells it"
+        )
+    if registers.get("SVE_VLS") and not _shows(registers, SVE):
+        raise DumpError(
+            f"{name} has SVE_VLS, and an ID_AA64PFR0_EL1 without SVE",
+            "they are of two vCPUs: dump both of the same one",
         )
     unknown = {*_ALWAYS_UNKNOWN}
     if form in ("hardware", "cpuinfo"):
@@ -435,7 +465,10 @@ def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
         unknown=tuple(each for each in PARTS if each in unknown),
     )
     # What can be written can be read: whatever the dump had, the reader of profiles takes it.
-    return decode(json.loads(json.dumps(encode(profile))), name)
+    try:
+        return decode(json.loads(json.dumps(encode(profile))), name)
+    except ProfileError as error:
+        raise DumpError(error.message, "the registers of the dump contradict each other") from None
 
 
 _ORIGIN = {
@@ -452,11 +485,16 @@ def _features(registers: dict[str, int]) -> tuple[str, ...]:
     """
     psci = () if registers.get("PSCI_VERSION") == 1 else ("psci_0_2",)
     shown_by = [
-        feature
-        for feature in FEATURES
-        if feature is not AARCH32 and any(map(_is_on(registers), feature.fields))
+        feature for feature in FEATURES if feature is not AARCH32 and _shows(registers, feature)
     ]
     return in_order((*psci, *(bit for feature in shown_by for bit in feature.bits)))
+
+
+def _shows(registers: dict[str, int], feature: Feature) -> bool:
+    """Of SVE, its lengths tell where its field is not in the dump."""
+    if feature is SVE and "ID_AA64PFR0_EL1" not in registers:
+        return bool(registers.get("SVE_VLS"))
+    return any(map(_is_on(registers), feature.fields))
 
 
 def _is_on(registers: dict[str, int]) -> Any:

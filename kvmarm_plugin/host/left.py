@@ -2,7 +2,8 @@
 """Guests that are left alone: their users have taken kvmarm's record away, or a change back.
 
 /var/lib/kvmarm/left has an empty file for each, by its UUID. Whoever works on guests by himself
-(renewal, `--all`) passes these by, until `kvmarm define` or `kvmarm adopt` is told otherwise.
+(renewal, `--all`) passes these by, until `kvmarm define` or `kvmarm adopt` is told otherwise, or
+`kvmarm undo` puts a definition back that has a record.
 """
 
 from __future__ import annotations

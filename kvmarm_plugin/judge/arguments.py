@@ -33,9 +33,9 @@ _HARMLESS_OF_CPU = frozenset({"kvm-steal-time", "kvm-no-adjvtime", "psci-conduit
 _HARMLESS_OF_MACHINE = frozenset(
     {"accel", "acpi", "acpi-pcihp", "append", "aux-ram-share", "boot", "cxl", "dt-compatible",
      "default-bus-bypass-iommu", "dtb", "dtb-kaslr-seed", "dtb-randomness", "dump-guest-core",
-     "dumpdtb", "firmware", "graphics", "hmat", "initrd", "iommu", "its", "kernel", "mem-merge",
+     "dumpdtb", "firmware", "graphics", "hmat", "initrd", "iommu", "kernel", "mem-merge",
      "memory-backend", "msi", "nvdimm", "nvdimm-persistence", "pflash0", "pflash1",
-     "phandle-start", "ras", "shim", "smp", "smp-cache", "spcr", "suppress-vmdesc", "usb",
+     "phandle-start", "shim", "smp", "smp-cache", "spcr", "suppress-vmdesc", "usb",
      "x-oem-id", "x-oem-table-id"}
 )  # fmt: skip
 

@@ -142,6 +142,8 @@ def test_what_was_left_to_qemu_may_be_said() -> None:
     [
         (["-cpu", f"{_AS_LIBVIRT},midr=0x413fd0c1"], "midr"),
         (["-machine", "highmem=off"], "highmem"),
+        (["-machine", "its=off"], "its"),
+        (["-machine", "ras=on"], "ras"),
         (["-machine", "highmem-mmio-size=2T"], "highmem-mmio-size"),
         (["-machine", "confidential-guest-support=rme0"], "confidential-guest-support"),
         (["-global", "kvm-arm-gicv3.num-irq=300"], "kvm-arm-gicv3.num-irq"),

@@ -515,8 +515,7 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
     assert run("show", *_TEST, "test") == (
         1,
         "",
-        "kvmarm: test holds no kvmarm record (hint: only a guest that asks for host-model has one:"
-        " write <cpu mode='host-model'/>)\n",
+        "kvmarm: test holds no kvmarm record (hint: it is no KVM guest (<domain type='test'>))\n",
     )
 
 

@@ -16,7 +16,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.host.dumps import FORMS, DumpError, read
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.profile import HostProfile
-from kvmarm_plugin.registers.table import id_of
+from kvmarm_plugin.registers.table import id_of, name_of
 from kvmarm_plugin.registers.text import unpack_ids
 from tests.corpus import host, one_line
 
@@ -26,8 +26,23 @@ _MIDR, _REVIDR, _PFR0, _PSCI = (
 )
 _X0, _V0, _PC = 0x6030000000100000, 0x6040000000100054, 0x6030000000100040
 _TIMER, _PTIMER = (0x603000000013DF19, 0x603000000013DF1A), (0x603000000013DF11, 0x603000000013DF01)
+_CORE = range(_X0, 0x6030000000100044, 2)
+_ID = {
+    id_of(name): value
+    for name, value in {
+        "CTR_EL0": 0xB444C004,
+        "ID_AA64PFR1_EL1": 0x10,
+        "ID_AA64DFR0_EL1": 0x10305006,
+        "ID_AA64ISAR0_EL1": 0x100010211120,
+        "ID_AA64ISAR1_EL1": 0x100001,
+        "ID_AA64MMFR0_EL1": 0x101122,
+        "ID_AA64MMFR1_EL1": 0x10211122,
+        "ID_AA64MMFR2_EL1": 0x1011,
+    }.items()
+}
 _VALUES = {
-    _X0: 5,
+    **{reg: 5 for reg in _CORE if reg != _PC},
+    **_ID,
     _V0: 1 << 127,
     _MIDR: 0x413FD0C1,
     _REVIDR: 0xFF,
@@ -91,6 +106,7 @@ def test_a_fingerprint() -> None:
         "REVIDR_EL1": 0xFF,
         "ID_AA64PFR0_EL1": 0x1100000011111112,
         "PSCI_VERSION": 0x10001,
+        **{name_of(reg): value for reg, value in _ID.items()},
     }
     assert not {"registers", "reglist", "kernel", "writable", "revidr"} & {*here.unknown}
     assert {"qemu", "seen", "capabilities", "vcpus", "overrides", "cpus"} <= {*here.unknown}
@@ -157,7 +173,8 @@ def test_the_target_is_the_kernels(midr: int, kernel: str, target: int) -> None:
             "guest_cpu_config.kvm_capabilities is not empty",
         ),
         (_fingerprint({}), "microcode_version is not the REVIDR_EL1 of its registers"),
-        (_fingerprint({_REVIDR: 0xFF}), "has no MIDR_EL1"),
+        (_fingerprint({_REVIDR: 0xFF}), "it is cut short: it has no MIDR_EL1"),
+        (_fingerprint({_MIDR: 0x413FD0C1, _REVIDR: 0xFF}), "it is cut short: it has no CTR_EL0"),
         (_fingerprint({**_VALUES, _MIDR: 0}), "has no MIDR_EL1"),
         (_fingerprint({**_VALUES, _PSCI: 1 << 64}), "PSCI_VERSION is wider than the register"),
         (_fingerprint({**_VALUES, 0x40200000000F0000: 1}), "is no register of an arm64 vCPU"),
@@ -165,6 +182,21 @@ def test_the_target_is_the_kernels(midr: int, kernel: str, target: int) -> None:
 )
 def test_what_is_no_fingerprint(document: Any, why: str) -> None:
     _refused(json.dumps(document), why)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [_X0, _X0 + 0x3C, _X0 + 0x42, _PFR0, _PSCI]
+    + [id_of(f"ID_AA64{name}_EL1") for name in ("ISAR0", "MMFR0", "MMFR2", "DFR0", "PFR1")],
+)
+def test_a_fingerprint_that_is_cut_short(missing: int) -> None:
+    values = {reg: value for reg, value in _VALUES.items() if reg != missing}
+    _refused(_fingerprint(values), f"cut short: it has no {name_of(missing)}, which every vCPU has")
+
+
+def test_a_fingerprint_with_vector_lengths_and_no_sve() -> None:
+    _refused(_fingerprint({**_VALUES, id_of("SVE_VLS"): 1}), "has SVE_VLS, and an ID_AA64PFR0_EL1")
+    _refused(_fingerprint({**_VALUES, _MIDR: 0x1_413F_D0C1}), "MIDR_EL1 is wider than the register")
 
 
 @pytest.mark.parametrize(
@@ -264,9 +296,28 @@ def test_sve_lengths_are_those_of_the_register() -> None:
     assert "sve_lengths" not in here.unknown
 
 
+def test_sve_lengths_tell_of_sve_where_nothing_else_does() -> None:
+    (cluster,) = _read("MIDR_EL1 0x411fd401\nSVE_VLS 0x3").clusters
+    assert cluster.sve_lengths == (128, 256)
+    assert cluster.vcpus[0].features == ("psci_0_2", "sve")
+
+
+def test_sve_lengths_without_sve() -> None:
+    text = "MIDR_EL1 0x411fd401\nSVE_VLS 0x3\nID_AA64PFR0_EL1 0x11"
+    _refused(text, "has SVE_VLS, and an ID_AA64PFR0_EL1 without SVE")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_of_any_end(end: str) -> None:
+    for text in (_LINES, _TABLE, _CPUINFO.format(0), _bits("MIDR_EL1", 0x413FD0C1)):
+        assert _read(text.replace("\n", end)) == _read(text)
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
+        ("SVE_VLS 0x1ffff", "line 2: the value of SVE_VLS is wider than the register"),
+        ("MIDR_EL1 0x1413fd0c1", "line 2: the value of MIDR_EL1 is wider than the register"),
         ("MIDR_EL1", "line 2: 'MIDR_EL1' is not a register and its value"),
         ("MIDR_EL1 0x1 0x2", "line 2: 'MIDR_EL1 0x1 0x2' is not a register and its value"),
         ("CTR_EL0 5", "line 2: '5' is no hexadecimal value, such as 0x1f"),
@@ -401,13 +452,26 @@ def test_cpuinfo_tells_midr() -> None:
     ("old", "new", "why"),
     [
         ("CPU part\t: 0xd01\n", "", "no description of a CPU"),
-        ("0xd01", "0xd01 & 0xd03", "no description of a CPU"),
-        ("0xd01", "0xfffff", "not a hexadecimal number of 12 bits"),
+        ("0xd01", "0xd01 & 0xd03", "some.txt, line 5: CPU part: not a hexadecimal number of"),
+        (
+            "variant\t: 0x1",
+            "variant\t: 0x0 & 0x3",
+            "line 4: CPU variant: not a hexadecimal number of 4",
+        ),
+        ("0xd01", "0xfffff", "line 5: CPU part: not a hexadecimal number of 12 bits"),
         ("revision\t: 0", "revision\t: 16", "not a number up to 15"),
     ],
 )
 def test_what_is_no_cpuinfo(old: str, new: str, why: str) -> None:
     _refused(_CPUINFO.replace(old, new), why)
+
+
+@pytest.mark.parametrize(
+    "head", ["processor\t: 0\nvendor_id\t: GenuineIntel", "vendor_id : IBM/S390"]
+)
+def test_cpuinfo_of_no_arm_host(head: str) -> None:
+    _refused(f"{head}\ncpu family\t: 6\nmodel name\t: Some CPU\n", "is of no ARM host")
+    _refused(head, "is of no ARM host", form="cpuinfo")
 
 
 def test_cpuinfo_of_several_kinds() -> None:

@@ -152,7 +152,9 @@ def test_a_guest_that_never_asked_has_nothing_to_restore(
     adopted = record.read(element).replace(intent=Intent((), ()))
     xml = rewrite.replace_record(_XML.encode(), parse(_XML.encode()), adopted).decode()
     guest = _guest(libvirt, xml)
-    assert run("forget", "--restore", "guest").out == "guest: forgotten\n"
+    assert run("forget", "--restore", "guest").out == (
+        "guest: forgotten: its record held nothing to restore\n"
+    )
     assert guest.calls == [("config", f"-{record.NAMESPACE}")]
 
 
@@ -248,7 +250,9 @@ def test_a_record_that_cannot_be_restored_stays(
     before = guest.config
     status, out, _ = run("forget", "--restore", "guest")
     assert status == 1
-    assert out.startswith("guest: error: the domain's kvmarm record is of version 99")
+    assert out.startswith(
+        "guest: error: nothing could be restored: the domain's kvmarm record is of version 99"
+    )
     assert (guest.config, guest.calls) == (before, [])
 
 
@@ -338,6 +342,23 @@ def test_undo_of_forget(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
         assert out.startswith(f"Domain '{guest.title}' is defined as it was until 20")
         assert out.endswith(f"; its other definition is kept in {path}\n")
         assert Path(path).read_text() == forgotten
+        assert not left.has(guest.uuid)
+
+
+def test_what_was_forgotten_already_comes_back_with_undo(
+    run: Callable[..., _Run], libvirt: FakeLibvirt
+) -> None:
+    guest = _guest(libvirt)
+    before = guest.config
+    assert run("forget", "guest").status == 0
+    status, out, _ = run("forget", "--restore", "guest")
+    assert status == 0
+    assert out == (
+        "guest: has no record: it was forgotten already; its definition of before comes back with:"
+        " kvmarm undo guest\n"
+    )
+    assert run("undo", "guest").status == 0
+    assert guest.config == before
 
 
 def test_undo_of_define(run: Callable[..., _Run], libvirt: FakeLibvirt, tmp_path: Path) -> None:
