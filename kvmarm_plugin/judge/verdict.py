@@ -33,7 +33,12 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         return _with_unknown(findings, target, offer, unknown)
     findings = _judge_machine(target, offer)
     if offer.problem:
-        return sorted([*findings, offer.problem], key=_rank)
+        identity = []
+        if offer.registers and not offer.boots:  # of the CPU, whatever the vCPU
+            from .registers import differences_of_identity
+
+            identity = differences_of_identity(target, offer)
+        return sorted([*findings, offer.problem, *identity], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if (target.registers, target.reglist, target.seen) != (

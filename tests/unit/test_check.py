@@ -245,3 +245,30 @@ def test_an_offer_is_of_the_model_that_was_recorded() -> None:
         profile_json.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"]
         == a57.number
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "kind"),
+    [
+        ("trixie-cortex-a57", "trixie-neoverse-n1", "model-unknown"),
+        ("trixie-max", "trixie-neoverse-n1", "vcpu-unknown"),
+    ],
+)
+def test_another_cpu_is_found_beside_a_problem(source: str, destination: str, kind: str) -> None:
+    """Nothing helps then, whatever helps against the problem."""
+    found = check(_target(source), host(destination))
+    kinds = [finding.kind for finding in found]
+    assert kind in kinds
+    assert "field-refused-identity" in kinds
+    assert any(finding.is_hopeless for finding in found)
+    started = check(_target(source), host(destination), boots=True)
+    assert "field-refused-identity" not in [finding.kind for finding in started]
+
+
+def test_the_same_cpu_has_its_problem_only() -> None:
+    here = host("trixie-cortex-a57")
+    (cluster,) = here.clusters
+    (finding,) = check(
+        _target("trixie-cortex-a57"), here.replace(clusters=(cluster.replace(models={}),))
+    )
+    assert finding.kind == "model-unknown"
