@@ -19,7 +19,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, worst
 from kvmarm_plugin.judge.verdict import judge
-from kvmarm_plugin.judge.wording import line, texts
+from kvmarm_plugin.judge.wording import in_short, line, texts
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
@@ -272,3 +272,13 @@ def test_the_same_cpu_has_its_problem_only() -> None:
         _target("trixie-cortex-a57"), here.replace(clusters=(cluster.replace(models={}),))
     )
     assert finding.kind == "model-unknown"
+
+
+def test_where_nothing_helps_no_other_remedy_is_said() -> None:
+    found = check(_target("trixie-cortex-a57"), host("trixie-neoverse-n1"))
+    for limit in (1, 4):
+        said = "\n".join(in_short(found, limit))
+        assert "remedy: none: " in said
+        assert "prefer: host" not in said
+        assert said.count("\n") == limit
+    assert "prefer: host" in "\n".join(in_short(found[:1]))
