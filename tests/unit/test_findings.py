@@ -473,6 +473,14 @@ def test_in_short() -> None:
     assert in_short(findings[:2], 3) == list(map(line, findings[:2]))
 
 
+def test_a_kernel_tells_another_cpu_beside_a_vcpu_that_it_does_not_make() -> None:
+    target = _target(_MAX, seen={})
+    assert [finding.kind for finding in _rehearsed(target) if finding.is_hopeless] == [
+        finding.kind for finding in check(target, host(_N1)) if finding.is_hopeless
+    ]
+    assert any(finding.is_hopeless for finding in _rehearsed(target))
+
+
 def test_a_guest_that_fits_needs_no_words() -> None:
     """Nor the table: the hook is asked for every guest, and few do not fit."""
     read: dict[str, dict[str, str]] = {}
