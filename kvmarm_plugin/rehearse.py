@@ -91,6 +91,8 @@ class KernelOffer(Offer):
                 raise
             self._why_none = error.message
             self.cannot_make("vcpu-refused", target, error=error.message)
+            if not self.boots:
+                self._read_identity(target, vm)
             return
         vcpu = self._scratch.vcpu
         ids = vcpu.reg_list()
@@ -103,6 +105,25 @@ class KernelOffer(Offer):
         names = tuple(readable(target.seen, wanted))
         if names:
             self.seen = run_guest(self._system, number, _without_sve(wanted), names)
+
+    def _read_identity(self, target: Target, vm: VM) -> None:
+        """What all vCPUs of this CPU have in common, from the plainest."""
+        from .registers.rules import IMPLEMENTATION_ID
+
+        try:
+            number = preferred_target(vm, self.architecture)
+            self._scratch = ScratchVcpu(self._system, number, ("psci_0_2",))
+        except KvmarmError as error:
+            if isinstance(error, KvmError) and error.passing:
+                raise
+            return
+        vcpu = self._scratch.vcpu
+        held = frozenset(vcpu.reg_list())
+        self.registers = {
+            name: vcpu.get(reg)
+            for name in IMPLEMENTATION_ID
+            if name in target.registers and (reg := id_of(name)) in held
+        }
 
     def has(self, feature: str) -> bool:
         return bool(self._system.check_extension(OFFERED_BY[feature]))
@@ -144,7 +165,7 @@ class KernelOffer(Offer):
 
     def makes_vcpu(self) -> bool:
         """Whether there is such a vCPU here."""
-        return self._scratch is not None
+        return self._scratch is not None and self.problem is None
 
     def renewed(self, target: Target) -> Target:
         """See the function of this name."""

@@ -10,14 +10,13 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..kvm.device import System
 from ..model.features import PMU, SVE
-from ..resolve.starting import EXPANDS_FROM, NO_32_BIT_KVM_FROM
 from .host import BAD, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..model.profile import Cluster, HostProfile
+    from ..model.profile import Cluster
     from .host import Host
 
 _ARCHITECTURES = ("aarch64", "armv7l")
@@ -98,9 +97,9 @@ def check_qemu(host: Host) -> Iterator[Line]:
     what = f"QEMU {shown(qemu.version, 40)} ({shown(qemu.binary, 120)})"
     if not qemu.machines:
         yield Line(BAD, f"{what} has no virt machine type", "install qemu-system-arm")
-    elif profile.kvm_architecture == "arm" and qemu.release >= NO_32_BIT_KVM_FROM:
+    elif not qemu.has_kvm(profile.kvm_architecture):
         yield Line(BAD, f"{what} has no KVM for 32-bit hosts", "install QEMU 5.1 or older")
-    elif _is_without_host(profile):
+    elif not qemu.has_model("host", profile.kvm_architecture):
         yield Line(
             BAD,
             f'{what} has no CPU "host" under KVM',
@@ -109,13 +108,6 @@ def check_qemu(host: Host) -> Iterator[Line]:
     else:
         older = len(qemu.machines) - 1
         yield Line(OK, f'{what}: CPU "host" under KVM, {qemu.machines[0]} and {older} older')
-
-
-def _is_without_host(profile: HostProfile) -> bool:
-    qemu = profile.qemu
-    assert qemu is not None
-    tells = profile.kvm_architecture == "arm64" and qemu.release >= EXPANDS_FROM
-    return tells and not qemu.host_properties
 
 
 def check_clusters(host: Host) -> Iterator[Line]:

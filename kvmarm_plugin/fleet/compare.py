@@ -13,7 +13,7 @@ from ..judge.by_profile import check
 from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
 from ..model.policy import Policy
 from ..model.profile import HostProfile
-from ..resolve.partial import missing_parts, partial_target
+from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
 from .kinds import Kind, kinds_of
@@ -189,7 +189,8 @@ class _Source:
         target = self._targets[machine]
         if isinstance(target, str):
             return (), target
-        found = check(target, destination, unknown=self._host.unknown)
+        unknown = unknown_of_guests(target, self._host, self._policy)
+        found = check(target, destination, unknown=unknown)
         return (*found, *_host_differences(self._host, destination)), ""
 
     def _target(self, machine: str) -> Target:

@@ -197,7 +197,7 @@ def _reasons(comparison: Comparison) -> list[list[str]]:
             [*_heading(comparison, pairs), *(f"  {reason}" for reason in _why(pairs[0]))]
             for pairs in alike
         ]
-    alike = _by(missing, lambda pair: pair.problem or named_in(pair.blocking[0], "rule", "remedy"))
+    alike = _by(missing, lambda pair: pair.problem or named_in(_first(pair), "rule", "remedy"))
     alike.sort(key=len, reverse=True)
     return [
         [
@@ -244,11 +244,16 @@ def _why(pair: Pair) -> list[str]:
     return in_short(pair.blocking, recorded="on the source", local="on the destination")
 
 
+def _first(pair: Pair) -> Finding:
+    """The first reason; where nothing helps against one, that."""
+    return next((finding for finding in pair.blocking if finding.is_hopeless), pair.blocking[0])
+
+
 def _in_common(pairs: list[Pair]) -> str:
     """The first reason of each of these pairs, without its values."""
     if pairs[0].problem:
         return pairs[0].problem
-    said = [texts(pair.blocking[0]) for pair in pairs]
+    said = [texts(_first(pair)) for pair in pairs]
     subjects = sorted({each["subject"] for each in said})
     remedy = f"; remedy: {said[0]['remedy']}" if said[0]["remedy"] else ""
     return f"{', '.join(subjects)}: {said[0]['rule']}{remedy}"

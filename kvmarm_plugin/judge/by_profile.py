@@ -56,8 +56,19 @@ class ProfileOffer(Offer):
         if profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
             return
+        # What its other vCPUs are tells of any what all of a CPU have in common.
+        of_all = cluster.vcpus[0].registers if cluster.vcpus else {}
+        self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
+        qemu, architecture = profile.qemu, profile.kvm_architecture
+        if qemu and not qemu.has_kvm(architecture):
+            self.cannot_make("qemu-without-kvm", target)
+            return
         # "host" is whatever QEMU makes of it there; a named model has one target number everywhere.
         number = cluster.target if target.model == "host" else cluster.models.get(target.model)
+        takes = number is not None or "models" in profile.unknown
+        if qemu and takes and not qemu.has_model(target.model, architecture):
+            self.cannot_make("qemu-without-model", target)
+            return
         features = self.features_for(target)
         self.sve_lengths = cluster.sve_lengths
         self.seen = readable(cluster.seen, features if boots else target.features)
@@ -69,9 +80,6 @@ class ProfileOffer(Offer):
             if part not in profile.unknown:
                 self.cannot_make(kind, target)
                 return
-            # What its other vCPUs are tells of this one what all of a CPU have in common.
-            of_all = cluster.vcpus[0].registers
-            self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
             self.unknown = tuple(
                 each for each in PARTS if each in (*self.unknown, "registers", "reglist")
             )

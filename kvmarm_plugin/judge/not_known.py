@@ -41,7 +41,7 @@ def not_known(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> li
         and (_asks_for_capabilities(target) or target.architecture != offer.architecture),
         "cpus": "cpus" in here,
         "revidr": "revidr" in here and target.pinning is not None,
-        "models": "models" in here and target.model != "host",
+        "models": "models" in there or ("models" in here and target.model != "host"),
         "sve_lengths": "sve_lengths" in here and bool(target.sve_lengths),
         "seen": "seen" in here | there and target.architecture == "arm64",
         # A guest of a host with features that nobody measured may have them; one that arrives has

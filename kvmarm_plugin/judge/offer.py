@@ -27,7 +27,8 @@ class Offer:
         ipa_bits: the largest guest physical address space.
         problem: why no vCPU can be made for the target; None if one can.
         registers, reglist: of the vCPU that QEMU would make; of the registers, those that the
-            target records are enough.
+            target records are enough. Where there is a problem, what all vCPUs of the CPU have in
+            common (rules.IMPLEMENTATION_ID), or nothing.
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
         overrides: words of its kernel's command line; empty where nobody looked.

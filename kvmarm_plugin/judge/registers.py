@@ -63,6 +63,16 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
     ]
 
 
+def differences_of_identity(target: Target, offer: Offer) -> list[Finding]:
+    """The findings about what all vCPUs of a CPU have in common."""
+    return [
+        finding
+        for name in IMPLEMENTATION_ID
+        if name in target.registers
+        for finding in _judge_register(name, target, offer)
+    ]
+
+
 def _has_both_reglists(target: Target, offer: Offer) -> bool:
     """Whether they differ, and both are known: no list is empty."""
     return target.reglist != offer.reglist and bool(target.reglist and offer.reglist)

@@ -13,6 +13,9 @@ from ..model.target import Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
+_ENOUGH_IPA_BITS = 40  # for whatever the board lays out behind the least of guests
+_NONE_STARTS = ("no-kvm", "no-qemu", "qemu-without-kvm")  # whatever its architecture
+
 
 def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[Finding]:
     """Every reason why a target would not run as it did, the most blocking first; empty if there is
@@ -24,11 +27,18 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     """
     if target.architecture != offer.architecture:
         kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
-        other = Finding(kind, recorded=target.architecture, local=offer.architecture)
-        return _with_unknown([other], target, offer, unknown)
+        findings = [Finding(kind, recorded=target.architecture, local=offer.architecture)]
+        if offer.problem and offer.problem.kind in _NONE_STARTS:
+            findings.append(offer.problem)
+        return _with_unknown(findings, target, offer, unknown)
     findings = _judge_machine(target, offer)
     if offer.problem:
-        return sorted([*findings, offer.problem], key=_rank)
+        identity = []
+        if offer.registers and not offer.boots:  # of the CPU, whatever the vCPU
+            from .registers import differences_of_identity
+
+            identity = differences_of_identity(target, offer)
+        return sorted([*findings, offer.problem, *identity], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if (target.registers, target.reglist, target.seen) != (
@@ -116,7 +126,7 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
         )
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
         findings.append(_judge_addresses(target.ipa_bits, offer))
-    return findings
+    return findings + _judge_layout(offer)
 
 
 def _judge_machine_type(machine: str, offer: Offer) -> Finding:
@@ -144,6 +154,19 @@ def _judge_addresses(recorded: int, offer: Offer) -> Finding:
     if ipa_bits(0, recorded) <= offer.ipa_bits:
         return Finding("addresses-too-few-memory", **values)
     return Finding("addresses-too-few", **values, host=offer.host)
+
+
+def _judge_layout(offer: Offer) -> list[Finding]:
+    """An older QEMU lays out regions that no guest needs, and starts none without them."""
+    if not 0 < offer.ipa_bits < _ENOUGH_IPA_BITS:
+        return []
+    from ..model.board import ipa_bits, lacks_addresses  # few hosts need it
+
+    qemu = offer.qemu_version()
+    if not lacks_addresses(offer.ipa_bits, qemu):
+        return []
+    laid_out = ipa_bits(0, offer.ipa_bits, qemu)
+    return [Finding("addresses-laid-out", recorded=laid_out, local=offer.ipa_bits, host=offer.host)]
 
 
 def _split(machine: str) -> tuple[str, tuple[int, ...]]:

@@ -101,10 +101,15 @@ def line(
     local: str = "here",
     domain: str = DOMAIN,
     boots: bool = False,
+    helps: bool = True,
 ) -> str:
-    """A finding as one line; the arguments are as for `difference` and `texts`."""
+    """A finding as one line; the arguments are as for `difference` and `texts`.
+
+    Args:
+        helps: whether to say the remedy.
+    """
     said = texts(finding, domain, boots)
-    remedy = f"; remedy: {said['remedy']}" if said["remedy"] else ""
+    remedy = f"; remedy: {said['remedy']}" if said["remedy"] and helps else ""
     return f"{difference(finding, recorded, local)}; {said['severity']}: {said['rule']}{remedy}"
 
 
@@ -133,10 +138,17 @@ def in_short(
     boots: bool = False,
 ) -> list[str]:
     """The first findings, a line each, and how many more there are; the arguments are as for
-    `line`.
+    `line`. Where nothing helps against one, that is among them, and the others' remedies, which do
+    not help either, are not said.
     """
     more = len(findings) - limit
-    said = [line(finding, recorded, local, domain, boots) for finding in findings[:limit]]
+    hopeless = [] if boots else [finding for finding in findings if finding.is_hopeless]
+    if hopeless and not any(finding.is_hopeless for finding in findings[:limit]):
+        findings = [*findings[: limit - 1], hopeless[0]]
+    said = [
+        line(finding, recorded, local, domain, boots, finding.is_hopeless or not hopeless)
+        for finding in findings[:limit]
+    ]
     return [*said, *([f"and {more} more"] if more > 0 else [])]
 
 

@@ -48,6 +48,13 @@ def ipa_bits(memory: int, host_ipa_bits: int, qemu: tuple[int, int] = (0, 0)) ->
     return max(_LEAST_IPA_BITS, (max([top, *ends]) - 1).bit_length())
 
 
+def lacks_addresses(host_ipa_bits: int, qemu: tuple[int, int]) -> bool:
+    """Whether this QEMU starts no guest, however small, because it lays out regions that KVM has no
+    room for.
+    """
+    return not leaves_out(qemu) and ipa_bits(0, host_ipa_bits, qemu) > host_ipa_bits
+
+
 def leaves_out(qemu: tuple[int, int]) -> bool:
     """Whether this QEMU leaves out the regions that KVM has no room for."""
     return qemu >= LEAVES_OUT_FROM or qemu == (0, 0)

@@ -26,6 +26,10 @@ PARTS = (
 )
 SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
 
+# Versions of QEMU.
+_NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
+_EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
+
 
 class Vcpu(Value):
     """A scratch vCPU as measured.
@@ -127,6 +131,19 @@ class Qemu(Value):
         """Major and minor version; (0, 0) if the version is none."""
         found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", self.version)
         return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    def has_kvm(self, architecture: str) -> bool:
+        """Whether it has KVM on hosts of this architecture of KVM's."""
+        return architecture != "arm" or self.release < _NO_32_BIT_KVM_FROM
+
+    def has_model(self, model: str, architecture: str) -> bool:
+        """Whether it starts this CPU model under KVM, as far as it was asked. Without KVM there is
+        no "host" to expand; see host.qemu.
+        """
+        if self.cpu_models and model not in self.cpu_models:
+            return False
+        expands = architecture == "arm64" and self.release >= _EXPANDS_FROM
+        return model != "host" or bool(self.host_properties) or not expands
 
 
 class HostProfile(Value):

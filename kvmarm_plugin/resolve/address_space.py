@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from ..model.board import GIB, LEAVES_OUT_FROM, RAM_START, ipa_bits, leaves_out, ram_limit
+from ..model.board import (
+    GIB,
+    LEAVES_OUT_FROM,
+    RAM_START,
+    ipa_bits,
+    lacks_addresses,
+    leaves_out,
+    ram_limit,
+)
 from .wish import ResolveError
 
 
@@ -33,8 +41,7 @@ def guest_ipa_bits(
         )
     bits = ipa_bits(memory, host_ipa_bits, qemu)
     if bits > host_ipa_bits and not leaves_out(qemu):
-        is_hopeless = ipa_bits(0, host_ipa_bits, qemu) > host_ipa_bits
-        less = "" if is_hopeless else ", or give the guest less memory"
+        less = "" if lacks_addresses(host_ipa_bits, qemu) else ", or give the guest less memory"
         raise ResolveError(
             f"QEMU {_version(qemu)} on host {host} lays out {bits} bits of guest addresses, whether"
             f" it needs them or not, and KVM there has {host_ipa_bits}",

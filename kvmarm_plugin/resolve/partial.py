@@ -5,12 +5,13 @@ there would be as far as known.
 
 from __future__ import annotations
 
-from ..model.features import AARCH32, FEATURES, SVE
+from ..model.features import AARCH32, FEATURES, PMU, SVE
 from ..model.guest_registers import readable
 from ..model.policy import Policy
-from ..model.profile import SINCE_2, Cluster, HostProfile, Vcpu
+from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from ..model.target import Target, sve_bitmap
 from .address_space import guest_ipa_bits
+from .forms import Features, choose_form, knobs_of
 from .wish import ResolveError
 
 # Parts without which no domain is written.
@@ -71,14 +72,24 @@ def partial_target(profile: HostProfile, machine: str, policy: Policy) -> Target
         )
     cluster = max(profile.clusters, key=lambda cluster: cluster.size)
     vcpu = _vcpu(cluster, profile, policy)
-    lengths, registers = cluster.sve_lengths if SVE.is_in(vcpu.features) else (), vcpu.registers
+    lengths = cluster.sve_lengths if SVE.is_in(vcpu.features) else ()
+    form = choose_form(
+        cluster,
+        knobs_of(profile),
+        Features(vcpu.features, lengths),
+        _may_be_named(profile, vcpu.features, policy) and not _is_open(profile),
+        profile.qemu.cpu_models if profile.qemu else (),
+    )
+    # A named model has a target number of its own.
+    vcpu = cluster.vcpu(form.number, vcpu.features) or vcpu if form else vcpu
+    registers = vcpu.registers
     if lengths:
         registers = {**registers, "SVE_VLS": sve_bitmap(lengths)}
     return Target(
         architecture=profile.kvm_architecture,
         number=vcpu.number,
         features=vcpu.features,
-        model="host",
+        model=form.model if form else "host",
         unsaid=(),
         machine=machine,
         gic=max(profile.gic_versions, default=0),
@@ -88,6 +99,34 @@ def partial_target(profile: HostProfile, machine: str, policy: Policy) -> Target
         registers=registers,
         reglist=vcpu.reglist,
     )
+
+
+def unknown_of_guests(target: Target, profile: HostProfile, policy: Policy) -> tuple[str, ...]:
+    """Of profile.PARTS, what is not known of a guest of this host; "models" is among them only if
+    it may be of a named model or not. Then its target has "host".
+    """
+    is_open = _may_be_named(profile, target.features, policy) and _is_open(profile)
+    unknown = {*profile.unknown} - {"models"} | ({"models"} if is_open else set())
+    return tuple(part for part in PARTS if part in unknown)
+
+
+def _may_be_named(profile: HostProfile, features: tuple[str, ...], policy: Policy) -> bool:
+    """Whether a guest with these features would be of a named model if there is one; see
+    `forms.choose_form`.
+    """
+    roams = policy.cluster == "all" and len(profile.clusters) > 1
+    others = (feature for feature in FEATURES if feature is not PMU)
+    return (
+        policy.prefer_named and not roams and not any(feature.is_in(features) for feature in others)
+    )
+
+
+def _is_open(profile: HostProfile) -> bool:
+    """Whether nobody knows if there is a named model."""
+    if "models" in profile.unknown:
+        return True
+    has_models = any(cluster.models for cluster in profile.clusters)
+    return has_models and not {"qemu", "vcpus"}.isdisjoint(profile.unknown)
 
 
 def _vcpu(cluster: Cluster, profile: HostProfile, policy: Policy) -> Vcpu:

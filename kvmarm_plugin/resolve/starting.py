@@ -10,9 +10,6 @@ from ..model.profile import HostProfile, Qemu
 from .forms import Form
 from .wish import ResolveError, Wish
 
-NO_32_BIT_KVM_FROM = (5, 2)  # "Remove KVM support for 32-bit Arm hosts"
-EXPANDS_FROM = (4, 2)  # query-cpu-model-expansion, for ARM
-
 
 def check_start(
     wish: Wish, form: Form, machine: str, gic: int, profile: HostProfile, qemu: Qemu
@@ -32,16 +29,13 @@ def check_start(
 
 
 def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
-    if profile.kvm_architecture == "arm" and qemu.release >= NO_32_BIT_KVM_FROM:
+    if not qemu.has_kvm(profile.kvm_architecture):
         raise ResolveError(
             f"host {profile.name} is 32-bit, and QEMU {shown(qemu.version, 40)} has no KVM for"
             " 32-bit hosts",
             "install QEMU 5.1 or older there, or use an aarch64 host",
         )
-    is_missing = qemu.cpu_models and form.model not in qemu.cpu_models
-    # Without KVM there is no "host" to expand; see host.qemu.
-    is_silent = not qemu.host_properties and profile.kvm_architecture == "arm64"
-    if is_missing or (form.model == "host" and is_silent and qemu.release >= EXPANDS_FROM):
+    if not qemu.has_model(form.model, profile.kvm_architecture):
         raise ResolveError(
             f"QEMU {shown(qemu.version, 40)} on host {profile.name} has no CPU"
             f" {shown(form.model, 60)!r} under KVM",

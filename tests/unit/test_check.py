@@ -19,7 +19,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, WRONG, worst
 from kvmarm_plugin.judge.verdict import judge
-from kvmarm_plugin.judge.wording import line, texts
+from kvmarm_plugin.judge.wording import in_short, line, texts
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
@@ -245,3 +245,40 @@ def test_an_offer_is_of_the_model_that_was_recorded() -> None:
         profile_json.loads(HOSTS["trixie-cortex-a57"].read_text()).clusters[0].models["cortex-a57"]
         == a57.number
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "kind"),
+    [
+        ("trixie-cortex-a57", "trixie-neoverse-n1", "model-unknown"),
+        ("trixie-max", "trixie-neoverse-n1", "vcpu-unknown"),
+    ],
+)
+def test_another_cpu_is_found_beside_a_problem(source: str, destination: str, kind: str) -> None:
+    """Nothing helps then, whatever helps against the problem."""
+    found = check(_target(source), host(destination))
+    kinds = [finding.kind for finding in found]
+    assert kind in kinds
+    assert "field-refused-identity" in kinds
+    assert any(finding.is_hopeless for finding in found)
+    started = check(_target(source), host(destination), boots=True)
+    assert "field-refused-identity" not in [finding.kind for finding in started]
+
+
+def test_the_same_cpu_has_its_problem_only() -> None:
+    here = host("trixie-cortex-a57")
+    (cluster,) = here.clusters
+    (finding,) = check(
+        _target("trixie-cortex-a57"), here.replace(clusters=(cluster.replace(models={}),))
+    )
+    assert finding.kind == "model-unknown"
+
+
+def test_where_nothing_helps_no_other_remedy_is_said() -> None:
+    found = check(_target("trixie-cortex-a57"), host("trixie-neoverse-n1"))
+    for limit in (1, 4):
+        said = "\n".join(in_short(found, limit))
+        assert "remedy: none: " in said
+        assert "prefer: host" not in said
+        assert said.count("remedy: ") == said.count("remedy: none: ")
+    assert "prefer: host" in "\n".join(in_short(found[:1]))

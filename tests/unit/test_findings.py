@@ -68,6 +68,25 @@ def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
     return _host(qemu=qemu.replace(machines=machines))
 
 
+_OPEN = Policy(prefer_named=False)
+
+
+def _old_board(**changes: Any) -> HostProfile:
+    return _host("hand-made-a15-3.10", **changes)
+
+
+def _without_host_model() -> HostProfile:
+    qemu = host(_N1).qemu
+    assert qemu is not None
+    return _host(qemu=qemu.replace(cpu_models=("cortex-a57",)))
+
+
+def _older_qemu(bits: int) -> HostProfile:
+    qemu = host(_N1).qemu
+    assert qemu is not None
+    return _host(qemu=qemu.replace(version="6.2.0"), ipa_bits=bits)
+
+
 def _with_register(name: str, value: int, of: str = _N1, **cluster: Any) -> HostProfile:
     vcpus = tuple(
         v.replace(registers={**v.registers, name: value}) for v in host(of).clusters[0].vcpus
@@ -197,6 +216,11 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         _target(features=("psci_0_2", "el1_32bit")), host("hand-made-a15-3.10")
     ),
     "no-kvm": lambda: check(_target(), _host(clusters=(), gic_versions=(), ipa_bits=0)),
+    "qemu-without-kvm": lambda: check(
+        _target(architecture="arm"), _old_board(qemu=host(_N1).qemu)
+    ),
+    "qemu-without-model": lambda: check(_target(policy=_OPEN), _without_host_model()),
+    "addresses-laid-out": lambda: check(_target(ipa_bits=36), _older_qemu(36)),
     "no-qemu": lambda: check(_target(), _host(qemu=None)),
     "model-unknown": lambda: check(_target("trixie-cortex-a57"), host(_N1)),
     "vcpu-unknown-other": lambda: check(_target(features=("psci_0_2", "has_el2")), host(_N1)),
@@ -447,6 +471,14 @@ def test_in_short() -> None:
     short = in_short(findings, 3)
     assert short == [*map(line, findings[:3]), f"and {len(findings) - 3} more"]
     assert in_short(findings[:2], 3) == list(map(line, findings[:2]))
+
+
+def test_a_kernel_tells_another_cpu_beside_a_vcpu_that_it_does_not_make() -> None:
+    target = _target(_MAX, seen={})
+    assert [finding.kind for finding in _rehearsed(target) if finding.is_hopeless] == [
+        finding.kind for finding in check(target, host(_N1)) if finding.is_hopeless
+    ]
+    assert any(finding.is_hopeless for finding in _rehearsed(target))
 
 
 def test_a_guest_that_fits_needs_no_words() -> None:

@@ -169,7 +169,11 @@ def test_a_known_cpu_takes_its_own_guests_as_far_as_known(name: str) -> None:
 
 def _without(part: str) -> HostProfile:
     """A host that is not known to have, or not to have, a part."""
-    here = host(_N1)
+    return _less(host(_N1), part)
+
+
+def _less(here: HostProfile, part: str) -> HostProfile:
+    """Of one cluster."""
     nothing: dict[str, Any] = {
         **dict.fromkeys(("overrides", "gic_versions", "cpu_features", "sve_lengths"), ()),
         **{each: {} for each in ("capabilities", "models", "seen")},
@@ -217,6 +221,41 @@ def test_a_part_that_a_verdict_needs(part: str) -> None:
     found = _found(part)
     assert [finding.values["part"] for finding in found] == _DECIDING.get(part, [])
     assert worst(found) == (UNKNOWN if part in _DECIDING else "")
+
+
+_OF_FORMS = ("libvirt", "cpu_features", "capabilities", "models", "qemu", "vcpus")
+
+
+@pytest.mark.parametrize("prefers", [True, False])
+@pytest.mark.parametrize("part", _OF_FORMS)
+@pytest.mark.parametrize("destination", ["sid-cortex-a57", "trixie-cortex-a57"])
+def test_what_form_guests_have_is_as_the_whole_profile_says_or_unknown(
+    destination: str, part: str, prefers: bool
+) -> None:
+    """A Cortex-A57 gives guests a named model, which other kernels do not take."""
+    whole = host("trixie-cortex-a57")
+    policy = Policy(prefer_named=prefers)
+    there = host(destination).replace(name="there")
+
+    def answer(here: HostProfile) -> tuple[bool | None, set[str]]:
+        comparison = compare([here, there], policy)
+        places = {name: n for n, kind in enumerate(comparison.kinds) for name in kind.names}
+        pair = comparison.pair(places[here.name], places["there"])
+        return pair.answer, {finding.values.get("part", "") for finding in pair.unknown}
+
+    said, unknown = answer(_less(whole, part))
+    expected, _ = answer(whole)
+    assert said in (expected, None)
+    if part in ("models", "qemu", "vcpus"):
+        assert ("models" in unknown) is prefers
+    else:
+        assert "models" not in unknown
+        assert said is not None or expected is not False
+
+
+def test_guests_of_more_features_have_no_named_model() -> None:
+    here, there = _less(host("trixie-max"), "models"), host("trixie-max").replace(name="there")
+    assert all(pair.answer for pair in compare([here, there], Policy()).pairs)
 
 
 def test_what_older_profiles_do_not_tell_is_no_question() -> None:

@@ -163,6 +163,17 @@ def _upgrade_qemu(world: World, remedy: str) -> World:
     return world._replace(destination=_with_qemu(world.destination, newest))
 
 
+def _install_qemu(world: World, remedy: str) -> World:
+    """An older one, or one with KVM."""
+    here = world.destination
+    assert here.qemu is not None
+    older = re.search(r"install QEMU (\S+) or older on", remedy)
+    if older:
+        return world._replace(destination=here.replace(qemu=here.qemu.replace(version=older[1])))
+    assert "install a QEMU on" in remedy
+    return world._replace(destination=_with_qemu(here, host(_N1)))
+
+
 def _upgrade_qemu_there(world: World, remedy: str) -> World:
     """libvirt, too, which comes with it."""
     assert re.search(r"upgrade libvirt and QEMU where|QEMU there has .* to be upgraded", remedy)
@@ -297,6 +308,9 @@ _FIELD: dict[str, tuple[Way, ...]] = {
 }
 _WAYS: dict[str, tuple[Way, ...]] = {
     "architecture-other": (_refresh_there, _keep("trixie-cortex-a57")),
+    "qemu-without-kvm": (_install_qemu,),
+    "qemu-without-model": (_install_qemu,),
+    "addresses-laid-out": (_upgrade_qemu,),
     "model-unknown": (_policy,),
     "vcpu-unknown": (_policy,),
     "vcpu-refused": (_policy,),
@@ -342,6 +356,9 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "machine-dropped",
             "machine-foreign",
             "gic-refused",
+            "qemu-without-kvm",
+            "qemu-without-model",
+            "addresses-laid-out",
             "memory-too-large",
             "pmu-off-refused",
             "cpu-replaced",
@@ -392,6 +409,12 @@ def _with_machines(of: str, *machines: str) -> HostProfile:
     qemu = host(of).qemu
     assert qemu is not None
     return _host(of, qemu=qemu.replace(machines=machines, aliases={"virt": machines[0]}))
+
+
+def _with_version(of: str, version: str, **changes: Any) -> HostProfile:
+    qemu = host(of).qemu
+    assert qemu is not None
+    return _host(of, qemu=qemu.replace(version=version, **changes))
 
 
 def _field(of: str, path: str, value: int, feature: str = "", **cluster: Any) -> HostProfile:
@@ -486,6 +509,23 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
             "hand-made-a15-3.10",
             _machine_type("virt-2.6").replace(b"aarch64", b"armv7l"),
         )
+    ],
+    "qemu-without-kvm": lambda: [
+        _world(
+            "hand-made-a15-3.10",
+            _with_version("hand-made-a15-3.10", "5.2.0"),
+            _machine_type("virt-2.6").replace(b"aarch64", b"armv7l"),
+        )
+    ],
+    "qemu-without-model": lambda: [
+        _world(_N1, _with_version(_N1, "10.0.13", cpu_models=("cortex-a57",))),
+        _world(_N1, _with_version(_N1, "10.0.13", cpu_models=(), host_properties={})),
+        _world(
+            "trixie-cortex-a57", _with_version("trixie-cortex-a57", "10.0", cpu_models=("max",))
+        ),
+    ],
+    "addresses-laid-out": lambda: [
+        _world(_host(_N1, ipa_bits=36), _with_version(_N1, "6.2.0").replace(ipa_bits=36))
     ],
     "model-unknown": lambda: [
         _world("trixie-cortex-a57", _host("trixie-cortex-a57", {"models": {}}))
@@ -665,6 +705,7 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
 # Until these are gone, what else there is stays unseen.
 _HIDING = (
     "architecture-other", "model-unknown", "vcpu-unknown", "xml-edited", "cpu-replaced",
+    "qemu-without-kvm", "qemu-without-model",
     "host-model-asked", "argument-overrules", "cluster-open", "cluster-missing",
 )  # fmt: skip
 

@@ -621,3 +621,49 @@ def test_only_emulated_arm_guests_with_host_model_are_told() -> None:
         assert what_emulation_needs(parse(other)) == ""
     nameless = emulated.replace(b"<name>guest</name>", b"")
     assert what_emulation_needs(parse(nameless)).startswith("the domain keeps")
+
+
+# -- what QEMU starts on no account --------------------------------------------------------------
+
+
+def _not_started() -> dict[str, tuple[HostProfile, str]]:
+    n1, board = host("trixie-neoverse-n1"), host("hand-made-a15-3.10")
+    return {
+        "no host": (with_qemu(n1, "10.0.13", cpu_models=("cortex-a57",)), "qemu-without-model"),
+        "no KVM": (
+            with_qemu(n1, "10.0.13", cpu_models=(), host_properties={}),
+            "qemu-without-model",
+        ),
+        "32 bits": (with_qemu(board, "5.2.0"), "qemu-without-kvm"),
+        "36 bits": (with_qemu(n1.replace(ipa_bits=36), "6.2.0"), "addresses-laid-out"),
+        "39 bits": (with_qemu(n1.replace(ipa_bits=39), "6.2.0"), "addresses-laid-out"),
+    }
+
+
+@pytest.mark.parametrize("boots", [False, True])
+@pytest.mark.parametrize("name", _not_started())
+def test_what_does_not_resolve_does_not_arrive_either(name: str, boots: bool) -> None:
+    here, kind = _not_started()[name]
+    assert here.qemu is not None
+    arch = "aarch64" if here.kvm_architecture == "arm64" else "armv7l"
+    text = domain(type_=f"arch='{arch}' machine='{here.qemu.machines[-1]}'")
+    refused(here, text)
+    able = host("trixie-neoverse-n1" if arch == "aarch64" else "hand-made-a15-3.10")
+    target = resolved(able.replace(ipa_bits=here.ipa_bits), text)[1]
+    (finding,) = check(target, here, boots=boots)
+    assert (finding.kind, finding.stops_start) == (kind, True)
+    unknown = here.replace(qemu=None, unknown=(*here.unknown, "qemu"))
+    assert {each.severity for each in check(target, unknown, boots=boots)} == {"unknown"}
+
+
+def test_an_old_qemu_starts_guests_of_40_bits() -> None:
+    here = with_qemu(host("trixie-neoverse-n1").replace(ipa_bits=40), "6.2.0")
+    assert check(resolved(here, domain())[1], here) == []
+
+
+def test_a_64_bit_host_s_32_bit_guest_does_not_start_on_a_qemu_without_kvm() -> None:
+    here = with_qemu(host("hand-made-a15-3.10"), "5.2.0")
+    source = domain(type_="arch='armv7l' machine='virt'")
+    target = resolved("trixie-cortex-a57", source)[1]
+    kinds = [finding.kind for finding in check(target, here, boots=True)]
+    assert kinds == ["architecture-other", "qemu-without-kvm"]
