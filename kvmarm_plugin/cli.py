@@ -133,35 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     refresh = _command(
         subparsers, "refresh", "resolve recorded guests anew, from what their users wrote"
     )
-    which = refresh.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
-    )
-    which.add_argument("--all", action="store_true", help="every domain that has a record")
+    _add_domains(refresh, "every domain that has a record")
     refresh.add_argument(
         "--machine", metavar="TYPE", help="give them this machine type (default: they keep theirs)"
     )
-    refresh.add_argument(
-        "--dry-run", action="store_true", help="say what would change, and change nothing"
-    )
-    refresh.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_changes(refresh)
     _add_connect(refresh)
     _add_resolving(refresh)
 
     adopt = _command(
         subparsers, "adopt", "record guests that never asked for host-model, running ones too"
     )
-    which = adopt.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
-    )
-    which.add_argument(
-        "--all", action="store_true", help="every domain that the policy does not except"
-    )
-    adopt.add_argument(
-        "--dry-run", action="store_true", help="say what would change, and change nothing"
-    )
-    adopt.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_domains(adopt, "every domain that the policy does not except")
+    _add_changes(adopt)
     _add_connect(adopt)
 
     forget = _command(
@@ -169,20 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         "forget",
         "take kvmarm's record away from guests, and leave them alone from then on",
     )
-    which = forget.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
-    )
-    which.add_argument("--all", action="store_true", help="every domain")
+    _add_domains(forget, "every domain")
     forget.add_argument(
         "--restore",
         action="store_true",
         help="also give back what their users wrote (default: they keep the concrete CPU)",
     )
-    forget.add_argument(
-        "--dry-run", action="store_true", help="say what would change, and change nothing"
-    )
-    forget.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_changes(forget)
     _add_connect(forget)
 
     undo = _command(
@@ -350,6 +327,26 @@ def _add_file(parser: argparse.ArgumentParser, optional: bool = False) -> None:
         )
     else:
         parser.add_argument("file", metavar="FILE", help=f"{what})")
+
+
+def _add_domains(parser: argparse.ArgumentParser, every: str) -> None:
+    """Domains by name, or all.
+
+    Args:
+        every: which all are.
+    """
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID of a domain"
+    )
+    which.add_argument("--all", action="store_true", help=every)
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would change, and change nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def _add_connect(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,6 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import record
 from ..domain.xml import parse
-from ..host import left
 from ..host.libvirtd import Connection, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..kvm.device import System
@@ -25,6 +24,7 @@ from .inputs import probe_here, read_policy
 from .output import say, write_text
 from .refresh import not_left
 from .refresh_view import ADOPTED, ADOPTS, FAILED, KEPT, UNTOLD, Guest, Outcome
+from .resolving import leave_alone_no_more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,10 +102,7 @@ class _Adopter:
             reason = why_not_adopted(parse(xml.encode()))
             return guest._replace(stored=Outcome(FAILED, reason=reason))
         if not self._dry_run:
-            try:
-                left.discard(domain.uuid)
-            except KvmarmError as error:
-                say(f"{shown(name)} may still be left alone by renewal and --all: {error}")
+            leave_alone_no_more(domain.uuid, shown(name))
         return guest
 
     def adopt(self, domain: Domain) -> Guest:

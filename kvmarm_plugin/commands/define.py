@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines, shown
 from ..domain.xml import parse
-from ..host import left
 from . import DONE
-from .output import say, write_text
-from .resolving import Choices, resolved_for
+from .output import write_text
+from .resolving import Choices, leave_alone_no_more, resolved_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,8 +51,5 @@ def _define(connection: Connection, xml: bytes, validate: bool) -> str:
     else:
         name = redefine(connection, domain, stored, xml.decode(), validate)
     if connection.is_here:
-        try:
-            left.discard(connection.domain_by_uuid(uuid).uuid)
-        except KvmarmError as error:
-            say(f"{name} may still be left alone by renewal and --all: {error}")
+        leave_alone_no_more(connection.domain_by_uuid(uuid).uuid, name)
     return name

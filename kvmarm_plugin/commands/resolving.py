@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..domain import record
 from ..domain.xml import asks_for_host_model, parse
-from ..host import files
+from ..host import files, left
 from .inputs import machines_here, read_policy, read_pool, read_profile
 from .output import say
 
@@ -117,6 +117,18 @@ def check_host_of(uri: str, choices: Choices) -> None:
             f"{uri} is another host, and its profile is not known here",
             "give its profile with --host, or have it asked: --host ssh://HOST",
         )
+
+
+def leave_alone_no_more(uuid: str, name: str) -> None:
+    """The user has kvmarm work on a guest again.
+
+    Args:
+        name: of the guest, for people.
+    """
+    try:
+        left.discard(uuid)
+    except KvmarmError as error:
+        say(f"{name} may still be left alone by renewal and --all: {error}")
 
 
 def why_it_will_not_start(domain: Element) -> str:

@@ -40,6 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
+    from ..domain.xml import Element
     from ..host.libvirtd import Connection, Domain
     from ..model.policy import Policy
     from ..model.profile import HostProfile
@@ -240,7 +241,7 @@ class Agent:
     def _stored(self, connection: Connection, domain: Domain, system: System) -> bool:
         if not domain.is_persistent():
             return False
-        xml = parse(domain.xml(live=False, secrets=False).encode())
+        xml = _stored_xml(domain)
         if asks_for_host_model(xml):
             self._make_concrete(connection, domain)
         elif record.find(xml) is None:
@@ -269,10 +270,9 @@ class Agent:
     def _adopt_stored(self, connection: Connection, domain: Domain, system: System) -> None:
         mode = adopts(self._tools.policy(), domain.name)
         if mode == "pin":
-            keep = keeper(self._tools.profile(), self._tools.policy(), self._tell)
             pin_stored(
                 domain,
-                lambda: keep,
+                lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell),
                 lambda read, new: self._redefine(connection, domain, read, new, "adopt: pin"),
             )
         elif mode == "record" and adopt_stored(domain, system) is not None:
@@ -320,7 +320,7 @@ class Agent:
                 f"{shown(domain.name)}: it was undefined while its definition was replaced, and so"
                 " came back: undefined again"
             )
-        elif len(details) > 1 and record.find(parse(_stored_xml(domain))) is not None:
+        elif len(details) > 1 and record.find(_stored_xml(domain)) is not None:
             self._tell(
                 f"{shown(domain.name)}: COLLISION: somebody else defined it while its definition"
                 " was replaced, and what that was to change may be lost. What was read:"
@@ -346,8 +346,8 @@ class _Window(NamedTuple):
     end: float
 
 
-def _stored_xml(domain: Domain) -> bytes:
-    return domain.xml(live=False, secrets=False).encode()
+def _stored_xml(domain: Domain) -> Element:
+    return parse(domain.xml(live=False, secrets=False).encode())
 
 
 def _in_short(document: str) -> str:
