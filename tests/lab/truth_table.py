@@ -576,7 +576,8 @@ def main() -> int:
     text = page(table, time.monotonic() - start)
     if "--write" in arguments:
         # What lives.py has written stays.
-        PAGE.write_text("\n".join([text, *PAGE.read_text().partition("\n## ")[1:]]).rstrip() + "\n")
+        _, heading, lives = PAGE.read_text().partition("\n## ")
+        PAGE.write_text(text + heading + lives)
     else:
         print(text)
     return int(failed or not all(row.agrees for row in table.rows))
