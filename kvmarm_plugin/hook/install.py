@@ -19,9 +19,10 @@ from pathlib import Path
 from ..basics.errors import KvmarmError
 from ..basics.ownership import is_ours, others_can_change
 from ..basics.untrusted import shown
-from ..host import daemons
+from ..host import daemons, marks
 from ..host.files import replace, shipped, sync
 from ..host.paths import Step, reach
+from ..host.selinux import SELinux, type_of
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
@@ -31,6 +32,12 @@ _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this
 _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parents[1]
+# What to do about SELinux: rpm/kvmarm.spec and rpm/kvmarm.te of the sources say why it helps.
+_BY_PACKAGE = (
+    "install kvmarm as a package of your distribution's kind: its hook is a link to a program,"
+    " which libvirt may run"
+)
+_BY_MODULE = f"install kvmarm-selinux, and then: restorecon -R {marks.DIRECTORY}"
 
 
 def install(directory: Path = DIRECTORY) -> list[str]:
@@ -45,7 +52,8 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     if not etc.is_dir():
         raise KvmarmError(
             f"{etc} does not exist",
-            "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)",
+            "install libvirt's QEMU driver first (Debian: libvirt-daemon-system; Fedora, RHEL:"
+            " libvirt-daemon-driver-qemu)",
         )
     _check_version()
     text = script()
@@ -62,6 +70,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
         return [done, _reload(), *_selinux_advice()]
     for each in (path.parent.parent, path.parent):
         _make_directory(each)
+    _refuse_by_selinux(path.parent)
     try:
         with reach(str(path), _refuse_links) as end:
             if (
@@ -75,7 +84,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
         raise KvmarmError(
             f"cannot write {path}: {error.strerror}", "run as root; is there free space?"
         ) from None
-    return [f"installed {path}", _reload(), *_selinux_advice()]
+    return [f"installed {path}", _reload()]
 
 
 def uninstall(directory: Path = DIRECTORY) -> list[str]:
@@ -88,7 +97,7 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     if _is_packaged(path):
         raise KvmarmError(
             f"cannot remove {path}: it is the link of a package to {PACKAGED}",
-            "remove the package (Debian: apt remove kvmarm), and it is gone",
+            "remove the package (apt remove kvmarm, or dnf remove kvmarm), and it is gone",
         )
     try:
         with reach(str(path), _refuse_links) as end:
@@ -293,29 +302,56 @@ def _kvmarms(end: Step, verb: str) -> bytes:
     return held
 
 
-def _selinux_advice() -> list[str]:
-    """SELinux keeps hooks from /dev/kvm unless told otherwise, and a guest with a record would not
-    start then.
+def selinux_denies(selinux: SELinux, label: str) -> list[tuple[str, str]]:
+    """What SELinux does not let libvirt's daemons do that the hook needs: (what, what to do) each.
+
+    Args:
+        label: of the hook, or of what it is a link to.
+
+    Raises OSError or ValueError: the kernel does not answer.
     """
-    try:
-        answer = subprocess.run(
-            ["/usr/sbin/getsebool", "virt_hooks_unconfined"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    allowed = answer.stdout.strip().endswith("on")
-    return (
-        []
-        if allowed
-        else [
-            "SELinux confines hooks here: allow this one with: setsebool -P"
-            " virt_hooks_unconfined on"
-        ]
-    )
+    denied = []
+    for daemon, context in selinux.daemons().items():
+        no = f"SELinux does not let {daemon} "
+        domain = selinux.run(context, label)
+        if not domain:
+            denied.append((f"{no}run a hook that is {type_of(label)}", _BY_PACKAGE))
+            continue
+        python, kvm = interpreter(), "/dev/kvm"
+        if not selinux.run(domain, selinux.label(python)):
+            denied.append((f"{no}run {python} for the hook", ""))
+        with suppress(FileNotFoundError):
+            if not selinux.allows(domain, selinux.label(kvm), "chr_file", "read write ioctl open"):
+                denied.append((f"{no}use {kvm} in the hook", ""))
+        with suppress(FileNotFoundError):
+            label_there = selinux.label(f"{marks.DIRECTORY}/allow")
+            if not selinux.allows(domain, label_there, "file", "read open unlink"):
+                denied.append((f"{no}obey `kvmarm allow` in the hook", _BY_MODULE))
+    return denied
+
+
+def _refuse_by_selinux(directory: Path) -> None:
+    """libvirt would pass over a file that its daemon may not run, or start no guest."""
+    denied = []
+    with suppress(OSError, ValueError):  # doctor says so then
+        selinux = SELinux()
+        if selinux.enforces():
+            denied = selinux_denies(selinux, selinux.label_of_new(str(directory)))
+    for what, remedy in denied:
+        if remedy == _BY_PACKAGE:
+            raise KvmarmError(what, remedy)
+
+
+def _selinux_advice() -> list[str]:
+    """Of the link of a package."""
+    with suppress(OSError, ValueError):
+        selinux = SELinux()
+        if selinux.enforces():
+            return [
+                f"{what}; {remedy}" if remedy else what
+                for what, remedy in selinux_denies(selinux, selinux.label(PACKAGED))
+            ]
+    return []
 
 
 def _check_interpreter(python: str) -> None:

@@ -24,9 +24,11 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.host import daemons, marks
+from kvmarm_plugin.host.selinux import SELinux
 from kvmarm_plugin.model import policy
 
 from ..corpus import GUEST
+from .fakeselinux import FEDORA, RHEL9, FakeSELinux
 from .users import give, needs_root
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of root's, in a directory (/tmp) that is everybody's."""
     for name in ("_check_version", "_check_interpreter"):
         monkeypatch.setattr(hookfile, name, lambda *_: None)
-    monkeypatch.setattr(daemons, "running", list)
+    monkeypatch.setattr(daemons, "running", lambda *_: [])
     before = os.umask(0o022)
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)
@@ -510,6 +512,65 @@ def test_what_a_package_that_is_gone_has_left(
         call(directory)
     link.unlink()
     call(directory)
+
+
+# -- SELinux -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy_of(
+    place: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], FakeSELinux]:
+    """What plays a kernel with SELinux and such a policy."""
+    monkeypatch.setattr(hookfile, "SELinux", lambda: SELinux(place))
+
+    def play(rules: str) -> FakeSELinux:
+        selinux = FakeSELinux(place, monkeypatch, rules)
+        selinux.labels[str(directory)] = "virt_hook_t"
+        return selinux
+
+    return play
+
+
+def test_a_file_that_virtqemud_may_not_run_is_not_installed(
+    directory: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    selinux = policy_of(FEDORA)
+    with pytest.raises(KvmarmError, match=r"let virtqemud run a hook .* virt_hook_t \(.* package"):
+        hookfile.install(directory)
+    assert not (directory / hookfile.NAME).exists()
+    selinux.permissive = True
+    hookfile.install(directory)
+    assert (directory / hookfile.NAME).exists()
+
+
+def test_a_file_that_an_unconfined_daemon_runs_is(
+    directory: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    policy_of(RHEL9)
+    hookfile.install(directory)
+    assert (directory / hookfile.NAME).exists()
+
+
+def test_where_selinux_does_not_answer_doctor_says_so(
+    directory: Path, place: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    policy_of(FEDORA)
+    (place / "sys/fs/selinux/class/file/index").unlink()
+    hookfile.install(directory)
+
+
+def test_what_selinux_denies_to_the_hook_of_a_package_is_said(
+    directory: Path, link: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    selinux = policy_of(FEDORA)
+    selinux.labels[hookfile.PACKAGED] = "bin_t"
+    assert len(hookfile.install(directory)) == 2
+    selinux.labels[marks.DIRECTORY] = "var_run_t"
+    assert hookfile.install(directory)[2].endswith(
+        "`kvmarm allow` in the hook; install kvmarm-selinux, and then: restorecon -R /run/kvmarm"
+    )
+    assert link.is_symlink()
 
 
 # -- who renews records --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from kvmarm_plugin.model.policy import HookPolicy, Policy
 
 _PROJECT = Path(__file__).parents[2]
 _DEBIAN = _PROJECT / "debian"
-_SCRIPTS = sorted(path for path in _DEBIAN.glob("kvmarm.p*") if path.suffix != ".yaml")
+_SCRIPTS = sorted(_DEBIAN.glob("kvmarm.p*"))
 
 
 def _read(name: str) -> str:
@@ -47,17 +47,19 @@ def test_every_unit_is_installed_and_handled() -> None:
     assert set(re.findall(r"^\tdh_installsystemd .*?(\S+)$", _read("rules"), re.MULTILINE)) == units
 
 
-# -- /etc/kvmarm/policy.yaml ---------------------------------------------------------------------
+# -- docs/policy.yaml, from which /etc/kvmarm/policy.yaml is written -------------------------------
+
+_POLICY = _PROJECT / "docs/policy.yaml"
 
 
-def test_the_policy_of_the_package_is_the_default() -> None:
-    assert policy.loads(_read("policy.yaml")) == Policy()
-    assert policy.for_hook(str(_DEBIAN / "policy.yaml")) == HookPolicy()
+def test_the_example_of_a_policy_is_the_default() -> None:
+    assert policy.loads(_POLICY.read_text(encoding="utf-8")) == Policy()
+    assert policy.for_hook(str(_POLICY)) == HookPolicy()
 
 
 def test_every_setting_is_in_it_with_its_default() -> None:
     """Without the # in front of them: what has a default that can be written means that."""
-    uncommented = re.sub(r"^#(?! )", "", _read("policy.yaml"), flags=re.MULTILINE)
+    uncommented = re.sub(r"^#(?! )", "", _POLICY.read_text(encoding="utf-8"), flags=re.MULTILINE)
     settings = re.findall(r"^([\w-]+):", uncommented, re.MULTILINE)
     assert sorted(settings) == sorted(policy._SETTINGS)
     policy.loads(uncommented)  # takes every value
