@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from ..basics.untrusted import shown
 from ..hook import install
+from ..hook.confined import AS_FILE, AS_LINK, selinux_denies
 from ..host.daemons import DAEMONS
 from ..host.selinux import SELinux
 from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
@@ -131,12 +132,15 @@ def check_selinux(host: Host) -> Iterator[Line]:
     if not selinux.enforces():
         yield Line(OK, "SELinux is off, or does not enforce")
         return
+    hook = str(install.DIRECTORY / install.NAME)
     try:
-        label = selinux.label(str(install.DIRECTORY / install.NAME))
+        label = selinux.label(hook)
     except FileNotFoundError:
         yield Line(OK, "SELinux enforces; there is no hook to run")
         return
-    denied = install.selinux_denies(selinux, label)
+    linked = host.path(hook).is_symlink()
+    remedy = AS_LINK.format(install.PACKAGED) if linked else AS_FILE
+    denied = selinux_denies(selinux, label, install.interpreter(), remedy)
     for what, remedy in denied:
         yield Line(BAD, what, remedy)
     if not denied:

@@ -19,10 +19,10 @@ from pathlib import Path
 from ..basics.errors import KvmarmError
 from ..basics.ownership import is_ours, others_can_change
 from ..basics.untrusted import shown
-from ..host import daemons, marks
+from ..host import daemons
 from ..host.files import replace, shipped, sync
 from ..host.paths import Step, reach
-from ..host.selinux import SELinux, type_of
+from . import confined
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
@@ -32,21 +32,17 @@ _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this
 _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parents[1]
-# What to do about SELinux: rpm/kvmarm.spec and rpm/kvmarm.te of the sources say why it helps.
-_BY_PACKAGE = (
-    "install kvmarm as a package of your distribution's kind: its hook is a link to a program,"
-    " which libvirt may run"
-)
-_BY_MODULE = f"install kvmarm-selinux, and then: restorecon -R {marks.DIRECTORY}"
 
 
 def install(directory: Path = DIRECTORY) -> list[str]:
-    """Install or renew the hook, and tell libvirt. Returns what was done, a line each. The link of
-    a distribution's package stays.
+    """Install or renew the hook, and tell libvirt. Returns what was done, a line each. Of a
+    distribution's package it is a link, which stays, and is made where it is gone; of any other
+    installation a file.
 
     Raises:
         KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others
-            than root can change what would run, or something is there that is not kvmarm's.
+            than root can change what would run, something is there that is not kvmarm's, or SELinux
+            lets libvirt run no file in that place.
     """
     etc = directory.parent.parent
     if not etc.is_dir():
@@ -67,12 +63,20 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     if _is_packaged(path):
         _check_owner(str(path))
         done = f"{path} is up to date: it is the link of a package to {PACKAGED}, and stays"
-        return [done, _reload(), *_selinux_advice()]
+        return [done, _reload(), *confined.selinux_advice(python, PACKAGED)]
     for each in (path.parent.parent, path.parent):
         _make_directory(each)
-    _refuse_by_selinux(path.parent)
+    linked = _is_this(PACKAGED, wanted)
+    if not linked:
+        confined.refuse_by_selinux(python, str(path.parent))
     try:
         with reach(str(path), _refuse_links) as end:
+            if linked:
+                if end.entry is not None:
+                    _kvmarms(end, "write")
+                _link(end)
+                done = f"installed {path}, a link to {PACKAGED}"
+                return [done, _reload(), *confined.selinux_advice(python, PACKAGED)]
             if (
                 end.entry is not None
                 and _kvmarms(end, "write") == wanted
@@ -97,7 +101,8 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     if _is_packaged(path):
         raise KvmarmError(
             f"cannot remove {path}: it is the link of a package to {PACKAGED}",
-            "remove the package (apt remove kvmarm, or dnf remove kvmarm), and it is gone",
+            "remove the package (apt remove kvmarm, or dnf remove kvmarm), and it is gone; to keep"
+            f" the package without its hook: rm {path}",
         )
     try:
         with reach(str(path), _refuse_links) as end:
@@ -181,6 +186,25 @@ def _is_packaged(path: Path) -> bool:
     left of such a package.
     """
     return path.is_symlink() and os.readlink(path) == PACKAGED and os.path.exists(PACKAGED)
+
+
+def _is_this(packaged: str, wanted: bytes) -> bool:
+    """Whether a program is the hook of the package that runs here."""
+    try:
+        with open(packaged, "rb") as file:
+            return file.read(_LONGEST) == wanted
+    except OSError:
+        return False
+
+
+def _link(end: Step) -> None:
+    """Make the hook a link to PACKAGED; there is one hook at any time."""
+    new = f".{end.name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=end.directory)
+    os.symlink(PACKAGED, new, dir_fd=end.directory)
+    os.replace(new, end.name, src_dir_fd=end.directory, dst_dir_fd=end.directory)
+    sync(end.directory)
 
 
 def _check_owner(path: str) -> None:
@@ -300,58 +324,6 @@ def _kvmarms(end: Step, verb: str) -> bytes:
             "see what it is, and move it out of there",
         )
     return held
-
-
-def selinux_denies(selinux: SELinux, label: str) -> list[tuple[str, str]]:
-    """What SELinux does not let libvirt's daemons do that the hook needs: (what, what to do) each.
-
-    Args:
-        label: of the hook, or of what it is a link to.
-
-    Raises OSError or ValueError: the kernel does not answer.
-    """
-    denied = []
-    for daemon, context in selinux.daemons().items():
-        no = f"SELinux does not let {daemon} "
-        domain = selinux.run(context, label)
-        if not domain:
-            denied.append((f"{no}run a hook that is {type_of(label)}", _BY_PACKAGE))
-            continue
-        python, kvm = interpreter(), "/dev/kvm"
-        if not selinux.run(domain, selinux.label(python)):
-            denied.append((f"{no}run {python} for the hook", ""))
-        with suppress(FileNotFoundError):
-            if not selinux.allows(domain, selinux.label(kvm), "chr_file", "read write ioctl open"):
-                denied.append((f"{no}use {kvm} in the hook", ""))
-        with suppress(FileNotFoundError):
-            label_there = selinux.label(f"{marks.DIRECTORY}/allow")
-            if not selinux.allows(domain, label_there, "file", "read open unlink"):
-                denied.append((f"{no}obey `kvmarm allow` in the hook", _BY_MODULE))
-    return denied
-
-
-def _refuse_by_selinux(directory: Path) -> None:
-    """libvirt would pass over a file that its daemon may not run, or start no guest."""
-    denied = []
-    with suppress(OSError, ValueError):  # doctor says so then
-        selinux = SELinux()
-        if selinux.enforces():
-            denied = selinux_denies(selinux, selinux.label_of_new(str(directory)))
-    for what, remedy in denied:
-        if remedy == _BY_PACKAGE:
-            raise KvmarmError(what, remedy)
-
-
-def _selinux_advice() -> list[str]:
-    """Of the link of a package."""
-    with suppress(OSError, ValueError):
-        selinux = SELinux()
-        if selinux.enforces():
-            return [
-                f"{what}; {remedy}" if remedy else what
-                for what, remedy in selinux_denies(selinux, selinux.label(PACKAGED))
-            ]
-    return []
 
 
 def _check_interpreter(python: str) -> None:

@@ -95,12 +95,9 @@ class SELinux:
 
     def _ask(self, name: str, question: str) -> str:
         """What a file of selinuxfs answers: written to and read through one descriptor."""
-        descriptor = os.open(self._path(f"{_FILES}/{name}"), os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, question.encode())
-            return os.read(descriptor, _LONGEST).decode().rstrip("\0\n")
-        finally:
-            os.close(descriptor)
+        with open(self._path(f"{_FILES}/{name}"), "r+b", buffering=0) as file:
+            file.write(question.encode())
+            return (file.read(_LONGEST) or b"").decode().rstrip("\0\n")
 
     def _read(self, name: str) -> str:
         return self._text(f"{_FILES}/{name}")

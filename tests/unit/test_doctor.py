@@ -525,6 +525,11 @@ def test_selinux_lets_virtqemud_run_the_link_of_a_package_and_no_file(
     assert "as a package" in line.remedy
     policy.labels[_HOOK] = "bin_t"  # of what the link leads to
     assert here.states(confinement.check_selinux) == [OK]
+    here.host.path(_HOOK).unlink()
+    here.host.path(_HOOK).symlink_to(install.PACKAGED)
+    policy.labels[_HOOK] = "usr_t"
+    (line,) = here.look(confinement.check_selinux)
+    assert (line.state, line.remedy) == (BAD, "restorecon -v /usr/bin/kvmarm-hook")
     policy.permissive, policy.labels[_HOOK] = True, "virt_hook_t"  # virtqemud_t alone is
     assert here.states(confinement.check_selinux) == [OK]
 

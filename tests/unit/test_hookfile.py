@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import site
 import socket
 import stat
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
+from kvmarm_plugin.hook import confined, whose
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.host import daemons, marks
 from kvmarm_plugin.host.selinux import SELinux
@@ -514,6 +516,69 @@ def test_what_a_package_that_is_gone_has_left(
     call(directory)
 
 
+def test_a_packages_link_is_made_again(
+    directory: Path, link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an administrator had removed it; of an installation that is no package's, a file."""
+    program = Path(hookfile.PACKAGED)
+    link.unlink()
+    hookfile.install(directory)
+    assert not link.is_symlink(), "the program is another installation's"
+    program.write_text(hookfile.script())
+    assert hookfile.install(directory)[0] == f"installed {link}, a link to {program}"
+    assert os.readlink(link) == str(program)
+    assert os.listdir(directory) == [hookfile.NAME]
+
+    link.unlink()
+    link.write_text("#!/bin/sh\n")
+    with pytest.raises(KvmarmError, match="is not a hook of kvmarm's"):
+        hookfile.install(directory)
+
+
+# -- whose installation this is ------------------------------------------------------------------
+
+
+@pytest.fixture
+def site_packages(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where kvmarm is, in a virtualenv of root's."""
+    (place / "venv").mkdir()
+    monkeypatch.setattr(sys, "prefix", str(place / "venv"))
+    path = place / "venv/lib/python3/site-packages"
+    monkeypatch.setattr(whose, "_PACKAGE", path / "kvmarm_plugin")
+    return path
+
+
+@needs_root
+def test_a_virtualenv_of_roots_is_named(site_packages: Path) -> None:
+    (line,) = whose.check()
+    assert f" out of the virtualenv {site_packages.parents[2]}: " in line
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["pipx", "virtualenv", "user"])
+def test_what_is_a_users_is_no_place_for_the_hook(
+    site_packages: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = site_packages.parents[2]
+    if kind == "pipx":
+        (environment / "pipx_metadata.json").write_text("{}")
+    elif kind == "virtualenv":
+        give(environment)
+    else:
+        monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+        monkeypatch.setattr(site, "getuserbase", lambda: str(environment))
+    with pytest.raises(KvmarmError, match=r"this kvmarm is (pipx's|a user's), in .* `make deb`"):
+        command.run(SimpleNamespace(action="install"))  # type: ignore[arg-type]
+
+
+def test_the_source_tree_and_distributions_places(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whose.check() == []
+    monkeypatch.setattr(sys, "prefix", str(place))
+    assert whose.check() == [], "run by a virtualenv's Python"
+
+
 # -- SELinux -------------------------------------------------------------------------------------
 
 
@@ -522,7 +587,7 @@ def policy_of(
     place: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], FakeSELinux]:
     """What plays a kernel with SELinux and such a policy."""
-    monkeypatch.setattr(hookfile, "SELinux", lambda: SELinux(place))
+    monkeypatch.setattr(confined, "SELinux", lambda: SELinux(place))
 
     def play(rules: str) -> FakeSELinux:
         selinux = FakeSELinux(place, monkeypatch, rules)

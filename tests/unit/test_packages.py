@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""debian/ says what the rest of the tree says. What the package does on a host: tests/deb."""
+"""debian/ and rpm/ say what the rest of the tree says. What packages do on a host: tests/deb."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from kvmarm_plugin.model.policy import HookPolicy, Policy
 
 _PROJECT = Path(__file__).parents[2]
 _DEBIAN = _PROJECT / "debian"
+_SETUP = (_PROJECT / "setup.cfg").read_text(encoding="utf-8")
+_SPEC = (_PROJECT / "rpm/kvmarm.spec").read_text(encoding="utf-8")
+_SECTION = (
+    "(?:package|description|prep|build|install|check|p(?:re|ost)(?:un|trans)?|files|changelog)"
+)
 _SCRIPTS = sorted(_DEBIAN.glob("kvmarm.p*"))
 
 
@@ -23,8 +28,56 @@ def _read(name: str) -> str:
     return (_DEBIAN / name).read_text(encoding="utf-8")
 
 
-def test_the_version_is_the_packages() -> None:
-    assert _read("changelog").startswith(f"kvmarm ({kvmarm_plugin.__version__}) ")
+def _sections() -> dict[str, str]:
+    """The parts of the spec: "" for what comes before the first, then by their first lines."""
+    parts = re.split(rf"^%({_SECTION}\b.*)\n", _SPEC, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2]))}
+
+
+def test_one_version_everywhere() -> None:
+    """It stands in kvmarm_plugin/__init__.py, and what cannot take it from there follows."""
+    version = kvmarm_plugin.__version__
+    assert "\nversion = attr: kvmarm_plugin.__version__\n" in _SETUP
+    assert _read("changelog").startswith(f"kvmarm ({version}) ")
+    assert f"\nVersion:        {version}\n" in _SPEC
+    assert _sections()["changelog"].splitlines()[0].endswith(f" - {version}-1")
+    assert f"\nversion: {version}\n" in (_PROJECT / "ansible/galaxy.yml").read_text("utf-8")
+    (newest, *older) = re.findall(
+        r"^## (.*)$", (_PROJECT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert newest == f"Unreleased ({version})" or re.fullmatch(
+        rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", newest
+    )
+    assert "Unreleased" not in "".join(older)
+
+
+def test_both_packages_need_what_python_imports() -> None:
+    needed = re.search(r"^install_requires =\n((?: .*\n)+)", _SETUP, re.MULTILINE)
+    assert needed
+    names = {f"python3-{name}" for name in [*needed[1].split(), "libvirt"]}
+    requires = set(re.findall(r"^Requires: +(python3-\S+)$", _SPEC, re.MULTILINE))
+    assert requires == names, "as Fedora and RHEL call them; dh-python finds them for Debian's"
+    assert "\n python3-libvirt,\n" in _read("control")
+
+
+@pytest.mark.parametrize("name", ["pre", "post", "preun", "postun"])
+def test_scripts_of_the_rpm_package(name: str) -> None:
+    """A shell reads them, and they mean the hook that kvmarm means."""
+    assert f"\n%global hook %{{_sysconfdir}}/libvirt/hooks/qemu.d/{install.NAME}\n" in _SPEC
+    script = re.sub(r"^%systemd_.*", ":", _sections()[name], flags=re.MULTILINE)
+    script = script.replace("%{hook}", str(install.DIRECTORY / install.NAME))
+    assert "%" not in script
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    assert set(re.findall(r"/usr/bin/\S*kvmarm[\w-]*", script)) <= {install.PACKAGED}
+    for mark in re.findall(r"'\^(# kvmarm.*?)'", script):
+        assert mark.encode() == install._MARK.strip(b"\n")
+
+
+def test_the_hook_is_no_configuration() -> None:
+    """Which an upgrade would leave as it is, beside what it would run."""
+    files = _sections()["files"]
+    assert "\n%ghost %{hook}\n" in files
+    assert "%config" not in files
 
 
 @pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.suffix[1:])
@@ -42,9 +95,12 @@ def test_scripts_of_the_package(path: Path) -> None:
 
 def test_every_unit_is_installed_and_handled() -> None:
     units = {path.name for path in (_PROJECT / "systemd").iterdir() if path.suffix != ".conf"}
-    configuration = (_PROJECT / "setup.cfg").read_text(encoding="utf-8")
-    assert set(re.findall(r"systemd/(\S+\.(?:service|socket|timer))", configuration)) == units
+    assert set(re.findall(r"systemd/(\S+\.(?:service|socket|timer))", _SETUP)) == units
     assert set(re.findall(r"^\tdh_installsystemd .*?(\S+)$", _read("rules"), re.MULTILINE)) == units
+    sections = _sections()
+    assert set(re.findall(r"^%{_unitdir}/(\S+)$", sections["files"], re.MULTILINE)) == units
+    (stopped,) = re.findall(r"^%systemd_preun (.*)$", sections["preun"], re.MULTILINE)
+    assert set(stopped.split()) == units
 
 
 # -- docs/policy.yaml, from which /etc/kvmarm/policy.yaml is written -------------------------------
