@@ -34,7 +34,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheels = directory / "wheels"
     wheels.mkdir()
     wheel = build_wheel(wheels)
-    pip = [directory / "venv/bin/python", "-m", "pip", "install", "--quiet", wheel]
+    pip = [str(directory / "venv/bin/pip"), "install", "--quiet", str(wheel)]
     done = subprocess.run(pip, env=_clean(), capture_output=True, text=True)
     if "No matching distribution" in done.stderr or "Could not fetch" in done.stderr:
         pytest.skip(f"pip cannot fetch what kvmarm needs: {done.stderr.splitlines()[-1]}")
