@@ -10,6 +10,8 @@ SOURCES := kvmarm_plugin tests
 PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz zsh
 # What makes the chroots in which the Debian package is built and tried.
 CHROOTS := mmdebstrap debian-archive-keyring
+# What builds the RPM package and looks at it.
+RPM := git rpm rpmlint checkpolicy semodule-utils python3-pip python3-setuptools python3-wheel
 
 # Tests that need no hosts run on all CPUs, and the others' images are built meanwhile. Hosts are emulated by all CPUs anyway.
 PURE := $(RUN) -m pytest -n auto
@@ -18,7 +20,7 @@ BUILD := $(if $(TESTS),:,$(RUN) -m tests.lab build)
 # TESTS may all be in the other part: pytest's status is 5 then.
 OR_NONE := || [ $$? -eq 5 ]
 
-.PHONY: help demo deb test test-all unit lab lint bench bench-lab golden profiles truth-table clean
+.PHONY: help demo deb rpm dist test test-all unit lab lint bench bench-lab golden profiles truth-table clean
 
 help:  ## this list
 	@echo "make TARGET, on a Debian machine; each installs what it needs, as root. TESTS=â€¦ chooses tests."
@@ -32,13 +34,22 @@ deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=â
 	@tests/install-packages $(CHROOTS)
 	@$(PYTHON) -m tests.deb $(SUITES)
 
+rpm:  ## the RPM packages in dist/rpm, to look at; for Fedora and RHEL they are built there, of what dist makes
+	@tests/install-packages $(RPM)
+	@rpm/build dist/rpm
+	@rpmlint --config rpm/rpmlint.toml dist/rpm/*.rpm rpm/kvmarm.spec
+
+dist:  ## the sources of this version in dist/, of a commit always the same bytes; rpmbuild -ta takes them
+	@tests/install-packages git
+	@rpm/dist dist
+
 test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 20 minutes)
 	@$(RUN) -m tests.lab setup
 	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
 test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
-	@tests/install-packages $(CHROOTS)
+	@tests/install-packages $(CHROOTS) $(RPM)
 	@$(RUN) -m tests.lab setup
 	@$(BUILD) trixie bookworm sid sid-trixie trixie-systemd & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m lab --guests=linux $(TESTS) $(OR_NONE)

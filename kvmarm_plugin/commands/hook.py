@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines
-from ..hook import install
+from ..hook import install, whose
 from ..host import marks
 from ..model import policy
 from . import DONE
@@ -40,6 +40,7 @@ _ELSEWHERE = (
 
 def run(arguments: Namespace) -> int:
     action = arguments.action
+    notes = whose.check() if action == "install" else []
     if os.geteuid() != 0:
         raise KvmarmError(
             f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root"
@@ -48,7 +49,7 @@ def run(arguments: Namespace) -> int:
         write_text(lines(install.uninstall()))
         return DONE
     read_policy(None)  # a file that the hook would read otherwise is refused before it matters
-    write_text(lines(install.install()))
+    write_text(lines(install.install() + notes))
     if policy.for_hook(policy.DEFAULT_PATH).on_drift == "renew":
         write_text(lines(_how_to_renew()))
     _note_host_model()

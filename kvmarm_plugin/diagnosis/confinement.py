@@ -9,7 +9,9 @@ from contextlib import suppress
 
 from ..basics.untrusted import shown
 from ..hook import install
+from ..hook.confined import AS_FILE, AS_LINK, selinux_denies
 from ..host.daemons import DAEMONS
+from ..host.selinux import SELinux
 from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
@@ -22,9 +24,6 @@ _PROFILES = "/sys/kernel/security/apparmor/profiles"
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 _RULES = "/etc/apparmor.d"
 _LOCAL = "/etc/apparmor.d/local"
-
-_ENFORCE = "/sys/fs/selinux/enforce"
-_BOOLEAN = "/sys/fs/selinux/booleans/virt_hooks_unconfined"
 
 # A rule for files of apparmor.d(5): "/usr/bin/* PUx,".
 _RULE = re.compile(
@@ -128,25 +127,21 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 def check_selinux(host: Host) -> Iterator[Line]:
-    """The boolean without which SELinux keeps hooks from /dev/kvm."""
+    """Whether SELinux lets a daemon run the hook, and the hook do what it has to."""
+    selinux = SELinux(host.root)
+    if not selinux.enforces():
+        yield Line(OK, "SELinux is off, or does not enforce")
+        return
+    hook = str(install.DIRECTORY / install.NAME)
     try:
-        enforces = host.text(_ENFORCE).strip() == "1"
+        label = selinux.label(hook)
     except FileNotFoundError:
-        yield Line(OK, "SELinux is off")
+        yield Line(OK, "SELinux enforces; there is no hook to run")
         return
-    if not enforces:
-        yield Line(OK, "SELinux does not enforce")
-        return
-    try:
-        allowed = host.text(_BOOLEAN).split()[:1] == ["1"]
-    except OSError as error:
-        yield Line(UNKNOWN, f"SELinux enforces; cannot read {_BOOLEAN}: {error.strerror}")
-        return
-    if allowed:
-        yield Line(OK, "SELinux lets hooks use /dev/kvm (virt_hooks_unconfined)")
-    else:
-        yield Line(
-            BAD,
-            "SELinux confines hooks, and keeps this one from /dev/kvm",
-            "setsebool -P virt_hooks_unconfined on",
-        )
+    linked = host.path(hook).is_symlink()
+    remedy = AS_LINK.format(install.PACKAGED) if linked else AS_FILE
+    denied = selinux_denies(selinux, label, install.interpreter(), remedy)
+    for what, remedy in denied:
+        yield Line(BAD, what, remedy)
+    if not denied:
+        yield Line(OK, "SELinux enforces, and lets libvirt run the hook")

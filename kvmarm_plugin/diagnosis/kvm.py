@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES = ("aarch64", "armv7l")
 _OLDEST_PYTHON = (3, 9)
-# Module → Debian's package, and what needs it.
+# Module → its package, by the names of distributions, and what needs it.
 _MODULES = {
-    "yaml": ("python3-yaml", "policies, pools and the names of CPUs"),
+    "yaml": (
+        "python3-yaml (Fedora and RHEL: python3-pyyaml)",
+        "policies, pools and the names of CPUs",
+    ),
     "lxml": ("python3-lxml", "--validate"),
     "libvirt": ("python3-libvirt", "all that talks to libvirt"),
 }
@@ -42,7 +45,7 @@ def check_python(host: Host) -> Iterator[Line]:
             yield Line(
                 BAD,
                 f"Python has no module {module}, which is for {use}",
-                f"apt install {package}",
+                f"install {package}",
             )
 
 

@@ -22,6 +22,7 @@ from ..basics.untrusted import shown
 from ..host import daemons
 from ..host.files import replace, shipped, sync
 from ..host.paths import Step, reach
+from . import confined
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
@@ -34,18 +35,21 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def install(directory: Path = DIRECTORY) -> list[str]:
-    """Install or renew the hook, and tell libvirt. Returns what was done, a line each. The link of
-    a distribution's package stays.
+    """Install or renew the hook, and tell libvirt. Returns what was done, a line each. Of a
+    distribution's package it is a link, which stays, and is made where it is gone; of any other
+    installation a file.
 
     Raises:
         KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others
-            than root can change what would run, or something is there that is not kvmarm's.
+            than root can change what would run, something is there that is not kvmarm's, or SELinux
+            lets libvirt run no file in that place.
     """
     etc = directory.parent.parent
     if not etc.is_dir():
         raise KvmarmError(
             f"{etc} does not exist",
-            "install libvirt's QEMU driver first (Debian: libvirt-daemon-system)",
+            "install libvirt's QEMU driver first (Debian: libvirt-daemon-system; Fedora, RHEL:"
+            " libvirt-daemon-driver-qemu)",
         )
     _check_version()
     text = script()
@@ -59,11 +63,20 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     if _is_packaged(path):
         _check_owner(str(path))
         done = f"{path} is up to date: it is the link of a package to {PACKAGED}, and stays"
-        return [done, _reload(), *_selinux_advice()]
+        return [done, _reload(), *confined.selinux_advice(python, PACKAGED)]
     for each in (path.parent.parent, path.parent):
         _make_directory(each)
+    linked = _is_this(PACKAGED, wanted)
+    if not linked:
+        confined.refuse_by_selinux(python, str(path.parent))
     try:
         with reach(str(path), _refuse_links) as end:
+            if linked:
+                if end.entry is not None:
+                    _kvmarms(end, "write")
+                _link(end)
+                done = f"installed {path}, a link to {PACKAGED}"
+                return [done, _reload(), *confined.selinux_advice(python, PACKAGED)]
             if (
                 end.entry is not None
                 and _kvmarms(end, "write") == wanted
@@ -75,7 +88,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
         raise KvmarmError(
             f"cannot write {path}: {error.strerror}", "run as root; is there free space?"
         ) from None
-    return [f"installed {path}", _reload(), *_selinux_advice()]
+    return [f"installed {path}", _reload()]
 
 
 def uninstall(directory: Path = DIRECTORY) -> list[str]:
@@ -88,7 +101,8 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     if _is_packaged(path):
         raise KvmarmError(
             f"cannot remove {path}: it is the link of a package to {PACKAGED}",
-            "remove the package (Debian: apt remove kvmarm), and it is gone",
+            "remove the package (apt remove kvmarm, or dnf remove kvmarm), and it is gone; to keep"
+            f" the package without its hook: rm {path}",
         )
     try:
         with reach(str(path), _refuse_links) as end:
@@ -172,6 +186,25 @@ def _is_packaged(path: Path) -> bool:
     left of such a package.
     """
     return path.is_symlink() and os.readlink(path) == PACKAGED and os.path.exists(PACKAGED)
+
+
+def _is_this(packaged: str, wanted: bytes) -> bool:
+    """Whether a program is the hook of the package that runs here."""
+    try:
+        with open(packaged, "rb") as file:
+            return file.read(_LONGEST) == wanted
+    except OSError:
+        return False
+
+
+def _link(end: Step) -> None:
+    """Make the hook a link to PACKAGED; there is one hook at any time."""
+    new = f".{end.name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=end.directory)
+    os.symlink(PACKAGED, new, dir_fd=end.directory)
+    os.replace(new, end.name, src_dir_fd=end.directory, dst_dir_fd=end.directory)
+    sync(end.directory)
 
 
 def _check_owner(path: str) -> None:
@@ -291,31 +324,6 @@ def _kvmarms(end: Step, verb: str) -> bytes:
             "see what it is, and move it out of there",
         )
     return held
-
-
-def _selinux_advice() -> list[str]:
-    """SELinux keeps hooks from /dev/kvm unless told otherwise, and a guest with a record would not
-    start then.
-    """
-    try:
-        answer = subprocess.run(
-            ["/usr/sbin/getsebool", "virt_hooks_unconfined"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    allowed = answer.stdout.strip().endswith("on")
-    return (
-        []
-        if allowed
-        else [
-            "SELinux confines hooks here: allow this one with: setsebool -P"
-            " virt_hooks_unconfined on"
-        ]
-    )
 
 
 def _check_interpreter(python: str) -> None:

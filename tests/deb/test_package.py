@@ -6,6 +6,8 @@ minutes a suite, and some more where its chroots are still to be made.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from kvmarm_plugin.hook.install import DIRECTORY, NAME, PACKAGED
 
 from ..lab import machine
+from . import test_rpm
 from .build import build, lint
 from .chroot import SUITES, Chroot, Done, to_build, to_try
 
@@ -133,11 +136,35 @@ def test_two_builds_give_the_same_bytes(suite: str, package: Path, tmp_path: Pat
     assert again.read_bytes() == package.read_bytes()
 
 
+# What one kind of package has and the other has not, by rule.
+_OF_ONE_KIND = re.compile(
+    r"/usr/share/(doc/kvmarm/(copyright|changelog|README.Debian)|licenses/)|.*[.]dist-info/|.*/$"
+)
+
+
+def _files(names: list[str]) -> set[str]:
+    """Those that both kinds of package have to have, under Debian's names; directories are none."""
+    names = [re.sub("^/lib/", "/usr/lib/", name) for name in names]
+    names = [name.replace("/zsh/site-functions/", "/zsh/vendor-completions/") for name in names]
+    return {name.removesuffix(".gz") for name in names if not _OF_ONE_KIND.match(name)}
+
+
+@pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="there is no rpmbuild")
+def test_the_rpm_package_has_the_same_files(package: Path, tmp_path: Path) -> None:
+    rpm = test_rpm.build(tmp_path)[0]
+    theirs = machine.run("rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILENAMES}\n]", rpm)
+    names = [line.split()[1] for line in theirs.splitlines() if line[0] != "d"]
+    contents = machine.run("dpkg-deb", "--contents", package).splitlines()
+    ours = _files([line.split()[5].lstrip(".") for line in contents])
+    assert _files(names) - {_HOOK} == ours
+    assert _HOOK in names, "a script of Debian's package makes it"
+
+
 def test_from_the_installation_to_the_purge(chroot: Chroot) -> None:
     _install(chroot, "older")
     assert _is_linked(chroot)
     assert chroot.path(_WANTED).is_symlink()
-    assert chroot.path("/etc/kvmarm/policy.yaml").is_file()
+    assert os.listdir(chroot.path("/etc/kvmarm")) == [], "an upgrade asks about no file"
     assert "kvmarm 0" in chroot.must("kvmarm", "--version")
     refused = _calls(chroot, "migrate")
     assert refused.status == 1
@@ -151,7 +178,6 @@ def test_from_the_installation_to_the_purge(chroot: Chroot) -> None:
     said = _apt(chroot, "remove", "kvmarm").said
     assert _is_gone(chroot)
     assert "kvmarm forget --all --restore" in said
-    assert chroot.path("/etc/kvmarm/policy.yaml").is_file()
 
     _install(chroot)
     assert _is_linked(chroot)

@@ -17,6 +17,7 @@ _NEEDED = (
     "setup.cfg",
     "README.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "LICENSE",
     "debian",
     "kvmarm_plugin",

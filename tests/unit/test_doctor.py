@@ -30,6 +30,7 @@ from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import baseline, pool
 from kvmarm_plugin.hook import install
 from kvmarm_plugin.host import libvirt_host_model, marks
+from kvmarm_plugin.host.selinux import SELinux
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
@@ -37,6 +38,7 @@ from kvmarm_plugin.model.problem import Problem
 from ..corpus import GUEST, host, resolver
 from .fakekernel import FakeKernel
 from .fakelibvirt import FakeDomain, FakeLibvirt
+from .fakeselinux import RHEL9, FakeSELinux
 
 if TYPE_CHECKING:
     from kvmarm_plugin.fleet.pool import Pool
@@ -187,7 +189,7 @@ def test_a_module_that_is_missing(here: _Here) -> None:
     here.host.has_module = lambda name: name != "lxml"
     fine, missing = here.look(kvm.check_python)
     assert fine.state == OK
-    assert (missing.state, missing.remedy) == (BAD, "apt install python3-lxml")
+    assert (missing.state, missing.remedy) == (BAD, "install python3-lxml")
 
 
 @pytest.mark.parametrize("errno", [2, 13, 6])
@@ -499,16 +501,98 @@ def test_odd_rules_allow_nothing(rules: str) -> None:
     assert not confinement.may_run(rules, "/usr/bin/python3")
 
 
-def test_selinux(here: _Here) -> None:
+_HOOK = str(install.DIRECTORY / install.NAME)
+
+
+def _confine_by_selinux(here: _Here, monkeypatch: pytest.MonkeyPatch, **kind: str) -> FakeSELinux:
+    (here.root / "run/libvirtd.pid").unlink()
+    return FakeSELinux(here.root, monkeypatch, **kind)
+
+
+def test_selinux_that_does_not_enforce(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.states(confinement.check_selinux) == [OK]
-    here.write("/sys/fs/selinux/enforce", "0")
+    _confine_by_selinux(here, monkeypatch).off()
     assert here.states(confinement.check_selinux) == [OK]
-    here.write("/sys/fs/selinux/enforce", "1")
-    assert here.states(confinement.check_selinux) == [UNKNOWN]
-    here.write("/sys/fs/selinux/booleans/virt_hooks_unconfined", "0 0")
+
+
+def test_selinux_lets_virtqemud_run_the_link_of_a_package_and_no_file(
+    here: _Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _confine_by_selinux(here, monkeypatch)
     (line,) = here.look(confinement.check_selinux)
-    assert (line.state, line.remedy) == (BAD, "setsebool -P virt_hooks_unconfined on")
-    here.write("/sys/fs/selinux/booleans/virt_hooks_unconfined", "1 1")
+    assert line.state == BAD
+    assert line.text == "SELinux does not let virtqemud run a hook that is virt_hook_t"
+    assert "as a package" in line.remedy
+    policy.labels[_HOOK] = "bin_t"  # of what the link leads to
+    assert here.states(confinement.check_selinux) == [OK]
+    here.host.path(_HOOK).unlink()
+    here.host.path(_HOOK).symlink_to(install.PACKAGED)
+    policy.labels[_HOOK] = "usr_t"
+    (line,) = here.look(confinement.check_selinux)
+    assert (line.state, line.remedy) == (BAD, "restorecon -v /usr/bin/kvmarm-hook")
+    policy.permissive, policy.labels[_HOOK] = True, "virt_hook_t"  # virtqemud_t alone is
+    assert here.states(confinement.check_selinux) == [OK]
+
+
+def test_selinux_asks_about_the_daemon_that_runs(
+    here: _Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _confine_by_selinux(here, monkeypatch, rules=RHEL9)
+    assert here.states(confinement.check_selinux) == [OK], "virtd_t may run any file"
+    here.start_daemon(-1, "virtqemud")
+    policy.confine(_PID, "stranger_t")
+    (line,) = here.look(confinement.check_selinux)
+    assert (line.state, line.text[:37]) == (BAD, "SELinux does not let virtqemud run a ")
+
+
+def test_selinux_and_what_else_the_hook_needs(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = _confine_by_selinux(here, monkeypatch)
+    policy.labels[_HOOK] = "bin_t"
+    policy.labels[marks.DIRECTORY] = "var_run_t"  # without the module
+    (line,) = here.look(confinement.check_selinux)
+    assert line.text == "SELinux does not let virtqemud obey `kvmarm allow` in the hook"
+    assert line.remedy == "install kvmarm-selinux, and then: restorecon -R /run/kvmarm"
+    policy.labels[install.interpreter()] = "user_home_t"
+    policy.labels["/dev/kvm"] = "device_t"
+    texts = [line.text for line in here.look(confinement.check_selinux)]
+    assert texts[0].endswith("run /usr/bin/python3 for the hook")
+    assert texts[1].endswith("use /dev/kvm in the hook")
+
+
+def test_a_hook_that_becomes_another_domain(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody has given virtqemud the rules that virtnetworkd has."""
+    policy = _confine_by_selinux(here, monkeypatch)
+    domain = "virt_hook_unconfined_t"
+    policy.rules += f"""
+allow virtqemud_t virt_hook_t:file {{ execute }};
+type_transition virtqemud_t virt_hook_t:process {domain};
+allow {domain} virt_hook_t:file {{ entrypoint open read }};
+allow {domain} bin_t:file {{ execute execute_no_trans open read }};
+allow {domain} kvm_device_t:chr_file {{ ioctl open read write }};
+allow {domain} kvmarm_var_run_t:file {{ open read unlink }};
+"""
+    assert here.states(confinement.check_selinux) == [BAD], "it may not become that"
+    policy.rules += f"allow virtqemud_t {domain}:process {{ transition }};"
+    assert here.states(confinement.check_selinux) == [OK]
+
+
+def test_selinux_that_does_not_answer(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    _confine_by_selinux(here, monkeypatch)
+    for answer in ("", "1", "no such thing"):
+        monkeypatch.setattr(SELinux, "_ask", lambda *_, answer=answer: answer)
+        (name, line), *_ = examine(here.host, {"SELinux": confinement.check_selinux})
+        assert (name, line.state) == ("SELinux", UNKNOWN)
+    (here.root / "sys/fs/selinux/class/file/index").unlink()
+    assert [line.state for _, line in examine(here.host, {"": confinement.check_selinux})] == [
+        UNKNOWN
+    ]
+
+
+def test_without_a_hook_selinux_has_nothing_to_keep_it_from(
+    here: _Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _confine_by_selinux(here, monkeypatch)
+    del policy.labels["/etc/libvirt/hooks"]
     assert here.states(confinement.check_selinux) == [OK]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import site
 import socket
 import stat
 import subprocess
@@ -22,11 +23,14 @@ import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
+from kvmarm_plugin.hook import confined, whose
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.host import daemons, marks
+from kvmarm_plugin.host.selinux import SELinux
 from kvmarm_plugin.model import policy
 
 from ..corpus import GUEST
+from .fakeselinux import FEDORA, RHEL9, FakeSELinux
 from .users import give, needs_root
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of root's, in a directory (/tmp) that is everybody's."""
     for name in ("_check_version", "_check_interpreter"):
         monkeypatch.setattr(hookfile, name, lambda *_: None)
-    monkeypatch.setattr(daemons, "running", list)
+    monkeypatch.setattr(daemons, "running", lambda *_: [])
     before = os.umask(0o022)
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)
@@ -510,6 +514,128 @@ def test_what_a_package_that_is_gone_has_left(
         call(directory)
     link.unlink()
     call(directory)
+
+
+def test_a_packages_link_is_made_again(
+    directory: Path, link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an administrator had removed it; of an installation that is no package's, a file."""
+    program = Path(hookfile.PACKAGED)
+    link.unlink()
+    hookfile.install(directory)
+    assert not link.is_symlink(), "the program is another installation's"
+    program.write_text(hookfile.script())
+    assert hookfile.install(directory)[0] == f"installed {link}, a link to {program}"
+    assert os.readlink(link) == str(program)
+    assert os.listdir(directory) == [hookfile.NAME]
+
+    link.unlink()
+    link.write_text("#!/bin/sh\n")
+    with pytest.raises(KvmarmError, match="is not a hook of kvmarm's"):
+        hookfile.install(directory)
+
+
+# -- whose installation this is ------------------------------------------------------------------
+
+
+@pytest.fixture
+def site_packages(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where kvmarm is, in a virtualenv of root's."""
+    (place / "venv").mkdir()
+    monkeypatch.setattr(sys, "prefix", str(place / "venv"))
+    path = place / "venv/lib/python3/site-packages"
+    monkeypatch.setattr(whose, "_PACKAGE", path / "kvmarm_plugin")
+    return path
+
+
+@needs_root
+def test_a_virtualenv_of_roots_is_named(site_packages: Path) -> None:
+    (line,) = whose.check()
+    assert f" out of the virtualenv {site_packages.parents[2]}: " in line
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["pipx", "virtualenv", "user"])
+def test_what_is_a_users_is_no_place_for_the_hook(
+    site_packages: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = site_packages.parents[2]
+    if kind == "pipx":
+        (environment / "pipx_metadata.json").write_text("{}")
+    elif kind == "virtualenv":
+        give(environment)
+    else:
+        monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+        monkeypatch.setattr(site, "getuserbase", lambda: str(environment))
+    with pytest.raises(KvmarmError, match=r"this kvmarm is (pipx's|a user's), in .* `make deb`"):
+        command.run(SimpleNamespace(action="install"))  # type: ignore[arg-type]
+
+
+def test_the_source_tree_and_distributions_places(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whose.check() == []
+    monkeypatch.setattr(sys, "prefix", str(place))
+    assert whose.check() == [], "run by a virtualenv's Python"
+
+
+# -- SELinux -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy_of(
+    place: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], FakeSELinux]:
+    """What plays a kernel with SELinux and such a policy."""
+    monkeypatch.setattr(confined, "SELinux", lambda: SELinux(place))
+
+    def play(rules: str) -> FakeSELinux:
+        selinux = FakeSELinux(place, monkeypatch, rules)
+        selinux.labels[str(directory)] = "virt_hook_t"
+        return selinux
+
+    return play
+
+
+def test_a_file_that_virtqemud_may_not_run_is_not_installed(
+    directory: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    selinux = policy_of(FEDORA)
+    with pytest.raises(KvmarmError, match=r"let virtqemud run a hook .* virt_hook_t \(.* package"):
+        hookfile.install(directory)
+    assert not (directory / hookfile.NAME).exists()
+    selinux.permissive = True
+    hookfile.install(directory)
+    assert (directory / hookfile.NAME).exists()
+
+
+def test_a_file_that_an_unconfined_daemon_runs_is(
+    directory: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    policy_of(RHEL9)
+    hookfile.install(directory)
+    assert (directory / hookfile.NAME).exists()
+
+
+def test_where_selinux_does_not_answer_doctor_says_so(
+    directory: Path, place: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    policy_of(FEDORA)
+    (place / "sys/fs/selinux/class/file/index").unlink()
+    hookfile.install(directory)
+
+
+def test_what_selinux_denies_to_the_hook_of_a_package_is_said(
+    directory: Path, link: Path, policy_of: Callable[[str], FakeSELinux]
+) -> None:
+    selinux = policy_of(FEDORA)
+    selinux.labels[hookfile.PACKAGED] = "bin_t"
+    assert len(hookfile.install(directory)) == 2
+    selinux.labels[marks.DIRECTORY] = "var_run_t"
+    assert hookfile.install(directory)[2].endswith(
+        "`kvmarm allow` in the hook; install kvmarm-selinux, and then: restorecon -R /run/kvmarm"
+    )
+    assert link.is_symlink()
 
 
 # -- who renews records --------------------------------------------------------------------------
