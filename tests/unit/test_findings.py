@@ -88,8 +88,12 @@ def _older_qemu(bits: int) -> HostProfile:
 
 
 def _with_register(name: str, value: int, of: str = _N1, **cluster: Any) -> HostProfile:
+    return _with_registers(of, {name: value}, **cluster)
+
+
+def _with_registers(of: str, changes: dict[str, int], **cluster: Any) -> HostProfile:
     vcpus = tuple(
-        v.replace(registers={**v.registers, name: value}) for v in host(of).clusters[0].vcpus
+        v.replace(registers={**v.registers, **changes}) for v in host(of).clusters[0].vcpus
     )
     return _host(of, cluster={"vcpus": vcpus, **cluster})
 
@@ -201,7 +205,46 @@ def _compared(**changes: Any) -> list[Finding]:
     return [finding for pair in pairs for finding in pair.findings]
 
 
+def _between(one: HostProfile, other: HostProfile) -> list[Finding]:
+    """Of guests that cannot move either way."""
+    pairs = compare([one, other.replace(name="other")], Policy()).pairs
+    assert [pair.answer for pair in pairs] == [True, False, False, True]
+    return [finding for pair in pairs for finding in pair.findings]
+
+
+def _lower(of: str, name: str) -> HostProfile:
+    """A host whose field of ID_AA64PFR0_EL1 is 0."""
+    (field,) = (field for field in fields_of("ID_AA64PFR0_EL1") if field.name == name)
+    register = host(of).clusters[0].vcpus[0].registers["ID_AA64PFR0_EL1"]
+    return _with_register(
+        "ID_AA64PFR0_EL1", register & ~((1 << field.msb + 1) - (1 << field.lsb)), of
+    )
+
+
+_NO_WAY_BACK: dict[str, Callable[[], list[Finding]]] = {
+    "field-refused-no-way-back": lambda: _between(
+        _with_register("PSCI_VERSION", 0x10000), _lower(_N1, "CSV2")
+    ),
+    "field-fixed-no-way-back": lambda: _between(
+        _with_register("PSCI_VERSION", 0x10000, "bookworm-max"), _lower("bookworm-max", "DIT")
+    ),
+    "register-refused-firmware-no-way-back": lambda: _between(
+        _with_register("SMCCC_ARCH_WORKAROUND_1", 0), _lower(_N1, "CSV2")
+    ),
+    "register-refused-newer-kernel-no-way-back": lambda: _between(
+        host("sid-cortex-a57"), host("trixie-cortex-a57")
+    ),
+    "registers-unknown-no-way-back": lambda: _between(
+        host("sid-cortex-a57"), host("trixie-cortex-a57")
+    ),
+    "registers-lost-no-way-back": lambda: _between(
+        _with_registers("sid-neoverse-n1", {"VENDOR_HYP_BMAP_2": 1, "SMCCC_ARCH_WORKAROUND_1": 0}),
+        host(_N1),
+    ),
+}
+
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
+    **_NO_WAY_BACK,
     "not-known": lambda: check(_target(), _host(unknown=("seen",), cluster={"seen": {}})),
     "register-not-known": lambda: check(
         _target(),
@@ -464,6 +507,21 @@ def test_a_finding_seen_from_a_pool() -> None:
         texts(seen)["rule"]
         == f"a guest started on it could not move to the rest of alpha\\n: {texts(finding)['rule']}"
     )
+
+
+def test_no_remedy_has_guests_come_back_where_none_may() -> None:
+    for find in _NO_WAY_BACK.values():
+        for finding in find():
+            remedy = texts(finding)["remedy"]
+            assert "move it from there" not in remedy
+            assert "from there, it may go" not in remedy
+
+
+def test_where_each_way_waits_for_the_other_nothing_helps() -> None:
+    found = _between(_lower(_N1, "CSV2"), _lower(_N1, "CSV3"))
+    assert {finding.kind for finding in found if finding.severity != HARMLESS} == {
+        "field-refused-hopeless"
+    }
 
 
 def test_in_short() -> None:

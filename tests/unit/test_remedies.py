@@ -26,6 +26,7 @@ from kvmarm_plugin.commands.refresh import _machine_of
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
 from kvmarm_plugin.fleet.pool import Pool, check_member
 from kvmarm_plugin.judge.by_profile import check, counted
@@ -377,8 +378,12 @@ _SAME = {
 }
 
 # Of pools: test_a_pool_s_remedies. What a resolver says: test_resolve. What nobody measured, and is
-# known once somebody does: test_known.
-_ELSEWHERE = {"machines-unknown", "no-guest", "not-known", "register-not-known"}
+# known once somebody does: test_known. What only a comparison knows: test_the_same_linux.
+_NO_WAY_BACK = {
+    f"{kind}-no-way-back"
+    for kind in ("register-refused-newer-kernel", "registers-unknown", "registers-lost")
+}
+_ELSEWHERE = {"machines-unknown", "no-guest", "not-known", "register-not-known", *_NO_WAY_BACK}
 
 
 def test_every_remedy_is_tried() -> None:
@@ -768,6 +773,23 @@ def test_remedies_work_between_recorded_hosts(source: str) -> None:
                     continue
                 with suppress(KvmarmError):  # which says what is in the way now
                     _check_way(world, finding, way)
+
+
+def test_the_same_linux() -> None:
+    one, other = (host(f"{suite}-cortex-a57") for suite in ("trixie", "sid"))
+    newer = _register(
+        _register(host("sid-neoverse-n1"), "VENDOR_HYP_BMAP_2", 1), "SMCCC_ARCH_WORKAROUND_1", 0
+    )
+    seen = set()
+    for pair in ((one, other), (newer, host(_N1))):
+        found = [finding for each in compare(pair, Policy()).pairs for finding in each.findings]
+        mended = compare([pair[0], _with_kernel(pair[1], pair[0])], Policy()).pairs
+        left = {finding.kind for each in mended for finding in each.findings}
+        for kind in {finding.kind for finding in found} & _NO_WAY_BACK:
+            assert kinds()[kind]["remedy"].startswith("run the same Linux on {host} and the host")
+            assert kind not in left
+            seen.add(kind)
+    assert seen == _NO_WAY_BACK
 
 
 # -- pools ---------------------------------------------------------------------------------------
