@@ -274,7 +274,8 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
     "machines-unknown": _missing_machines,
-    "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
+    "gic-refused": lambda: check(_target(gic=2), _host(gic_versions=(3,))),
+    "gic-refused-version-2": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
     "addresses-too-few-memory": lambda: check(_target(ipa_bits=44), _host(ipa_bits=40)),
     "memory-too-large": lambda: memory_too_large(
@@ -441,8 +442,9 @@ _REMEDIES = {
     "machine-unknown": f"upgrade QEMU on {_N1}; or where the guest comes from, if QEMU there knows"
     " virt-9.0: kvmarm refresh DOMAIN --machine virt-9.0, and start it anew",
     "machine-dropped": f"({_N1} has virt-11.0 to virt-11.1)",
-    "gic-refused": "write <gic version='2'/> where the guest comes from or, if KVM there has no"
+    "gic-refused": "write <gic version='3'/> where the guest comes from or, if KVM there has no"
     f" such GIC, on {_N1}",
+    "gic-refused-version-2": "write <gic version='2'/>, with 8 vCPUs at most, where the guest",
     "vcpu-unknown": "say sve: off, pauth: off in the policy",
     "register-refused-firmware": f"start the guest on {_N1}, and move it from there",
     "features-left-to-qemu": f"boot {_MAX} with arm64.nosve; or",

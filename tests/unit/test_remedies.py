@@ -226,6 +226,8 @@ def _boot_without(world: World, remedy: str) -> World:
 def _gic(world: World, remedy: str) -> World:
     element = _said(r"write (<gic version='\d'/>)", remedy).encode()
     xml = re.sub(rb"<gic version='\d'/>", element, world.xml)
+    if most := re.search(r"with (\d+) vCPUs at most", remedy):
+        xml = re.sub(rb"<vcpu([^>]*)>\d+<", rb"<vcpu\1>" + most[1].encode() + b"<", xml)
     written = world._replace(xml=xml)
     try:
         return written.refreshed()
@@ -319,6 +321,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "machine-dropped": (_machine,),
     "machine-foreign": (_machine,),
     "gic-refused": (_gic,),
+    "gic-refused-version-2": (_gic,),
     "addresses-too-few-memory": (_less_memory,),
     "memory-too-large": (_less_memory,),
     "features-left-to-qemu": (_boot, _upgrade_qemu_there),
@@ -357,6 +360,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "machine-dropped",
             "machine-foreign",
             "gic-refused",
+            "gic-refused-version-2",
             "qemu-without-kvm",
             "qemu-without-model",
             "addresses-laid-out",
@@ -559,6 +563,18 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
         )
     ],
     "gic-refused": lambda: [
+        _world(
+            _host(_A72, gic_versions=(2, 3)),
+            _A72,
+            GUEST.replace(b"<os>", b"<features><gic version='2'/></features><os>"),
+        ),
+    ],
+    "gic-refused-version-2": lambda: [
+        _world(
+            _host(_A72, gic_versions=(2, 3)),
+            _host(_A72, gic_versions=(2,)),
+            GUEST.replace(b"<os>", b"<vcpu>10</vcpu><os>"),
+        ),
         _world(_host(_A72, gic_versions=(2, 3)), _host(_A72, gic_versions=(2,))),
         _world(_A72, _host(_A72, gic_versions=(2,))),
         _world(_A72, _host(_A72, gic_versions=(2,))),
