@@ -327,7 +327,8 @@ class _Levelling:
         for name, what in _FIXED.items():
             values = [cluster.seen.get(name) for cluster in (mine, theirs)]
             if values[0] != values[1]:
-                return f"its {what} ({name}) is {values[0]}, theirs {values[1]}"
+                its, their = (_read(name, value) for value in values)
+                return f"its {what} ({name}) is another: {its}, theirs: {their}"
         return ""
 
     def _names(self, spokesman: str) -> tuple[str, ...]:
@@ -352,6 +353,11 @@ def _cpu(host: HostProfile) -> object:
         (cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters
     ]
     return host.kvm_architecture, frozenset(clusters)  # boards number their clusters as they like
+
+
+def _read(register: str, value: int | None) -> str:
+    """What a guest read, for people."""
+    return "not read" if value is None else GUEST_REGISTERS[register].text(value)
 
 
 def _cpus(host: HostProfile) -> str:

@@ -42,6 +42,16 @@ class GuestRegister(Value):
     fixed: str = ""
 
 
+def frequency(rate: int) -> str:
+    """A rate in Hz for people: exactly, as two that differ have to look different.
+
+    >>> frequency(62_500_000)
+    '62.5 MHz'
+    """
+    whole, rest = divmod(rate, 1_000_000)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".") + " MHz"
+
+
 def readable(registers: dict[str, T], features: Collection[str]) -> dict[str, T]:
     """Those of GUEST_REGISTERS, or of what was read of them, that a guest with these vCPU features
     can read; the others are undefined there, and an exception.
@@ -88,9 +98,9 @@ def _counters(pmcr: int) -> int:
 GUEST_REGISTERS = {
     "CNTFRQ_EL0": GuestRegister(
         None,
-        lambda value: f"{value / 1e6:g} MHz, the guest's timer",
+        frequency,
         _compare_timer,
-        "timer frequency in Hz",
+        "timer frequency",
     ),
     "DCZID_EL0": GuestRegister(None, _block_text, _compare_block, "DC ZVA block size"),
     "CTR_EL0": GuestRegister(None, hex, _compare_elsewhere),

@@ -501,7 +501,7 @@ def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
         (
             ("trixie-neoverse-n1", "n1-twin", "n1-25-mhz"),
             "n1-25-mhz",
-            "timer frequency in Hz (CNTFRQ_EL0) is 25000000",
+            "timer frequency (CNTFRQ_EL0) is another: 25 MHz, theirs: 62.5 MHz",
         ),
         (
             ("trixie-neoverse-n1", "n1-twin", "trixie-cortex-a76"),

@@ -577,7 +577,7 @@ _IN_TEXT = {
     "gic": "GIC 3",
     "ipa_bits": "40-bit addresses",
     "sve_lengths": "128 256",
-    "seen": "62.5 MHz, the guest's timer",
+    "seen": "62.5 MHz",
     "registers": "ID_AA64PFR0_EL1      0x",
     "reglist": " in all",
     "pinning": "pinned      to CPUs 4-7, of MIDR 0x414fd0b0",
