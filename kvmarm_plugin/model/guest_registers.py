@@ -33,13 +33,15 @@ class GuestRegister(Value):
             finding says besides the register and the two values, or in place of them; None where
             the guest goes on as it did.
         fixed: what it is, for people, where it is the hardware's or the firmware's and nothing
-            levels hosts that differ in it; else empty.
+            levels hosts that differ in it for certain; else empty.
+        of_firmware: whether firmware sets it.
     """
 
     needs: Feature | None
     text: Callable[[int], str]
     compare: Callable[[int, int, str], Difference]
     fixed: str = ""
+    of_firmware: bool = False
 
 
 def frequency(rate: int) -> str:
@@ -101,6 +103,7 @@ GUEST_REGISTERS = {
         frequency,
         _compare_timer,
         "timer frequency",
+        of_firmware=True,
     ),
     "DCZID_EL0": GuestRegister(None, _block_text, _compare_block, "DC ZVA block size"),
     "CTR_EL0": GuestRegister(None, hex, _compare_elsewhere),
