@@ -26,6 +26,7 @@ _OF_THE_XML = {
     "argument-overrules": ("recorded", "now"),
     "cpu-replaced": ("recorded", "now"),
     "addresses-other": ("recorded", "now"),
+    "addresses-other-beyond": ("recorded", "now"),
     "vcpus-too-many": ("possible are", "now"),
     "maxphysaddr-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),

@@ -352,6 +352,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "xml-edited": _edited,
     "cpu-replaced": lambda: _with_edit(b"mode='host-passthrough'", b"mode='maximum'"),
     "addresses-other": lambda: _with_edit(b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
+    "addresses-other-beyond": lambda: _with_edit(
+        b"<memory unit='MiB'>512", b"<memory unit='TiB'>4", 40, 40
+    ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
     "maxphysaddr-refused": lambda: _with_edit(

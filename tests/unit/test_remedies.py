@@ -239,6 +239,7 @@ def _gic(world: World, remedy: str) -> World:
 def _less_memory(world: World, remedy: str) -> World:
     assert "less memory (<memory>, <maxMemory> and its slots, or <numa>)" in remedy
     xml = re.sub(rb"<memory unit='\w+'>\d+<", b"<memory unit='GiB'>1<", world.xml)
+    xml = re.sub(rb"<maxMemory .*?</maxMemory>", b"", xml)
     smaller = world._replace(xml=xml)
     return smaller.refreshed() if "kvmarm refresh guest" in remedy else smaller
 
@@ -345,6 +346,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "xml-edited": (_refresh, _undo),
     "cpu-replaced": (_host_model_again, _remove_record),
     "addresses-other": (_refresh, _undo),
+    "addresses-other-beyond": (_less_memory, _undo),
     "vcpus-too-many": (_fewer_vcpus,),
     "maxphysaddr-refused": (_without(rb"<maxphysaddr[^>]*>"),),
     "argument-overrules": (_without(rb"<commandline.*?</commandline>"),),
@@ -365,6 +367,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "qemu-without-model",
             "addresses-laid-out",
             "memory-too-large",
+            "addresses-other-beyond",
             "pmu-off-refused",
             "cpu-replaced",
             "vcpus-too-many",
@@ -702,6 +705,14 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     ],
     "cpu-replaced": lambda: [
         _edited(_world(_N1, _N1, policy=_OPEN), b"mode='host-passthrough'", b"mode='maximum'")
+    ],
+    "addresses-other-beyond": lambda: [
+        _edited(_world(here, here), b"<memory unit='MiB'>512", memory)
+        for here in (_host(_MAX, ipa_bits=36), _host(_MAX, ipa_bits=40))
+        for memory in (
+            b"<memory unit='TiB'>4",
+            b"<maxMemory slots='4' unit='TiB'>30</maxMemory><memory unit='MiB'>512",
+        )
     ],
     "addresses-other": lambda: [
         _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
