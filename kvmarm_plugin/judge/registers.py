@@ -199,23 +199,27 @@ def _is_fixed_cache(name: str, kernel: KernelFacts) -> bool:
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     here = unpack_ids(offer.reglist)
     missing = unpack_ids(target.reglist) - here
-    may_lack: frozenset[int] = frozenset()
-    if missing and target.model == "host":
-        may_lack = _TOLERATED
-        if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
-            may_lack |= {id_of("VENDOR_HYP_BMAP_2")}
-        if offer.qemu_version() >= _QEMU_TOLERATES:
-            missing -= may_lack
+    may_lack = _TOLERATED
+    if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
+        may_lack |= {id_of("VENDOR_HYP_BMAP_2")}
+    is_host = target.model == "host"
+    tolerates = bool(missing) and offer.qemu_version() >= _QEMU_TOLERATES
+    if is_host and tolerates:
+        missing -= may_lack
     lost: frozenset[int] = frozenset()
     if missing and (0, 0) < offer.qemu_version() < _QEMU_SEES_THE_REST:
         last = max(reg for reg in here if reg & _COPROCESSOR not in _OTHER_WAYS)
         lost = frozenset(reg for reg in missing if reg > last)
-    if "qemu" in offer.unknown:
+    if is_host and "qemu" in offer.unknown:
         missing -= may_lack  # it depends on QEMU
     findings = []
     unknown = missing - lost
+    if not unknown <= may_lack or not (is_host or tolerates):
+        refused = "registers-unknown"
+    else:
+        refused = "registers-unknown-older-qemu" if is_host else "registers-unknown-named-model"
     for kind, registers in (
-        ("registers-unknown-older-qemu" if unknown <= may_lack else "registers-unknown", unknown),
+        (refused, unknown),
         # A firmware register of 0 offers a guest nothing that it could miss.
         ("registers-lost", {reg for reg in lost if target.registers.get(name_of(reg)) != 0}),
     ):

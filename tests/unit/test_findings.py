@@ -235,7 +235,8 @@ _NO_WAY_BACK: dict[str, Callable[[], list[Finding]]] = {
         host("sid-cortex-a57"), host("trixie-cortex-a57")
     ),
     "registers-unknown-no-way-back": lambda: _between(
-        host("sid-cortex-a57"), host("trixie-cortex-a57")
+        host("sid-cortex-a57").replace(qemu=host("trixie-cortex-a57").qemu),
+        host("trixie-cortex-a57"),
     ),
     "registers-lost-no-way-back": lambda: _between(
         _with_registers("sid-neoverse-n1", {"VENDOR_HYP_BMAP_2": 1, "SMCCC_ARCH_WORKAROUND_1": 0}),
@@ -324,6 +325,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "registers-unknown": lambda: check(_target(_N1, "virt-7.2"), host("bookworm-neoverse-n1")),
     "registers-unknown-older-qemu": lambda: check(
         _target(), _host("sid-neoverse-n1", qemu=host(_N1).qemu)
+    ),
+    "registers-unknown-named-model": lambda: check(
+        _target("trixie-cortex-a57"), host("sid-cortex-a57")
     ),
     "registers-lost": lambda: check(
         _target(

@@ -337,6 +337,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "register-refused-newer-kernel": _LINUX,
     "registers-unknown": _LINUX,
     "registers-unknown-older-qemu": (_upgrade_qemu,),
+    "registers-unknown-named-model": (_policy,),
     "registers-lost": _LINUX,
     "pmu-counters": (_policy,),
     "cluster-missing": (_refresh_there, _keep(_RK3399)),
@@ -674,6 +675,9 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     "registers-unknown-older-qemu": lambda: [
         _world(_N1, _host("sid-neoverse-n1", qemu=host(_N1).qemu))
     ],
+    "registers-unknown-named-model": lambda: [
+        _world("trixie-cortex-a57", "sid-cortex-a57"),
+    ],
     "registers-lost": lambda: [
         _world(
             _register(host("sid-neoverse-n1"), "VENDOR_HYP_BMAP_2", 1),
@@ -803,7 +807,8 @@ def test_remedies_work_between_recorded_hosts(source: str) -> None:
 
 
 def test_the_same_linux() -> None:
-    one, other = (host(f"{suite}-cortex-a57") for suite in ("trixie", "sid"))
+    one = host("trixie-cortex-a57")
+    other = host("sid-cortex-a57").replace(qemu=one.qemu)
     newer = _register(
         _register(host("sid-neoverse-n1"), "VENDOR_HYP_BMAP_2", 1), "SMCCC_ARCH_WORKAROUND_1", 0
     )
