@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parent.parent.parent
 _HOSTS = _ROOT / "tests/hosts"
 _MAX, _A57 = str(_HOSTS / "trixie-max.json"), str(_HOSTS / "trixie-cortex-a57.json")
+_N1 = str(_HOSTS / "trixie-neoverse-n1.json")
 
 _DOMAIN = """\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -468,8 +470,69 @@ def test_define_of_a_domain_that_does_not_ask(
     assert run("define", _for_test_driver(here, _OTHER), *_TEST) == (
         0,
         "Domain 'guest' defined from guest.xml\n",
-        "",
+        "kvmarm: guest has no kvmarm record, since it does not ask for host-model (hint: to record"
+        " what it has: kvmarm adopt guest)\n",
     )
+    bare = _OTHER.replace("<cpu mode='host-passthrough'/>", "")
+    assert bare != _OTHER
+    assert run("create", _for_test_driver(here, bare.replace("guest", "g 2")), *_TEST).err == (
+        "kvmarm: g 2 has no kvmarm record, since it does not ask for host-model (hint: its XML"
+        " names no CPU, and KVM starts no guest of QEMU's default: write <cpu"
+        " mode='host-model'/>)\n"
+    )
+
+
+_CPU = re.compile(r"\s*<cpu .*?</cpu>", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("edit", "subject"),
+    [
+        (lambda xml: _CPU.sub("", xml), "<cpu mode>: recorded host-passthrough, now none"),
+        (
+            lambda xml: xml.replace("64' machine='virt-10.0'", "64' machine='virt-9.0'"),
+            "machine type: recorded virt-10.0, now virt-9.0",
+        ),
+    ],
+)
+def test_resolve_of_a_domain_whose_record_is_not_about_it(
+    run: Callable[..., Run], here: Path, edit: Callable[[str], str], subject: str
+) -> None:
+    """It stays as it is, and what to do about it, done as is said, makes a record that is."""
+    (here / "guest.xml").write_text(_DOMAIN)
+    (here / "g 2.xml").write_text(edit(run("resolve", "guest.xml", "--host", _N1).out))
+    status, out, err = run("resolve", "g 2.xml")
+    assert (status, out) == (0, (here / "g 2.xml").read_text())
+    assert err.startswith(
+        f"kvmarm: its kvmarm record stays, and is not about it any more: {subject}"
+    )
+    command = err.partition("resolve it anew: ")[2].partition(";")[0]
+    first, second = (shlex.split(each)[1:] for each in command.split("|"))
+    (here / "written.xml").write_text(run(*first).out)
+    assert second == ["resolve", "-"]
+    again = run("resolve", "written.xml", "--host", _N1)
+    assert (again.status, again.err) == (0, "")
+    (here / "again.xml").write_text(again.out)
+    assert run("resolve", "again.xml") == (0, again.out, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        ("mode='host-passthrough'", "mode='maximum'", "write <cpu mode='host-model'/>; or, for a"),
+        ("gic='3'", "gic='9'", "cannot be used: the domain's kvmarm record is broken"),
+    ],
+)
+def test_resolve_of_a_domain_with_a_record_and_another_wish(
+    run: Callable[..., Run], here: Path, old: str, new: str, hint: str
+) -> None:
+    (here / "guest.xml").write_text(_DOMAIN)
+    xml = run("resolve", "guest.xml", "--host", _N1).out
+    assert old in xml
+    (here / "guest.xml").write_text(xml.replace(old, new))
+    status, out, err = run("resolve", "guest.xml")
+    assert (status, out) == (0, xml.replace(old, new))
+    assert hint in err
 
 
 def test_create(run: Callable[..., Run], driver: Driver, here: Path) -> None:
