@@ -287,6 +287,8 @@ class Agent:
         self, connection: Connection, domain: Domain, read: str, new: str, why: str
     ) -> None:
         """Replace a stored definition, and say so."""
+        if left.has(domain.uuid):  # since it was looked at
+            raise KvmarmError("it is left alone, since it was forgotten or undone")
         with self._news:
             self._windows[domain.uuid] = _Window([], time.monotonic() + _OWN_EVENT)
         try:
