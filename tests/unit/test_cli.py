@@ -582,6 +582,20 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
     )
 
 
+def test_a_domain_that_libvirt_does_not_know(run: Callable[..., Run], driver: Driver) -> None:
+    names = "kvmarm status names the domains"
+    assert run("check", "nosuch").err.endswith(
+        f"(hint: {names}; there is no file of that name either)\n"
+    )
+    here = names.replace("status", "status -c 'test:///default'")
+    assert run("show", "nosuch", *_TEST).err.endswith(
+        f"(hint: {here}; there is no file of that name either)\n"
+    )
+    assert run("undo", "nosuch").err.endswith(f"(hint: {names})\n")
+    far = run("check", "nosuch", "-c", "qemu+ssh://far/system", "--host", _N1).err
+    assert "(hint: virsh -c 'qemu+ssh://far/system' list --all names the domains; " in far
+
+
 def test_how_a_guest_gets_a_record(run: Callable[..., Run], driver: Driver, here: Path) -> None:
     """The command in the hint has all that it needs."""
     (here / "a guest.xml").write_text(_DOMAIN)
