@@ -314,7 +314,7 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
     """The machine types of this host's QEMU, or of another one on it.
 
     Args:
-        emulator: its path. It is run: none that a file names.
+        emulator: its path. It is run: of what a file names, only what `qemu.may_be_asked`.
     """
     from ..host import qemu
 

@@ -16,6 +16,7 @@ from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import asks_for_host_model, parse
 from ..host import files, left
+from ..host.qemu import ask_named
 from ..judge.contradictions import find_contradictions
 from ..judge.wording import difference
 from ..resolve.wish import what_emulation_needs, why_not_adopted, why_not_ours
@@ -68,7 +69,12 @@ def resolver_for(choices: Choices) -> Iterator[Resolver]:
         return
     from ..resolve.resolver import Resolver
 
-    yield Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say)
+    yield Resolver(
+        read_profile(choices.host),
+        read_policy(choices.policy),
+        advise=say,
+        ask=(lambda _: None) if choices.host else ask_named,
+    )
 
 
 def resolved(source: bytes, choices: Choices, name: str, verb: str = "resolve") -> bytes:

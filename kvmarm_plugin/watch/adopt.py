@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.profile import HostProfile
+    from ..model.profile import HostProfile, Qemu
 
 _HOSTS = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 
@@ -153,14 +153,23 @@ def pin_stored(
     return Adopted(before, new.target, pinned=True)
 
 
-def keeper(profile: HostProfile, policy: Policy, advise: Callable[[str], None]) -> Resolver:
+def keeper(
+    profile: HostProfile,
+    policy: Policy,
+    advise: Callable[[str], None],
+    ask: Callable[[str], Qemu | None] = lambda _: None,
+) -> Resolver:
     """What `pin_stored` takes: a resolver by which guests keep what this host gives them, whatever
     its pool has and the policy prefers. Only the kind of CPU on a big.LITTLE host is the policy's.
+
+    Args:
+        ask: as `Resolver` has it.
 
     Raises:
         ResolveError: the profile lists no CPUs.
     """
-    return Resolver(profile, Policy(prefer_named=False, cluster=policy.cluster), advise=advise)
+    keeps = Policy(prefer_named=False, cluster=policy.cluster)
+    return Resolver(profile, keeps, advise=advise, ask=ask)
 
 
 def is_rewritten(domain: Element, found: Record) -> bool:

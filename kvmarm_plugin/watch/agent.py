@@ -31,6 +31,7 @@ from ..host.libvirtd import (
     LibvirtError,
     NoDomainError,
 )
+from ..host.qemu import ask_named
 from ..kvm.device import KvmError, System
 from ..model.policy import adopts
 from .adopt import adopt_live, adopt_stored, keeper, pin_stored
@@ -272,7 +273,7 @@ class Agent:
         if mode == "pin":
             pin_stored(
                 domain,
-                lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell),
+                lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell, ask_named),
                 lambda read, new: self._redefine(connection, domain, read, new, "adopt: pin"),
             )
         elif mode == "record" and adopt_stored(domain, system) is not None:

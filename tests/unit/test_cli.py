@@ -27,7 +27,7 @@ from kvmarm_plugin.cli import main
 from kvmarm_plugin.commands import inputs
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
-from kvmarm_plugin.host import libvirtd, qemu
+from kvmarm_plugin.host import known, libvirtd, qemu
 from kvmarm_plugin.kvm.device import SystemCalls
 from kvmarm_plugin.model import policy, profile_json
 
@@ -379,6 +379,19 @@ def test_probe_asks_the_emulator_it_is_told(run: Callable[..., Run], here: Path)
     found = profile_json.loads(run("probe", "--qemu", emulator).out).qemu
     assert found
     assert (found.binary, found.version) == (emulator, "10.0.2")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_probe_makes_the_directory_of_profiles(
+    run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where --host then finds it; no other directory is made."""
+    monkeypatch.setattr(known, "HOSTS", here / "kvmarm/profiles")
+    run("probe", "-o", str(here / "kvmarm/profiles/alpha.json"))
+    assert known.hosts() == ["alpha"]
+    known.read("alpha")
+    _check_failure(run("probe", "-o", str(here / "other/alpha.json")), "cannot write")
+    assert not (here / "other").exists()
 
 
 def test_probe_as_a_process(tmp_path: Path) -> None:
