@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import domain_word, shown
+from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import asks_for_host_model, parse
@@ -120,8 +120,10 @@ def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
             f"to resolve it anew: kvmarm resolve --restore-intent {file} | kvmarm {verb} -; or undo"
             " the edit"
         )
-    elif record.is_adopted(found):
-        hint = "once it is defined: kvmarm adopt DOMAIN; or undo the edit"
+    elif record.is_adopted(found) and not why_not_adopted(domain):
+        title = domain.find("name")
+        word = shown(quoted(title.content.strip() if title else ""), 200)
+        hint = f"once it is defined: kvmarm adopt {word}; or undo the edit"
     else:
         hint = "write <cpu mode='host-model'/>; or, for a guest without it, remove <kvmarm:target>"
     said = difference(changes[0], "recorded", "now", meaning=False)

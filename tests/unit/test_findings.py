@@ -526,6 +526,20 @@ def test_no_remedy_has_guests_come_back_where_none_may() -> None:
             assert "from there, it may go" not in remedy
 
 
+def test_no_guest_comes_back_to_a_kernel_that_has_less_by_a_profile_alone() -> None:
+    """What the kernel there has more is known of one host: nobody asks the other."""
+    sid, trixie = host("sid-cortex-a57"), host("trixie-cortex-a57")
+    older_qemu = sid.replace(qemu=trixie.qemu)
+    for target, here in (
+        (_target("trixie-cortex-a57"), older_qemu),
+        (_target("sid-cortex-a57", "virt-10.0"), trixie),
+    ):
+        kinds_found = {finding.kind for finding in check(target, here)}
+        assert any(kind.endswith("-no-way-back") for kind in kinds_found), kinds_found
+    kept = check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1))
+    assert "register-refused-newer-kernel" in {finding.kind for finding in kept}
+
+
 def test_where_each_way_waits_for_the_other_nothing_helps() -> None:
     found = _between(_lower(_N1, "CSV2"), _lower(_N1, "CSV3"))
     assert {finding.kind for finding in found if finding.severity != HARMLESS} == {
