@@ -14,6 +14,7 @@ from ..domain import record
 from ..domain.xml import parse
 from ..host.libvirtd import Connection, LibvirtError, is_remote
 from ..host.previous import redefine
+from ..host.qemu import ask_named
 from ..kvm.device import System
 from ..model.policy import adopts
 from ..resolve.wish import why_not_adopted
@@ -47,7 +48,7 @@ def run(arguments: Namespace) -> int:
     with Connection(uri) as connection, ExitStack() as stack:
         adopter = _Adopter(
             connection,
-            functools.cache(lambda: keeper(probe_here(), policy, say)),
+            functools.cache(lambda: keeper(probe_here(), policy, say, ask_named)),
             functools.cache(lambda: stack.enter_context(System())),
             dry_run,
         )

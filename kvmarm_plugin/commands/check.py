@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain.record import is_adopted
+from ..host import qemu
 from ..host.qemu_version import BINARIES
 from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
@@ -134,9 +135,13 @@ def _of_guest(
             for host in profiles
         }
     else:
-        if not guest.is_here and guest.emulator not in ("", *BINARIES.get(platform.machine(), ())):
-            notes += (_unasked(guest, "of this host: what a file names is not run"),)
-        emulator = guest.emulator if guest.is_here else ""
+        emulator = guest.emulator
+        if not guest.is_here:
+            if emulator in BINARIES.get(platform.machine(), ()):
+                emulator = ""
+            elif emulator and not qemu.may_be_asked(emulator):
+                notes += (_unasked(guest, "of this host: the other could be anything"),)
+                emulator = ""
         found = here().judge(
             guest.document, guest.domain, guest.record, boots, emulator, ignored=ignored
         )

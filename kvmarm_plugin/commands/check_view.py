@@ -144,8 +144,11 @@ def as_text(report: Report) -> str:
 
 
 def reason(report: Report, host: str, finding: Finding) -> tuple[str, str]:
-    """A finding in a line, and what to do about it, of a guest among others."""
-    return _line(report, host, finding), _remedy(report.replace(title="DOMAIN"), host, finding)
+    """A finding in a line, and what to do about it, in words that are the same for all guests:
+    wherever they come from, and whether they have a record.
+    """
+    text = _with_rule(report, finding, difference(finding, "the guest's", f"{shown(host)}'s"))
+    return text, _remedy(report.replace(title="DOMAIN"), host, finding)
 
 
 def as_json(report: Report) -> str:
@@ -215,6 +218,10 @@ def _line(report: Report, host: str, finding: Finding) -> str:
         asked = f"now on {name}" if name == origin else f"on {name}"
         recorded = f"on {origin}" if report.assumed else f"recorded on {origin}"
         text = difference(finding, recorded, asked)
+    return _with_rule(report, finding, text)
+
+
+def _with_rule(report: Report, finding: Finding, text: str) -> str:
     if report.question == START and not finding.stops_start:
         return text  # the rule is one of arrivals
     said = texts(finding)

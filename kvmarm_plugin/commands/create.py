@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..basics.untrusted import lines, shown
 from . import DONE
 from .output import write_text
-from .resolving import Choices, resolved_for
+from .resolving import Choices, resolved_for, say_unrecorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ def run(arguments: Namespace) -> int:
     validate, paused = arguments.validate, arguments.paused
     from ..host.libvirtd import Connection
 
-    result, summary = resolved_for(uri, name, choices)
+    result, summary = resolved_for(uri, name, choices, "create")
     with Connection(uri) as connection:
         domain = connection.create(result.decode(), validate, paused)
     write_text(lines([f"Domain '{shown(domain)}' created from {name}{summary}"]))
+    say_unrecorded(result, domain)
     return DONE

@@ -7,7 +7,7 @@ from ..basics.untrusted import lines, shown
 from ..domain.xml import parse
 from . import DONE
 from .output import write_text
-from .resolving import Choices, leave_alone_no_more, resolved_for
+from .resolving import Choices, leave_alone_no_more, resolved_for, say_unrecorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ def run(arguments: Namespace) -> int:
     )
     from ..host.libvirtd import Connection
 
-    result, summary = resolved_for(uri, name, choices)
+    result, summary = resolved_for(uri, name, choices, "define")
     with Connection(uri) as connection:
         domain = _define(connection, result, validate)
     write_text(lines([f"Domain '{shown(domain)}' defined from {name}{summary}"]))
+    say_unrecorded(result, domain)
     return DONE
 
 

@@ -61,6 +61,7 @@ def run(arguments: Namespace) -> int:
         else:
             every = [forgetter.forget(domain) for domain in connection.domains()]
             guests = [guest for guest in every if guest.stored or guest.running]
+    _say_what_went(forgetter, dry_run)
     write_text(refresh_view.as_json(guests) if as_json else refresh_view.as_text(guests))
     results = [part.result for guest in guests for part in (guest.stored, guest.running) if part]
     return ERROR if FAILED in results else DONE
@@ -73,6 +74,11 @@ class _Forgetter:
         restores: whether what the users wrote comes back.
         dry_run: only say what would be done.
         lists: whether the domains are to be left alone from then on.
+
+    Attributes:
+        unrestored: domains, as words of a command, whose records held what their users had written,
+            and went with it.
+        kept: whether all of these have a definition to go back to.
     """
 
     def __init__(self, connection: Connection, restores: bool, dry_run: bool, lists: bool) -> None:
@@ -80,6 +86,8 @@ class _Forgetter:
         self._restores = restores
         self._dry_run = dry_run
         self._lists = lists
+        self.unrestored: list[str] = []
+        self.kept = True
 
     def by_name(self, name: str) -> Guest:
         """A domain that the user names has to be there; where it has no record, it is left alone
@@ -134,11 +142,13 @@ class _Forgetter:
         if not record.ours(xml):
             return None
         if not self._restores or not _has_intent(xml):
-            if not self._dry_run:
-                previous.keep(domain.uuid, read)
+            is_kept = self._dry_run or previous.keep(domain.uuid, read)
             forgotten = self._forgotten(domain, xml, live=False)
             if self._restores:
                 return forgotten._replace(reason="its record held nothing to restore")
+            if _held_intent(xml):
+                self.unrestored.append(domain_word(domain.name, domain.uuid))
+                self.kept = self.kept and is_kept
             return forgotten
         result = restore(source, xml)
         given_back = parse(result)
@@ -168,6 +178,33 @@ def _has_intent(domain: Element) -> bool:
     """Whether there is something to restore. Raises RecordError."""
     element = record.find(domain)
     return element is not None and bool(record.intent_of(element).children)
+
+
+def _held_intent(domain: Element) -> bool:
+    """The same of a record that may be broken, which holds nothing that could be restored."""
+    try:
+        return _has_intent(domain)
+    except record.RecordError:
+        return False
+
+
+def _say_what_went(forgetter: _Forgetter, dry_run: bool) -> None:
+    """What users had written goes with the records, once for all guests: how to have it back."""
+    words = forgetter.unrestored
+    if not words:
+        return
+    word = shown(words[0]) if len(words) == 1 else "DOMAIN"
+    if dry_run:
+        say(
+            "what their users had written would go with the records (hint: --restore gives it back)"
+        )
+    elif forgetter.kept:
+        say(
+            "what their users had written went with the records (hint: to have it back: kvmarm undo"
+            f" {word} && kvmarm forget --restore {word})"
+        )
+    else:
+        say("what their users had written went with the records, and is kept nowhere")
 
 
 def _record_gone(domain: Element) -> Difference:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines
+from ..diagnosis.host import SYSTEMD, UNITS
 from ..hook import install, whose
 from ..host import marks
 from ..model import policy
@@ -22,15 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_SYSTEMD = "/run/systemd/system"  # there while systemd is what runs this host: sd_booted(3)
 _UNIT = "kvmarm-renew.socket"
-_UNITS = (  # where systemd looks for units, systemd.unit(5)
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-)
 # Where an installation for one Python, or the source tree, has them.
 _ELSEWHERE = (
     f"{sysconfig.get_path('data')}/lib/systemd/system",
@@ -59,21 +52,21 @@ def run(arguments: Namespace) -> int:
 def _how_to_renew() -> list[str]:
     """Where systemd could have records renewed and nobody listens for the hook's ring: how to."""
     try:
-        if not os.path.isdir(_SYSTEMD) or marks.is_heard():
+        if not os.path.isdir(SYSTEMD) or marks.is_heard():
             return []
     except OSError:
         return []
-    if os.path.realpath(f"{_UNITS[0]}/{_UNIT}") == os.devnull:
+    if os.path.realpath(f"{UNITS[0]}/{_UNIT}") == os.devnull:
         return []  # masked, by somebody who does not want it
     what, enable = "nobody renews records here", f"systemctl enable --now {_UNIT}"
-    if any(os.path.exists(f"{directory}/{_UNIT}") for directory in _UNITS):
+    if any(os.path.exists(f"{directory}/{_UNIT}") for directory in UNITS):
         return [f"{what}; have it done with: {enable}"]
     units = next(
         (directory for directory in _ELSEWHERE if os.path.exists(f"{directory}/{_UNIT}")),
         "systemd/ of kvmarm's sources",
     )
     return [
-        f"{what}; copy the units in {units} to {_UNITS[0]}, see that ExecStart= finds kvmarm, and"
+        f"{what}; copy the units in {units} to {UNITS[0]}, see that ExecStart= finds kvmarm, and"
         f" then: {enable}"
     ]
 

@@ -17,7 +17,7 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, marks
-from ..host.libvirtd import Connection
+from ..host.libvirtd import Connection, NoDomainError
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
@@ -111,7 +111,12 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
     with Connection(uri) as connection:
-        return source_of(connection.domain(name), name, inactive, connection.is_here)
+        try:
+            domain = connection.domain(name)
+        except NoDomainError as error:
+            error.hint += "; there is no file of that name either"
+            raise
+        return source_of(domain, name, inactive, connection.is_here)
 
 
 def source_of(domain: Domain, name: str, inactive: bool, is_here: bool) -> Source:
@@ -309,7 +314,7 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
     """The machine types of this host's QEMU, or of another one on it.
 
     Args:
-        emulator: its path. It is run: none that a file names.
+        emulator: its path. It is run: of what a file names, only what `qemu.may_be_asked`.
     """
     from ..host import qemu
 

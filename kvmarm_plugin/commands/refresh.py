@@ -18,6 +18,7 @@ from ..domain.xml import Element, asks_for_host_model, parse
 from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
+from ..host.qemu import ask_named
 from ..kvm.device import System
 from ..resolve.wish import why_not_adopted
 from ..watch.adopt import keeper, pin_stored
@@ -47,7 +48,12 @@ def run(arguments: Namespace) -> int:
             connection,
             functools.cache(lambda: stack.enter_context(resolver_for(choices))),
             functools.cache(
-                lambda: keeper(read_profile(choices.host), read_policy(choices.policy), say)
+                lambda: keeper(
+                    read_profile(choices.host),
+                    read_policy(choices.policy),
+                    say,
+                    (lambda _: None) if choices.host else ask_named,
+                )
             ),
             functools.cache(lambda: stack.enter_context(System())),
             machine,

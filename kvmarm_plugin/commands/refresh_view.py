@@ -11,6 +11,7 @@ from ..domain import record
 from ..domain.pins import cpus_of, pins_of, thread_of
 from ..judge.contradictions import find_contradictions
 from ..judge.wording import texts
+from ..model.guest_registers import GUEST_REGISTERS
 from ..registers.rules import differing_fields
 from ..registers.table import describe, name_of
 from ..registers.text import unpack_ids
@@ -150,7 +151,7 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
         *features,
         *(Difference(*pair) for pair in pairs if pair[1] != pair[2]),
         *_register_differences(before.registers, after.registers),
-        *_register_differences(before.seen, after.seen),
+        *_seen_differences(before.seen, after.seen),
         *_list_differences(before, after),
     ]
 
@@ -174,7 +175,7 @@ def _register_differences(before: dict[str, int], after: dict[str, int]) -> list
         if old is None or new is None or not fields:
             meaning = describe(name)
             title = f"{name} ({meaning})" if meaning else name
-            found.append(Difference(title, _value(name, old), _value(name, new)))
+            found.append(Difference(title, _value(old), _value(new)))
             continue
         found += [
             Difference(
@@ -186,6 +187,20 @@ def _register_differences(before: dict[str, int], after: dict[str, int]) -> list
             )
             for field in fields
         ]
+    return found
+
+
+def _seen_differences(before: dict[str, int], after: dict[str, int]) -> list[Difference]:
+    """What a guest reads, in the words that `show` has for it, where they tell it."""
+    found = []
+    for name in dict.fromkeys((*before, *after)):
+        say = GUEST_REGISTERS[name].text
+        old, new = (say(values[name]) if name in values else "none" for values in (before, after))
+        if say is hex or old == new:
+            both = ({name: each[name]} if name in each else {} for each in (before, after))
+            found += _register_differences(*both)
+        else:
+            found.append(Difference(f"{name} ({describe(name)})", old, new))
     return found
 
 
@@ -211,10 +226,8 @@ def _names(ids: frozenset[int]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _value(name: str, value: int | None) -> str:
-    if value is None:
-        return "none"
-    return f"{value} Hz" if name == "CNTFRQ_EL0" else f"{value:#x}"
+def _value(value: int | None) -> str:
+    return "none" if value is None else f"{value:#x}"
 
 
 def _list(items: tuple[object, ...]) -> str:

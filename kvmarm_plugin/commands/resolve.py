@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> int:
         arguments.restore_intent,
     )
     source = files.read(name)
-    result = restore(source, parse(source)) if restore_intent else resolved(source, choices)
+    result = restore(source, parse(source)) if restore_intent else resolved(source, choices, name)
     if validate:
         from ..host import schema
 

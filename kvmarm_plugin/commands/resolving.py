@@ -11,9 +11,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
+from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
+from ..domain.rewrite import restore
 from ..domain.xml import asks_for_host_model, parse
 from ..host import files, left
+from ..host.qemu import ask_named
+from ..judge.contradictions import find_contradictions
+from ..judge.wording import difference
+from ..resolve.wish import what_emulation_needs, why_not_adopted, why_not_ours
 from .inputs import machines_here, read_policy, read_pool, read_profile
 from .output import say
 
@@ -63,11 +69,20 @@ def resolver_for(choices: Choices) -> Iterator[Resolver]:
         return
     from ..resolve.resolver import Resolver
 
-    yield Resolver(read_profile(choices.host), read_policy(choices.policy), advise=say)
+    yield Resolver(
+        read_profile(choices.host),
+        read_policy(choices.policy),
+        advise=say,
+        ask=(lambda _: None) if choices.host else ask_named,
+    )
 
 
-def resolved(source: bytes, choices: Choices) -> bytes:
+def resolved(source: bytes, choices: Choices, name: str, verb: str = "resolve") -> bytes:
     """A domain's XML, resolved; as it is if it does not ask for host-model.
+
+    Args:
+        name: of its file, "-" for standard input.
+        verb: the command that resolves it.
 
     Raises:
         KvmarmError: the XML, or a file that the choices name, cannot be used; the host cannot give
@@ -76,9 +91,7 @@ def resolved(source: bytes, choices: Choices) -> bytes:
     # Most domains do not ask, and then neither a profile nor a policy is needed.
     domain = parse(source)
     if not asks_for_host_model(domain):
-        from ..resolve.wish import what_emulation_needs
-
-        advice = what_emulation_needs(domain)
+        advice = what_emulation_needs(domain) or _of_old_record(source, domain, name, verb)
         if advice:
             say(advice)
         return source
@@ -86,9 +99,62 @@ def resolved(source: bytes, choices: Choices) -> bytes:
         return resolver.resolve(source)
 
 
-def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
+def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
+    """What to say of a domain that does not ask for host-model and has a record that is not about
+    it any more, such as one whose <cpu> is gone; else nothing.
+    """
+    try:
+        element = record.find(domain)
+        if element is None:
+            return ""
+        found = record.read(element)
+        changes = find_contradictions(domain, found.target)
+        if not changes:
+            return ""
+        asks_again = asks_for_host_model(parse(restore(source, domain)))
+    except KvmarmError as error:
+        return f"its kvmarm record, which stays as it is, cannot be used: {error}"
+    if asks_again:
+        file = "FILE" if name == "-" else shlex.quote(name)
+        hint = (
+            f"to resolve it anew: kvmarm resolve --restore-intent {file} | kvmarm {verb} -; or undo"
+            " the edit"
+        )
+    elif record.is_adopted(found) and not why_not_adopted(domain):
+        title = domain.find("name")
+        word = shown(quoted(title.content.strip() if title else ""), 200)
+        hint = f"once it is defined: kvmarm adopt {word}; or undo the edit"
+    else:
+        hint = "write <cpu mode='host-model'/>; or, for a guest without it, remove <kvmarm:target>"
+    said = difference(changes[0], "recorded", "now", meaning=False)
+    return str(KvmarmError(f"its kvmarm record stays, and is not about it any more: {said}", hint))
+
+
+def say_unrecorded(xml: bytes, domain: str) -> None:
+    """Say of a guest that has been defined or created that it has no record, and how it gets one.
+
+    Args:
+        domain: its name.
+    """
+    element = parse(xml)
+    if record.ours(element) or asks_for_host_model(element) or why_not_ours(element):
+        return
+    uuid = element.find("uuid")
+    word = domain_word(domain, uuid.content.strip() if uuid else "DOMAIN")
+    hint = f"to record what it has: kvmarm adopt {shown(word)}"
+    if why_not_adopted(element):
+        hint = f"{why_not_adopted(element)}: write <cpu mode='host-model'/>"
+    say(
+        f"{shown(domain)} has no kvmarm record, since it does not ask for host-model (hint: {hint})"
+    )
+
+
+def resolved_for(uri: str, name: str, choices: Choices, verb: str) -> tuple[bytes, str]:
     """The XML in a file, resolved for the host of the libvirt at `uri`; and what became of its
     host-model, in words, if it asks.
+
+    Args:
+        verb: the command that does so.
 
     Raises:
         KvmarmError: as for `resolved`; or the host is another, and its profile was not given.
@@ -96,7 +162,7 @@ def resolved_for(uri: str, name: str, choices: Choices) -> tuple[bytes, str]:
     source = files.read(name)
     if asks_for_host_model(parse(source)):
         check_host_of(uri, choices)
-    result = resolved(source, choices)
+    result = resolved(source, choices, name, verb)
     try:
         result.decode()
     except UnicodeDecodeError:

@@ -30,6 +30,15 @@ OK, BAD, UNKNOWN = "ok", "not ok", "unknown"
 
 AS_ROOT = "run this as root"  # a remedy
 
+SYSTEMD = "/run/systemd/system"  # there while systemd is what runs this host: sd_booted(3)
+UNITS = (  # where systemd looks for units, systemd.unit(5)
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+
 _LONGEST = 1 << 20  # characters of a file that is looked at
 _PATIENCE = 30  # seconds for a program
 
@@ -101,6 +110,14 @@ class Host:
         """What a file of the host holds. Raises OSError."""
         with self.path(name).open(encoding="utf-8", errors="replace") as file:
             return file.read(_LONGEST)
+
+    def has_systemd(self) -> bool:
+        """Whether systemd is what runs this host."""
+        return self.path(SYSTEMD).is_dir()
+
+    def has_unit(self, name: str) -> bool:
+        """Whether systemd finds a unit."""
+        return any(os.path.lexists(self.path(f"{directory}/{name}")) for directory in UNITS)
 
     def daemons(self) -> list[daemons.Daemon]:
         """libvirt's system daemons that run."""

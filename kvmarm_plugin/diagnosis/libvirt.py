@@ -152,7 +152,9 @@ def _seen(host: Host, daemon: Daemon, since: float) -> Line:
     return Line(
         UNKNOWN,
         f"{name} has started before the hook was there, and may not have looked for it since",
-        f"systemctl reload {daemon.name}",
+        f"systemctl reload {daemon.name}"
+        if host.has_systemd()
+        else f"have the host's init restart {daemon.name}: guests go on",
     )
 
 

@@ -111,7 +111,7 @@ def _outdated(host: Host, path: Path) -> Line | None:
     )
 
 
-def check_renewal(_host: Host) -> Iterator[Line]:
+def check_renewal(host: Host) -> Iterator[Line]:
     """Whether somebody hears when the hook tells that a record may not be true."""
     if policy.for_hook(policy.DEFAULT_PATH).on_drift != "renew":
         yield Line(OK, "the policy leaves records as they are (on-drift)")
@@ -128,15 +128,24 @@ def check_renewal(_host: Host) -> Iterator[Line]:
     if is_heard:
         yield Line(OK, f"somebody listens at {marks.DIRECTORY}/{marks.SOCKET}")
     else:
-        yield Line(
-            BAD,
-            "nobody renews records when guests start as something else",
-            f"systemctl enable --now {_SOCKET}",
-        )
+        if not host.has_systemd():
+            remedy = "have the host's init start this at every boot, as root: kvmarm renew"
+        elif host.has_unit(_SOCKET):
+            remedy = f"systemctl enable --now {_SOCKET}"
+        else:
+            remedy = "kvmarm hook install, which says where the units are to be"
+        yield Line(BAD, "nobody renews records when guests start as something else", remedy)
 
 
 def check_agent(host: Host) -> Iterator[Line]:
     """Whether the agent runs, where it is installed."""
+    if not host.has_systemd():
+        yield Line(
+            OK,
+            "there is no systemd to run an agent: host-model is resolved by kvmarm define, or by a"
+            " kvmarm agent that the host's init starts",
+        )
+        return
     try:
         answer = host.run(["systemctl", "show", "-p", "LoadState,ActiveState", _AGENT])
     except OSError as error:
@@ -154,18 +163,22 @@ def check_agent(host: Host) -> Iterator[Line]:
         yield Line(BAD, f"{_AGENT} is {state}", f"systemctl enable --now {_AGENT}")
 
 
-def check_marks(_host: Host) -> Iterator[Line]:
+def check_marks(host: Host) -> Iterator[Line]:
     """Guests whose records may not be true."""
     uuids, names = marks.marked()
+    known = _names(host) if uuids else {}
     reasons = [
-        *((uuid, marks.mark_of(uuid)) for uuid in uuids),
+        *(
+            (f"{known[uuid]} ({uuid})" if uuid in known else uuid, marks.mark_of(uuid))
+            for uuid in uuids
+        ),
         *((name, marks.mark_of("", name)) for name in names),
     ]
     for guest, reason in reasons[:_SHOWN]:
         again = reason != marks.FROM_STATE
         yield Line(
             BAD,
-            f"the record of {shown(guest, 120)} may not be true: {shown(reason or 'gone', 300)}",
+            f"the record of {shown(guest, 160)} may not be true: {shown(reason or 'gone', 300)}",
             "kvmarm renew --once" if again else "shut the guest down and start it",
         )
     if len(reasons) > _SHOWN:
@@ -174,3 +187,14 @@ def check_marks(_host: Host) -> Iterator[Line]:
         )
     if not reasons:
         yield Line(OK, "no guest has a mark")
+
+
+def _names(host: Host) -> dict[str, str]:
+    """The names of the guests that libvirt has, by UUID; none where it does not answer, which
+    `check_libvirt` says.
+    """
+    try:
+        with host.connect() as connection:
+            return {domain.uuid: shown(domain.name, 80) for domain in connection.domains()}
+    except KvmarmError:
+        return {}

@@ -11,6 +11,7 @@ from ..basics.errors import KvmarmError
 from ..basics.value import Value
 from ..judge.by_profile import check
 from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
+from ..judge.finding import kinds as kinds_of_findings
 from ..model.policy import Policy
 from ..model.profile import HostProfile
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..model.target import Target
+
+# The end of the kinds against which it only helps to start guests on the destination.
+_START_THERE = "-resolve-here"
 
 
 class Pair(Value):
@@ -164,8 +168,26 @@ def compare(hosts: Iterable[HostProfile], policy: Policy) -> Comparison:
         )
         for index, clique in enumerate(cliques)
     )
-    pairs = tuple(Pair(places[a], places[b], *answers[a, b]) for a in order for b in order)
+    asked = {edge: Pair(places[edge[0]], places[edge[1]], *answers[edge]) for edge in answers}
+    pairs = tuple(_with_way_back(asked[a, b], asked[b, a]) for a in order for b in order)
     return Comparison(tuple(kinds[number] for number in order), groups, pairs)
+
+
+def _with_way_back(pair: Pair, back: Pair) -> Pair:
+    """A pair of which no remedy has guests started on the destination and moved back from there
+    where they may not go back.
+    """
+    if back.answer is not False:
+        return pair
+    rows = kinds_of_findings()
+    # Each way has to be opened from the other's end, and so neither can be.
+    is_mutual = any(each.is_hopeless or each.kind.endswith(_START_THERE) for each in back.blocking)
+    found = []
+    for finding in pair.findings:
+        stem = finding.kind[: -len(_START_THERE)] if finding.kind.endswith(_START_THERE) else ""
+        kind = f"{stem}-hopeless" if stem and is_mutual else f"{stem or finding.kind}-no-way-back"
+        found.append(finding.replace(kind=kind) if kind in rows else finding)
+    return pair.replace(findings=tuple(found))
 
 
 class _Source:

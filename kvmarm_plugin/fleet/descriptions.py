@@ -8,7 +8,7 @@ from itertools import chain
 from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..model.features import FEATURES
-from ..model.guest_registers import GUEST_REGISTERS
+from ..model.guest_registers import GUEST_REGISTERS, frequency
 from ..model.profile_json import digest
 from ..registers.rules import kernel_version, point_release, release_numbers
 from ..registers.table import fields_of
@@ -93,7 +93,7 @@ def _hardware(host: HostProfile) -> tuple[str, ...]:
     return (
         " + ".join(shown(host.name_of(cluster, 1)) for cluster in clusters) or "no KVM",
         *([f"SVE {longest}"] if longest else []),
-        *(f"timer {rate / 1e6:g} MHz" for rate in sorted(rates)),
+        *(f"timer {frequency(rate)}" for rate in sorted(rates)),
     )
 
 

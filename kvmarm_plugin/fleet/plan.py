@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What it takes to make a pool of hosts that are none yet: words on kernel command lines, upgrades,
-and hosts to leave out.
+newer firmware, and hosts to leave out.
 
 A plan is found by trying: the steps are applied to the profiles, as the kernel would apply them
 (registers/overrides.tsv), and the rules of `common` say whether that is enough. What a host really
@@ -9,6 +9,7 @@ gives once the steps are taken only `kvmarm probe` knows.
 
 from __future__ import annotations
 
+from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..judge.wording import named_in
 from ..model.features import FEATURES, OFFERED_BY, SVE, Feature
@@ -24,21 +25,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-BOOT, KERNEL, QEMU, LEAVE_OUT = "boot", "upgrade Linux", "upgrade QEMU", "leave out"
+BOOT, KERNEL, QEMU, FIRMWARE, LEAVE_OUT = (
+    "boot",
+    "upgrade Linux",
+    "upgrade QEMU",
+    "update the firmware",
+    "leave out",
+)
 
 
 # What a guest reads and nothing can change.
 _FIXED = {name: register.fixed for name, register in GUEST_REGISTERS.items() if register.fixed}
 
 
+_OF_FIRMWARE = "register-refused-firmware"  # of the kinds of findings
+
+
 class Step(Value):
     """One thing to do.
 
     Attributes:
-        action: BOOT, KERNEL, QEMU or LEAVE_OUT.
+        action: BOOT, KERNEL, QEMU, FIRMWARE or LEAVE_OUT.
         hosts: names of the hosts to do it to.
-        what: the words of the kernel's command line, or the version to upgrade to and a host that
-            has it; empty to leave out.
+        what: the words of the kernel's command line, the version to upgrade to, or what the
+            firmware has to offer; empty to leave out.
         why: what is in the way without it.
     """
 
@@ -163,6 +173,7 @@ class _Levelling:
         self.hosts = {kind.names: kind.host for kind in kinds}
         self._kernels = {kind.names: sorted(map(kernel_age, kind.hosts)) for kind in kinds}
         self.reasons: dict[tuple[tuple[str, ...], str], str] = {}
+        self._firmware: dict[tuple[str, ...], dict[str, int]] = {}  # what it has to offer
         self._changed: set[tuple[str, ...]] = set()  # in this round
 
     def run(self) -> tuple[Obstacle, ...]:
@@ -175,8 +186,14 @@ class _Levelling:
             at_first = at_first or tuple(found)
             if not found:
                 break
-            # Command lines first: what they level needs no upgrade.
-            for mend in (self._override, self._upgrade_kernel, self._upgrade_qemu):
+            # Command lines first: what they level needs no upgrade. Firmware last: whether there is
+            # a newer one that helps, no profile tells.
+            for mend in (
+                self._override,
+                self._upgrade_kernel,
+                self._upgrade_qemu,
+                self._update_firmware,
+            ):
                 self._changed.clear()
                 for obstacle in found:
                     mend(obstacle)
@@ -200,6 +217,7 @@ class _Levelling:
                 f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else "",
             ),
             (BOOT, " ".join(words)),
+            (FIRMWARE, _offers(self._firmware.get(kind.names, {}))),
         )
         return [
             Step(action, kind.names, what, self.reasons[kind.names, action])
@@ -235,6 +253,17 @@ class _Levelling:
         kernel's.
         """
         self._upgrade(obstacle, _release, _release, _with_qemu, QEMU)
+
+    def _update_firmware(self, obstacle: Obstacle) -> None:
+        """Have the firmware offer the mitigation that the other's does: the CPUs are the same, and
+        KVM shows what the firmware offers (get_kernel_wa_level).
+        """
+        if obstacle.finding.kind != _OF_FIRMWARE:
+            return
+        names = self._names(obstacle.destination)
+        register, value = (obstacle.finding.values[name] for name in ("register", "recorded"))
+        self._firmware.setdefault(names, {})[register] = value
+        self._change(names, _with_register(self.hosts[names], register, value), FIRMWARE, obstacle)
 
     def _upgrade(
         self,
@@ -284,16 +313,7 @@ class _Levelling:
         the largest kinds first.
         """
         apart = {frozenset((obstacle.source, obstacle.destination)) for obstacle in found}
-        # Of two that are equal, whose firmware does not mitigate what the other's does goes.
-        unmitigated = {
-            obstacle.destination
-            for obstacle in found
-            if obstacle.finding.kind == "register-refused-firmware"
-        }
-        order = sorted(
-            self.hosts,
-            key=lambda names: (-len(names), self.hosts[names].name in unmitigated, names),
-        )
+        order = sorted(self.hosts, key=lambda names: (-len(names), names))
         stay: list[tuple[str, ...]] = []
         for first in order:
             clique: list[tuple[str, ...]] = []
@@ -327,7 +347,12 @@ class _Levelling:
         for name, what in _FIXED.items():
             values = [cluster.seen.get(name) for cluster in (mine, theirs)]
             if values[0] != values[1]:
-                return f"its {what} ({name}) is {values[0]}, theirs {values[1]}"
+                its, their = (_read(name, value) for value in values)
+                why = f"its {what} ({name}) is another: {its}, theirs: {their}"
+                if GUEST_REGISTERS[name].of_firmware and host.platform == other.platform != "":
+                    board = shown(host.platform, 60)
+                    why += f"; firmware sets it, and newer firmware may help, as both are {board}"
+                return why
         return ""
 
     def _names(self, spokesman: str) -> tuple[str, ...]:
@@ -352,6 +377,11 @@ def _cpu(host: HostProfile) -> object:
         (cluster.midr, cluster.revidr, *map(cluster.seen.get, _FIXED)) for cluster in host.clusters
     ]
     return host.kvm_architecture, frozenset(clusters)  # boards number their clusters as they like
+
+
+def _read(register: str, value: int | None) -> str:
+    """What a guest read, for people."""
+    return "not read" if value is None else GUEST_REGISTERS[register].text(value)
 
 
 def _cpus(host: HostProfile) -> str:
@@ -394,6 +424,26 @@ def _merged(steps: list[Step]) -> list[Step]:
             hosts=tuple(sorted({*known.hosts, *step.hosts}))
         )
     return sorted(merged.values(), key=lambda step: (step.action == LEAVE_OUT, step.hosts))
+
+
+def _with_register(host: HostProfile, name: str, value: int) -> HostProfile:
+    """A host whose vCPUs have another value in a register."""
+    return host.replace(
+        clusters=tuple(
+            cluster.replace(
+                vcpus=tuple(
+                    vcpu.replace(registers={**vcpu.registers, name: value})
+                    for vcpu in cluster.vcpus
+                )
+            )
+            for cluster in host.clusters
+        )
+    )
+
+
+def _offers(registers: dict[str, int]) -> str:
+    said = ", ".join(f"{name} {value:#x}" for name, value in sorted(registers.items()))
+    return f"to one that offers {said}, if there is one; else leave it out" if said else ""
 
 
 def _kernel_name(then: HostProfile, now: HostProfile) -> str:

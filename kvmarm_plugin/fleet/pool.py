@@ -21,7 +21,7 @@ from ..domain.record import Origin
 from ..judge.by_profile import ProfileOffer, check, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
-from ..judge.verdict import judge
+from ..judge.verdict import gic_refused, judge
 from ..judge.wording import in_short
 from ..model.profile import Cluster, HostProfile
 from ..model.profile_json import NAME, ProfileError, decode, digest, encode
@@ -221,13 +221,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
         and Finding("machines-unknown", machines=missing, host=host.name),
         "gic-refused": gics
         and "gic_versions" not in unknown
-        and Finding(
-            "gic-refused",
-            recorded=gics[0],
-            local=host.gic_versions,
-            newest=max(host.gic_versions, default=0),
-            host=host.name,
-        ),
+        and gic_refused(gics[0], host.gic_versions, host.name),
         "addresses-too-few": host.ipa_bits < base.ipa_bits
         and "ipa_bits" not in unknown
         and Finding(
@@ -235,7 +229,10 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
         ),
     }
     told = {finding.kind for finding in found}
-    return [*found, *(new for kind, new in of_some.items() if new and kind not in told)]
+    return [
+        *found,
+        *(new for kind, new in of_some.items() if new and not told & {kind, new.kind}),
+    ]
 
 
 def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:

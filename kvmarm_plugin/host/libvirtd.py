@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import decimal, shown
+from ..basics.untrusted import decimal, quoted, shown
 from ..domain.xml import DomainXMLError, parse, parse_fragment
 from .marks import RUNNING
 
@@ -151,6 +151,9 @@ class Process(NamedTuple):
         return not _LOADS.isdisjoint(self.arguments)
 
 
+_USUAL = "qemu:///system"  # what commands talk to where nothing else is said
+
+
 class Connection:
     """A connection to libvirt; a context manager.
 
@@ -168,6 +171,9 @@ class Connection:
             lambda: libvirt.open(uri), f"check that libvirt runs: virsh -c {uri} version"
         )
         self.is_here = not is_remote(uri)
+        of_uri = "" if uri == _USUAL else f" -c {shown(quoted(uri), 200)}"
+        lists = f"kvmarm status{of_uri}" if self.is_here else f"virsh{of_uri} list --all"
+        self._names_domains = f"{lists} names the domains"
 
     def __enter__(self) -> Connection:  # noqa: PYI034  # Self is typing's, from 3.11 on
         return self
@@ -273,7 +279,7 @@ class Connection:
         return self._domain(lambda: self._connection.lookupByUUIDString(uuid))
 
     def _domain(self, find: Callable[[], Any]) -> Domain:
-        found = self._ask(find, "virsh list --all names the domains")
+        found = self._ask(find, self._names_domains)
         return Domain(found, self._libvirt, self._ask)
 
     def _ask(self, call: Callable[[], T], hint: str = "") -> T:

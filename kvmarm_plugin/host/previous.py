@@ -71,9 +71,9 @@ def redefine(
     return connection.define(new, validate)
 
 
-def keep(uuid: str, definition: str) -> None:
+def keep(uuid: str, definition: str) -> bool:
     """Keep a definition that is about to be changed. One that is the newest already is not kept
-    twice.
+    twice. Returns whether it is kept.
 
     Raises:
         KvmarmError: root cannot write it. For another user nothing is kept.
@@ -83,7 +83,7 @@ def keep(uuid: str, definition: str) -> None:
             numbers = _numbers(directory)
             newest = max(numbers.get(False, ()), default=0)
             if newest and _read(directory, newest) == definition.encode():
-                return
+                return True
             number = 1 + max((n for each in numbers.values() for n in each), default=0)
             replace(directory, f"{number}.xml", definition.encode(), 0o600)
             _prune(directory)
@@ -91,8 +91,10 @@ def keep(uuid: str, definition: str) -> None:
     except PermissionError as error:
         if os.geteuid() == 0:
             raise _cannot_keep(error) from None
+        return False
     except OSError as error:
         raise _cannot_keep(error) from None
+    return True
 
 
 def undo(connection: Connection, domain: Domain) -> Kept:

@@ -9,19 +9,23 @@ question after another on a pipe needs no more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 
 from ..basics.errors import KvmarmError
+from ..basics.ownership import others_can_change
 from ..basics.shape import Misshapen
 from ..basics.untrusted import shown
 from ..model.profile import Qemu
 from ..model.profile_json import LINE, MACHINE, QEMU_NAME, decode_qemu
+from .paths import Step, reach
 from .qemu_version import BINARIES
 
 TYPE_CHECKING = False
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIME_LIMIT = 120  # seconds for all questions; a real host needs one, an emulated one ten
+_NAMES = ("qemu-system-aarch64", "qemu-system-arm", "qemu-kvm")
 _LONGEST = 4 << 20  # characters of an answer; the longest has some hundred thousand
 
 
@@ -49,6 +54,34 @@ def find_binary(architecture: str) -> str:
         "QEMU is not installed",
         "install qemu-system-arm (Debian), qemu-system-aarch64 (Fedora) or qemu-kvm (RHEL)",
     )
+
+
+def may_be_asked(path: str) -> bool:
+    """Whether a path that a domain's XML names is a QEMU that can be run to ask it: it is called as
+    QEMU's emulators for ARM are, and nobody but root and this user can change it, nor anything on
+    the way to it. XML is anybody's text.
+    """
+    if not path.startswith("/") or os.path.basename(path) not in _NAMES:
+        return False
+    try:
+        with reach(path, _refuse_others) as end:
+            return end.entry is not None and stat.S_ISREG(os.fstat(end.entry).st_mode)
+    except OSError:
+        return False
+
+
+def ask_named(path: str) -> Qemu | None:
+    """The same as `ask` of what a domain's XML names; None if it may not be run.
+
+    Raises:
+        QemuError: as `ask`.
+    """
+    return ask(path) if may_be_asked(path) else None
+
+
+def _refuse_others(step: Step) -> None:
+    if step.entry is None or others_can_change(os.fstat(step.entry)):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def ask(binary: str) -> Qemu:

@@ -112,8 +112,12 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     bits = ipa_bits(memory, max(host_ipa_bits, recorded))
     if bits <= recorded:
         return []
-    has_grown = ipa_bits(memory, recorded) > recorded
-    kind = "addresses-other" if has_grown else "addresses-other-here"
+    if ipa_bits(memory, recorded) <= recorded:
+        kind = "addresses-other-here"
+    elif 0 < host_ipa_bits < bits:
+        kind = "addresses-other-beyond"
+    else:
+        kind = "addresses-other"
     return [Finding(kind, recorded=recorded, local=bits)]
 
 

@@ -35,6 +35,9 @@ _OF_THE_KERNEL = (
     "VENDOR_HYP_BMAP_2",
 )
 
+# Kinds against which it helps to start guests on the other host and to move them from there.
+_THERE_AND_BACK = ("register-refused-newer-kernel", "registers-unknown", "registers-lost")
+
 # REGISTER.FIELD → the feature that it shows, of those that the policy can turn off.
 _SWITCHES = {field: feature for feature in FEATURES if feature.policy for field in feature.fields}
 
@@ -56,11 +59,34 @@ _COPROCESSOR, _OTHER_WAYS = 0x0FFF0000, (0x00100000, 0x00150000)
 
 def differences(target: Target, offer: Offer) -> list[Finding]:
     """The findings about registers, the register list, and what a guest sees."""
-    return [
+    found = [
         *(finding for name in target.registers for finding in _judge_register(name, target, offer)),
         *(_judge_reglist(target, offer) if _has_both_reglists(target, offer) else ()),
         *_judge_seen(target, offer),
     ]
+    if not _kernel_gives_more(target, offer, found):
+        return found
+    return [
+        finding.replace(kind=f"{finding.kind}-no-way-back")
+        if finding.kind in _THERE_AND_BACK
+        else finding
+        for finding in found
+    ]
+
+
+def _kernel_gives_more(target: Target, offer: Offer, found: list[Finding]) -> bool:
+    """Whether the kernel also gives what the one that the guest comes from does not have: a guest
+    that is started here cannot go there.
+    """
+    if _has_both_reglists(target, offer):
+        more = unpack_ids(offer.reglist) - unpack_ids(target.reglist)
+        # Of the QEMU there nothing is known.
+        if more - (_TOLERATED if target.model == "host" else frozenset()):
+            return True
+    return any(
+        finding.kind == "register-accepted" and finding.values["register"] in _OF_THE_KERNEL
+        for finding in found
+    )
 
 
 def differences_of_identity(target: Target, offer: Offer) -> list[Finding]:
@@ -199,23 +225,27 @@ def _is_fixed_cache(name: str, kernel: KernelFacts) -> bool:
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     here = unpack_ids(offer.reglist)
     missing = unpack_ids(target.reglist) - here
-    may_lack: frozenset[int] = frozenset()
-    if missing and target.model == "host":
-        may_lack = _TOLERATED
-        if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
-            may_lack |= {id_of("VENDOR_HYP_BMAP_2")}
-        if offer.qemu_version() >= _QEMU_TOLERATES:
-            missing -= may_lack
+    may_lack = _TOLERATED
+    if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
+        may_lack |= {id_of("VENDOR_HYP_BMAP_2")}
+    is_host = target.model == "host"
+    tolerates = bool(missing) and offer.qemu_version() >= _QEMU_TOLERATES
+    if is_host and tolerates:
+        missing -= may_lack
     lost: frozenset[int] = frozenset()
     if missing and (0, 0) < offer.qemu_version() < _QEMU_SEES_THE_REST:
         last = max(reg for reg in here if reg & _COPROCESSOR not in _OTHER_WAYS)
         lost = frozenset(reg for reg in missing if reg > last)
-    if "qemu" in offer.unknown:
+    if is_host and "qemu" in offer.unknown:
         missing -= may_lack  # it depends on QEMU
     findings = []
     unknown = missing - lost
+    if not unknown <= may_lack or not (is_host or tolerates):
+        refused = "registers-unknown"
+    else:
+        refused = "registers-unknown-older-qemu" if is_host else "registers-unknown-named-model"
     for kind, registers in (
-        ("registers-unknown-older-qemu" if unknown <= may_lack else "registers-unknown", unknown),
+        (refused, unknown),
         # A firmware register of 0 offers a guest nothing that it could miss.
         ("registers-lost", {reg for reg in lost if target.registers.get(name_of(reg)) != 0}),
     ):

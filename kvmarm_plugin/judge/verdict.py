@@ -115,18 +115,25 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     if offer.machines and target.machine and target.machine not in offer.machines:
         findings.append(_judge_machine_type(target.machine, offer))
     if offer.gic_versions and target.gic and target.gic not in offer.gic_versions:
-        findings.append(
-            Finding(
-                "gic-refused",
-                recorded=target.gic,
-                local=offer.gic_versions,
-                newest=max(offer.gic_versions),
-                host=offer.host,
-            )
-        )
+        findings.append(gic_refused(target.gic, offer.gic_versions, offer.host))
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
         findings.append(_judge_addresses(target.ipa_bits, offer))
     return findings + _judge_layout(offer)
+
+
+def gic_refused(recorded: int, local: tuple[int, ...], host: str) -> Finding:
+    """A GIC that a host does not have.
+
+    Args:
+        local: the versions that it has.
+    """
+    values = {"recorded": recorded, "local": local, "host": host}
+    newest = max(local, default=0)
+    if newest != 2:
+        return Finding("gic-refused", **values, newest=newest)
+    from ..model.board import MOST_OF_GIC_2  # few hosts need it
+
+    return Finding("gic-refused-version-2", **values, most=MOST_OF_GIC_2)
 
 
 def _judge_machine_type(machine: str, offer: Offer) -> Finding:

@@ -6,6 +6,7 @@ of findings.tsv.
 from __future__ import annotations
 
 from ..basics.untrusted import shown
+from ..model.guest_registers import frequency
 from ..registers.overrides import override_of
 from ..registers.table import describe, fields_of
 from .finding import Finding, kinds
@@ -25,6 +26,7 @@ _OF_THE_XML = {
     "argument-overrules": ("recorded", "now"),
     "cpu-replaced": ("recorded", "now"),
     "addresses-other": ("recorded", "now"),
+    "addresses-other-beyond": ("recorded", "now"),
     "vcpus-too-many": ("possible are", "now"),
     "maxphysaddr-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
@@ -49,6 +51,15 @@ class _Text(str):
 
     def __format__(self, longest: str) -> str:
         return shown(self, int(longest or _NAME))
+
+
+class _Number(int):
+    """A number in a template; as Python formats it, or as a frequency."""
+
+    __slots__ = ()
+
+    def __format__(self, form: str) -> str:
+        return frequency(self) if form == "MHz" else super().__format__(form)
 
 
 class _Items(tuple):  # type: ignore[type-arg]  # of numbers, or of texts
@@ -192,5 +203,7 @@ def _formattable(value: Any) -> Any:
         if isinstance(value, str)
         else _Items(value)
         if isinstance(value, tuple)
+        else _Number(value)
+        if isinstance(value, int)
         else value
     )

@@ -25,7 +25,7 @@ _LEGACY_RAM_LIMIT = 255 * GIB
 
 _LEAST_IPA_BITS = 32  # KVM makes no address space that is smaller
 
-_MOST_OF_GIC_2 = 8  # vCPUs, by its registers (GIC_NCPU)
+MOST_OF_GIC_2 = 8  # vCPUs, by its registers (GIC_NCPU)
 MOST_BELOW_RAM = 123  # of a GICv3: so many redistributors have room there (VIRT_GIC_REDIST)
 MOST_VCPUS = 512  # mc->max_cpus (virt_machine_class_init)
 _MOST_BEFORE_3_0 = 255  # the same of machine types up to virt-2.12
@@ -90,7 +90,7 @@ def most_vcpus(
         host_ipa_bits, memory: as for `ipa_bits`.
     """
     if gic == 2:
-        return _MOST_OF_GIC_2
+        return MOST_OF_GIC_2
     if leaves_out(qemu) and _region_ends(RAM_START + memory)[0] > 1 << host_ipa_bits:
         return MOST_BELOW_RAM
     return _MOST_BEFORE_3_0 if machine.startswith("virt-2.") else MOST_VCPUS

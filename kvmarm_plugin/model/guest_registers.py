@@ -33,13 +33,25 @@ class GuestRegister(Value):
             finding says besides the register and the two values, or in place of them; None where
             the guest goes on as it did.
         fixed: what it is, for people, where it is the hardware's or the firmware's and nothing
-            levels hosts that differ in it; else empty.
+            levels hosts that differ in it for certain; else empty.
+        of_firmware: whether firmware sets it.
     """
 
     needs: Feature | None
     text: Callable[[int], str]
     compare: Callable[[int, int, str], Difference]
     fixed: str = ""
+    of_firmware: bool = False
+
+
+def frequency(rate: int) -> str:
+    """A rate in Hz for people: exactly, as two that differ have to look different.
+
+    >>> frequency(62_500_000)
+    '62.5 MHz'
+    """
+    whole, rest = divmod(rate, 1_000_000)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".") + " MHz"
 
 
 def readable(registers: dict[str, T], features: Collection[str]) -> dict[str, T]:
@@ -88,9 +100,10 @@ def _counters(pmcr: int) -> int:
 GUEST_REGISTERS = {
     "CNTFRQ_EL0": GuestRegister(
         None,
-        lambda value: f"{value / 1e6:g} MHz, the guest's timer",
+        frequency,
         _compare_timer,
-        "timer frequency in Hz",
+        "timer frequency",
+        of_firmware=True,
     ),
     "DCZID_EL0": GuestRegister(None, _block_text, _compare_block, "DC ZVA block size"),
     "CTR_EL0": GuestRegister(None, hex, _compare_elsewhere),

@@ -56,6 +56,8 @@ class Resolver:
         clusters: of the host that the domains will run on, with its CPU numbers; by default the
             profile's.
         advise: called with a line for people about what is allowed, and unwise.
+        ask: called with the path of another QEMU that a domain names, gives what that has; None
+            where it is not asked, and then the profile's stands for it. It raises a KvmarmError.
 
     Raises:
         ResolveError: the profile has no list of CPUs.
@@ -69,6 +71,7 @@ class Resolver:
         confirm: Callable[[Target, Wish], None] = lambda *_: None,
         clusters: tuple[Pinning, ...] | None = None,
         advise: Callable[[str], None] = lambda _: None,
+        ask: Callable[[str], Qemu | None] = lambda _: None,
     ) -> None:
         self.profile = profile
         self.policy = policy
@@ -76,6 +79,8 @@ class Resolver:
         self._confirm = confirm
         self._clusters = clusters_of(profile) if clusters is None else clusters
         self._advise = advise
+        self._ask = ask
+        self._of_others: dict[str, Resolver] = {}
         self._answers: dict[Wish, tuple[Target, rewrite.Emission, list[bytes]]] = {}
 
     def resolve(self, source: bytes, machine: str = "") -> bytes:
@@ -92,7 +97,7 @@ class Resolver:
         domain = parse(source)
         if not asks_for_host_model(domain, self.profile.architecture):
             return source
-        return self._concrete(source, domain, machine)
+        return self._for(domain)._concrete(source, domain, machine)
 
     def pin(self, source: bytes) -> bytes:
         """The XML of a domain that never asked for host-model, with everything concrete that it
@@ -106,7 +111,23 @@ class Resolver:
         reason = why_not_adopted(domain, self.profile.architecture)
         if reason:
             raise ResolveError(reason)
-        return self._concrete(source, domain, "")
+        return self._for(domain)._concrete(source, domain, "")
+
+    def _for(self, domain: Element) -> Resolver:
+        """The resolver of the QEMU that a domain names: this one, where that is not asked."""
+        qemu, emulator = self.profile.qemu, emulator_of(domain)
+        if not emulator or (qemu and qemu.binary == emulator):
+            return self
+        asked = self._ask(emulator)
+        if asked is None:
+            return self
+        asked = asked.replace(binary=emulator)
+        other = self._of_others.get(emulator)
+        if other is None or other.profile.qemu != asked:  # it may have been upgraded
+            profile = self.profile.replace(qemu=asked)
+            other = Resolver(profile, self.policy, clusters=self._clusters, advise=self._advise)
+            self._of_others[emulator] = other
+        return other
 
     def _concrete(self, source: bytes, domain: Element, machine: str) -> bytes:
         if record.find(domain) is not None:

@@ -91,13 +91,10 @@ def why_not_adopted(domain: Element, host_architecture: str = "aarch64") -> str:
     Args:
         host_architecture: what a domain that names no architecture gets.
     """
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
-    kind = domain.attributes.get("type", "none")
-    if kind != "kvm":
-        return f"it is no KVM guest (<domain type='{shown(kind, 40)}'>)"
-    arch = os_type.attributes.get("arch", host_architecture) if os_type else "none"
-    if arch not in ARCHITECTURES:
-        return f"it is no ARM guest (<type arch='{shown(arch, 40)}'>)"
+    cpu = domain.find("cpu")
+    why = why_not_ours(domain, host_architecture)
+    if why:
+        return why
     mode = cpu.attributes.get("mode", "custom") if cpu else "none"
     if mode == "host-model":
         return "it asks for host-model, which kvmarm define makes concrete"
@@ -107,6 +104,21 @@ def why_not_adopted(domain: Element, host_architecture: str = "aarch64") -> str:
         return "" if name in NAMED_MODELS else f"KVM starts no guest of model {shown(name, 60)}"
     if mode not in ("host-passthrough", "maximum"):
         return "its XML names no CPU, and KVM starts no guest of QEMU's default"
+    return ""
+
+
+def why_not_ours(domain: Element, host_architecture: str = "aarch64") -> str:
+    """Why a domain is none that a record can be about; empty if it is a KVM guest for ARM.
+
+    Args:
+        host_architecture: what a domain that names no architecture gets.
+    """
+    os_type, kind = domain.find("os/type"), domain.attributes.get("type", "none")
+    if kind != "kvm":
+        return f"it is no KVM guest (<domain type='{shown(kind, 40)}'>)"
+    arch = os_type.attributes.get("arch", host_architecture) if os_type else "none"
+    if arch not in ARCHITECTURES:
+        return f"it is no ARM guest (<type arch='{shown(arch, 40)}'>)"
     return ""
 
 

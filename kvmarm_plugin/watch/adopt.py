@@ -19,12 +19,13 @@ from typing import NamedTuple
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
-from ..domain import record, record_text
+from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.memory import memory_and_room
 from ..domain.record import Intent, Origin, Record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, parse
+from ..host import left
 from ..host.cpus import find_clusters
 from ..host.libvirtd import ARRIVED, OFF, STARTING, Domain
 from ..host.qemu_version import installed_version
@@ -42,7 +43,7 @@ from ..rehearse import renewed
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
 from ..resolve.wish import ResolveError, why_not_adopted
-from .renewal import UntoldError
+from .renewal import UntoldError, put_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from ..domain.pins import Counted
     from ..judge.finding import Finding
-    from ..model.profile import HostProfile
+    from ..model.profile import HostProfile, Qemu
 
 _HOSTS = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 
@@ -90,23 +91,25 @@ def adopt_live(domain: Domain, system: System, dry_run: bool = False) -> Adopted
         KvmarmError: libvirt refuses (LibvirtError), or /dev/kvm fails (KvmError), or its record is
             broken (RecordError).
     """
+    was_left = left.has(domain.uuid)
     xml = parse(domain.xml(live=True, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
     arguments = _arguments_of_boot(domain, xml)
     target = what_it_has(xml, system)
     _check_overruled(find_overruled_by(arguments, target))
-    return _record(domain, xml, target, system, dry_run, live=True)
+    return _record(domain, xml, target, system, dry_run, True, was_left)
 
 
 def adopt_stored(domain: Domain, system: System, dry_run: bool = False) -> Adopted | None:
     """Record what a domain's stored definition gives at a start on this host, in the metadata of
     that. None, arguments and errors as for `adopt_live`; UntoldError: a record cannot say it.
     """
+    was_left = left.has(domain.uuid)
     xml = parse(domain.xml(live=False, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
-    return _record(domain, xml, what_it_has(xml, system), system, dry_run, live=False)
+    return _record(domain, xml, what_it_has(xml, system), system, dry_run, False, was_left)
 
 
 def pin_stored(
@@ -150,14 +153,23 @@ def pin_stored(
     return Adopted(before, new.target, pinned=True)
 
 
-def keeper(profile: HostProfile, policy: Policy, advise: Callable[[str], None]) -> Resolver:
+def keeper(
+    profile: HostProfile,
+    policy: Policy,
+    advise: Callable[[str], None],
+    ask: Callable[[str], Qemu | None] = lambda _: None,
+) -> Resolver:
     """What `pin_stored` takes: a resolver by which guests keep what this host gives them, whatever
     its pool has and the policy prefers. Only the kind of CPU on a big.LITTLE host is the policy's.
+
+    Args:
+        ask: as `Resolver` has it.
 
     Raises:
         ResolveError: the profile lists no CPUs.
     """
-    return Resolver(profile, Policy(prefer_named=False, cluster=policy.cluster), advise=advise)
+    keeps = Policy(prefer_named=False, cluster=policy.cluster)
+    return Resolver(profile, keeps, advise=advise, ask=ask)
 
 
 def is_rewritten(domain: Element, found: Record) -> bool:
@@ -223,12 +235,18 @@ def _is_of_host_model(found: Record | None) -> bool:
 
 
 def _record(
-    domain: Domain, xml: Element, target: Target, system: System, dry_run: bool, live: bool
+    domain: Domain,
+    xml: Element,
+    target: Target,
+    system: System,
+    dry_run: bool,
+    live: bool,
+    was_left: bool,
 ) -> Adopted:
     """Put a record of this target into the metadata. Raises UntoldError, LibvirtError."""
-    left = find_contradictions(xml, target, host_ipa_bits=system.ipa_bits())
-    if left:
-        said = texts(left[0])
+    open_parts = find_contradictions(xml, target, host_ipa_bits=system.ipa_bits())
+    if open_parts:
+        said = texts(open_parts[0])
         raise UntoldError(
             f"its XML leaves open what a record has to say: {said['subject']} is {said['local']},"
             f" and {said['recorded']} here",
@@ -237,7 +255,7 @@ def _record(
     before = _own_record(xml)
     new = Record(target, Intent((), ()), Origin(platform.node(), "", f"kvmarm {__version__}"))
     if not dry_run:
-        domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
+        put_record(domain, new, live, was_left)
     return Adopted(before.target if before else None, target)
 
 

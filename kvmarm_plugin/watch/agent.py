@@ -31,6 +31,7 @@ from ..host.libvirtd import (
     LibvirtError,
     NoDomainError,
 )
+from ..host.qemu import ask_named
 from ..kvm.device import KvmError, System
 from ..model.policy import adopts
 from .adopt import adopt_live, adopt_stored, keeper, pin_stored
@@ -272,7 +273,7 @@ class Agent:
         if mode == "pin":
             pin_stored(
                 domain,
-                lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell),
+                lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell, ask_named),
                 lambda read, new: self._redefine(connection, domain, read, new, "adopt: pin"),
             )
         elif mode == "record" and adopt_stored(domain, system) is not None:
@@ -287,6 +288,8 @@ class Agent:
         self, connection: Connection, domain: Domain, read: str, new: str, why: str
     ) -> None:
         """Replace a stored definition, and say so."""
+        if left.has(domain.uuid):  # since it was looked at
+            raise KvmarmError("it is left alone, since it was forgotten or undone")
         with self._news:
             self._windows[domain.uuid] = _Window([], time.monotonic() + _OWN_EVENT)
         try:

@@ -91,6 +91,7 @@ def renew_stored(domain: Domain, system: System, dry_run: bool = False) -> Renew
 def _renew(
     domain: Domain, live: bool, ways: tuple[bool, ...], system: System, dry_run: bool
 ) -> Renewed | None:
+    was_left = left.has(domain.uuid)
     xml = parse(domain.xml(live, secrets=False).encode())
     elements = record.find_all(xml)
     if not elements:
@@ -101,12 +102,33 @@ def _renew(
     changes = target != old.target
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
-        domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
+        put_record(domain, new, live, was_left)
     # Only now: until then the one of version 1 is what there is.
     outdated = any(element.name.startswith(record.NAMESPACE_1) for element in elements)
     if outdated and (changes or len(elements) > 1) and not dry_run:
         domain.set_metadata(record.PREFIX, record.NAMESPACE_1, None, live)
     return Renewed(old.target, target)
+
+
+def put_record(domain: Domain, new: Record, live: bool, was_left: bool) -> None:
+    """Put a record into a domain's metadata, unless its user has had it forgotten meanwhile.
+
+    `forget` and `undo` put a guest on the list of those left alone before they touch its record: so
+    either they find the record that is put here, or the list tells of them afterwards.
+
+    Args:
+        was_left: whether it was on the list when its XML was read.
+
+    Raises:
+        KvmarmError: that has happened, or libvirt refuses.
+    """
+    forgotten = KvmarmError("it is left alone, since it was forgotten or undone meanwhile")
+    if not was_left and left.has(domain.uuid):
+        raise forgotten
+    domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
+    if not was_left and left.has(domain.uuid):
+        domain.set_metadata(record.PREFIX, record.NAMESPACE, None, live)
+        raise forgotten
 
 
 def _what_it_has(

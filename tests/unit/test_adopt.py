@@ -18,7 +18,7 @@ from kvmarm_plugin.domain.pins import CountedCluster
 from kvmarm_plugin.domain.record import Intent, Record
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import Element, parse
-from kvmarm_plugin.host import libvirtd
+from kvmarm_plugin.host import left, libvirtd
 from kvmarm_plugin.host.libvirtd import Connection, Domain
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.contradictions import find_contradictions
@@ -286,6 +286,21 @@ def test_a_guest_that_runs_is_adopted(here: Here) -> None:
     assert cpu is not None
     assert cpu.attributes == {"mode": "host-passthrough"}
     assert cpu.children == []
+
+
+@pytest.mark.parametrize("when", ["on_read", "on_write"])
+@pytest.mark.parametrize("adopt_it", [adopt_live, adopt_stored])
+def test_a_guest_that_is_forgotten_meanwhile_is_not_recorded(
+    adopt_it: Callable[[Domain, System], object], when: str, here: Here
+) -> None:
+    profile = host(_N1)
+    guest = here.guest(_written(profile), "RUNNING_BOOTED")
+    setattr(guest, when, lambda: left.add(guest.uuid))
+    with here.be(profile) as system, pytest.raises(KvmarmError, match="forgotten or undone mean"):
+        adopt_it(here.domain(), system)
+    for xml in (guest.live, guest.config):
+        assert xml is not None
+        assert "kvmarm" not in xml
 
 
 @pytest.mark.parametrize("state", ["RUNNING_UNPAUSED", "PAUSED_USER", "RUNNING_WAKEUP"])

@@ -115,6 +115,15 @@ def test_a_guest_that_is_defined_with_host_model_becomes_concrete(watched: Watch
     assert str(kept.parent) in line
 
 
+def test_a_guest_that_is_forgotten_meanwhile_stays_as_it_is(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    guest.on_read = lambda: left.add(guest.uuid)
+    watched.look()
+    assert guest.calls == []
+    assert watched.said == ["guest: it is left alone, since it was forgotten or undone"]
+    assert not watched.agent._windows
+
+
 def test_its_own_events_leave_it_nothing_to_do(watched: Watched) -> None:
     guest = watched.guest(_host_model(watched))
     watched.look()

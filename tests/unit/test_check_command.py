@@ -332,8 +332,8 @@ def test_a_guest_that_is_shut_off_only_has_to_start(
     on(_slow_clock())
     drift = (
         "guest on slow: yes, it would start, but not as recorded\n"
-        "  CNTFRQ_EL0 (generic timer frequency in Hz): recorded on trixie-neoverse-n1 62500000 Hz,"
-        f" on slow 25000000 Hz\n{_SCOPE}"
+        "  CNTFRQ_EL0 (generic timer frequency): recorded on trixie-neoverse-n1 62.5 MHz,"
+        f" on slow 25 MHz\n{_SCOPE}"
     )
     assert run("check", "guest") == (0, f"{drift}Remedy: kvmarm refresh guest\n", "")
     report = json.loads(run("check", "guest", "--json").out)
@@ -761,7 +761,7 @@ def test_names_in_a_command_are_quoted() -> None:
 
 def test_a_host_that_has_changed_since() -> None:
     text = check_view.as_text(Report("guest", ARRIVAL, {"alpha": [_TIMER]}, origin="alpha"))
-    assert "recorded on alpha 62500000 Hz, now on alpha 25000000 Hz; guest would be wrong" in text
+    assert "recorded on alpha 62.5 MHz, now on alpha 25 MHz; guest would be wrong" in text
 
 
 def test_a_pool_has_what_is_the_pool_s() -> None:

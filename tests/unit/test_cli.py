@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -26,7 +27,7 @@ from kvmarm_plugin.cli import main
 from kvmarm_plugin.commands import inputs
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
-from kvmarm_plugin.host import libvirtd, qemu
+from kvmarm_plugin.host import known, libvirtd, qemu
 from kvmarm_plugin.kvm.device import SystemCalls
 from kvmarm_plugin.model import policy, profile_json
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parent.parent.parent
 _HOSTS = _ROOT / "tests/hosts"
 _MAX, _A57 = str(_HOSTS / "trixie-max.json"), str(_HOSTS / "trixie-cortex-a57.json")
+_N1 = str(_HOSTS / "trixie-neoverse-n1.json")
 
 _DOMAIN = """\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -287,7 +289,7 @@ def test_show(run: Callable[..., Run], resolved: Path) -> None:
     assert rows["domain"] == "guest"
     assert rows["target"].startswith("arm64 target 5 (GENERIC_V8), features psci_0_2 ")
     assert rows["intent"].startswith("<cpu mode='host-model'/>")
-    assert rows["CNTFRQ_EL0"] == "62.5 MHz, the guest's timer"
+    assert rows["CNTFRQ_EL0"] == "62.5 MHz"
     assert len(out.splitlines()) < 20
 
 
@@ -379,6 +381,19 @@ def test_probe_asks_the_emulator_it_is_told(run: Callable[..., Run], here: Path)
     assert (found.binary, found.version) == (emulator, "10.0.2")
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_probe_makes_the_directory_of_profiles(
+    run: Callable[..., Run], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where --host then finds it; no other directory is made."""
+    monkeypatch.setattr(known, "HOSTS", here / "kvmarm/profiles")
+    run("probe", "-o", str(here / "kvmarm/profiles/alpha.json"))
+    assert known.hosts() == ["alpha"]
+    known.read("alpha")
+    _check_failure(run("probe", "-o", str(here / "other/alpha.json")), "cannot write")
+    assert not (here / "other").exists()
+
+
 def test_probe_as_a_process(tmp_path: Path) -> None:
     """On this machine, whatever it is: a profile is written, and the status says whether it has a
     CPU cluster.
@@ -468,8 +483,69 @@ def test_define_of_a_domain_that_does_not_ask(
     assert run("define", _for_test_driver(here, _OTHER), *_TEST) == (
         0,
         "Domain 'guest' defined from guest.xml\n",
-        "",
+        "kvmarm: guest has no kvmarm record, since it does not ask for host-model (hint: to record"
+        " what it has: kvmarm adopt guest)\n",
     )
+    bare = _OTHER.replace("<cpu mode='host-passthrough'/>", "")
+    assert bare != _OTHER
+    assert run("create", _for_test_driver(here, bare.replace("guest", "g 2")), *_TEST).err == (
+        "kvmarm: g 2 has no kvmarm record, since it does not ask for host-model (hint: its XML"
+        " names no CPU, and KVM starts no guest of QEMU's default: write <cpu"
+        " mode='host-model'/>)\n"
+    )
+
+
+_CPU = re.compile(r"\s*<cpu .*?</cpu>", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("edit", "subject"),
+    [
+        (lambda xml: _CPU.sub("", xml), "<cpu mode>: recorded host-passthrough, now none"),
+        (
+            lambda xml: xml.replace("64' machine='virt-10.0'", "64' machine='virt-9.0'"),
+            "machine type: recorded virt-10.0, now virt-9.0",
+        ),
+    ],
+)
+def test_resolve_of_a_domain_whose_record_is_not_about_it(
+    run: Callable[..., Run], here: Path, edit: Callable[[str], str], subject: str
+) -> None:
+    """It stays as it is, and what to do about it, done as is said, makes a record that is."""
+    (here / "guest.xml").write_text(_DOMAIN)
+    (here / "g 2.xml").write_text(edit(run("resolve", "guest.xml", "--host", _N1).out))
+    status, out, err = run("resolve", "g 2.xml")
+    assert (status, out) == (0, (here / "g 2.xml").read_text())
+    assert err.startswith(
+        f"kvmarm: its kvmarm record stays, and is not about it any more: {subject}"
+    )
+    command = err.partition("resolve it anew: ")[2].partition(";")[0]
+    first, second = (shlex.split(each)[1:] for each in command.split("|"))
+    (here / "written.xml").write_text(run(*first).out)
+    assert second == ["resolve", "-"]
+    again = run("resolve", "written.xml", "--host", _N1)
+    assert (again.status, again.err) == (0, "")
+    (here / "again.xml").write_text(again.out)
+    assert run("resolve", "again.xml") == (0, again.out, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        ("mode='host-passthrough'", "mode='maximum'", "write <cpu mode='host-model'/>; or, for a"),
+        ("gic='3'", "gic='9'", "cannot be used: the domain's kvmarm record is broken"),
+    ],
+)
+def test_resolve_of_a_domain_with_a_record_and_another_wish(
+    run: Callable[..., Run], here: Path, old: str, new: str, hint: str
+) -> None:
+    (here / "guest.xml").write_text(_DOMAIN)
+    xml = run("resolve", "guest.xml", "--host", _N1).out
+    assert old in xml
+    (here / "guest.xml").write_text(xml.replace(old, new))
+    status, out, err = run("resolve", "guest.xml")
+    assert (status, out) == (0, xml.replace(old, new))
+    assert hint in err
 
 
 def test_create(run: Callable[..., Run], driver: Driver, here: Path) -> None:
@@ -517,6 +593,20 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
         "",
         "kvmarm: test holds no kvmarm record (hint: it is no KVM guest (<domain type='test'>))\n",
     )
+
+
+def test_a_domain_that_libvirt_does_not_know(run: Callable[..., Run], driver: Driver) -> None:
+    names = "kvmarm status names the domains"
+    assert run("check", "nosuch").err.endswith(
+        f"(hint: {names}; there is no file of that name either)\n"
+    )
+    here = names.replace("status", "status -c 'test:///default'")
+    assert run("show", "nosuch", *_TEST).err.endswith(
+        f"(hint: {here}; there is no file of that name either)\n"
+    )
+    assert run("undo", "nosuch").err.endswith(f"(hint: {names})\n")
+    far = run("check", "nosuch", "-c", "qemu+ssh://far/system", "--host", _N1).err
+    assert "(hint: virsh -c 'qemu+ssh://far/system' list --all names the domains; " in far
 
 
 def test_how_a_guest_gets_a_record(run: Callable[..., Run], driver: Driver, here: Path) -> None:

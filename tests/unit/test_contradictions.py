@@ -115,7 +115,7 @@ def test_memory_that_has_grown(new: bytes, bits: int) -> None:
     xml = _edited(_MEMORY, new, name)
     (finding,) = _findings(xml)
     assert (finding.kind, finding.values["recorded"]) == ("addresses-other", 40)
-    assert _kinds(_findings(xml, host(name).ipa_bits)) == ["addresses-other"]
+    assert _kinds(_findings(xml, host(name).ipa_bits)) == ["addresses-other-beyond"]
     (finding,) = _findings(xml, 48)
     assert finding.values == {"recorded": 40, "local": bits}
 

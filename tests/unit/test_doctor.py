@@ -144,6 +144,7 @@ def here(tmp_path: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -
     found = _Here(tmp_path / "root", monkeypatch)
     found.write("/etc/libvirt/hooks/qemu.d/50-kvmarm", install.script(), 0o755)
     found.start_daemon(-1)
+    found.write("/run/systemd/system/kvmarm-renew.socket", "")
     run_directory.mkdir()
     return found
 
@@ -378,6 +379,10 @@ def test_a_daemon_that_was_there_before_the_hook(here: _Here, name: str) -> None
     shutil.rmtree(here.root / "run")
     here.answers.clear()
     here.start_daemon(100, name)
+    (line,) = here.look(libvirt.check_seen)
+    assert line.state == UNKNOWN
+    assert line.remedy == f"have the host's init restart {name}: guests go on"
+    (here.root / "run/systemd/system").mkdir(parents=True)
     (line,) = here.look(libvirt.check_seen)
     assert (line.state, line.remedy) == (UNKNOWN, f"systemctl reload {name}")
 
@@ -666,6 +671,15 @@ def test_outdated_profiles(here: _Here) -> None:
 def test_nobody_listens(here: _Here) -> None:
     (line,) = here.look(records.check_renewal)
     assert (line.state, line.remedy) == (BAD, "systemctl enable --now kvmarm-renew.socket")
+    (here.root / "run/systemd/system/kvmarm-renew.socket").unlink()
+    (line,) = here.look(records.check_renewal)
+    assert (line.state, line.remedy.split(",")[0]) == (BAD, "kvmarm hook install")
+    (here.root / "run/systemd/system").rmdir()
+    (line,) = here.look(records.check_renewal)
+    assert (line.state, line.remedy) == (
+        BAD,
+        "have the host's init start this at every boot, as root: kvmarm renew",
+    )
     Path(policy.DEFAULT_PATH).write_text("on-drift: warn\n")
     assert here.states(records.check_renewal) == [OK]
 
@@ -696,6 +710,14 @@ def test_the_agent(here: _Here, answer: str | None, state: str) -> None:
     assert here.states(records.check_agent) == [state]
 
 
+def test_an_agent_without_systemd(here: _Here) -> None:
+    shutil.rmtree(here.root / "run/systemd")
+    here.answers = {}
+    (line,) = here.look(records.check_agent)
+    assert (line.state, line.remedy) == (OK, "")
+    assert "systemctl" not in line.text
+
+
 def test_marks(here: _Here) -> None:
     marks.mark(_UUID, "it started otherwise")
     marks.mark_by_name("guest", marks.FROM_STATE)
@@ -703,6 +725,10 @@ def test_marks(here: _Here) -> None:
     assert first.text == f"the record of {_UUID} may not be true: it started otherwise"
     assert first.remedy == "kvmarm renew --once"
     assert (second.state, second.remedy) == (BAD, "shut the guest down and start it")
+    here.libvirt.domains.append(FakeDomain("a\nguest", _UUID, "SHUTOFF_SHUTDOWN"))
+    assert here.look(records.check_marks)[0].text == (
+        f"the record of a\\nguest ({_UUID}) may not be true: it started otherwise"
+    )
     for number in range(5):
         marks.mark_by_name(f"guest{number}", "because")
     assert here.look(records.check_marks)[-1].text == "and 4 more guests have a mark"

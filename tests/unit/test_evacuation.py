@@ -22,6 +22,7 @@ from kvmarm_plugin.host.libvirtd import Domain, NoDomainError
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy, profile_json
+from kvmarm_plugin.watch.adopt import what_it_has
 from tests.corpus import GUEST, host, resolver
 
 from .fakekernel import FakeKernel
@@ -190,6 +191,30 @@ def test_a_guest_without_a_record_is_judged_as_if_adopted(
     status, out, err = run("--host", "alpha")
     assert (status, err) == (0, "")
     assert out.splitlines()[1] == "guest  shut off  yes"
+
+
+def test_a_reason_is_said_once_whoever_has_a_record(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And wherever that was made."""
+    here = host(_BETA)
+    uname = SimpleNamespace(machine="aarch64", nodename="here", release=here.kernel)
+    monkeypatch.setattr(os, "uname", lambda: uname)
+    monkeypatch.setattr(unrecorded, "System", lambda: System(FakeKernel.from_profile(here)))
+    monkeypatch.setattr(
+        unrecorded, "_measured", lambda _s, _u, domain, system: (what_it_has(domain, system), None)
+    )
+    bare = GUEST.decode().replace("host-model", "host-passthrough")
+    _guest(libvirt, "bare", bare.replace("'virt'", "'virt-10.0'"))
+    _guest(libvirt, "elsewhere", _NEWER.replace(f"host='{_BETA}'", "host='gamma'"))
+    _guest(libvirt, "recorded", _NEWER)
+    out = run("--host", "alpha").out
+    reasons = [line.partition(": ")[2] for line in out.splitlines() if line[0].isdigit()]
+    subjects = [reason.partition(":")[0] for reason in reasons]
+    assert len(subjects) == len({*subjects}) > 0, out
+    answers = {line.rpartition("  ")[2] for line in out.splitlines()[1:4]}
+    assert len(answers) == 1, out
+    assert "the guest's 0x10003, alpha's 0x10001; " in out
 
 
 def test_what_nobody_measured_is_not_known(

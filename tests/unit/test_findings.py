@@ -88,8 +88,12 @@ def _older_qemu(bits: int) -> HostProfile:
 
 
 def _with_register(name: str, value: int, of: str = _N1, **cluster: Any) -> HostProfile:
+    return _with_registers(of, {name: value}, **cluster)
+
+
+def _with_registers(of: str, changes: dict[str, int], **cluster: Any) -> HostProfile:
     vcpus = tuple(
-        v.replace(registers={**v.registers, name: value}) for v in host(of).clusters[0].vcpus
+        v.replace(registers={**v.registers, **changes}) for v in host(of).clusters[0].vcpus
     )
     return _host(of, cluster={"vcpus": vcpus, **cluster})
 
@@ -201,7 +205,47 @@ def _compared(**changes: Any) -> list[Finding]:
     return [finding for pair in pairs for finding in pair.findings]
 
 
+def _between(one: HostProfile, other: HostProfile) -> list[Finding]:
+    """Of guests that cannot move either way."""
+    pairs = compare([one, other.replace(name="other")], Policy()).pairs
+    assert [pair.answer for pair in pairs] == [True, False, False, True]
+    return [finding for pair in pairs for finding in pair.findings]
+
+
+def _lower(of: str, name: str) -> HostProfile:
+    """A host whose field of ID_AA64PFR0_EL1 is 0."""
+    (field,) = (field for field in fields_of("ID_AA64PFR0_EL1") if field.name == name)
+    register = host(of).clusters[0].vcpus[0].registers["ID_AA64PFR0_EL1"]
+    return _with_register(
+        "ID_AA64PFR0_EL1", register & ~((1 << field.msb + 1) - (1 << field.lsb)), of
+    )
+
+
+_NO_WAY_BACK: dict[str, Callable[[], list[Finding]]] = {
+    "field-refused-no-way-back": lambda: _between(
+        _with_register("PSCI_VERSION", 0x10000), _lower(_N1, "CSV2")
+    ),
+    "field-fixed-no-way-back": lambda: _between(
+        _with_register("PSCI_VERSION", 0x10000, "bookworm-max"), _lower("bookworm-max", "DIT")
+    ),
+    "register-refused-firmware-no-way-back": lambda: _between(
+        _with_register("SMCCC_ARCH_WORKAROUND_1", 0), _lower(_N1, "CSV2")
+    ),
+    "register-refused-newer-kernel-no-way-back": lambda: _between(
+        host("sid-cortex-a57"), host("trixie-cortex-a57")
+    ),
+    "registers-unknown-no-way-back": lambda: _between(
+        host("sid-cortex-a57").replace(qemu=host("trixie-cortex-a57").qemu),
+        host("trixie-cortex-a57"),
+    ),
+    "registers-lost-no-way-back": lambda: _between(
+        _with_registers("sid-neoverse-n1", {"VENDOR_HYP_BMAP_2": 1, "SMCCC_ARCH_WORKAROUND_1": 0}),
+        host(_N1),
+    ),
+}
+
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
+    **_NO_WAY_BACK,
     "not-known": lambda: check(_target(), _host(unknown=("seen",), cluster={"seen": {}})),
     "register-not-known": lambda: check(
         _target(),
@@ -231,7 +275,8 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
     "machines-unknown": _missing_machines,
-    "gic-refused": lambda: check(_target(), _host(gic_versions=(2,))),
+    "gic-refused": lambda: check(_target(gic=2), _host(gic_versions=(3,))),
+    "gic-refused-version-2": lambda: check(_target(), _host(gic_versions=(2,))),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
     "addresses-too-few-memory": lambda: check(_target(ipa_bits=44), _host(ipa_bits=40)),
     "memory-too-large": lambda: memory_too_large(
@@ -281,6 +326,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "registers-unknown-older-qemu": lambda: check(
         _target(), _host("sid-neoverse-n1", qemu=host(_N1).qemu)
     ),
+    "registers-unknown-named-model": lambda: check(
+        _target("trixie-cortex-a57"), host("sid-cortex-a57")
+    ),
     "registers-lost": lambda: check(
         _target(
             "sid-neoverse-n1",
@@ -308,6 +356,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "xml-edited": _edited,
     "cpu-replaced": lambda: _with_edit(b"mode='host-passthrough'", b"mode='maximum'"),
     "addresses-other": lambda: _with_edit(b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
+    "addresses-other-beyond": lambda: _with_edit(
+        b"<memory unit='MiB'>512", b"<memory unit='TiB'>4", 40, 40
+    ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
     "maxphysaddr-refused": lambda: _with_edit(
@@ -398,8 +449,9 @@ _REMEDIES = {
     "machine-unknown": f"upgrade QEMU on {_N1}; or where the guest comes from, if QEMU there knows"
     " virt-9.0: kvmarm refresh DOMAIN --machine virt-9.0, and start it anew",
     "machine-dropped": f"({_N1} has virt-11.0 to virt-11.1)",
-    "gic-refused": "write <gic version='2'/> where the guest comes from or, if KVM there has no"
+    "gic-refused": "write <gic version='3'/> where the guest comes from or, if KVM there has no"
     f" such GIC, on {_N1}",
+    "gic-refused-version-2": "write <gic version='2'/>, with 8 vCPUs at most, where the guest",
     "vcpu-unknown": "say sve: off, pauth: off in the policy",
     "register-refused-firmware": f"start the guest on {_N1}, and move it from there",
     "features-left-to-qemu": f"boot {_MAX} with arm64.nosve; or",
@@ -464,6 +516,35 @@ def test_a_finding_seen_from_a_pool() -> None:
         texts(seen)["rule"]
         == f"a guest started on it could not move to the rest of alpha\\n: {texts(finding)['rule']}"
     )
+
+
+def test_no_remedy_has_guests_come_back_where_none_may() -> None:
+    for find in _NO_WAY_BACK.values():
+        for finding in find():
+            remedy = texts(finding)["remedy"]
+            assert "move it from there" not in remedy
+            assert "from there, it may go" not in remedy
+
+
+def test_no_guest_comes_back_to_a_kernel_that_has_less_by_a_profile_alone() -> None:
+    """What the kernel there has more is known of one host: nobody asks the other."""
+    sid, trixie = host("sid-cortex-a57"), host("trixie-cortex-a57")
+    older_qemu = sid.replace(qemu=trixie.qemu)
+    for target, here in (
+        (_target("trixie-cortex-a57"), older_qemu),
+        (_target("sid-cortex-a57", "virt-10.0"), trixie),
+    ):
+        kinds_found = {finding.kind for finding in check(target, here)}
+        assert any(kind.endswith("-no-way-back") for kind in kinds_found), kinds_found
+    kept = check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1))
+    assert "register-refused-newer-kernel" in {finding.kind for finding in kept}
+
+
+def test_where_each_way_waits_for_the_other_nothing_helps() -> None:
+    found = _between(_lower(_N1, "CSV2"), _lower(_N1, "CSV3"))
+    assert {finding.kind for finding in found if finding.severity != HARMLESS} == {
+        "field-refused-hopeless"
+    }
 
 
 def test_in_short() -> None:

@@ -36,6 +36,10 @@ _UUID = "11111111-2222-3333-4444-555555555555"
 _HOST = "trixie-neoverse-n1"
 _WRITTEN = GUEST.replace(b"<name>", f"<uuid>{_UUID}</uuid><name>".encode())
 _XML = resolver(_HOST).resolve(_WRITTEN).decode()
+_WENT = (
+    "kvmarm: what their users had written went with the records (hint: to have it back: kvmarm undo"
+    " guest && kvmarm forget --restore guest)\n"
+)
 _VAIN = "it asks for host-model, and does not start without kvmarm (kvmarm define)"
 
 
@@ -98,7 +102,7 @@ def _written(guest: FakeDomain) -> str:
 def test_the_record_goes_and_the_cpu_stays(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     guest = _guest(libvirt, state="RUNNING_BOOTED")
     marks.mark(guest.uuid, "it has started as something else")
-    assert run("forget", "guest") == (0, "guest: forgotten; as it runs: forgotten\n", "")
+    assert run("forget", "guest") == (0, "guest: forgotten; as it runs: forgotten\n", _WENT)
     assert guest.calls == [("config", f"-{record.NAMESPACE}"), ("live", f"-{record.NAMESPACE}")]
     for xml in (guest.config, guest.live):
         assert xml is not None
@@ -109,6 +113,30 @@ def test_the_record_goes_and_the_cpu_stays(run: Callable[..., _Run], libvirt: Fa
     assert run("forget", "guest").out == (
         "guest: has no record: kvmarm leaves it alone from now on\n"
     )
+
+
+def test_what_went_with_the_record_comes_back_as_is_said(
+    run: Callable[..., _Run], libvirt: FakeLibvirt
+) -> None:
+    guest = _guest(libvirt)
+    hint = "(hint: --restore gives it back)\n"
+    assert run("forget", "--dry-run", "guest").err.endswith(hint)
+    assert run("forget", "guest").err == _WENT
+    assert guest.config != _written(guest)
+    for command in _WENT.partition("back: ")[2].removesuffix(")\n").split(" && "):
+        assert run(*command.split()[1:]).status == 0
+    assert guest.config == _written(guest)
+    _guest(libvirt, name="a")
+    _guest(libvirt, name="b")
+    assert run("forget", "--all").err == _WENT.replace(" guest", " DOMAIN")
+
+
+def test_what_went_and_is_kept_nowhere(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _guest(libvirt)
+    monkeypatch.setattr(previous, "keep", lambda _uuid, _definition: False)
+    assert run("forget", "guest").err.endswith(", and is kept nowhere\n")
 
 
 def test_what_the_user_wrote_comes_back(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
@@ -272,7 +300,7 @@ def test_a_managed_save_keeps_its_record(run: Callable[..., _Run], libvirt: Fake
     assert run("forget", "guest") == (
         0,
         "guest: forgotten\n",
-        "kvmarm: guest: what was saved of it keeps its record\n",
+        "kvmarm: guest: what was saved of it keeps its record\n" + _WENT,
     )
     assert marks.mark_of(guest.uuid)
 

@@ -649,8 +649,8 @@ def installing(
 ) -> Callable[[], str]:
     """What `kvmarm hook install` says, where systemd runs but has no units of kvmarm's."""
     (place / "systemd").mkdir()
-    monkeypatch.setattr(command, "_SYSTEMD", str(place / "systemd"))
-    monkeypatch.setattr(command, "_UNITS", (str(place / "etc"), str(place / "lib")))
+    monkeypatch.setattr(command, "SYSTEMD", str(place / "systemd"))
+    monkeypatch.setattr(command, "UNITS", (str(place / "etc"), str(place / "lib")))
     monkeypatch.setattr(command, "_note_host_model", lambda: None)
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(place / "policy.yaml"))
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kvmarm_plugin.host import qemu
 from kvmarm_plugin.host import qemu_version as qemuversion
 
+from .fakehost import write_emulator
 from .users import give, needs_root
 
 _SAYS = "#!/bin/sh\necho asked >> {log}\necho '{line}'\n"
@@ -140,3 +142,33 @@ def test_an_answer_that_others_can_write_is_not_believed(
 def test_no_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(qemuversion, "BINARIES", {})
     assert qemuversion.installed_version(str(tmp_path / "version")) == (0, 0)
+
+
+# -- an emulator that XML names ------------------------------------------------------------------
+
+
+def test_what_xml_names_is_only_run_if_it_is_a_qemu_that_is_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changeable: set[int] = set()
+    monkeypatch.setattr(qemu, "others_can_change", lambda status: status.st_ino in changeable)
+    path = tmp_path / "bin/qemu-system-aarch64"
+    path.parent.mkdir()
+    assert not qemu.may_be_asked(str(path)), "it is not there"
+    write_emulator(path)
+    assert qemu.may_be_asked(str(path))
+    link = tmp_path / "qemu-kvm"
+    link.symlink_to(path)
+    assert qemu.may_be_asked(str(link))
+    found = qemu.ask_named(str(link))
+    assert found is not None
+    assert found.version == "10.0.2"
+    for each in (path, path.parent, tmp_path):
+        changeable.add(each.stat().st_ino)
+        assert not qemu.may_be_asked(str(path)), each
+        assert qemu.ask_named(str(path)) is None
+        changeable.clear()
+    other = path.with_name("poweroff")
+    other.symlink_to(path)
+    for name in (str(other), str(path.parent), "qemu-system-aarch64", "", f"{path}/"):
+        assert not qemu.may_be_asked(name), name

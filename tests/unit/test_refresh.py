@@ -532,3 +532,24 @@ def test_every_fact_of_a_target_shows_when_it_changes() -> None:
         assert changed != base, name
         assert refresh_view.target_differences(base, base) == []
         assert refresh_view.target_differences(base, changed), name
+
+
+def test_what_a_guest_reads_is_shown_as_everywhere() -> None:
+    before = _RECORDED
+    pmcr = before.seen["PMCR_EL0"]
+    other = {"CNTFRQ_EL0": 19_200_001, "DCZID_EL0": 5, "PMCR_EL0": pmcr ^ 31 << 11}
+    found = {
+        difference.what.partition(" ")[0]: (difference.before, difference.after)
+        for difference in refresh_view.target_differences(
+            before, before.replace(seen={**before.seen, **other})
+        )
+    }
+    assert found == {
+        "CNTFRQ_EL0": ("62.5 MHz", "19.200001 MHz"),
+        "DCZID_EL0": ("DC ZVA clears 64 bytes", "DC ZVA clears 128 bytes"),
+        "PMCR_EL0": ("6 event counters", "25 event counters"),
+    }
+    # What the words leave out, the number tells.
+    same_words = {**before.seen, "PMCR_EL0": pmcr ^ 1 << 24}
+    (difference,) = refresh_view.target_differences(before, before.replace(seen=same_words))
+    assert difference[1:] == (f"{pmcr:#x}", f"{pmcr ^ 1 << 24:#x}")

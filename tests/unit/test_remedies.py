@@ -26,6 +26,7 @@ from kvmarm_plugin.commands.refresh import _machine_of
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
 from kvmarm_plugin.fleet.pool import Pool, check_member
 from kvmarm_plugin.judge.by_profile import check, counted
@@ -225,6 +226,8 @@ def _boot_without(world: World, remedy: str) -> World:
 def _gic(world: World, remedy: str) -> World:
     element = _said(r"write (<gic version='\d'/>)", remedy).encode()
     xml = re.sub(rb"<gic version='\d'/>", element, world.xml)
+    if most := re.search(r"with (\d+) vCPUs at most", remedy):
+        xml = re.sub(rb"<vcpu([^>]*)>\d+<", rb"<vcpu\1>" + most[1].encode() + b"<", xml)
     written = world._replace(xml=xml)
     try:
         return written.refreshed()
@@ -236,6 +239,7 @@ def _gic(world: World, remedy: str) -> World:
 def _less_memory(world: World, remedy: str) -> World:
     assert "less memory (<memory>, <maxMemory> and its slots, or <numa>)" in remedy
     xml = re.sub(rb"<memory unit='\w+'>\d+<", b"<memory unit='GiB'>1<", world.xml)
+    xml = re.sub(rb"<maxMemory .*?</maxMemory>", b"", xml)
     smaller = world._replace(xml=xml)
     return smaller.refreshed() if "kvmarm refresh guest" in remedy else smaller
 
@@ -318,6 +322,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "machine-dropped": (_machine,),
     "machine-foreign": (_machine,),
     "gic-refused": (_gic,),
+    "gic-refused-version-2": (_gic,),
     "addresses-too-few-memory": (_less_memory,),
     "memory-too-large": (_less_memory,),
     "features-left-to-qemu": (_boot, _upgrade_qemu_there),
@@ -332,6 +337,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "register-refused-newer-kernel": _LINUX,
     "registers-unknown": _LINUX,
     "registers-unknown-older-qemu": (_upgrade_qemu,),
+    "registers-unknown-named-model": (_policy,),
     "registers-lost": _LINUX,
     "pmu-counters": (_policy,),
     "cluster-missing": (_refresh_there, _keep(_RK3399)),
@@ -341,6 +347,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "xml-edited": (_refresh, _undo),
     "cpu-replaced": (_host_model_again, _remove_record),
     "addresses-other": (_refresh, _undo),
+    "addresses-other-beyond": (_less_memory, _undo),
     "vcpus-too-many": (_fewer_vcpus,),
     "maxphysaddr-refused": (_without(rb"<maxphysaddr[^>]*>"),),
     "argument-overrules": (_without(rb"<commandline.*?</commandline>"),),
@@ -356,10 +363,12 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "machine-dropped",
             "machine-foreign",
             "gic-refused",
+            "gic-refused-version-2",
             "qemu-without-kvm",
             "qemu-without-model",
             "addresses-laid-out",
             "memory-too-large",
+            "addresses-other-beyond",
             "pmu-off-refused",
             "cpu-replaced",
             "vcpus-too-many",
@@ -377,8 +386,12 @@ _SAME = {
 }
 
 # Of pools: test_a_pool_s_remedies. What a resolver says: test_resolve. What nobody measured, and is
-# known once somebody does: test_known.
-_ELSEWHERE = {"machines-unknown", "no-guest", "not-known", "register-not-known"}
+# known once somebody does: test_known. What only a comparison knows: test_the_same_linux.
+_NO_WAY_BACK = {
+    f"{kind}-no-way-back"
+    for kind in ("register-refused-newer-kernel", "registers-unknown", "registers-lost")
+}
+_ELSEWHERE = {"machines-unknown", "no-guest", "not-known", "register-not-known", *_NO_WAY_BACK}
 
 
 def test_every_remedy_is_tried() -> None:
@@ -554,6 +567,18 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
         )
     ],
     "gic-refused": lambda: [
+        _world(
+            _host(_A72, gic_versions=(2, 3)),
+            _A72,
+            GUEST.replace(b"<os>", b"<features><gic version='2'/></features><os>"),
+        ),
+    ],
+    "gic-refused-version-2": lambda: [
+        _world(
+            _host(_A72, gic_versions=(2, 3)),
+            _host(_A72, gic_versions=(2,)),
+            GUEST.replace(b"<os>", b"<vcpu>10</vcpu><os>"),
+        ),
         _world(_host(_A72, gic_versions=(2, 3)), _host(_A72, gic_versions=(2,))),
         _world(_A72, _host(_A72, gic_versions=(2,))),
         _world(_A72, _host(_A72, gic_versions=(2,))),
@@ -650,6 +675,9 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     "registers-unknown-older-qemu": lambda: [
         _world(_N1, _host("sid-neoverse-n1", qemu=host(_N1).qemu))
     ],
+    "registers-unknown-named-model": lambda: [
+        _world("trixie-cortex-a57", "sid-cortex-a57"),
+    ],
     "registers-lost": lambda: [
         _world(
             _register(host("sid-neoverse-n1"), "VENDOR_HYP_BMAP_2", 1),
@@ -681,6 +709,14 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     ],
     "cpu-replaced": lambda: [
         _edited(_world(_N1, _N1, policy=_OPEN), b"mode='host-passthrough'", b"mode='maximum'")
+    ],
+    "addresses-other-beyond": lambda: [
+        _edited(_world(here, here), b"<memory unit='MiB'>512", memory)
+        for here in (_host(_MAX, ipa_bits=36), _host(_MAX, ipa_bits=40))
+        for memory in (
+            b"<memory unit='TiB'>4",
+            b"<maxMemory slots='4' unit='TiB'>30</maxMemory><memory unit='MiB'>512",
+        )
     ],
     "addresses-other": lambda: [
         _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
@@ -768,6 +804,24 @@ def test_remedies_work_between_recorded_hosts(source: str) -> None:
                     continue
                 with suppress(KvmarmError):  # which says what is in the way now
                     _check_way(world, finding, way)
+
+
+def test_the_same_linux() -> None:
+    one = host("trixie-cortex-a57")
+    other = host("sid-cortex-a57").replace(qemu=one.qemu)
+    newer = _register(
+        _register(host("sid-neoverse-n1"), "VENDOR_HYP_BMAP_2", 1), "SMCCC_ARCH_WORKAROUND_1", 0
+    )
+    seen = set()
+    for pair in ((one, other), (newer, host(_N1))):
+        found = [finding for each in compare(pair, Policy()).pairs for finding in each.findings]
+        mended = compare([pair[0], _with_kernel(pair[1], pair[0])], Policy()).pairs
+        left = {finding.kind for each in mended for finding in each.findings}
+        for kind in {finding.kind for finding in found} & _NO_WAY_BACK:
+            assert kinds()[kind]["remedy"].startswith("run the same Linux on {host} and the host")
+            assert kind not in left
+            seen.add(kind)
+    assert seen == _NO_WAY_BACK
 
 
 # -- pools ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import parse
-from kvmarm_plugin.host import libvirt_host_model, libvirtd, marks
+from kvmarm_plugin.host import left, libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
@@ -423,6 +423,28 @@ def test_a_guest_that_was_reverted_meanwhile_has_lost_its_record(here: _Host) ->
     assert here.passes(1) is False
     assert marks.mark_of(_UUID) == marks.FROM_STATE
     assert len(guest.calls) == 2
+
+
+@pytest.mark.parametrize("when", ["on_read", "on_write"])
+def test_a_guest_that_is_forgotten_meanwhile_gets_no_record_again(here: _Host, when: str) -> None:
+    """Between the reading and the writing of its XML; or `forget`, which is told, is not done with
+    it yet.
+    """
+    guest = here.guest("RUNNING_BOOTED", persistent=False)
+
+    def forget() -> None:
+        left.add(guest.uuid)
+        setattr(guest, when, lambda: None)
+        if when == "on_read":
+            domain = libvirtd.Connection("test:///played").domain_by_uuid(guest.uuid)
+            domain.set_metadata(record.PREFIX, record.NAMESPACE, None, True)
+
+    setattr(guest, when, forget)
+    assert here.renewer.work() is False
+    assert guest.live is not None
+    assert "kvmarm" not in guest.live
+    (said,) = here.log
+    assert said.endswith("it is left alone, since it was forgotten or undone meanwhile")
 
 
 def test_a_record_of_version_1_becomes_one_of_version_2(here: _Host) -> None:
