@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from kvmarm_plugin import rehearse
+from kvmarm_plugin.commands import agent as command
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.host import left, marks, previous
@@ -24,6 +26,7 @@ from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.watch import agent as agents
+from kvmarm_plugin.watch import renewal
 from kvmarm_plugin.watch.agent import Agent, Tools
 from kvmarm_plugin.watch.renewal import Renewer
 
@@ -225,6 +228,80 @@ def test_a_collision_is_reported(watched: Watched) -> None:
     assert guest.config is not None
 
 
+def test_a_collision_is_reported_though_the_agent_is_asked_again(watched: Watched) -> None:
+    """Somebody collides with the agent, and goes on defining it."""
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)  # what was lost
+    watched.happened(DEFINED, _UPDATED)  # the agent's own
+    guest.config = _host_model(watched)
+    watched.look()
+    assert guest.calls == [("define", "")]  # two replacements are not told apart
+    watched.clock += 5
+    watched.work()
+    assert "COLLISION" in watched.said[1]
+    assert guest.calls == [("define", ""), ("define", "")]
+
+
+def test_a_record_that_is_written_meanwhile_hides_no_collision(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)
+    watched.happened(DEFINED, _UPDATED)
+    assert guest.config is not None
+    guest.config = guest.config.replace(" by=", " renewed='here' by=")
+    watched.clock += 5
+    watched.work()
+    assert "COLLISION" in watched.said[-1]
+
+
+def test_who_edits_what_the_agent_has_written_has_lost_nothing(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)
+    assert guest.config is not None
+    guest.config = guest.config.replace("</name>", "</name><title>edited</title>")
+    watched.happened(DEFINED, _UPDATED)
+    watched.clock += 5
+    watched.work()
+    assert len(watched.said) == 1
+    assert guest.calls == [("define", "")]
+
+
+def _counted(call: Callable[..., Any], calls: list[str], name: str) -> Callable[..., Any]:
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(name)
+        return call(*arguments, **more)
+
+    return counted
+
+
+def test_all_guests_take_one_connection_and_one_kernel(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And guests of one kind are asked about once."""
+    opened: list[str] = []
+    for module in (agents, renewal):
+        kernel = _counted(lambda: watched.played.be(watched.profile), opened, "kvm")
+        monkeypatch.setattr(module, "System", kernel)
+    libvirt = watched.played.libvirt
+    monkeypatch.setattr(libvirt, "open", _counted(libvirt.open, opened, "libvirt"))
+    monkeypatch.setattr(
+        rehearse, "KernelOffer", _counted(rehearse.KernelOffer, opened, "scratch vCPU")
+    )
+    resolved = Resolver(watched.profile, Policy()).resolve(_host_model(watched).encode()).decode()
+    for number in range(5):
+        guest = watched.guest(resolved)
+        guest.title, guest.uuid = f"guest-{number}", f"{_UUID[:-1]}{number}"
+        marks.mark(guest.uuid, "it has started as something else")
+    ticks = iter(range(10000))
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0 * next(ticks))
+    watched.agent.once()
+    assert opened.count("libvirt") == 1
+    # What works through the marks asks while it has the kernel open, and so does the agent.
+    assert opened.count("scratch vCPU") == 2 <= opened.count("kvm") < 5
+
+
 def test_who_defines_it_later_has_lost_nothing(watched: Watched) -> None:
     guest = watched.guest(_host_model(watched))
     watched.look()
@@ -263,6 +340,17 @@ def test_once_looks_at_all(watched: Watched, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
     assert watched.agent.once()
     assert guest.calls == [("define", "")]
+
+
+def test_this_host_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+    monkeypatch.setattr(command, "read_profile", _counted(lambda _: host(_N1), probed, "here"))
+    monkeypatch.setattr(command, "read_policy", lambda _: Policy())
+    monkeypatch.setattr(command, "read_pool", lambda _: None)
+    tools = command._Tools()
+    assert tools.resolver() is tools.resolver()
+    assert tools.profile() is tools.profile()
+    assert len(probed) == 1
 
 
 # -- the process ---------------------------------------------------------------------------------
