@@ -22,6 +22,7 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import record
+from ..domain.likeness import likeness
 from ..domain.xml import asks_for_host_model, parse
 from ..host import left, previous
 from ..host.libvirtd import (
@@ -252,14 +253,20 @@ class Agent:
     def _stored(self, connection: Connection, domain: Domain, system: System) -> bool:
         if not domain.is_persistent():
             return False
-        xml = _stored_xml(domain)
+        document = domain.xml(live=False, secrets=False).encode()
+        is_true = ("its stored record is true", likeness(document))
+        if is_true in system.answers:
+            return False
+        xml = parse(document)
         if asks_for_host_model(xml):
             self._make_concrete(connection, domain)
         elif record.find(xml) is None:
             self._adopt_stored(connection, domain, system, xml)
         else:
             renewed = renew_stored(domain, system, xml=xml)
-            if renewed is not None and renewed.before != renewed.after:
+            if renewed is None or renewed.before == renewed.after:
+                system.answers[is_true] = True
+            else:
                 self._tell(f"{shown(domain.name)}: its stored record is true again")
         return False
 
@@ -370,10 +377,6 @@ class _Window:
         self.events: list[tuple[str, int]] = []
         self.end = 0.0
         self.written = b""
-
-
-def _stored_xml(domain: Domain) -> Element:
-    return parse(domain.xml(live=False, secrets=False).encode())
 
 
 def _but_metadata(domain: Domain) -> bytes:
