@@ -390,6 +390,71 @@ def test_it_tells_systemd_and_ends_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "renew.socket").exists()
 
 
+# An agent of libvirt's test driver, whose events are libvirt's own; somebody else has a connection
+# to the same, and defines the guest before or after the agent does.
+_BESIDE = """
+import os, re, sys
+from threading import Timer
+from unittest.mock import patch
+import libvirt
+from kvmarm_plugin.host import left, previous
+from kvmarm_plugin.host.libvirtd import Connection, run_events
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import agent
+from kvmarm_plugin.watch.renewal import Renewer
+from tests.corpus import host
+from tests.corpus import GUEST
+from tests.unit.fakekernel import FakeKernel
+
+directory, when = sys.argv[1:]
+previous.DIRECTORY, left.DIRECTORY = f"{directory}/previous", f"{directory}/left"
+profile = host("trixie-neoverse-n1")
+agent.System = lambda: System(FakeKernel.from_profile(profile))
+run_events()
+other = libvirt.open("test:///default")
+def title(word):
+    uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
+    return re.sub("<name>.*?</name>", f"\\\\g<0>{uuid}<title>{word}</title>", GUEST.decode())
+other.defineXML(title("mine"))
+class Raced(Connection):
+    def define(self, xml, validate):
+        if when == "before":
+            other.defineXML(title("lost"))
+        name = super().define(xml, validate)
+        if when == "after":
+            Timer(0.5, lambda: other.defineXML(xml.replace("mine", "kept"))).start()
+        return name
+connect = lambda: Raced("test:///default")
+tools = agent.Tools(Policy, lambda: Resolver(profile, Policy()), lambda: profile)
+uname = os.uname_result(("Linux", "here", profile.kernel, "", "aarch64"))
+with patch.object(os, "uname", lambda: uname):
+    agent.Agent(connect, tools, Renewer(connect, print), print).once()
+print(re.search("<title>(.*)</title>", other.lookupByName("guest").XMLDesc(2))[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "title", "collides"),
+    [("never", "mine", False), ("before", "mine", True), ("after", "kept", False)],
+)
+def test_collisions_by_events_of_libvirt(
+    tmp_path: Path, when: str, title: str, collides: bool
+) -> None:
+    pytest.importorskip("libvirt")
+    done = subprocess.run(
+        [sys.executable, "-c", _BESIDE, str(tmp_path), when],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        timeout=120,
+    )
+    *said, last = done.stdout.splitlines()
+    assert last == title, done.stderr
+    assert any("COLLISION" in line for line in said) is collides
+
+
 def test_it_watches_only_its_own_host(tmp_path: Path) -> None:
     with _start(tmp_path, "-c", "qemu+ssh://beta/system") as process:
         _, error = process.communicate(timeout=60)
