@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,16 @@ def _run(tools: Tools, fatal: int) -> list[float]:
     if pid == 0:
         try:
             _agent(tools, fatal, writable)
-        finally:
             os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
     os.close(writable)
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
     with open(readable) as file:
         text = file.read()
+    if status not in (0, signal.SIGKILL):
+        raise SystemExit(f"the agent ended with status {status:#x} at step {fatal}")
     return json.loads(text) if text else []
 
 
