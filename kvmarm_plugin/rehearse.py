@@ -256,8 +256,12 @@ def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...]
     Raises:
         KvmarmError: no such vCPU is made here, or /dev/kvm fails.
     """
-    with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
-        return offer.renewed(target)
+    key = (repr(target), arrived, cpus)  # many guests have the same
+    if key not in system.answers:
+        with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+            system.answers[key] = offer.renewed(target)
+    answer: Target = system.answers[key]
+    return answer
 
 
 def _push(vcpu: VCPU, name: str, value: int) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from kvmarm_plugin.commands import inputs, status_view, survey
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.host.libvirtd import Connection, run_events
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.kvm.device import System
@@ -36,6 +38,9 @@ from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
+from kvmarm_plugin.watch import agent
+from kvmarm_plugin.watch.agent import Tools
+from kvmarm_plugin.watch.renewal import Renewer
 from tests import playedkernel
 from tests.fleet import fleet
 from tests.unit.fakekernel import FakeKernel
@@ -44,6 +49,7 @@ PROJECT = Path(__file__).parents[1]
 PROFILE = PROJECT / "tests/hosts/trixie-neoverse-n1.json"
 TEMPLATE = PROJECT / "xml-templates/uefi.xml"
 PYTHON = "/usr/bin/python3"
+_TEST = "test:///default"
 
 
 class Side(NamedTuple):
@@ -109,7 +115,8 @@ def main() -> None:
     ):
         _in_process(f"resolving a domain in process, {title}", (PROJECT / name).read_bytes(), 2.5)
     _check_rate()
-    _status(1000)
+    _domains(1000)
+    _idle(30)
     _fleet(2000)
 
 
@@ -165,43 +172,111 @@ def _check_rate() -> None:
         )
 
 
-def _status(count: int) -> None:
-    """`kvmarm status` of many domains of libvirt's test driver, in process, on a played kernel;
-    against the calls of libvirt that it makes.
+def _domains(count: int) -> None:
+    """What `kvmarm status` and the agent's sweep take for many domains of libvirt's test driver, in
+    process and on a played kernel; against the calls of libvirt that they make.
     """
     import libvirt  # the rest goes without
 
+    run_events()
     host = profile_json.loads(PROFILE.read_text())
     resolved = Resolver(host, Policy()).resolve(TEMPLATE.read_bytes()).decode()
     resolved = re.sub("<uuid>.*</uuid>", "", resolved)
-    connection = libvirt.open("test:///default")
+    connection = libvirt.open(_TEST)
     for number in range(count):
         connection.defineXML(re.sub("<name>.*</name>", f"<name>guest{number}</name>", resolved))
 
-    def bare() -> None:
+    def calls_of_status() -> None:
         for each in connection.listAllDomains():
             each.name(), each.UUIDString(), each.ID()
             each.state(), each.isActive(), each.hasManagedSaveImage(0), each.isPersistent()
             each.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
+    def calls_of_sweep() -> None:
+        for each in connection.listAllDomains():
+            each.name(), each.UUIDString(), each.ID()
+            found = connection.lookupByUUIDString(each.UUIDString())
+            found.name(), found.UUIDString(), found.ID(), found.isPersistent(), found.isActive()
+            found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+
     kernel = FakeKernel.from_profile(host)
     machines = host.qemu.machines if host.qemu else ()
+    told: list[str] = []
+    connect = lambda: Connection(_TEST)  # noqa: E731
+    tools = Tools(Policy, lambda: Resolver(host, Policy()), lambda: host)
     with ExitStack() as stack:
         for where, name, value in (
             (device, "System", lambda: System(kernel)),
+            (agent, "System", lambda: System(kernel)),
             (inputs, "machines_here", lambda _emulator: machines),
             (inputs, "read_policy", lambda _name: Policy()),
             (inputs, "read_pool", lambda _name: None),
             (os, "uname", lambda: os.uname_result(("Linux", "here", "6.12.0", "", "aarch64"))),
         ):
             stack.enter_context(patch.object(where, name, value))
-        answer = survey.take_survey("test:///default")
+        answer = survey.take_survey(_TEST)
         assert sum(standing.answer == survey.YES for standing in answer.standings) == count
-        ours, theirs = _alternate_calls(
-            [lambda: status_view.as_text(survey.take_survey("test:///default")), bare], 5
+        status, its_calls = _alternate_calls(
+            [lambda: status_view.as_text(survey.take_survey(_TEST)), calls_of_status], 5
         )
+        sweep, sweeps_calls = _alternate_calls(
+            [
+                lambda: agent.Agent(
+                    connect, tools, Renewer(connect, told.append), told.append
+                ).once(),
+                calls_of_sweep,
+            ],
+            5,
+        )
+    assert not told, told
     connection.close()
-    _report(f"status of {count} domains", ours, "the same calls of libvirt", theirs, "at most 15")
+    bare = "the same calls of libvirt"
+    _report(f"status of {count} domains", status, bare, its_calls, "at most 5")
+    _report(f"the agent's sweep of {count} domains", sweep, bare, sweeps_calls, "at most 1.5")
+
+
+def _idle(seconds: float) -> None:
+    """What the agent takes while nothing happens: a process, of libvirt's test driver."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+    ):
+        address = f"{directory}/notify"
+        ready.bind(address)
+        code = (
+            "import sys; from kvmarm_plugin.host import marks;"
+            f" marks.DIRECTORY = {directory!r};"
+            " from kvmarm_plugin.cli import main; main(sys.argv[1:])"
+        )
+        with subprocess.Popen(
+            [PYTHON, "-c", code, "agent", "-c", _TEST],
+            cwd=PROJECT,
+            env={**os.environ, "NOTIFY_SOCKET": address},
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            ready.recv(100)
+            time.sleep(3)  # it looks at the guests, and probes the host
+            before = _switches(process.pid)
+            time.sleep(seconds)
+            after = _switches(process.pid)
+            memory = _status_lines(f"/proc/{process.pid}/status")["VmRSS"]
+            process.terminate()
+    print(
+        f"the agent, idle: {int(memory.split()[0]) / 1024:.1f} MiB (goal: at most 64),"
+        f" {after - before} wake-ups in {seconds:.0f} s (goal: none)"
+    )
+
+
+def _switches(pid: int) -> int:
+    """How often the threads of a process have gone to sleep."""
+    return sum(
+        int(_status_lines(str(path))["voluntary_ctxt_switches"])
+        for path in Path(f"/proc/{pid}/task").glob("*/status")
+    )
+
+
+def _status_lines(path: str) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in Path(path).read_text().splitlines())
 
 
 def _fleet(count: int) -> None:

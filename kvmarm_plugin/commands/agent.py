@@ -23,7 +23,7 @@ from ..model.policy import DEFAULT_PATH as HOST_POLICY
 from ..watch.agent import Agent, Tools
 from ..watch.renewal import Renewer
 from . import DONE, ERROR
-from .inputs import read_policy, read_profile
+from .inputs import read_policy, read_pool, read_profile
 from .output import say
 from .resolving import Choices, resolver_for
 
@@ -129,6 +129,10 @@ class _Tools:
 
     def _new_resolver(self) -> Resolver:
         self._stack.close()
+        if read_pool(None) is None:
+            from ..resolve.resolver import Resolver
+
+            return Resolver(self.profile(), self.policy(), advise=say)
         return self._stack.enter_context(resolver_for(Choices(None, None, None, no_pool=False)))
 
     def _get(self, name: str, files: tuple[str, ...], make: Callable[[], object]) -> Any:

@@ -15,6 +15,7 @@ from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..domain import record as records
 from ..domain.emulator import emulator_of
+from ..domain.likeness import likeness
 from ..domain.xml import asks_for_host_model, parse, parse_fragment
 from ..host import marks
 from ..host.libvirt_host_model import is_noted
@@ -189,6 +190,7 @@ class _Surveyor:
         self._pool = (pool.name, digest(pool.baseline)) if pool else ("", "")
         self._takes_host_model = is_noted()
         self._known: dict[tuple[object, ...], _Recorded] = {}
+        self._standings: dict[tuple[object, ...], Standing] = {}
 
     def look_at(self, domain: Domain) -> Standing | None:
         """How it stands; None if it has gone meanwhile."""
@@ -204,12 +206,21 @@ class _Surveyor:
             return None
         which = next(iter(texts))
         blank = blank.replace(state="saved" if which == inputs.SAVED else state)
+        mark = marks.mark_of(blank.uuid, blank.name)
+        key = (which, *map(likeness, texts.values()), mark)
+        if key not in self._standings:
+            self._standings[key] = self._standing(blank, which, texts, mark)
+        return self._standings[key].replace(name=blank.name, uuid=blank.uuid, state=blank.state)
+
+    def _standing(
+        self, blank: Standing, which: str, texts: dict[str, bytes], mark: str | None
+    ) -> Standing:
         definition = self._definition(texts[which])
         if definition.error:
             return blank.replace(record=BROKEN, answer=UNKNOWN, reasons=(definition.error,))
         if definition.record is None:
             return self._without_record(blank, definition, which)
-        return self._recorded(blank, definition, which, texts.get(STORED))
+        return self._recorded(blank, definition, which, texts.get(STORED), mark)
 
     def _definition(self, document: bytes) -> _Definition:
         domain = None
@@ -236,7 +247,12 @@ class _Surveyor:
         return standing
 
     def _recorded(
-        self, blank: Standing, definition: _Definition, which: str, stored: bytes | None
+        self,
+        blank: Standing,
+        definition: _Definition,
+        which: str,
+        stored: bytes | None,
+        mark: str | None,
     ) -> Standing:
         assert definition.record is not None
         found, read = definition.record.record, definition.record
@@ -248,7 +264,6 @@ class _Surveyor:
             pool=self._pool[0] if made_for_pool else "",
             in_pool=made_for_pool and not origin.renewed and origin.profile == self._pool[1],
         )
-        mark = marks.mark_of(blank.uuid, blank.name)
         if mark is not None:
             return standing.replace(
                 record=NOT_KNOWN, answer=UNKNOWN, verdict=UNKNOWN, reasons=(shown(mark, 500),)

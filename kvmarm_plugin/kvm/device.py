@@ -18,6 +18,10 @@ from ..basics.errors import KvmarmError
 from ..model.vcpu import VCPU_FEATURES
 from . import uapi
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DEVICE = "/dev/kvm"
 
 _USUAL_REGISTERS = (
@@ -121,6 +125,10 @@ class System(_Handle):
         path: of the device.
         architecture: KVM's, "arm64" or "arm"; that of this host by default.
 
+    Attributes:
+        answers: what this host has been asked while this is open, and what it said, for those who
+            ask about many guests.
+
     Raises:
         KvmUnavailable: no device, no permission, or an API version that is not 12.
     """
@@ -147,6 +155,7 @@ class System(_Handle):
         except OSError as error:
             raise KvmUnavailable(f"cannot open {path}: {error.strerror}") from None
         super().__init__(kernel, fd)
+        self.answers: dict[tuple[object, ...], Any] = {}
         try:
             version = self.ioctl("KVM_GET_API_VERSION")
         except KvmError:

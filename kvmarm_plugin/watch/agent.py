@@ -16,11 +16,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import record
+from ..domain.likeness import likeness
 from ..domain.xml import asks_for_host_model, parse
 from ..host import left, previous
 from ..host.libvirtd import (
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from .renewal import Renewer
 
 _PACE = 1.0  # seconds between looks at a guest that is not ready to be looked at
-_OWN_EVENT = 2.0  # seconds until libvirt tells of a definition that the agent has replaced
+_OWN_EVENT = 2.0  # seconds until libvirt has told of a definition that the agent has replaced
 _RECONNECT = (1.0, 30.0)  # seconds between attempts, at first and at most
 _MOST_TOLD = 1000  # lines that are not told again
 
@@ -130,6 +132,7 @@ class Agent:
             LibvirtError: there is no connection.
         """
         with self._connect() as connection:
+            connection.listen(self.happened, self.lose)  # of collisions
             self._sweep(connection)
             while self._wanted or self._rung:
                 self._work(connection)
@@ -187,11 +190,10 @@ class Agent:
                 del self._wanted[uuid]
         if rung:
             self._renewer.again()
-        if self._renewer.work():
+        if self._renewer.work(connection):
             self._later("")
-        for uuid in due:
-            if uuid and self._look(connection, uuid):
-                self._look_again(uuid)
+        if any(due):
+            self._look_at_all(connection, [uuid for uuid in due if uuid])
 
     def _later(self, uuid: str) -> None:
         with self._news:
@@ -202,23 +204,33 @@ class Agent:
         if now - self._since.setdefault(uuid, now) < PATIENCE:
             self._later(uuid)
 
-    def _look(self, connection: Connection, uuid: str) -> bool:
+    def _look_at_all(self, connection: Connection, uuids: list[str]) -> None:
+        """Do for these guests what there is to do."""
+        try:
+            with System() as system:
+                for uuid in uuids:
+                    if self._look(connection, uuid, system):
+                        self._look_again(uuid)
+        except KvmarmError as error:  # no KVM
+            self._tell_once(str(error))
+
+    def _look(self, connection: Connection, uuid: str, system: System) -> bool:
         """Do for a guest what there is to do. Returns whether to look at it again soon."""
         try:
             domain = connection.domain_by_uuid(uuid)
+            # Nobody could tell two replacements apart in one window.
+            is_open = self._close_window(domain)
             if left.has(domain.uuid):
                 return False
-            self._close_window(domain)
-            with System() as system:
-                again = [
-                    self._try(domain, step, connection, domain, system)
-                    for step in (self._stored, self._live)
-                ]
+            again = [
+                self._try(domain, step, connection, domain, system)
+                for step in ((self._live,) if is_open else (self._stored, self._live))
+            ]
         except NoDomainError:  # it has gone meanwhile
             with self._news:
                 self._windows.pop(uuid, None)
             return False
-        except KvmarmError as error:  # no libvirt, or no KVM
+        except KvmarmError as error:
             self._tell_once(str(error))
             return isinstance(error, LibvirtError)
         if not any(again):
@@ -242,14 +254,20 @@ class Agent:
     def _stored(self, connection: Connection, domain: Domain, system: System) -> bool:
         if not domain.is_persistent():
             return False
-        xml = _stored_xml(domain)
+        document = domain.xml(live=False, secrets=False).encode()
+        is_true = ("its stored record is true", likeness(document))
+        if is_true in system.answers:
+            return False
+        xml = parse(document)
         if asks_for_host_model(xml):
             self._make_concrete(connection, domain)
         elif record.find(xml) is None:
-            self._adopt_stored(connection, domain, system)
+            self._adopt_stored(connection, domain, system, xml)
         else:
-            renewed = renew_stored(domain, system)
-            if renewed is not None and renewed.before != renewed.after:
+            renewed = renew_stored(domain, system, xml=xml)
+            if renewed is None or renewed.before == renewed.after:
+                system.answers[is_true] = True
+            else:
                 self._tell(f"{shown(domain.name)}: its stored record is true again")
         return False
 
@@ -268,7 +286,9 @@ class Agent:
             self._tell(f"{shown(domain.name)}: its record is true again")
         return False
 
-    def _adopt_stored(self, connection: Connection, domain: Domain, system: System) -> None:
+    def _adopt_stored(
+        self, connection: Connection, domain: Domain, system: System, xml: Element
+    ) -> None:
         mode = adopts(self._tools.policy(), domain.name)
         if mode == "pin":
             pin_stored(
@@ -276,7 +296,7 @@ class Agent:
                 lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell, ask_named),
                 lambda read, new: self._redefine(connection, domain, read, new, "adopt: pin"),
             )
-        elif mode == "record" and adopt_stored(domain, system) is not None:
+        elif mode == "record" and adopt_stored(domain, system, xml=xml) is not None:
             self._tell(f"{shown(domain.name)}: recorded what its definition gives here")
 
     def _make_concrete(self, connection: Connection, domain: Domain) -> None:
@@ -290,31 +310,37 @@ class Agent:
         """Replace a stored definition, and say so."""
         if left.has(domain.uuid):  # since it was looked at
             raise KvmarmError("it is left alone, since it was forgotten or undone")
+        window = _Window()
         with self._news:
-            self._windows[domain.uuid] = _Window([], time.monotonic() + _OWN_EVENT)
+            self._windows[domain.uuid] = window
         try:
             previous.redefine(connection, domain, read, new)
         except BaseException:
             with self._news:
                 del self._windows[domain.uuid]
             raise
+        with suppress(LibvirtError):  # it has gone, or the next look says what is wrong
+            window.written = _but_metadata(domain)
+        window.end = time.monotonic() + _OWN_EVENT
+        with self._news:
+            self._wanted.setdefault(domain.uuid, window.end)
         before, after = (_in_short(text) for text in (read, new))
         self._tell(
             f"{shown(domain.name)}: {why}: {before} → {after} (before:"
             f" {previous.DIRECTORY}/{domain.uuid})"
         )
 
-    def _close_window(self, domain: Domain) -> None:
-        """Once libvirt must have told of it: look whether somebody else has defined or undefined a
-        domain while the agent did.
+    def _close_window(self, domain: Domain) -> bool:
+        """Once libvirt must have told of it: say whether somebody else has defined or undefined a
+        domain while the agent did. Returns whether that is too early.
         """
         with self._news:
             window = self._windows.get(domain.uuid)
             if window is None:
-                return
+                return False
             if time.monotonic() < window.end:
                 self._wanted.setdefault(domain.uuid, window.end)
-                return
+                return True
             del self._windows[domain.uuid]
         details = [detail for event, detail in window.events if event == DEFINED]
         if details == [ADDED]:  # there was nothing any more that the agent could replace
@@ -323,13 +349,14 @@ class Agent:
                 f"{shown(domain.name)}: it was undefined while its definition was replaced, and so"
                 " came back: undefined again"
             )
-        elif len(details) > 1 and record.find(_stored_xml(domain)) is not None:
+        elif len(details) > 2 or (len(details) == 2 and _but_metadata(domain) == window.written):
             self._tell(
                 f"{shown(domain.name)}: COLLISION: somebody else defined it while its definition"
-                " was replaced, and what that was to change may be lost. What was read:"
-                f" {previous.DIRECTORY}/{domain.uuid}; what was written: virsh dumpxml --inactive"
+                " was replaced, and what that was to change may be lost. What was replaced:"
+                f" {previous.DIRECTORY}/{domain.uuid}; what there is now: virsh dumpxml --inactive"
                 f" {domain.uuid}"
             )
+        return False
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
@@ -337,20 +364,29 @@ class Agent:
             self._tell(text)
 
 
-class _Window(NamedTuple):
-    """From the time that a definition was read until its replacement must have been told of.
+class _Window:
+    """From before a definition is replaced until libvirt must have told of that.
 
     Attributes:
-        events: of the domain meanwhile, and their details. One of them is the agent's own.
+        events: of the domain meanwhile, and their details. One of them is the agent's own. Where
+            there is one more, it came before that, and what it brought was replaced unread, if the
+            definition is still the one that the agent has written. Else it came later.
         end: when that is, by the monotonic clock.
+        written: the definition as libvirt gave it at once, without its metadata, in which records
+            are kept true.
     """
 
-    events: list[tuple[str, int]]
-    end: float
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.end = 0.0
+        self.written = b""
 
 
-def _stored_xml(domain: Domain) -> Element:
-    return parse(domain.xml(live=False, secrets=False).encode())
+def _but_metadata(domain: Domain) -> bytes:
+    """A stored definition without its metadata. Raises LibvirtError."""
+    text = domain.xml(live=False, secrets=True).encode()
+    metadata = parse(text).find("metadata")
+    return text if metadata is None else text[: metadata.start] + text[metadata.end :]
 
 
 def _in_short(document: str) -> str:

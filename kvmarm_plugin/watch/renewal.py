@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import time
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
@@ -41,6 +42,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
+    from ..host.cpus import CpuCluster
     from ..model.target import Target
 
 PATIENCE = 600.0  # seconds for a guest to start, or for libvirt to take its record
@@ -83,20 +85,32 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
-def renew_stored(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
-    """The same of a domain's stored definition: what it gives at a cold start here."""
-    return _renew(domain, False, _WAYS[BOOTED], system, dry_run)
+def renew_stored(
+    domain: Domain, system: System, dry_run: bool = False, xml: Element | None = None
+) -> Renewed | None:
+    """The same of a domain's stored definition: what it gives at a cold start here.
+
+    Args:
+        xml: that definition, if it has been read.
+    """
+    return _renew(domain, False, _WAYS[BOOTED], system, dry_run, xml)
 
 
 def _renew(
-    domain: Domain, live: bool, ways: tuple[bool, ...], system: System, dry_run: bool
+    domain: Domain,
+    live: bool,
+    ways: tuple[bool, ...],
+    system: System,
+    dry_run: bool,
+    xml: Element | None = None,
 ) -> Renewed | None:
-    was_left = left.has(domain.uuid)
-    xml = parse(domain.xml(live, secrets=False).encode())
+    was_left = xml is None and left.has(domain.uuid)
+    if xml is None:
+        xml = parse(domain.xml(live, secrets=False).encode())
     elements = record.find_all(xml)
     if not elements:
         return None
-    old = record.read(elements[0])
+    old = _read(elements[0], system)
     word = domain_word(domain.name, domain.uuid)
     target = _what_it_has(xml, old, ways, system, word, live)
     changes = target != old.target
@@ -131,6 +145,16 @@ def put_record(domain: Domain, new: Record, live: bool, was_left: bool) -> None:
         raise forgotten
 
 
+def _read(element: Element, system: System) -> Record:
+    """A record; many guests have the same."""
+    names = [each.name for each in (element, *element.children)]  # prefixes may be said outside
+    key = ("record", element.text, element.encoding, *names)
+    if key not in system.answers:
+        system.answers[key] = record.read(element)
+    found: Record = system.answers[key]
+    return found
+
+
 def _what_it_has(
     xml: Element,
     recorded: Record,
@@ -158,7 +182,7 @@ def _what_it_has(
             f" and is {said['local']}",
             f"{said['remedy']}; {_LATER}" if live else said["remedy"],
         )
-    cpus = _cpus(xml, recorded)
+    cpus = _cpus(xml, recorded, system)
     first, *others = (renewed(target, system, arrived, cpus) for arrived in ways)
     if any(other != first for other in others):
         raise UntoldError(
@@ -169,11 +193,20 @@ def _what_it_has(
     return first
 
 
-def _cpus(xml: Element, recorded: Record) -> tuple[int, ...]:
+def clusters_of(system: System) -> list[CpuCluster]:
+    """This host's clusters: two files for each of its CPUs, which are read once."""
+    key = (find_clusters.__name__,)
+    if key not in system.answers:
+        system.answers[key] = find_clusters()
+    clusters: list[CpuCluster] = system.answers[key]
+    return clusters
+
+
+def _cpus(xml: Element, recorded: Record, system: System) -> tuple[int, ...]:
     """The CPUs whose answers are the guest's own: those that it keeps to, or, where it roams, those
     of the kind that it was recorded on. None where all are alike.
     """
-    target, clusters = recorded.target, find_clusters()
+    target, clusters = recorded.target, clusters_of(system)
     _, cpus, findings = reconcile_pins(b"", xml, recorded, clusters, movable=False)
     findings = with_cluster(findings, target.pinning, clusters)
     if findings:
@@ -204,9 +237,12 @@ class Renewer:
         self._left.clear()
         self._since.clear()
 
-    def work(self) -> bool:
+    def work(self, connection: Connection | None = None) -> bool:
         """Look once at every guest with a mark, and remove the marks of those whose records are
         true. Returns whether some are to be looked at again soon.
+
+        Args:
+            connection: one that is open; else one is opened.
 
         Raises:
             KvmarmError: the marks cannot be read.
@@ -218,9 +254,10 @@ class Renewer:
         if not waiting:
             return False
         try:
-            with self._connect() as connection, System() as system:
-                self._note_host_model(connection)
-                again = [self._look_at(mark, connection, system) for mark in waiting]
+            opened = self._connect() if connection is None else nullcontext(connection)
+            with opened as libvirt, System() as system:
+                self._note_host_model(libvirt)
+                again = [self._look_at(mark, libvirt, system) for mark in waiting]
         except KvmarmError as error:  # no libvirt, or no KVM
             again = [self._wait(mark, error) for mark in waiting]
         return any(again)

@@ -92,9 +92,17 @@ class CommandFailed(LabError):
 class Host:
     """One host.  A context manager: boots on entry (unless booted already), stops on exit."""
 
-    def __init__(self, spec: HostSpec = HostSpec(), link: socket.socket | None = None) -> None:
-        """`link` is one end of a socket pair, the cable of a second network interface (pair.py)."""
+    def __init__(
+        self,
+        spec: HostSpec = HostSpec(),
+        link: socket.socket | None = None,
+        keeps_disk: bool = False,
+    ) -> None:
+        """`link` is one end of a socket pair, the cable of a second network interface (pair.py).
+        With `keeps_disk` the same disk can be booted again.
+        """
         self.spec = spec
+        self._keeps_disk = keeps_disk
         self._link = link
         self._built: image.Image | None = None
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -154,6 +162,22 @@ class Host:
             self.stop()
             raise
 
+    def boot_again(self, spec: HostSpec, timeout: float = BOOT_SECONDS) -> Host:
+        """Shut it down, and boot the same disk as another kind of host. It is one with systemd."""
+        if not self._keeps_disk or self._qemu is None:
+            raise LabError(f"{self!r} has no disk to boot again", "Host(spec, keeps_disk=True)")
+        self.run("systemctl poweroff", check=False)
+        try:
+            self._qemu.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise LabTimeout(
+                f"{self!r} did not shut down; its console ends with:\n{self.console_tail()}"
+            ) from None
+        self.stop()
+        self._path("ssh").unlink(missing_ok=True)
+        self.spec = spec
+        return self.boot(timeout)
+
     def stop(self) -> None:
         """Switch it off.  It may be booted again, with everything forgotten."""
         for running in (self._ssh, self._qemu):
@@ -196,7 +220,7 @@ class Host:
             *("-cpu", spec.qemu_cpu(), "-smp", str(spec.cores), "-m", str(spec.memory)),
             *("-kernel", str(built.kernel), "-initrd", str(initrd), "-append", append),
             # The overlay: a temporary file without a name, so that nobody has to remove it.
-            *("-drive", f"if=none,id=disk,file={built.disk},format=raw,snapshot=on,cache=unsafe"),
+            *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,{self._disk()}"),
             *("-device", "virtio-blk-pci,drive=disk"),
             *("-netdev", f"user,id=net,restrict=on,ipv6=off,hostfwd=tcp:{ADDRESS}:0-:22"),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
@@ -210,6 +234,14 @@ class Host:
             ),
             *("-monitor", f"unix:{self._path('monitor')},server=on,wait=off"),
         ]
+
+    def _disk(self) -> str:
+        if not self._keeps_disk:
+            return f"file={self._image().disk},snapshot=on"
+        path = self._path("disk")
+        if not path.exists():
+            machine.run("cp", "--sparse=always", str(self._image().disk), str(path))
+        return f"file={path}"
 
     def _link_options(self) -> list[str]:
         if self._link is None:

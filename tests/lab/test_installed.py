@@ -5,9 +5,12 @@ enabled, and libvirtd under AppArmor.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
@@ -18,18 +21,29 @@ from .host import Host, HostSpec
 
 pytestmark = pytest.mark.slow
 
-_PROFILES = Path(__file__).parents[1] / "hosts"
+_HERE = Path(__file__).parent
+_PROFILES = _HERE.parent / "hosts"
 _BURST = 200
+_EDITS = 20
+_ROUNDS = 20
 _PATIENCE = 120.0  # seconds for the agent to come to something; it takes one, or less
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with to_build("trixie") as chroot:
-        package = build(chroot, tmp_path_factory.mktemp("package"))
+        return build(chroot, tmp_path_factory.mktemp("package"))
+
+
+def _install(host: Host, package: Path) -> None:
+    host.put(package, "/root/kvmarm.deb")
+    host.run("DEBIAN_FRONTEND=noninteractive dpkg --install /root/kvmarm.deb", timeout=300)
+
+
+@pytest.fixture(scope="module")
+def host(package: Path) -> Iterator[Host]:
     with Host(HostSpec(suite="trixie-systemd", name="alpha")) as booted:
-        booted.put(package, "/root/kvmarm.deb")
-        booted.run("DEBIAN_FRONTEND=noninteractive dpkg --install /root/kvmarm.deb")
+        _install(booted, package)
         for name in ("trixie-neoverse-n1", "trixie-cortex-a72"):
             booted.put(_PROFILES / f"{name}.json", f"/var/lib/kvmarm/profiles/{name}.json")
         # The agent has probed the host then, which takes an emulated one its time.
@@ -94,13 +108,168 @@ def test_a_transient_guest(host: Host) -> None:
     _is_judged_rightly(host, "brief")
 
 
+_VIRT_INSTALL = (
+    "virt-install --memory 64 --vcpus 1 --disk none --network none --graphics none --osinfo generic"
+    " --noautoconsole --features acpi=off --boot kernel=/var/lib/lab/ticker.img"
+)
+_MEDIUM = "/var/lib/libvirt/images/medium.iso"
+_PHASE = f"--cdrom {_MEDIUM}"
+
+
+def _stored(host: Host, name: str) -> str:
+    return host.run(f"cat /etc/libvirt/qemu/{name}.xml").stdout
+
+
 def test_virt_install(host: Host) -> None:
-    host.run(
-        "virt-install --name installed --memory 64 --vcpus 1 --import --disk none --network none"
-        " --graphics none --osinfo generic --noautoconsole --cpu host-passthrough"
-        " --features acpi=off --boot kernel=/var/lib/lab/ticker.img"
-    )
+    host.run(f"{_VIRT_INSTALL} --name installed --cpu host-passthrough --import")
     _is_judged_rightly(host, "installed")
+
+
+def test_virt_install_with_an_install_phase(host: Host) -> None:
+    """It starts a transient guest that installs, and defines what is to be started after it."""
+    host.run(f"truncate --size 1M {_MEDIUM}")
+    host.run(f"{_VIRT_INSTALL} --name phased {_PHASE}")
+    assert "<on_reboot>destroy<" in host.run("virsh dumpxml phased").stdout
+    _is_judged_rightly(host, "phased")
+    _until(host, "kvmarm show --inactive phased")
+    assert "<on_reboot>restart<" in _stored(host, "phased")
+    host.run("virsh destroy phased")
+    Guest(host, "phased").start()
+    _is_judged_rightly(host, "phased")
+
+
+def test_virt_install_of_host_model(host: Host) -> None:
+    """It starts what it has never defined: that is refused, and nothing is left of it. As
+    docs/managers/virt-install.md has it, it works.
+    """
+    command = f"{_VIRT_INSTALL} --cpu host-model"
+    refused = host.run(f"{command} --name wished --import", check=False)
+    assert refused.rc != 0
+    assert "kvmarm" in refused.stderr + refused.stdout
+    assert Guest(host, "wished").state() == "absent"
+    host.run(f"{command} --name wished --import --print-xml >/root/wished.xml")
+    host.run("kvmarm define /root/wished.xml && virsh start wished")
+    _is_judged_rightly(host, "wished")
+
+    host.run(
+        f"uuid=$(cat /proc/sys/kernel/random/uuid); for step in 1 2; do {command} --name phases"
+        f" --uuid $uuid {_PHASE} --print-xml $step >/root/phase-$step.xml || exit; done"
+    )
+    host.run("kvmarm create /root/phase-1.xml && kvmarm define /root/phase-2.xml")
+    _is_judged_rightly(host, "phases")
+    assert "<on_reboot>destroy<" in host.run("virsh dumpxml phases").stdout
+    host.run("virsh destroy phases && virsh start phases")
+    assert "<on_reboot>restart<" in host.run("virsh dumpxml phases").stdout
+    _is_judged_rightly(host, "phases")
+    both = host.run(f"{command} --name both {_PHASE} --print-xml | kvmarm define -", check=False)
+    assert both.rc == 1, both.stderr
+    for name in ("wished", "phases", "phased"):
+        host.run(f"virsh destroy {name}; virsh undefine --nvram {name}", check=False)
+
+
+@pytest.mark.parametrize("program", ["nova", "terraform", "vagrant"])
+def test_what_other_programs_do(host: Host, program: str) -> None:
+    """By their calls of libvirt, whatever they do to definitions; docs/managers/ says what."""
+    host.put(_HERE / "managers.py", "/root/managers.py")
+    for when in ("first", "again"):
+        host.run(f"python3 /root/managers.py {program} {when} {program}", _of_program(program))
+        _is_judged_rightly(host, program)
+        _until(host, f"kvmarm show --inactive {program}")
+    name = f"{program}-wish"
+    refused = host.run(
+        f"python3 /root/managers.py {program} first {name}",
+        _of_program(name, "<cpu mode='host-model'/>"),
+        check=False,
+    )
+    assert refused.rc == 1
+    assert "kvmarm" in refused.stderr, refused.stderr
+    for each in (program, name):
+        Guest(host, each).destroy()
+
+
+def _of_program(name: str, cpu: str = "<cpu mode='host-passthrough'/>") -> str:
+    uuid = uuid5(NAMESPACE_URL, name)
+    return domain_xml(name, cpu, "").replace("<memory", f"<uuid>{uuid}</uuid><memory", 1)
+
+
+def test_edits_beside_it_are_kept(host: Host) -> None:
+    """Each adds a word; every other one asks for host-model, too."""
+    xml = domain_xml("edited", "<cpu mode='host-model'/>", "")
+    Guest(host, "edited").define(xml.replace("<memory", "<title>0</title><memory", 1))
+    _until(host, _is_concrete("edited"))
+    host.put(
+        b"#!/usr/bin/python3\nimport os, re, sys\ntext = open(sys.argv[1]).read()\n"
+        b"number = int(re.search('<title>.*?([0-9]+)</title>', text)[1]) + 1\n"
+        b"text = text.replace('</title>', f' {number}</title>')\n"
+        b"if number % 2:\n"
+        b"    text = re.sub('<cpu [^/>]*/>|<cpu .*?</cpu>', \"<cpu mode='host-model'/>\", text,"
+        b" count=1, flags=re.S)\n"
+        b"open(sys.argv[1], 'w').write(text)\n",
+        "/root/editor",
+        0o755,
+    )
+    # virsh itself looks whether the definition is still the one that was edited.
+    host.run(
+        f"for i in $(seq {_EDITS}); do"
+        " until yes n | EDITOR=/root/editor virsh edit edited >/root/edit.log 2>&1; do :; done;"
+        " done",
+        timeout=300,
+    )
+    _until(host, _is_concrete("edited"))
+    _until(host, "kvmarm show --inactive edited")
+    words = " ".join(map(str, range(_EDITS + 1)))
+    lost = f"<title>{words}</title>" not in _stored(host, "edited")
+    assert not lost or _collisions(host, "edited") > 0, _stored(host, "edited")
+
+
+def _collisions(host: Host, name: str) -> int:
+    time.sleep(3)  # what is seen of one takes two
+    said = host.run("journalctl --no-pager --unit kvmarm-agent.service").stdout
+    return sum(f"{name}: COLLISION" in line for line in said.splitlines())
+
+
+def test_every_collision_is_reported(host: Host) -> None:
+    xml = domain_xml("raw", "<cpu mode='host-model'/>", "")
+    uuid = "<uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa1</uuid><title>TITLE</title>"
+    host.put(_HERE / "collide.py", "/root/collide.py")
+    said = json.loads(
+        host.run(
+            f"python3 /root/collide.py {_ROUNDS}",
+            xml.replace("<memory", f"{uuid}<memory", 1),
+            timeout=400,
+        ).stdout
+    )
+    reported = _collisions(host, "raw")
+    print(said, "reported", reported)
+    assert reported >= said["lost"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "policy"),
+    [
+        ("<cpu mode='host-model'/>", "record"),
+        ("<cpu mode='host-passthrough'/>", "record"),
+        ("<cpu mode='host-passthrough'/>", "pin"),
+    ],
+    ids=["resolved", "recorded", "pinned"],
+)
+def test_the_agent_is_killed_at_every_step(host: Host, cpu: str, policy: str) -> None:
+    host.put(_HERE / "killed.py", "/root/killed.py")
+    host.run("systemctl stop kvmarm-agent.service")
+    try:
+        xml = domain_xml("steps", cpu, "")
+        done = host.run(
+            f"python3 /root/killed.py steps {policy}",
+            xml.replace("<memory", "<title>kept</title><memory", 1),
+            timeout=400,
+        )
+    finally:
+        host.run("virsh undefine steps", check=False)
+        host.run("systemctl start kvmarm-agent.service")
+    said = json.loads(done.stdout)
+    print(said)
+    assert said["killed"] > 5
+    assert 0 < said["with_record"] < said["killed"]
 
 
 def test_a_burst(host: Host) -> None:
@@ -148,3 +317,41 @@ def test_removed_and_every_guest_starts(host: Host) -> None:
     for name in ("theirs", "installed"):
         host.run(f"virsh destroy {name}")
         Guest(host, name).start()
+
+
+def test_upgrade_day(package: Path) -> None:
+    """Guests of a host start with it, by themselves, on a kernel that gives them more."""
+    before = HostSpec(suite="trixie-systemd", name="beta", cpu="max", append="arm64.nobti")
+    guests = {
+        "resolved": "<cpu mode='host-model'/>",
+        "passthrough": "<cpu mode='host-passthrough'/>",
+    }
+    host = Host(before, keeps_disk=True)
+    try:
+        host.boot(timeout=400)
+        _install(host, package)
+        for name, cpu in guests.items():
+            guest = Guest(host, name).define(domain_xml(name, cpu, ""))
+            _until(host, f"kvmarm show --inactive {name}")
+            host.run(f"virsh autostart {name}")
+            guest.start().wait_for("guest: tick 2")
+        assert {_bti(host, name, "") for name in guests} == {0}
+        for name in guests:
+            host.run(f"virsh destroy {name} && rm /var/log/lab/{name}.log")
+        host.boot_again(replace(before, append=""), timeout=400)
+        for name in guests:
+            Guest(host, name).wait_for("guest: tick 2")
+        _until(host, "systemctl is-active kvmarm-agent.service")
+        _until(host, 'test -z "$(ls /run/kvmarm/marks)"')
+        for name in guests:
+            assert "yes" in host.run(f"kvmarm check {name}").stdout
+            assert {_bti(host, name, options) for options in ("", "--inactive")} == {1}
+        assert "2 yes" in host.run("kvmarm status").stdout
+    finally:
+        host.stop()
+
+
+def _bti(host: Host, name: str, options: str) -> int:
+    """What is recorded of the guest's ID_AA64PFR1_EL1.BT."""
+    shown = json.loads(host.run(f"kvmarm show --json {options} {name}").stdout)
+    return int(shown["target"]["registers"]["ID_AA64PFR1_EL1"], 0) & 0xF

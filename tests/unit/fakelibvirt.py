@@ -204,6 +204,12 @@ class FakeConnection:
         handle.define(xml)
         return handle
 
+    def registerCloseCallback(self, *_: object) -> None:  # noqa: N802
+        pass
+
+    def domainEventRegisterAny(self, *_: object) -> int:  # noqa: N802
+        return 0
+
     def close(self) -> None:
         pass
 
@@ -247,6 +253,12 @@ class FakeLibvirt:
     VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL = _INTERNAL
     VIR_DOMAIN_UNDEFINE_KEEP_NVRAM = 8
     VIR_DOMAIN_UNDEFINE_KEEP_TPM = 64
+    VIR_DOMAIN_EVENT_ID_LIFECYCLE = 0
+    VIR_DOMAIN_EVENT_DEFINED = 0
+    VIR_DOMAIN_EVENT_UNDEFINED = 1
+    VIR_DOMAIN_EVENT_STARTED = 2
+    VIR_DOMAIN_EVENT_RESUMED = 4
+    VIR_DOMAIN_EVENT_STOPPED = 5
     VIR_DOMAIN_RUNNING = VIR_DOMAIN_RUNNING
     VIR_DOMAIN_PAUSED = VIR_DOMAIN_PAUSED
     VIR_DOMAIN_SHUTOFF = VIR_DOMAIN_SHUTOFF

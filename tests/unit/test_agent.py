@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from kvmarm_plugin import rehearse
+from kvmarm_plugin.commands import agent as command
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.host import left, marks, previous
@@ -24,6 +26,7 @@ from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.watch import agent as agents
+from kvmarm_plugin.watch import renewal
 from kvmarm_plugin.watch.agent import Agent, Tools
 from kvmarm_plugin.watch.renewal import Renewer
 
@@ -234,6 +237,80 @@ def test_a_collision_is_reported(watched: Watched) -> None:
     assert guest.config is not None
 
 
+def test_a_collision_is_reported_though_the_agent_is_asked_again(watched: Watched) -> None:
+    """Somebody collides with the agent, and goes on defining it."""
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)  # what was lost
+    watched.happened(DEFINED, _UPDATED)  # the agent's own
+    guest.config = _host_model(watched)
+    watched.look()
+    assert guest.calls == [("define", "")]  # two replacements are not told apart
+    watched.clock += 5
+    watched.work()
+    assert "COLLISION" in watched.said[1]
+    assert guest.calls == [("define", ""), ("define", "")]
+
+
+def test_a_record_that_is_written_meanwhile_hides_no_collision(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)
+    watched.happened(DEFINED, _UPDATED)
+    assert guest.config is not None
+    guest.config = guest.config.replace(" by=", " renewed='here' by=")
+    watched.clock += 5
+    watched.work()
+    assert "COLLISION" in watched.said[-1]
+
+
+def test_who_edits_what_the_agent_has_written_has_lost_nothing(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.happened(DEFINED, _UPDATED)
+    assert guest.config is not None
+    guest.config = guest.config.replace("</name>", "</name><title>edited</title>")
+    watched.happened(DEFINED, _UPDATED)
+    watched.clock += 5
+    watched.work()
+    assert len(watched.said) == 1
+    assert guest.calls == [("define", "")]
+
+
+def _counted(call: Callable[..., Any], calls: list[str], name: str) -> Callable[..., Any]:
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(name)
+        return call(*arguments, **more)
+
+    return counted
+
+
+def test_all_guests_take_one_connection_and_one_kernel(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And guests of one kind are asked about once."""
+    opened: list[str] = []
+    for module in (agents, renewal):
+        kernel = _counted(lambda: watched.played.be(watched.profile), opened, "kvm")
+        monkeypatch.setattr(module, "System", kernel)
+    libvirt = watched.played.libvirt
+    monkeypatch.setattr(libvirt, "open", _counted(libvirt.open, opened, "libvirt"))
+    monkeypatch.setattr(
+        rehearse, "KernelOffer", _counted(rehearse.KernelOffer, opened, "scratch vCPU")
+    )
+    resolved = Resolver(watched.profile, Policy()).resolve(_host_model(watched).encode()).decode()
+    for number in range(5):
+        guest = watched.guest(resolved)
+        guest.title, guest.uuid = f"guest-{number}", f"{_UUID[:-1]}{number}"
+        marks.mark(guest.uuid, "it has started as something else")
+    ticks = iter(range(10000))
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0 * next(ticks))
+    watched.agent.once()
+    assert opened.count("libvirt") == 1
+    # What works through the marks asks while it has the kernel open, and so does the agent.
+    assert opened.count("scratch vCPU") == 2 <= opened.count("kvm") < 5
+
+
 def test_who_defines_it_later_has_lost_nothing(watched: Watched) -> None:
     guest = watched.guest(_host_model(watched))
     watched.look()
@@ -274,6 +351,17 @@ def test_once_looks_at_all(watched: Watched, monkeypatch: pytest.MonkeyPatch) ->
     assert guest.calls == [("define", "")]
 
 
+def test_this_host_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+    monkeypatch.setattr(command, "read_profile", _counted(lambda _: host(_N1), probed, "here"))
+    monkeypatch.setattr(command, "read_policy", lambda _: Policy())
+    monkeypatch.setattr(command, "read_pool", lambda _: None)
+    tools = command._Tools()
+    assert tools.resolver() is tools.resolver()
+    assert tools.profile() is tools.profile()
+    assert len(probed) == 1
+
+
 # -- the process ---------------------------------------------------------------------------------
 
 
@@ -309,6 +397,71 @@ def test_it_tells_systemd_and_ends_at_once(tmp_path: Path) -> None:
             assert process.wait(10) == 0
         assert notified.recv(100) == b"STOPPING=1"
     assert not (tmp_path / "renew.socket").exists()
+
+
+# An agent of libvirt's test driver, whose events are libvirt's own; somebody else has a connection
+# to the same, and defines the guest before or after the agent does.
+_BESIDE = """
+import os, re, sys
+from threading import Timer
+from unittest.mock import patch
+import libvirt
+from kvmarm_plugin.host import left, previous
+from kvmarm_plugin.host.libvirtd import Connection, run_events
+from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.watch import agent
+from kvmarm_plugin.watch.renewal import Renewer
+from tests.corpus import host
+from tests.corpus import GUEST
+from tests.unit.fakekernel import FakeKernel
+
+directory, when = sys.argv[1:]
+previous.DIRECTORY, left.DIRECTORY = f"{directory}/previous", f"{directory}/left"
+profile = host("trixie-neoverse-n1")
+agent.System = lambda: System(FakeKernel.from_profile(profile))
+run_events()
+other = libvirt.open("test:///default")
+def title(word):
+    uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
+    return re.sub("<name>.*?</name>", f"\\\\g<0>{uuid}<title>{word}</title>", GUEST.decode())
+other.defineXML(title("mine"))
+class Raced(Connection):
+    def define(self, xml, validate):
+        if when == "before":
+            other.defineXML(title("lost"))
+        name = super().define(xml, validate)
+        if when == "after":
+            Timer(0.5, lambda: other.defineXML(xml.replace("mine", "kept"))).start()
+        return name
+connect = lambda: Raced("test:///default")
+tools = agent.Tools(Policy, lambda: Resolver(profile, Policy()), lambda: profile)
+uname = os.uname_result(("Linux", "here", profile.kernel, "", "aarch64"))
+with patch.object(os, "uname", lambda: uname):
+    agent.Agent(connect, tools, Renewer(connect, print), print).once()
+print(re.search("<title>(.*)</title>", other.lookupByName("guest").XMLDesc(2))[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "title", "collides"),
+    [("never", "mine", False), ("before", "mine", True), ("after", "kept", False)],
+)
+def test_collisions_by_events_of_libvirt(
+    tmp_path: Path, when: str, title: str, collides: bool
+) -> None:
+    pytest.importorskip("libvirt")
+    done = subprocess.run(
+        [sys.executable, "-c", _BESIDE, str(tmp_path), when],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        timeout=120,
+    )
+    *said, last = done.stdout.splitlines()
+    assert last == title, done.stderr
+    assert any("COLLISION" in line for line in said) is collides
 
 
 def test_it_watches_only_its_own_host(tmp_path: Path) -> None:
