@@ -52,11 +52,14 @@ def _slower(profile: HostProfile) -> HostProfile:
 
 
 def _others() -> tuple[HostProfile, ...]:
-    """beta is as alpha is on most pages, gamma has another timer, delta a newer kernel and QEMU."""
+    """beta is as alpha is on most pages, gamma has another timer, delta a newer kernel and QEMU,
+    older older ones.
+    """
     return (
         host(_OLDER).replace(name="beta"),
         _slower(host(_OLDER)).replace(name="gamma"),
         host(_NEWER).replace(name="delta"),
+        host("bookworm-neoverse-n1").replace(name="older"),
     )
 
 
