@@ -265,7 +265,12 @@ _FILE = re.compile(
     r"[\w./-]*[\w/])"
 )
 # Of other projects, and of another day.
-_ELSEWHERE = {"tests/data/cpu_template_helper/", "tests/hwloc/linux/", "tests/records-2"}
+_ELSEWHERE = {
+    "tests/data/cpu_template_helper/",
+    "tests/hwloc/linux/",
+    "docs/cluster",
+    "tests/records-2",
+}
 
 
 def _anchors(path: Path) -> set[str]:
