@@ -2,9 +2,9 @@
 """`make demo`: the main job, shown on real parts.
 
 On an ARM host with KVM and libvirt it uses that; elsewhere it boots emulated ones. It shows what
-libvirt says to host-model, what `kvmarm define` makes of it, and the guest that then starts and
-prints from inside. With two hosts the guest migrates to one that is its equal, and is refused by
-one that is not, with the reason.
+libvirt says to host-model, what is made of it, and the guest that then starts and prints from
+inside. On emulated hosts the agent makes it, and adopts a guest that was running before; the guest
+migrates to a host that is its equal, and is refused by one that is not, with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from typing import cast
 
 from . import machine
 from .errors import LabError
-from .guest import HELLO, LINUX_KERNEL, MIDR, REGISTER_READER, Guest, console_path, domain_xml
+from .guest import (
+    HELLO,
+    HOST_PASSTHROUGH,
+    LINUX_KERNEL,
+    MIDR,
+    REGISTER_READER,
+    TICK,
+    TICKER,
+    Guest,
+    console_path,
+    domain_xml,
+)
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
 from .registers import END, image, parse_registers
@@ -29,6 +40,11 @@ from .wheel import build_wheel
 
 HOST_MODEL = "<cpu mode='host-model'/>"
 NAME = "kvmarm-demo"
+_OLD = "kvmarm-old"
+_DEFINED = f"/etc/libvirt/qemu/{NAME}.xml"
+_AGENT_LOG = "/var/log/lab/agent.log"
+_AGENT_SECONDS = 60.0
+_HOOK = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
 _START = time.monotonic()
 
 
@@ -71,12 +87,14 @@ def _emulated() -> None:
     with tempfile.TemporaryDirectory() as directory:
         wheel = build_wheel(Path(directory))
         with Pair(HostSpec(name="alpha", **equal), HostSpec(name="beta", **equal)) as (alpha, beta):  # type: ignore[arg-type]
+            old = _start_before_kvmarm(alpha)
             for host in (alpha, beta):
                 host.install(wheel)
                 host.run("kvmarm hook install")
-            guest = _resolve_and_start(
-                alpha, "kvmarm", domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL)
-            )
+            guest = Guest(alpha, NAME)
+            _refuse(guest, domain_xml(NAME, HOST_MODEL, "", kernel=LINUX_KERNEL))
+            _start_agent(guest, old)
+            _start_guest(guest, "kvmarm")
             guest.wait_for(HELLO)
             _console(guest.console())
             midr = guest.wait_for(MIDR)[1]
@@ -115,9 +133,11 @@ def _local() -> None:
     for directory in (Path(REGISTER_READER).parent, Path(console_path(NAME)).parent):
         directory.mkdir(parents=True, exist_ok=True)
     Path(REGISTER_READER).write_bytes(image())
-    guest = _resolve_and_start(
-        host, kvmarm, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER)
-    )
+    guest = Guest(host, NAME)
+    _refuse(guest, domain_xml(NAME, HOST_MODEL, "", kernel=REGISTER_READER))
+    say(f"$ virsh dumpxml --inactive {NAME} | kvmarm define -")
+    _show(host.run(f"virsh dumpxml --inactive {NAME} | {kvmarm} define -").stdout)
+    _start_guest(guest, kvmarm)
     try:
         guest.wait_for(rf"(?m)^{END}\r?$")
         seen = parse_registers(guest.console())
@@ -129,25 +149,60 @@ def _local() -> None:
         guest.destroy()
 
 
-def _resolve_and_start(host: Host, kvmarm: str, xml: str) -> Guest:
-    guest = Guest(host, NAME)
+def _start_before_kvmarm(host: Host) -> Guest:
+    """A guest as everybody runs them, on a host without kvmarm."""
+    say(f"Host {host.spec.name} runs a guest with {HOST_PASSTHROUGH}. kvmarm comes later.")
+    old = Guest(host, _OLD).define(domain_xml(_OLD, HOST_PASSTHROUGH, kernel=TICKER)).start()
+    old.wait_for(TICK)
+    return old
+
+
+def _refuse(guest: Guest, xml: str) -> None:
+    """Define a guest, and show what libvirt says to its start: its own word, without the hook,
+    which would say it better.
+    """
+    host = guest.host
     say(f"A guest with {HOST_MODEL} on host {host.spec.name}. What libvirt says of it:")
     say(f"$ virsh define {NAME}.xml && virsh start {NAME}")
     guest.define(xml)
-    # The hook would say it better; this is libvirt's own word. libvirt passes over a hook that is
-    # not executable.
-    hook = "/etc/libvirt/hooks/qemu.d/50-kvmarm"
-    host.run(f"test ! -e {hook} || chmod a-x {hook}")
+    # libvirt passes over a hook that is not executable.
+    host.run(f"test ! -e {_HOOK} || chmod a-x {_HOOK}")
     try:
         _show(host.run(f"virsh start {NAME}", check=False).stderr)
     finally:
-        host.run(f"test ! -e {hook} || chmod a+x {hook}")
-    say(f"$ virsh dumpxml --inactive {NAME} | kvmarm define -")
-    _show(host.run(f"virsh dumpxml --inactive {NAME} | {kvmarm} define -").stdout)
-    say(f"$ kvmarm show {NAME}")
-    _show(host.run(f"{kvmarm} show {NAME}").stdout)
+        host.run(f"test ! -e {_HOOK} || chmod a+x {_HOOK}")
+
+
+def _start_agent(guest: Guest, old: Guest) -> None:
+    """Have the agent make what was defined concrete, and adopt what runs."""
+    host = guest.host
+    say("kvmarm's agent looks after all guests of the host, whoever defines and starts them:")
+    say("$ systemctl start kvmarm-agent.service")
+    # These hosts have no systemd.
+    host.run(f"setsid kvmarm agent </dev/null >{_AGENT_LOG} 2>&1 &")
+    deadline = time.monotonic() + _AGENT_SECONDS
+    done = (
+        f'! grep -q "{HOST_MODEL[:-2]}" {_DEFINED} && virsh metadata {old.name}'
+        " urn:kvmarm-plugin:target:2 && virsh metadata --config"
+        f" {old.name} urn:kvmarm-plugin:target:2"
+    )
+    while host.run(done, check=False).rc != 0:
+        if time.monotonic() > deadline:
+            raise LabError(f"the agent did nothing in {_AGENT_SECONDS:g} s: {_agent_log(host)}")
+        time.sleep(0.5)
+    _show(_agent_log(host))
+
+
+def _agent_log(host: Host) -> str:
+    return host.run(f"cat {_AGENT_LOG}").stdout
+
+
+def _start_guest(guest: Guest, kvmarm: str) -> None:
+    for command in (f"show {NAME}", "status"):
+        say(f"$ kvmarm {command}")
+        _show(guest.host.run(f"{kvmarm} {command}", check=False).stdout)
     say(f"$ virsh start {NAME}")
-    return guest.start()
+    guest.start()
 
 
 def _console(text: str) -> None:

@@ -18,6 +18,7 @@ from lxml import etree
 
 from kvmarm_plugin.registers.table import id_of
 
+from ..handbook import DOCS, steps
 from .guest import HELLO, LINUX_KERNEL, MIDR, REGISTER_READER, Guest, domain_xml
 from .host import Host, HostSpec
 from .registers import END, parse_registers
@@ -127,6 +128,18 @@ def test_stock_libvirt_refuses_host_model(lab: Set) -> None:
     assert refusal.rc != 0
     assert "CPU mode 'host-model' for aarch64 kvm domain" in refusal.stderr
     guest.destroy()
+
+
+def test_the_page_one_host_in_five_minutes(lab: Set) -> None:
+    """Word by word, as an operator types it who has installed kvmarm."""
+    lab.host.put(domain_xml("guest", HOST_MODEL).encode(), "/root/guest.xml")
+    for step in steps(DOCS / "one-host.md", "lab"):
+        ran = lab.host.run(f"cd /root && {{ {step.command}\n}} 2>&1", check=False)
+        said = f"$ {step.command}\n{ran.stdout}"
+        assert step.shown or ran.rc == 0, said
+        assert step.matches(ran.stdout), f"{said}\nand the page has:\n{step.shown}"
+    Guest(lab.host, "guest").destroy()
+    lab.host.run("kvmarm hook uninstall && rm -rf /var/lib/kvmarm/left")
 
 
 def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:

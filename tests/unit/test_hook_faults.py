@@ -1239,8 +1239,8 @@ _INTRODUCTION = """\
 <!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
 # When the hook's surroundings are broken
 
-What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Four rules
-decide:
+An appendix to [Messages](messages.md), which explains what is said. What
+`/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Four rules decide:
 
 - A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for
   host-model could not start anyway, and is told what to do. And if the XML cannot be read, does not

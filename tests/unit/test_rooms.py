@@ -10,8 +10,8 @@ import kvmarm_plugin
 
 _PACKAGE = Path(kvmarm_plugin.__file__).parent
 
-# From the top down; those of one floor know nothing of each other. README.md's map says what each
-# is.
+# From the top down; those of one floor know nothing of each other. The map of docs/hacking.md says
+# what each is.
 _FLOORS = (
     ("__main__",),
     ("cli",),
