@@ -38,6 +38,7 @@ from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
 from .registers import END, parse_registers
+from .preload import build_library
 from .wheel import build_wheel
 
 WORKS = "works"
@@ -71,6 +72,7 @@ class Case:
     first: HostSpec
     second: HostSpec
     guests: tuple[Wanted, ...] = (Wanted(),)
+    levelled: bool = False  # in a pool of `kvmarm baseline --level`
 
 
 def _trixie(cpu: str = "neoverse-n1", **more: Any) -> HostSpec:
@@ -180,6 +182,8 @@ class Table:
         second = HostSpec(**{**case.second.__dict__, "name": "beta"})
         rows: list[Row] = []
         with Pair(first, second) as hosts:
+            if case.levelled:
+                make_levelled_pool(hosts, self.wheel)
             for host, peer in (hosts, hosts[::-1]):
                 self._prepare(host, peer)
             for number, wanted in enumerate(case.guests):
@@ -234,6 +238,24 @@ class Table:
             for host in hosts:
                 for guest in guests[source]:
                     guest.on(host).destroy()
+
+
+def make_levelled_pool(hosts: tuple[Host, Host], wheel: Path) -> None:
+    """Give hosts libkvmarm-level, and a pool in which guests are levelled."""
+    with TemporaryDirectory() as directory:
+        library = build_library(Path(directory))
+        for host in hosts:
+            host.install(wheel)
+            host.put(library, f"/usr/lib/aarch64-linux-gnu/{library.name}", 0o755)
+            host.run("kvmarm probe -o /tmp/member.json")
+    first, second = hosts
+    first.put(second.get("/tmp/member.json"), "/tmp/other.json")
+    first.run(
+        "mkdir -p /etc/kvmarm && kvmarm baseline --level --accept-errata --name levelled"
+        " -o /etc/kvmarm/pool.yaml /tmp/member.json /tmp/other.json"
+    )
+    second.run("mkdir -p /etc/kvmarm")
+    second.put(first.get("/etc/kvmarm/pool.yaml"), "/etc/kvmarm/pool.yaml")
 
 
 def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:
