@@ -82,6 +82,7 @@ static int kvm(unsigned long request, void *argument)
     case KVM_GET_REG_LIST:
         return kvm_list(argument);
     case KVM_RUN:
+        printf("entered\n");
         for (size_t i = 0; i < known; i++)
             if (regs[i].runs)
                 regs[i].value = regs[i].after_run;
