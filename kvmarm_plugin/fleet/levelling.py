@@ -178,7 +178,7 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         failed = [found for found in results.values() if isinstance(found, list)]
         obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
         return Levelled(None, "", missing, {}, {}, tuple(obstacles))
-    unknown = {part for host in hosts for part in host.unknown}
+    unknown = {*SINCE_2, *(part for host in hosts for part in host.unknown)}
     profile = profile_head(list(hosts), name).replace(
         clusters=(clusters,),
         level_library="1",
