@@ -305,6 +305,20 @@ def _parser() -> argparse.ArgumentParser:
         help="also say why guests lack what some host has, and every obstacle",
     )
     baseline.add_argument("--json", action="store_true", help="print it as JSON")
+    baseline.add_argument(
+        "--level",
+        action="store_true",
+        help="hosts of different CPUs or kernels, too: guests are levelled by libkvmarm-level",
+    )
+    baseline.add_argument(
+        "--identity", metavar="HOST", help="with --level: whose CPU guests are to see"
+    )
+    baseline.add_argument(
+        "--accept-errata",
+        action="store_true",
+        help="with --level: make the pool although guests may miss workarounds for errata that"
+        " corrupt data or stop the CPU",
+    )
 
     hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")
     hook.add_argument("action", choices=("install", "uninstall"))

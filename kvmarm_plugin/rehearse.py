@@ -85,7 +85,12 @@ class KernelOffer(Offer):
                 with ScratchVcpu(self._system, number, wanted) as vcpu:
                     self.sve_lengths = sve_lengths(vcpu.get(uapi.REG_ARM64_SVE_VLS))
             self._number = number
-            self._scratch = ScratchVcpu(self._system, number, self.features_for(target))
+            self._scratch = ScratchVcpu(
+                self._system,
+                number,
+                self.features_for(target),
+                levelled=target.level is not None,
+            )
         except KvmarmError as error:
             if isinstance(error, KvmError) and error.passing:
                 raise
@@ -95,7 +100,12 @@ class KernelOffer(Offer):
                 self._read_identity(target, vm)
             return
         vcpu = self._scratch.vcpu
-        ids = vcpu.reg_list()
+        if target.level is not None:
+            from .host.level_library import installed_version  # few guests are levelled
+
+            self.level_library = installed_version()
+            _level(vcpu, target)
+        ids = _listed(vcpu, target)
         held = frozenset(ids)
         # Packing takes longer than all calls of the kernel.
         self.reglist = target.reglist if unpack_ids(target.reglist) == held else pack_ids(ids)
@@ -179,9 +189,10 @@ class KernelOffer(Offer):
         # A PMU may stay unseen in an arrived guest, and QEMU makes it all the same.
         features = self.features_for(target)
         lengths = () if self.boots and SVE.is_in(target.unsaid) else target.sve_lengths
-        with ScratchVcpu(self._system, self._number, features, lengths or None) as vcpu:
-            ids = vcpu.reg_list()
-            if not self.boots:
+        levelled = target.level is not None
+        with ScratchVcpu(self._system, self._number, features, lengths or None, levelled) as vcpu:
+            ids = _listed(vcpu, target)
+            if not self.boots or levelled:
                 for name, value in target.registers.items():
                     _push(vcpu, name, value)
             registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
@@ -262,6 +273,19 @@ def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...]
             system.answers[key] = offer.renewed(target)
     answer: Target = system.answers[key]
     return answer
+
+
+def _level(vcpu: VCPU, target: Target) -> None:
+    """Do what libkvmarm-level does. What is not taken, the registers then show."""
+    for name, value in target.registers.items():
+        if name != "SVE_VLS":
+            _push(vcpu, name, value)
+
+
+def _listed(vcpu: VCPU, target: Target) -> list[int]:
+    """The registers that QEMU is told of."""
+    left_out = [id_of(name) for name in target.level.left_out] if target.level else []
+    return [reg for reg in vcpu.reg_list() if reg not in left_out]
 
 
 def _push(vcpu: VCPU, name: str, value: int) -> None:

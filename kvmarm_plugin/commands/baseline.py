@@ -5,9 +5,17 @@ from __future__ import annotations
 
 import json
 
-from ..fleet.baseline import as_json, as_text, baseline
-from ..fleet.pool import dumps
-from . import DONE, INCOMPATIBLE
+from .. import __version__
+from ..basics.errors import KvmarmError
+from ..basics.untrusted import shown
+from ..fleet import baseline as plain
+from ..fleet import levelling_view
+from ..fleet.kinds import kinds_of
+from ..fleet.levelling import levelled
+from ..fleet.pool import Pool, dumps
+from ..model.profile import SINCE_2, HostProfile
+from ..model.profile_json import digest
+from . import DONE, INCOMPATIBLE, NOT_KNOWN
 from .inputs import read_profiles
 from .output import write_data, write_text
 
@@ -19,10 +27,61 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     profiles, name, output = arguments.profiles, arguments.name, arguments.output
     in_json, explain = arguments.json, arguments.explain
-    result = baseline(read_profiles(profiles), name)
+    level, identity, accepts = arguments.level, arguments.identity, arguments.accept_errata
+    if (identity or accepts) and not level:
+        raise KvmarmError("--identity and --accept-errata are for levelled pools", "add --level")
+    hosts = read_profiles(profiles)
+    if level and not _is_pool_as_it_is(hosts):
+        return _level(hosts, name, output, identity or "", accepts, in_json, explain)
+    result = plain.baseline(hosts, name)
     if result.pool and output:
         write_data(output, dumps(result.pool).encode())
     write_text(
-        json.dumps(as_json(result), indent=1) + "\n" if in_json else as_text(result, explain)
+        json.dumps(plain.as_json(result), indent=1) + "\n"
+        if in_json
+        else plain.as_text(result, explain)
     )
     return DONE if result.pool else INCOMPATIBLE
+
+
+def _is_pool_as_it_is(hosts: list[HostProfile]) -> bool:
+    """Whether hosts need no levelling. Those that are known in part may."""
+    known = not any(part not in SINCE_2 for host in hosts for part in host.unknown)
+    return known and plain.baseline(hosts).pool is not None
+
+
+def _level(
+    hosts: list[HostProfile],
+    name: str,
+    output: str | None,
+    identity: str,
+    accepts: bool,
+    in_json: bool,
+    explain: bool,
+) -> int:
+    names = [host.name for host in hosts]
+    if identity and identity not in names:
+        raise KvmarmError(
+            f"no host of these is called {shown(identity, 60)}",
+            f"they are {', '.join(map(shown, names))}",
+        )
+    kinds = kinds_of(hosts)
+    speakers = [
+        next((host for host in kind.hosts if host.name == identity), kind.host) for kind in kinds
+    ]
+    result = levelled(speakers, name, identity)
+    profile = result.profile
+    whole = profile is not None and not {*profile.unknown}.difference(SINCE_2)
+    wanted = not result.needs_consent or accepts
+    if profile is not None and whole and wanted and output:
+        made = profile.replace(made_by=f"kvmarm {__version__}")
+        members = {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}
+        write_data(output, dumps(Pool(name, members, made)).encode())
+    write_text(
+        json.dumps(levelling_view.as_json(result, name, speakers), indent=1) + "\n"
+        if in_json
+        else levelling_view.as_text(result, name, speakers, accepts, explain)
+    )
+    if profile is None or (whole and not wanted):
+        return INCOMPATIBLE
+    return DONE if whole else NOT_KNOWN

@@ -18,7 +18,7 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Pinning, Target, check_cpus, check_target
+from ..model.target import Level, Pinning, Target, check_cpus, check_target
 from ..registers.text import parse_value, parse_values, words
 from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment
 
@@ -49,12 +49,16 @@ _CHILDREN_1: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _CHILDREN_2 = {
     **_CHILDREN_1,
     "roams": ((), ()),
+    "level": ((), ("without",)),
     "home": (("cpus",), ("cpuset",)),
     "origin": (("host", "by"), ("profile", "renewed")),
 }
 _CHILDREN = {NAMESPACE: _CHILDREN_2, NAMESPACE_1: _CHILDREN_1}  # the first counts, of two
 _OPTIONAL_1 = ("pinning", "sve", "seen")
-_OPTIONAL = {NAMESPACE: (*_OPTIONAL_1, "intent", "roams", "home"), NAMESPACE_1: _OPTIONAL_1}
+_OPTIONAL = {
+    NAMESPACE: (*_OPTIONAL_1, "intent", "roams", "level", "home"),
+    NAMESPACE_1: _OPTIONAL_1,
+}
 _OF_TEXT = ("seen", "registers", "reglist", "home")
 
 # The modes of the <cpu> in an intent: of a guest that was adopted, another than host-model. Version
@@ -66,7 +70,7 @@ _MODES = {
 
 # What `rewrite.concretise` keeps in an intent.
 _KEPT = frozenset({"cpu", "type", "vcpu", "cputune", "gic", "features", "metadata"})
-_ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata"})
+_ADDED = frozenset({"vcpu", "cputune", "gic", "pmu", "features", "metadata", "commandline"})
 _WITH_CHILDREN = ("cpu", "cputune")
 _LONGEST_NAME = 255  # characters: of the host, which Linux gives 64, and of program and version
 
@@ -299,6 +303,7 @@ def _read_target(children: dict[str, Element]) -> Target:
         reglist=" ".join(words(_text(children["reglist"]))),
         pinning=_read_pinning(children.get("pinning")),
         roams="roams" in children,
+        level=_read_level(children.get("level")),
     )
     check_target(target)
     if guest["psci"] != target.psci:
@@ -306,6 +311,15 @@ def _read_target(children: dict[str, Element]) -> Target:
     if (sve and not target.sve_lengths) or (seen and not target.seen):
         raise ValueError("an empty list")
     return target
+
+
+def _read_level(element: Element | None) -> Level | None:
+    if element is None:
+        return None
+    left_out = tuple(words(element.attributes.get("without", "")))
+    if "without" in element.attributes and not left_out:
+        raise ValueError("levelled without nothing")
+    return Level(left_out)
 
 
 def _read_pinning(element: Element | None) -> Pinning | None:

@@ -5,7 +5,7 @@ it. `record` reads it.
 
 from __future__ import annotations
 
-from ..model.target import Pinning, Target, check_target
+from ..model.target import Level, Pinning, Target, check_target
 from ..registers.text import format_values
 from .record import (
     NAMESPACE,
@@ -142,6 +142,7 @@ def _format_target(target: Target) -> list[str]:
     unsaid = f" unsaid={_list(target.unsaid)}" if target.unsaid else ""
     pinning = [_format_pinning(target.pinning)] if target.pinning else []
     roams = ["<kvmarm:roams/>"] if target.roams else []
+    level = [_format_level(target.level)] if target.level else []
     seen = [*_wrapped("seen", format_values(target.seen))] if target.seen else []
     return [
         (
@@ -152,6 +153,7 @@ def _format_target(target: Target) -> list[str]:
         f"<kvmarm:guest gic='{target.gic}' psci={quoted(target.psci)} ipa='{target.ipa_bits}'/>",
         *pinning,
         *roams,
+        *level,
         *sve,
         *seen,
         *_wrapped("registers", format_values(target.registers)),
@@ -162,6 +164,11 @@ def _format_target(target: Target) -> list[str]:
 def _format_pinning(pinning: Pinning) -> str:
     revidr = "" if pinning.revidr is None else f" revidr='{pinning.revidr:#x}'"
     return f"<kvmarm:pinning midr='{pinning.midr:#x}'{revidr} cpus={quoted(pinning.cpus)}/>"
+
+
+def _format_level(level: Level) -> str:
+    without = f" without={_list(level.left_out)}" if level.left_out else ""
+    return f"<kvmarm:level{without}/>"
 
 
 def _format_home(home: Home) -> str:

@@ -10,7 +10,7 @@ to the byte.
 from __future__ import annotations
 
 from ..basics.value import Value
-from . import record, record_text
+from . import levelling, record, record_text
 from .edits import Edits
 from .emitted import Emitted
 from .pins import pins_in, thread_of
@@ -41,6 +41,7 @@ class Emission(Value):
         gic: the <gic> element.
         pmu: the <pmu> element; empty where QEMU has no such switch.
         machine: value of <type machine=…>.
+        level: children of <qemu:commandline>; none where the guest is not levelled.
     """
 
     cpu: bytes
@@ -49,6 +50,7 @@ class Emission(Value):
     gic: bytes
     pmu: bytes
     machine: str
+    level: tuple[bytes, ...] = ()
 
 
 def concretise(
@@ -80,6 +82,8 @@ def concretise(
     if cpuset:
         _pin(edits, added, kept, domain, cpu, cpuset, pins)
     _concrete_features(edits, added, kept, domain.find("features"), cpu, emission)
+    if emission.level:
+        _level(edits, added, domain, emission.level)
     _add_record(edits, added, kept, domain, facts)
     return edits.apply()
 
@@ -112,6 +116,7 @@ def restore(source: bytes, domain: Element) -> bytes:
     pinning = record.pinning_of(element)
     if pinning is not None:
         _unpin(edits, domain, pinning.attributes.get("cpus", ""), added, originals)
+    _unlevel(edits, domain, added)
     features = domain.find("features")
     ours = [
         name
@@ -360,6 +365,39 @@ def _unpin(
     else:
         for pin in ours:
             edits.remove(pin)
+
+
+def _level(edits: Edits, added: list[str], domain: Element, elements: tuple[bytes, ...]) -> None:
+    """Behind the user's own words for QEMU, or in a <qemu:commandline> at the end."""
+    line = next((each for each in levelling.lines_of(domain) if each.children), None)
+    if line is not None:
+        _append(edits, line, list(elements))
+        return
+    added.append("commandline")
+    last = domain.children[-1]
+    inner = last.indent and last.indent + _STEP
+    declared = f"xmlns:qemu={quoted(levelling.NAMESPACE)}".encode()
+    text = (
+        b"<qemu:commandline "
+        + declared
+        + b">"
+        + b"".join(inner + element.replace(b" " + declared, b"") for element in elements)
+        + last.indent
+        + b"</qemu:commandline>"
+    )
+    edits.replace(last.end, last.end, last.indent + text)
+
+
+def _unlevel(edits: Edits, domain: Element, added: tuple[str, ...]) -> None:
+    """Take out what `_level` has added."""
+    ours = levelling.elements_in(domain)
+    for line in levelling.lines_of(domain):
+        children = [child for child in ours if child in line.children]
+        if children and "commandline" in added and _has_only(line, children, None):
+            edits.remove(line)
+        else:
+            for child in children:
+                edits.remove(child)
 
 
 def _restore_attributes(

@@ -88,7 +88,7 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
         profile=profile,
         missing=found.missing if found else {},
         costs=(
-            {kind.names: _costs(kind.host, profile, plan.words(kind.host.name)) for kind in kept}
+            {kind.names: costs_of(kind.host, profile, plan.words(kind.host.name)) for kind in kept}
             if profile
             else {}
         ),
@@ -137,7 +137,7 @@ def as_json(result: Baseline) -> dict[str, Any]:
         "name": result.name,
         "hosts": [name for kind in result.kinds for name in kind.names],
         "possible": result.pool is not None,
-        "baseline": profile and dict(_facts(profile)),
+        "baseline": profile and dict(facts_of(profile)),
         "missing": result.missing,
         "costs": [{"hosts": names, "loses": losses} for names, losses in result.costs.items()],
         "obstacles": [
@@ -175,7 +175,7 @@ def _plan_lines(result: Baseline) -> list[str]:
 
 def _profile_lines(result: Baseline, explain: bool) -> list[str]:
     assert result.profile is not None
-    texts = [f"  {what:<10} {value}" for what, value in _facts(result.profile)]
+    texts = [f"  {what:<10} {value}" for what, value in facts_of(result.profile)]
     if explain:
         texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
     texts.append("What it costs:")
@@ -204,7 +204,7 @@ def _obstacle_lines(result: Baseline, explain: bool) -> list[str]:
     return texts
 
 
-def _facts(profile: HostProfile) -> list[tuple[str, str]]:
+def facts_of(profile: HostProfile) -> list[tuple[str, str]]:
     """What guests get, in words."""
     clusters = profile.clusters
     return [
@@ -243,7 +243,7 @@ def _facts(profile: HostProfile) -> list[tuple[str, str]]:
     ]
 
 
-def _costs(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[str, ...]:
+def costs_of(host: HostProfile, profile: HostProfile, words: list[str]) -> tuple[str, ...]:
     """What guests of a host lose in the pool."""
     losses = [
         feature.name for feature in FEATURES if _has(host, feature) and not _has(profile, feature)

@@ -96,7 +96,7 @@ def common(hosts: list[HostProfile], name: str) -> Common:
     found = tuple(obstacles(hosts))
     if found:
         return Common(None, {}, found)
-    head = _head(hosts, name)
+    head = profile_head(hosts, name)
     clusters = []
     missing: dict[str, str] = {}
     shared = _shared_midrs(hosts)
@@ -145,7 +145,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 for finding in blocking(check(targets[wish], destination))
             ]
             if destination.ipa_bits:
-                here, there = (_least_addresses(host) for host in (source, destination))
+                here, there = (least_addresses(host) for host in (source, destination))
                 if here < there:  # the other way round `check` says it
                     found.append(
                         Obstacle(
@@ -157,7 +157,7 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
     return found
 
 
-def _least_addresses(host: HostProfile) -> int:
+def least_addresses(host: HostProfile) -> int:
     """Bits of addresses of its smallest guests; 0 where QEMU starts none."""
     try:
         return guest_ipa_bits(
@@ -211,7 +211,7 @@ def _age(host: HostProfile) -> tuple[object, ...]:
     return kernel_age(host), host.qemu.release if host.qemu else (0, 0), host.name
 
 
-def _head(hosts: list[HostProfile], name: str) -> HostProfile:
+def profile_head(hosts: list[HostProfile], name: str) -> HostProfile:
     """All but the clusters. Of one host it is that host's own."""
     first = hosts[0]
     with_libvirt = [host for host in hosts if host.libvirt is not None]
@@ -248,7 +248,9 @@ def _overrides(hosts: list[HostProfile]) -> tuple[str, ...]:
     return (*common, *sorted(taking.difference(common)))
 
 
-def _qemu(every: list[Qemu]) -> Qemu:
+def _qemu(every: list[Qemu]) -> Qemu | None:
+    if not every:
+        return None  # of hosts that are known in part
     first = min(every, key=lambda qemu: qemu.release)  # what it would not start, no guest can be
     every = [first, *(qemu for qemu in every if qemu is not first)]
     machines = _in_all([qemu.machines for qemu in every])
@@ -299,10 +301,10 @@ def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict
     masks = [cluster.writable for cluster in clusters]
     pool = first.replace(
         models=models,
-        sve_lengths=_sve_lengths(clusters),
+        sve_lengths=common_sve_lengths(clusters),
         vcpus=vcpus,
         writable=(
-            None if None in masks else _common_bits([mask for mask in masks if mask is not None])
+            None if None in masks else common_bits([mask for mask in masks if mask is not None])
         ),
     )
     knobs = knobs_of(head)
@@ -398,7 +400,7 @@ def _first_obstacle(target: Target, views: list[HostProfile]) -> Obstacle | None
     return None
 
 
-def _sve_lengths(clusters: list[Cluster]) -> tuple[int, ...]:
+def common_sve_lengths(clusters: list[Cluster]) -> tuple[int, ...]:
     """The longest set of vector lengths that is, on every host, all that KVM offers up to its
     longest (set_sve_vls).
     """
@@ -412,7 +414,7 @@ def _sve_lengths(clusters: list[Cluster]) -> tuple[int, ...]:
     return ()
 
 
-def _common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
+def common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
     """The bits that every kernel lets user space write."""
     found = {}
     for register, bits in masks[0].items():

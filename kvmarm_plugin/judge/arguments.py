@@ -9,6 +9,7 @@ property of -machine counts as it is said last. <qemu:override> is not read: it 
 from __future__ import annotations
 
 from ..basics.untrusted import shown
+from ..domain.levelling import LIBRARY
 from ..domain.xml import Element
 from ..model.features import AARCH32, FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target
@@ -78,6 +79,7 @@ def find_unjudged(domain: Element, target: Target) -> list[str]:
         (f"{name}={value}", "QEMU")
         for name, value in _environment(domain)
         if name.startswith("LD_")  # libraries put in front of QEMU's: ld.so(8)
+        if (name, value) != ("LD_PRELOAD", LIBRARY)  # held against the record as a whole
     ]
     return [
         f"{shown(argument, 120)} in <qemu:commandline>: what it makes of {shown(what, 60)} is not"

@@ -10,7 +10,7 @@ from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
-from ..model.target import Target, sve_bitmap
+from ..model.target import Level, Target, sve_bitmap
 from ..registers.rules import (
     IMPLEMENTATION_ID,
     MASKS_SINCE,
@@ -22,6 +22,8 @@ from ..registers.rules import (
     kernel_version,
     masks_of,
 )
+from ..registers.table import id_of
+from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
@@ -86,6 +88,27 @@ class ProfileOffer(Offer):
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
+        if target.level is not None:
+            self.level_library = profile.level_library
+            self._level(target, target.level)
+
+    def _level(self, target: Target, level: Level) -> None:
+        """What libkvmarm-level makes of the vCPU, where KVM lets it."""
+        self._kernels = tuple(
+            kernel.replace(identities="ARM_WRITABLE_IMP_ID_REGS" in self._profile.capabilities)
+            for kernel in self._kernels
+        )
+        own = self.registers
+        taken = {
+            name: value
+            for name, value in target.registers.items()
+            if name in own and name != "SVE_VLS" and self.accepts(name, value)
+            if not ignores(name, value, own, self.kernel())
+        }
+        self.registers = {**own, **taken}
+        left_out = frozenset(map(id_of, level.left_out))
+        listed = unpack_ids(self.reglist)
+        self.reglist = pack_ids(listed - left_out) if listed & left_out else self.reglist
 
     def has(self, feature: str) -> bool:
         return OFFERED_BY[feature] in self._profile.capabilities

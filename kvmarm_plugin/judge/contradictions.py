@@ -43,10 +43,24 @@ def find_contradictions(
         findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
     if domain.find("cpu/maxphysaddr"):
         findings.append(Finding("maxphysaddr-refused"))
-    if any(child.name.endswith(" commandline") for child in domain.children):
-        from .arguments import find_overruled  # few domains have it
+    if target.level is not None or any(
+        child.name.endswith(" commandline") for child in domain.children
+    ):
+        from ..domain import levelling  # few domains have it
+        from .arguments import find_overruled
 
         findings += find_overruled(domain, target)
+        recorded, said = levelling.recorded(target), levelling.says(domain)
+        findings += [
+            Finding(
+                "level-edited" if what in recorded else "level-unrecorded",
+                what=what,
+                recorded=recorded.get(what, "none"),
+                local=said.get(what, "none"),
+            )
+            for what in {**recorded, **said}
+            if recorded.get(what) != said.get(what)
+        ]
     return findings
 
 

@@ -32,6 +32,8 @@ class Offer:
         sve_lengths: that KVM offers, in bits, ascending.
         seen: what a guest read there.
         overrides: words of its kernel's command line; empty where nobody looked.
+        level_library: version of libkvmarm-level there; empty where it is missing, or the guest is
+            not levelled.
         boots: whether the guest boots there, and nothing that was recorded binds it; else it
             arrives with its state.
         unknown: of profile.PARTS, what nobody measured there. Each is then as if there were
@@ -51,6 +53,7 @@ class Offer:
         self.sve_lengths: tuple[int, ...] = ()
         self.seen: dict[str, int] = {}
         self.overrides: tuple[str, ...] = ()
+        self.level_library = ""
         self.unknown: tuple[str, ...] = ()
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:

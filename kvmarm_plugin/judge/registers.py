@@ -133,6 +133,8 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     if name not in offer.registers or offer.registers[name] == recorded or name == "SVE_VLS":
         return []
     local = offer.registers[name]
+    if target.level is not None:
+        return _not_levelled(name, recorded, local, offer)
     if offer.doubts(name, recorded):
         return [
             Finding(
@@ -172,6 +174,21 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         _refused_field(field, field.of(recorded), field.of(local), features, offer)
         for field in fields
     ]
+
+
+def _not_levelled(name: str, recorded: int, local: int, offer: Offer) -> list[Finding]:
+    """What libkvmarm-level would end QEMU for."""
+    values = {"register": name, "recorded": recorded, "local": local, "host": offer.host}
+    if name in IMPLEMENTATION_ID and not offer.kernel().identities:
+        return [Finding("level-refused-identity", **values)]
+    return [
+        Finding(
+            "level-refused-field",
+            **{**values, "recorded": field.of(recorded), "local": field.of(local)},
+            field=field.name,
+        )
+        for field in differing_fields(name, recorded, local)
+    ] or [Finding("level-refused", **values)]
 
 
 def _refused_field(

@@ -14,6 +14,7 @@ from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 _ENOUGH_IPA_BITS = 40  # for whatever the board lays out behind the least of guests
+LEVEL_LIBRARY = "1"  # the version that reads what kvmarm writes: domain/levelling.py
 _NONE_STARTS = ("no-kvm", "no-qemu", "qemu-without-kvm")  # whatever its architecture
 
 
@@ -41,6 +42,15 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         return sorted([*findings, offer.problem, *identity], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
+    if target.level is not None and offer.level_library != LEVEL_LIBRARY:
+        findings.append(
+            Finding(
+                "level-library",
+                recorded=LEVEL_LIBRARY,
+                local=offer.level_library or "missing",
+                host=offer.host,
+            )
+        )
     if (target.registers, target.reglist, target.seen) != (
         offer.registers,
         offer.reglist,

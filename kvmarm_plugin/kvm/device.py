@@ -224,6 +224,19 @@ class VM(_Handle):
             if mask
         }
 
+    def let_identity_be_written(self) -> bool:
+        """KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, before the first vCPU: let MIDR_EL1, REVIDR_EL1 and
+        AIDR_EL1 be written. Returns whether the kernel does (since 6.15).
+        """
+        capability = uapi.CAPABILITIES["ARM_WRITABLE_IMP_ID_REGS"]
+        try:
+            self.ioctl("KVM_ENABLE_CAP", pack(uapi.ENABLE_CAP, capability, 0, 0, 0, 0, 0))
+        except KvmError as error:
+            if error.errno not in (errno_codes.ENOTTY, errno_codes.EINVAL):
+                raise
+            return False
+        return True
+
     def has_gic(self, version: int) -> bool:
         """Whether the kernel would create a virtual GIC of this version.
 

@@ -35,6 +35,7 @@ class ScratchVcpu:
         target, features: as for `VCPU.init`.
         sve_lengths: vector lengths in bits to set before SVE is finalised, as QEMU does; None
             leaves all that the host has.
+        levelled: whether its CPU's identity may be written, as libkvmarm-level has it.
 
     Raises:
         KvmError: the kernel refuses the target, the features or the lengths.
@@ -46,9 +47,12 @@ class ScratchVcpu:
         target: int,
         features: tuple[str, ...],
         sve_lengths: tuple[int, ...] | None = None,
+        levelled: bool = False,
     ) -> None:
         self.vm: VM = system.create_vm()
         try:
+            if levelled:
+                self.vm.let_identity_be_written()
             self.vcpu: VCPU = self.vm.create_vcpu()
             self.vcpu.init(target, features)
             if SVE.is_in(features):

@@ -26,6 +26,7 @@ IOCTLS = {
     "KVM_GET_REG_LIST": 0xC008AEB0,
     "KVM_ARM_GET_REG_WRITABLE_MASKS": 0x8040AEB6,
     "KVM_ARM_VCPU_FINALIZE": 0x4004AEC2,
+    "KVM_ENABLE_CAP": 0x4068AEA3,
     "KVM_CREATE_DEVICE": 0xC00CAEE0,
     "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
     "KVM_GET_DEVICE_ATTR": 0x4018AEE2,
@@ -85,6 +86,7 @@ ONE_REG = "QQ"  # kvm_one_reg: id, addr
 VCPU_INIT = "I7I"  # kvm_vcpu_init: target, features[7]
 # kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr
 USERSPACE_MEMORY_REGION = "IIQQQ"
+ENABLE_CAP = "II4Q64x"  # kvm_enable_cap: cap, flags, args[4], pad
 CREATE_DEVICE = "III"  # kvm_create_device: type, fd, flags
 DEVICE_ATTR = "IIQQ"  # kvm_device_attr: flags, group, attr, addr
 # reg_mask_range of KVM_ARM_GET_REG_WRITABLE_MASKS (Linux 6.7): addr, range, reserved[13]

@@ -14,6 +14,7 @@ import re
 
 from ..basics.value import Value
 from .problem import Problem
+from .target import Level
 
 # What a profile may not tell, because nobody measured it: parts of the host, then parts of its
 # clusters. Each is the name of a member that is then absent, but for two: "vcpus" says that there
@@ -63,6 +64,8 @@ class Cluster(Value):
         seen: what a guest of a few instructions read; see target.Target.seen.
         writable: register name → mask of the bits that user space may write; None on kernels that
             do not tell (before 6.7).
+        level: in the baseline of a pool that is levelled, how; its guests have these registers
+            wherever they run. None of every host.
     """
 
     cpus: str
@@ -77,6 +80,7 @@ class Cluster(Value):
     models: dict[str, int]
     seen: dict[str, int]
     writable: dict[str, int] | None
+    level: Level | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,6 +174,7 @@ class HostProfile(Value):
         problems: what could not be measured, and why.
         page_size: of the host's kernel, in bytes; 0 where nobody looked.
         gicd_iidr: GICD_IIDR of the virtual GIC of the newest version; None without one.
+        level_library: version of libkvmarm-level (host.level_library); empty where it is missing.
         unknown: of PARTS, in their order, what nobody measured; each part then has the value that
             stands for nothing.
     """
@@ -191,6 +196,7 @@ class HostProfile(Value):
     problems: tuple[Problem, ...]
     page_size: int = 0
     gicd_iidr: int | None = None
+    level_library: str = ""
     unknown: tuple[str, ...] = SINCE_2
 
     def name_of(self, cluster: Cluster, least: int = 0) -> str:

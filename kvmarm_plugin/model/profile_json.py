@@ -24,6 +24,7 @@ from .features import CPU_FEATURES
 from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
 from .profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
+from .target import Level
 from .vcpu import TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
@@ -347,6 +348,12 @@ _PROFILE: dict[str, Shape] = {
 _PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 
+_LEVEL: dict[str, Shape] = {
+    "left_out": shape.items(shape.text(64, "[A-Z0-9_]+", "the name of a register"), 64)
+}
+_level_library = shape.text(16, "[0-9]{1,4}", "a version of the library's text")
+
+
 # What a part that is unknown has in its place.
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("overrides", "gic_versions", "cpu_features", "sve_lengths"), ()),
@@ -371,7 +378,10 @@ def _read(
 
 
 def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
+    document, level_library = _without(document, "level_library")
     fields = _read(_PROFILE, unknown, document, "")
+    if level_library is not None:
+        fields["level_library"] = _level_library(level_library, "level_library")
     fields["clusters"] = shape.items(
         lambda value, place: _cluster(value, place, unknown), 16, unique=False
     )(fields["clusters"], "clusters")
@@ -398,6 +408,13 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
     return profile
 
 
+def _without(value: Any, member: str) -> tuple[Any, Any]:
+    """An object without a member that few have, and that member; None where it has none."""
+    if not isinstance(value, dict) or member not in value:
+        return value, None
+    return {name: item for name, item in value.items() if name != member}, value[member]
+
+
 def _problem(value: Any, place: str) -> Problem:
     """A problem. Profiles were written with each as a line, "PART: MESSAGE (hint: HINT)"."""
     if type(value) is not str:
@@ -410,7 +427,10 @@ def _problem(value: Any, place: str) -> Problem:
 
 
 def _cluster(value: Any, place: str, unknown: tuple[str, ...]) -> Cluster:
+    value, level = _without(value, "level")
     fields = _read(_CLUSTER, unknown, value, place)
+    if level is not None:
+        fields["level"] = Level(**shape.members(_LEVEL)(level, f"{place}.level"))
     base = _read(_BASE, unknown, fields.pop("base"), f"{place}.base")
     variants = shape.items(
         lambda value, place: _read(_VARIANT, unknown, value, place), 127, unique=False
@@ -474,7 +494,10 @@ def encode(profile: HostProfile) -> dict[str, Any]:
         document["qemu"] = {name: getattr(profile.qemu, name) for name in _QEMU}
     if profile.gicd_iidr is not None:
         document["gicd_iidr"] = hex(profile.gicd_iidr)
-    if unknown == SINCE_2:
+    if profile.level_library:
+        document["level_library"] = profile.level_library
+    levelled = profile.level_library or any(cluster.level for cluster in profile.clusters)
+    if unknown == SINCE_2 and not levelled:
         return {"schema": SCHEMA_1, **document}
     return {"schema": SCHEMA, "unknown": unknown, **document}
 
@@ -498,6 +521,8 @@ def _encode_cluster(cluster: Cluster, unknown: tuple[str, ...]) -> dict[str, Any
         "variants": [_told(_difference(base, vcpu), unknown) for vcpu in others],
         "writable": None if cluster.writable is None else _hexes(cluster.writable),
     }
+    if cluster.level is not None:
+        document["level"] = {"left_out": cluster.level.left_out}
     return _told(document, unknown)
 
 
@@ -534,7 +559,7 @@ def digest(profile: HostProfile) -> str:
     only, and for the same host probed again, also by a program that knew the first schema only.
     """
     unknown = tuple(part for part in PARTS if part in profile.unknown or part in SINCE_2)
-    facts = encode(profile.replace(page_size=0, gicd_iidr=None, unknown=unknown))
+    facts = encode(profile.replace(page_size=0, gicd_iidr=None, level_library="", unknown=unknown))
     for personal in ("name", "origin", "made_by", "problems"):
         del facts[personal]
     return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

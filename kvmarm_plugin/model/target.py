@@ -45,6 +45,18 @@ class Pinning(Value):
     cpus: str
 
 
+class Level(Value):
+    """A guest is given less than its host has: libkvmarm-level writes the target's registers into
+    its vCPUs, on every host that it runs on (docs/levelling.md).
+
+    Attributes:
+        left_out: names of the registers that it does without although some kernel has them, sorted
+            by their ids.
+    """
+
+    left_out: tuple[str, ...] = ()
+
+
 class Target(Value):
     """A vCPU that can be made again, and what a guest sees of it.
 
@@ -68,6 +80,7 @@ class Target(Value):
         reglist: the packed list of all its registers (registers.text.pack_ids).
         pinning: None where the host has CPUs of one kind, or the guest may run on any.
         roams: whether it was chosen that the guest may run on CPUs of several kinds.
+        level: None for a guest that has what KVM gives by itself.
     """
 
     architecture: str
@@ -84,6 +97,7 @@ class Target(Value):
     reglist: str
     pinning: Pinning | None = None
     roams: bool = False
+    level: Level | None = None
 
     @property
     def psci(self) -> str:
@@ -143,6 +157,8 @@ def check_target(target: Target) -> None:
         _check_pinning(target.pinning)
         if target.roams:
             raise ValueError("pinned to a cluster, and free to run on all")
+    if target.level is not None:
+        _check_level(target, target.level)
 
 
 def _check_registers(target: Target) -> None:
@@ -158,6 +174,20 @@ def _check_registers(target: Target) -> None:
     missing = ids.keys() - unpack_ids(target.reglist)
     if missing:
         raise ValueError(f"{ids[min(missing)]} is not in the register list")
+
+
+def _check_level(target: Target, level: Level) -> None:
+    """A levelled guest does without no register that means anything to it."""
+    from ..registers.left_out import may_be_left_out  # few guests are levelled
+
+    if target.architecture != "arm64" or target.model != "host":
+        raise ValueError("a levelled guest that is not of arm64's model host")
+    ids = [id_of(name) for name in level.left_out]
+    if ids != sorted({*ids}) or not unpack_ids(target.reglist).isdisjoint(ids):
+        raise ValueError("registers left out, not in their order, or in the register list")
+    for name in level.left_out:
+        if not may_be_left_out(name, target.registers):
+            raise ValueError(f"{_shown(name)} left out, which the guest may need")
 
 
 def _check_sve(target: Target) -> None:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 _MOST = 65535  # of a version's number
 
 # Writable by the masks ioctl since 6.15, and by KVM_SET_ONE_REG only in a VM with
-# KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, which no QEMU up to 11.1 enables (set_imp_id_reg).
+# KVM_CAP_ARM_WRITABLE_IMP_ID_REGS (set_imp_id_reg). No QEMU up to 11.1 enables that, and
+# libkvmarm-level does.
 IMPLEMENTATION_ID = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
+_IDENTITY_BITS = {**dict.fromkeys(IMPLEMENTATION_ID, (1 << 64) - 1), "MIDR_EL1": (1 << 32) - 1}
 
 _CPU = ("MIDR_EL1", "REVIDR_EL1")  # what CPUs are the same by
 
@@ -97,16 +99,19 @@ class KernelFacts(Value):
             ioctl.
         hidden: (register, field) of those whose value a guest may bring along although this kernel
             shows 0; see `hidden_fields`.
+        identities: whether it lets user space write IMPLEMENTATION_ID in the VM at hand: one with
+            KVM_CAP_ARM_WRITABLE_IMP_ID_REGS.
     """
 
     version: tuple[int, int]
     writable: Mapping[str, int] | None
     hidden: Collection[tuple[str, str]] = ()
+    identities: bool = False
 
     def mask(self, register: str) -> int:
         """The bits of a register that user space may write."""
         if register in IMPLEMENTATION_ID:
-            return 0
+            return _IDENTITY_BITS[register] if self.identities else 0
         if self.writable is not None:
             return self.writable.get(register, 0)
         for since, masks in _WRITABLE_BEFORE_MASKS:
@@ -236,6 +241,8 @@ def accepts(register: str, value: int, limit: int, kernel: KernelFacts) -> bool:
     rule = _RULES.get(register)
     if rule is not None:
         return rule(value, limit)
+    if register in IMPLEMENTATION_ID and kernel.identities:
+        return not value & ~kernel.mask(register)
     if register.startswith("CCSIDR_") or register == "CLIDR_EL1":
         rule = _clidr if register == "CLIDR_EL1" else _ccsidr
         return virtualises_caches(kernel) and rule(value, limit)

@@ -15,6 +15,7 @@ from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record, record_text, rewrite
 from ..domain.emulator import emulator_of
+from ..domain.levelling import elements_for, preloads
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
@@ -155,6 +156,12 @@ class Resolver:
             raise _overruled(overruled)
         if domain.find("cpu/maxphysaddr"):
             raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
+        if target.level is not None and preloads(domain):
+            raise ResolveError(
+                "the domain has QEMU load a library of its own (LD_PRELOAD), and the pool's guests"
+                " are levelled by another",
+                "remove that <qemu:env>",
+            )
         pins = self._pins(domain, target.pinning) if several else ("", ())
         self._warn_of_emulator(domain)
         return rewrite.concretise(source, domain, emission, facts, *pins)
@@ -305,6 +312,7 @@ class Resolver:
             seen=readable(cluster.seen, features.vcpu),
             registers=registers,
             reglist=vcpu.reglist,
+            level=cluster.level,
         )
         return target, form
 
@@ -527,4 +535,5 @@ def _emission(target: Target, form: Form) -> rewrite.Emission:
             else f"<pmu state='{state}'/>".encode()
         ),
         machine=target.machine,
+        level=elements_for(target),
     )

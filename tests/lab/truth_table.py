@@ -38,6 +38,7 @@ from .errors import HostGone, LabError, say
 from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
+from .preload import build_library
 from .registers import END, parse_registers
 from .wheel import build_wheel
 
@@ -72,11 +73,37 @@ class Case:
     first: HostSpec
     second: HostSpec
     guests: tuple[Wanted, ...] = (Wanted(),)
+    levelled: bool = False  # in a pool of `kvmarm baseline --level`
 
 
 def _trixie(cpu: str = "neoverse-n1", **more: Any) -> HostSpec:
     return HostSpec(suite="trixie", cpu=cpu, **more)
 
+
+# In pools of `kvmarm baseline --level`.
+LEVELLED = (
+    Case(
+        "levelled bti",
+        _trixie("max"),
+        _trixie("max", append="arm64.nobti arm64.nomops"),
+        (Wanted("host-model, levelled"),),
+        levelled=True,
+    ),
+    Case(
+        "levelled trixie-sid",
+        _trixie(),
+        HostSpec(suite="sid", cpu="neoverse-n1"),
+        (Wanted("host-model, levelled, machine='virt-10.0'", machine="virt-10.0"),),
+        levelled=True,
+    ),
+    Case(
+        "levelled v1-n2",
+        HostSpec(suite="sid", cpu="neoverse-v1"),
+        HostSpec(suite="sid", cpu="neoverse-n2"),
+        (Wanted("host-model, levelled"),),
+        levelled=True,
+    ),
+)
 
 CASES = (
     Case(
@@ -124,6 +151,7 @@ CASES = (
         (Wanted("host-model, machine='virt-7.2'", machine="virt-7.2"),),
     ),
     Case("equal", _trixie(), _trixie()),
+    *LEVELLED,
     Case(
         "sve-lengths",
         _trixie("max"),
@@ -179,18 +207,24 @@ class Table:
     def _run(self, case: Case) -> list[Row]:
         first = HostSpec(**{**case.first.__dict__, "name": "alpha"})
         second = HostSpec(**{**case.second.__dict__, "name": "beta"})
-        rows: list[Row] = []
         with Pair(first, second) as hosts:
-            for host, peer in (hosts, hosts[::-1]):
-                self._prepare(host, peer)
-            for number, wanted in enumerate(case.guests):
-                for row in self._move_both_ways(case, hosts, wanted, number):
-                    rows.append(row)
-                    answers = f"{row.hook} / {row.check} / {row.really}"
-                    say(
-                        f"{row.case}: {row.source} to {row.destination}: {answers}"
-                        f" ({row.seconds:.0f} s)"
-                    )
+            return self.run_on(hosts, case)
+
+    def run_on(self, hosts: tuple[Host, Host], case: Case) -> list[Row]:
+        """The rows of a case, on its hosts."""
+        rows: list[Row] = []
+        if case.levelled:
+            make_levelled_pool(hosts, self.wheel)
+        for host, peer in (hosts, hosts[::-1]):
+            self._prepare(host, peer)
+        for number, wanted in enumerate(case.guests):
+            for row in self._move_both_ways(case, hosts, wanted, number):
+                rows.append(row)
+                answers = f"{row.hook} / {row.check} / {row.really}"
+                say(
+                    f"{row.case}: {row.source} to {row.destination}: {answers}"
+                    f" ({row.seconds:.0f} s)"
+                )
         return rows
 
     def _prepare(self, host: Host, peer: Host) -> None:
@@ -235,6 +269,24 @@ class Table:
             for host in hosts:
                 for guest in guests[source]:
                     guest.on(host).destroy()
+
+
+def make_levelled_pool(hosts: tuple[Host, Host], wheel: Path) -> None:
+    """Give hosts libkvmarm-level, and a pool in which guests are levelled."""
+    with TemporaryDirectory() as directory:
+        library = build_library(Path(directory))
+        for host in hosts:
+            host.install(wheel)
+            host.put(library, f"/usr/lib/aarch64-linux-gnu/{library.name}", 0o755)
+            host.run("kvmarm probe -o /tmp/member.json")
+    first, second = hosts
+    first.put(second.get("/tmp/member.json"), "/tmp/other.json")
+    first.run(
+        "mkdir -p /etc/kvmarm && kvmarm baseline --level --accept-errata --name levelled"
+        " -o /etc/kvmarm/pool.yaml /tmp/member.json /tmp/other.json"
+    )
+    second.run("mkdir -p /etc/kvmarm")
+    second.put(first.get("/etc/kvmarm/pool.yaml"), "/etc/kvmarm/pool.yaml")
 
 
 def _start(linux: Guest, reader: Guest, wanted: Wanted) -> str:

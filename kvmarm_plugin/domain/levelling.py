@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a levelled domain tells QEMU: to load libkvmarm-level, and what that writes into the vCPUs
+(preload/README.md).
+
+libvirt has no word for it, so it stands in <qemu:commandline>, and travels with the domain.
+"""
+
+from __future__ import annotations
+
+from ..model.target import Target
+from ..registers.left_out import agreed_value
+from ..registers.table import id_of
+from .xml import Element, quoted
+
+NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+LIBRARY = "libkvmarm-level.so.1"  # ld.so(8) finds it by its name, wherever a distribution has it
+
+# A file that only the library can open: without it QEMU says so, and does not start.
+_PROOF = f"secret,id=kvmarm-level,file=/{LIBRARY}/is-not-loaded"
+_VERSION = "1"  # of the text
+_ARGUMENTS = ("-object", _PROOF)
+_LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"
+
+
+def text_of(target: Target) -> str:
+    """What the library reads: every register that says what the vCPU is, and those that are left
+    out. The lengths of SVE are QEMU's to set, by what <cpu> says.
+    """
+    assert target.level is not None
+    words = [
+        f"{reg:x}={value:x}"
+        for reg, value in sorted(
+            (id_of(name), value) for name, value in target.registers.items() if name != "SVE_VLS"
+        )
+    ]
+    for name in target.level.left_out:
+        value = agreed_value(name)
+        words.append(f"-{id_of(name):x}" if value is None else f"-{id_of(name):x}={value:x}")
+    return " ".join([_VERSION, *words])
+
+
+def elements_for(target: Target) -> tuple[bytes, ...]:
+    """The children of <qemu:commandline> for a target; none for one that is not levelled."""
+    if target.level is None:
+        return ()
+    declared = f"xmlns:qemu={quoted(NAMESPACE)}"
+    arguments = (f"<qemu:arg {declared} value={quoted(value)}/>" for value in _ARGUMENTS)
+    variables = ((_LIBRARY_VARIABLE, LIBRARY), (_TEXT_VARIABLE, text_of(target)))
+    return tuple(
+        line.encode()
+        for line in (
+            *arguments,
+            *(
+                f"<qemu:env {declared} name={quoted(name)} value={quoted(value)}/>"
+                for name, value in variables
+            ),
+        )
+    )
+
+
+def elements_in(domain: Element) -> list[Element]:
+    """Those elements of a domain, of whatever target: what stands in any <qemu:commandline> of it
+    that is about the library.
+    """
+    found: list[Element] = []
+    for line in lines_of(domain):
+        before: Element | None = None
+        for child in line.children:
+            value = child.attributes.get("value", "")
+            if child.name == f"{NAMESPACE} arg" and value == _PROOF:
+                if before is not None and before.attributes.get("value") == _ARGUMENTS[0]:
+                    found.append(before)
+                found.append(child)
+            elif child.name == f"{NAMESPACE} env":
+                name = child.attributes.get("name", "")
+                if name == _TEXT_VARIABLE or (name == _LIBRARY_VARIABLE and value == LIBRARY):
+                    found.append(child)
+            before = child
+    return found
+
+
+def lines_of(domain: Element) -> list[Element]:
+    """The <qemu:commandline> elements of a domain."""
+    return domain.find_all(f"{NAMESPACE} commandline")
+
+
+def preloads(domain: Element) -> bool:
+    """Whether the domain has QEMU load a library that is not this one."""
+    ours = elements_in(domain)
+    return any(
+        child.attributes.get("name") == _LIBRARY_VARIABLE
+        for line in lines_of(domain)
+        for child in line.find_all(f"{NAMESPACE} env")
+        if child not in ours
+    )
+
+
+def says(domain: Element) -> dict[str, str]:
+    """What a domain says of levelling, by what it is called in a finding; empty of one that does
+    not.
+    """
+    names = {"arg": "<qemu:arg>", "env": "<qemu:env>"}
+    said: dict[str, list[str]] = {}
+    for child in elements_in(domain):
+        kind = names[child.name.rpartition(" ")[2]]
+        name = child.attributes.get("name", "")
+        said.setdefault(f"{kind} {name}".strip(), []).append(child.attributes.get("value", ""))
+    return {what: " ".join(values) for what, values in said.items()}
+
+
+def recorded(target: Target) -> dict[str, str]:
+    """The same of a target."""
+    if target.level is None:
+        return {}
+    return {
+        "<qemu:arg>": " ".join(_ARGUMENTS),
+        f"<qemu:env> {_LIBRARY_VARIABLE}": LIBRARY,
+        f"<qemu:env> {_TEXT_VARIABLE}": text_of(target),
+    }

@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Levelling: what hosts of different CPUs or kernels can all give to a guest, if libkvmarm-level
+writes it into the guest's vCPUs.
+
+The result is the profile of a host that gives just that: a pool of it is resolved, confirmed and
+checked like any other. A register gets the value that the kernel's own rules make of the hosts'
+(`rules.safe_value`), and the kernel of each has to take it (`rules.accepts`). What user space may
+not write, and what no register tells, has to be the same everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from ..basics.value import Value
+from ..judge import wording
+from ..judge.by_profile import check
+from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE, Feature
+from ..model.guest_registers import GUEST_REGISTERS, readable
+from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
+from ..model.target import Level, sve_bitmap
+from ..registers.errata import SEVERITIES, Erratum, missed
+from ..registers.left_out import may_be_left_out
+from ..registers.rules import (
+    IMPLEMENTATION_ID,
+    KernelFacts,
+    accepts,
+    ignores,
+    kernel_facts,
+    kernel_version,
+    masks_of,
+    refused_fields,
+    safe_value,
+)
+from ..registers.table import describe, fields_of, id_of, name_of
+from ..registers.text import pack_ids, unpack_ids
+from ..resolve.forms import knobs_of
+from .common_ground import (
+    blocking,
+    common_bits,
+    common_sve_lengths,
+    least_addresses,
+    machines,
+    profile_head,
+    some,
+    targets,
+)
+from .kinds import kernel_age
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    FeatureSet = tuple[str, ...]
+
+IDENTITIES_SINCE = "6.15"  # the first kernel that lets MIDR_EL1 be written
+GRAVE = ("corrupting", "hangs")  # severities of errata that nobody accepts unasked
+_NEWEST = "7.2.8"  # the newest kernel whose masks were read (registers/writable.tsv)
+_CAPABILITY = "ARM_WRITABLE_IMP_ID_REGS"
+
+# Registers of firmware, by what is common to their values.
+_SMALLER = ("PSCI_VERSION", *(f"SMCCC_ARCH_WORKAROUND_{number}" for number in (1, 2, 3)))
+_BITS = ("STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
+
+
+class Unlevelled(Value):
+    """One reason why hosts cannot be levelled.
+
+    Attributes:
+        subject: REGISTER.FIELD, or another such as "machine type".
+        meaning: what that is, for an operator.
+        values: name of each host → what it has, as text.
+        why: whose rule it is.
+        helps: what may help; empty where nothing that is known does.
+    """
+
+    subject: str
+    meaning: str
+    values: dict[str, str]
+    why: str
+    helps: str = ""
+
+
+class Levelled(Value):
+    """What hosts can give if they are levelled.
+
+    Attributes:
+        profile: of a host that gives just that; None if they cannot be levelled. What is unknown of
+            a host is unknown of it.
+        identity: name of the host whose CPU guests see; empty where all have one.
+        missing: name of a feature that no guest gets → why.
+        lowered: name of each host → what its guests lose of it: REGISTER.FIELD → its own value, and
+            theirs.
+        errata: name of each host → what Linux works around on its CPU, and a guest that sees the
+            other does not know of; the worst first.
+        obstacles: why there is no profile.
+    """
+
+    profile: HostProfile | None
+    identity: str
+    missing: dict[str, str]
+    lowered: dict[str, dict[str, tuple[int, int]]]
+    errata: dict[str, tuple[Erratum, ...]]
+    obstacles: tuple[Unlevelled, ...]
+
+    @property
+    def needs_consent(self) -> bool:
+        """Whether a guest may miss a workaround without which it computes or keeps wrong data, or
+        stops, be it with its host.
+        """
+        return any(each.severity in GRAVE for found in self.errata.values() for each in found)
+
+
+class _Member:
+    """A host to be levelled, of one cluster."""
+
+    def __init__(self, host: HostProfile) -> None:
+        self.host = host
+        self.cluster: Cluster = host.clusters[0]
+        registers = self.cluster.vcpus[0].registers
+        writable = self.cluster.writable
+        if "writable" in host.unknown:
+            writable = masks_of(host.kernel)[0]
+        kernel = kernel_facts(host.kernel, registers, writable)
+        writes = _CAPABILITY in host.capabilities or (
+            "capabilities" in host.unknown
+            and kernel_version(host.kernel) >= _version(IDENTITIES_SINCE)
+        )
+        self.kernel: KernelFacts = kernel.replace(identities=writes)
+        self.identity = tuple(registers.get(name) for name in IMPLEMENTATION_ID)
+        self.cpu = registers.get("MIDR_EL1", self.cluster.midr), registers.get("REVIDR_EL1")
+
+    def vcpu(self, features: FeatureSet) -> Vcpu:
+        found = self.cluster.vcpu(self.cluster.target, features)
+        assert found is not None  # of `_common_features`
+        return found
+
+    def takes(self, name: str, value: int, registers: dict[str, int]) -> bool:
+        """Whether its kernel lets a vCPU of these registers have this value, and shows it."""
+        own = registers[name]
+        if value == own:
+            return True
+        return not ignores(name, value, registers, self.kernel) and accepts(
+            name, value, own, self.kernel
+        )
+
+    def would_take(self, name: str, value: int, own: int) -> bool:
+        """Whether it would with the newest kernel that is known."""
+        newest = KernelFacts(_version(_NEWEST), masks_of(_NEWEST)[0], identities=True)
+        return accepts(name, value, own, newest)
+
+
+def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Levelled:
+    """What these hosts can give, in whatever order they are given.
+
+    Args:
+        hosts: at least one, of different names. Hosts of one kind may be given by one that speaks
+            for all.
+        name: for the profile.
+        identity: name of the host whose CPU guests are to see; by default the one with which they
+            miss the fewest workarounds for errata, the worst counting first.
+    """
+    hosts = sorted(hosts, key=lambda host: (kernel_age(host), host.name))
+    obstacles = _of_hosts(hosts)
+    if obstacles:
+        return Levelled(None, "", {}, {}, {}, tuple(obstacles))
+    members = [_Member(host) for host in hosts]
+    alike = len({member.identity for member in members}) == 1
+    model = next(
+        (member for member in members if member.host.name == identity),
+        min(members, key=lambda member: _misses_as(member, members)),
+    )
+    results = {features: _level(members, features, model) for features in _common_features(members)}
+    made = {features: made for features, made in results.items() if not isinstance(made, list)}
+    kept, missing = _keep(members, made, alike)
+    clusters = _cluster(members, model, made, kept)
+    if clusters is None:
+        failed = [found for found in results.values() if isinstance(found, list)]
+        obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
+        return Levelled(None, "", missing, {}, {}, tuple(obstacles))
+    unknown = {*SINCE_2, *(part for host in hosts for part in host.unknown)}
+    profile = profile_head(list(hosts), name).replace(
+        clusters=(clusters,),
+        level_library="1",
+        unknown=tuple(part for part in PARTS if part in unknown),
+    )
+    obstacles = [] if {*profile.unknown}.difference(SINCE_2) else _refused(members, profile)
+    return Levelled(
+        None if obstacles else profile,
+        "" if alike else model.host.name,
+        missing,
+        {member.host.name: _lowered(member, clusters) for member in members},
+        {member.host.name: _errata(member, clusters) for member in members},
+        tuple(obstacles),
+    )
+
+
+# -- what no register says -----------------------------------------------------------------------
+
+
+def _of_hosts(hosts: list[HostProfile]) -> list[Unlevelled]:
+    """What has to be the same of all, or have something in common, as far as it is known."""
+
+    def unless(
+        fits: bool, part: str, subject: str, meaning: str, values: Iterable[object], why: str
+    ) -> None:
+        if not fits and not any(part in host.unknown for host in hosts):
+            names = (host.name for host in hosts)
+            found.append(Unlevelled(subject, meaning, dict(zip(names, map(str, values))), why))
+
+    found: list[Unlevelled] = []
+    sizes = [len(host.clusters) for host in hosts]
+    unless(
+        {*sizes} == {1}, "clusters", "CPUs", "kinds of CPU that it has KVM on", sizes,
+        "levelling is for hosts with KVM on CPUs of one kind",
+    )  # fmt: skip
+    architectures = [host.kvm_architecture for host in hosts]
+    unless(
+        {*architectures} == {"arm64"}, "architecture", "architecture", "KVM's", architectures,
+        "levelling is for arm64",
+    )  # fmt: skip
+    newest = [machines(host)[:1] for host in hosts]
+    unless(
+        bool(frozenset(machines(hosts[0])).intersection(*map(machines, hosts[1:]))),
+        "qemu", "machine types", "the newest of QEMU", ("".join(each) for each in newest),
+        "QEMU refuses a machine type it does not know",
+    )  # fmt: skip
+    gics = [host.gic_versions for host in hosts]
+    unless(
+        bool(frozenset(gics[0]).intersection(*gics[1:])),
+        "gic_versions", "GIC", "interrupt controller version",
+        (", ".join(map(str, each)) for each in gics),
+        "KVM_CREATE_DEVICE refuses a GIC that the hardware cannot give",
+    )  # fmt: skip
+    addresses = [least_addresses(host) for host in hosts]
+    unless(
+        len({*addresses}) == 1, "ipa_bits", "IPA size", "guest physical address bits", addresses,
+        "QEMU lays the guest's addresses out by the host's limit (virt_set_high_memmap)",
+    )  # fmt: skip
+    for register, row in GUEST_REGISTERS.items():
+        read = [host.clusters[0].seen.get(register) if host.clusters else None for host in hosts]
+        unless(
+            not row.fixed or len({*read} - {None}) < 2,
+            "seen", register, describe(register),
+            ("unknown" if value is None else row.text(value) for value in read),
+            "no register of KVM's has it, so that nothing can level it",
+        )  # fmt: skip
+    return found
+
+
+# -- registers -----------------------------------------------------------------------------------
+
+
+def _common_features(members: list[_Member]) -> list[FeatureSet]:
+    """The sets of features with which every host makes a vCPU for QEMU's "host"."""
+    first = members[0].cluster
+    return [
+        vcpu.features
+        for vcpu in first.vcpus
+        if vcpu.number == first.target
+        and all(member.cluster.vcpu(member.cluster.target, vcpu.features) for member in members)
+    ]
+
+
+def _level(
+    members: list[_Member], features: FeatureSet, model: _Member
+) -> tuple[Vcpu, frozenset[str]] | list[Unlevelled]:
+    """The vCPU of these features that all can give, with the names of what it is without; or why
+    there is none.
+    """
+    vcpus = [member.vcpu(features) for member in members]
+    registers: dict[str, int] = {}
+    failed: dict[str, int | None] = {}
+    for name in dict.fromkeys(name for vcpu in vcpus for name in vcpu.registers):
+        own = [vcpu.registers.get(name) for vcpu in vcpus]
+        told = [value for value in own if value is not None]
+        wanted = _common_value(name, told, model.vcpu(features).registers.get(name, told[0]))
+        possible = [
+            value
+            for value in dict.fromkeys([wanted, *told])
+            if len(told) == len(own)
+            and all(
+                member.takes(name, value, vcpu.registers) for member, vcpu in zip(members, vcpus)
+            )
+        ]
+        if name == "SVE_VLS":
+            registers[name] = sve_bitmap(common_sve_lengths([m.cluster for m in members]))
+        elif possible:
+            registers[name] = possible[0]
+        else:
+            failed[name] = wanted if len(told) == len(own) else None
+    lists = [unpack_ids(vcpu.reglist) for vcpu in vcpus]
+    listed = lists[0].intersection(*lists[1:])
+    some_list = frozenset(map(name_of, lists[0].union(*lists[1:]) - listed))
+    without = some_list.union(failed)
+    found: list[Unlevelled] = []
+    for name in sorted(without, key=id_of):
+        if not may_be_left_out(name, registers):
+            wanted_value = failed.get(name)
+            found += (
+                [_not_listed(name, members, lists)]
+                if wanted_value is None
+                else _not_taken(name, wanted_value, members, vcpus)
+            )
+    if found:
+        return found
+    reglist = pack_ids(listed - frozenset(map(id_of, without)))
+    return Vcpu(model.cluster.target, features, registers, reglist), without
+
+
+def _common_value(name: str, values: list[int], model: int) -> int:
+    """What all of these values of a register have in common, by the kernel's rules; where there is
+    none, the model's.
+    """
+    if name in _SMALLER:
+        return min(values)
+    if name in _BITS:
+        return reduce(int.__and__, values)
+    value = model
+    for field in fields_of(name) if name not in IMPLEMENTATION_ID else ():
+        parts = [field.of(each) for each in values]
+        if len({*parts}) > 1 and field.policy != "-":
+            safe = reduce(lambda ours, theirs: safe_value(field, ours, theirs), parts)
+            value = value & ~((1 << field.msb + 1) - (1 << field.lsb)) | safe << field.lsb
+    return value
+
+
+def _not_listed(name: str, members: list[_Member], lists: list[frozenset[int]]) -> Unlevelled:
+    reg = id_of(name)
+    values = {
+        member.host.name: "there" if reg in listed else "missing"
+        for member, listed in zip(members, lists)
+    }
+    return Unlevelled(
+        name,
+        describe(name),
+        values,
+        "QEMU does not load a register that the destination's KVM does not have, and a guest may"
+        " need it",
+        "the same Linux on all hosts may help",
+    )
+
+
+def _not_taken(
+    name: str, wanted: int, members: list[_Member], vcpus: list[Vcpu]
+) -> list[Unlevelled]:
+    """Why a register cannot have one value on all hosts, by field."""
+    own = {member.host.name: vcpu.registers[name] for member, vcpu in zip(members, vcpus)}
+    refusing = [
+        member
+        for member, vcpu in zip(members, vcpus)
+        if not member.takes(name, wanted, vcpu.registers)
+    ]
+    names = some([member.host.name for member in refusing])
+    if name in IMPLEMENTATION_ID:
+        return [
+            Unlevelled(
+                name,
+                describe(name),
+                {host: hex(value) for host, value in own.items()},
+                f"KVM lets user space write it since Linux {IDENTITIES_SINCE}",
+                f"Linux {IDENTITIES_SINCE} or newer on {names}",
+            )
+        ]
+    helps = all(member.would_take(name, wanted, own[member.host.name]) for member in refusing)
+    remedy = f"Linux {_NEWEST.rpartition('.')[0]} or newer on {names} may help" if helps else ""
+    fields = {
+        field.name: field
+        for member in refusing
+        for field in refused_fields(name, wanted, own[member.host.name], member.kernel)
+    }
+    why = f"KVM on {names} does not let user space write a value that all have"
+    return [
+        Unlevelled(
+            f"{name}.{field.name}",
+            field.meaning,
+            {host: hex(field.of(value)) for host, value in own.items()},
+            why,
+            remedy,
+        )
+        for field in fields.values()
+    ] or [
+        Unlevelled(
+            name, describe(name), {host: hex(value) for host, value in own.items()}, why, remedy
+        )
+    ]
+
+
+# -- features, and the cluster -------------------------------------------------------------------
+
+
+def _keep(
+    members: list[_Member],
+    made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
+    alike: bool,
+) -> tuple[set[str], dict[str, str]]:
+    """The vCPU features that guests get, and why they get no others: name of a feature → why."""
+    hosts = [member.host for member in members]
+    knobs = knobs_of(profile_head(hosts, ""))
+    # What libvirt and QEMU have no word for, QEMU gives wherever KVM has it.
+    unsaid = [
+        feature
+        for feature in CPU_FEATURES
+        if feature.libvirt not in knobs and not any("qemu" in host.unknown for host in hosts)
+    ]
+    kept = {
+        "psci_0_2",
+        *(bit for feature in unsaid if _some_have(feature, members) for bit in feature.bits),
+    }
+    missing = {}
+    for feature in FEATURES:
+        if feature.is_in(kept) or not _some_have(feature, members):
+            continue
+        why = _why_not(feature, members, alike)
+        with_it = kept.union(feature.bits)
+        sets = [each for each in _common_features(members) if feature.is_in(each)]
+        sets = [each for each in sets if with_it.issuperset(each)]
+        if not why and not (sets and all(each in made for each in sets)):
+            why = "the hosts' CPUs differ in it, and no kernel lets user space level that"
+        if why:
+            missing[feature.name] = why
+        else:
+            kept.update(feature.bits)
+    return kept, missing
+
+
+def _some_have(feature: Feature, members: list[_Member]) -> bool:
+    return any(member.cluster.has(feature.bit) for member in members)
+
+
+def _why_not(feature: Feature, members: list[_Member], alike: bool) -> str:
+    without = [m.host.name for m in members if not m.cluster.has(feature.bit)]
+    if without:
+        return f"{some(without)} {'has' if len(without) == 1 else 'have'} none"
+    if feature is PMU:
+        counters = {m.cluster.seen.get("PMCR_EL0", 0) >> 11 & 31 for m in members}
+        if not alike:
+            return "its events are the CPU's own, and the hosts' CPUs differ"
+        if len(counters) > 1:
+            return f"the hosts have {some(sorted(map(str, counters)))} counters"
+    if feature is SVE and not common_sve_lengths([member.cluster for member in members]):
+        return "no set of vector lengths is every host's own up to its longest"
+    return ""
+
+
+def _cluster(
+    members: list[_Member],
+    model: _Member,
+    made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
+    kept: set[str],
+) -> Cluster | None:
+    """The CPU that guests get; None if there is no vCPU of it."""
+    sets = [features for features in _common_features(members) if kept.issuperset(features)]
+    if not sets or not all(features in made for features in sets):
+        return None
+    chosen = [made[features] for features in sets]
+    left_out = frozenset(name for _, without in chosen for name in without)
+    ids = frozenset(map(id_of, left_out))
+    vcpus = tuple(
+        vcpu.replace(
+            registers={n: value for n, value in vcpu.registers.items() if n not in left_out},
+            reglist=pack_ids(unpack_ids(vcpu.reglist) - ids),
+        )
+        for vcpu, _ in chosen
+    )
+    masks = [member.cluster.writable for member in members]
+    seen = {
+        name: value
+        for name, value in model.cluster.seen.items()
+        if all(name in member.cluster.seen for member in members)
+    }
+    return model.cluster.replace(
+        vcpus=vcpus,
+        models={},
+        sve_lengths=(
+            common_sve_lengths([member.cluster for member in members]) if SVE.is_in(kept) else ()
+        ),
+        seen=readable(seen, kept),
+        writable=None if None in masks else common_bits([mask for mask in masks if mask]),
+        level=Level(tuple(sorted(left_out, key=id_of))),
+    )
+
+
+def _no_vcpu(members: list[_Member], missing: dict[str, str]) -> Unlevelled:
+    return Unlevelled(
+        "vCPU features",
+        "the sets that KVM makes a vCPU of",
+        {
+            member.host.name: "; ".join(" ".join(vcpu.features) for vcpu in member.cluster.vcpus)
+            for member in members
+        },
+        "there is none that all have, and that libvirt and QEMU have words for",
+        "; ".join(f"no {feature}: {why}" for feature, why in missing.items()),
+    )
+
+
+def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """What guests lose of a host, in the vCPU of the fewest features: the first."""
+    vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
+    own = member.vcpu(vcpu.features).registers
+    return {
+        f"{name}.{field.name}": (field.of(own[name]), field.of(value))
+        for name, value in vcpu.registers.items()
+        if own[name] != value and name not in IMPLEMENTATION_ID
+        for field in fields_of(name)
+        if field.of(own[name]) != field.of(value)
+    }
+
+
+def _misses_as(identity: _Member, members: list[_Member]) -> tuple[object, ...]:
+    """What orders identities: how many workarounds of each severity guests miss that see it."""
+    found = [
+        erratum.severity
+        for member in members
+        for erratum in missed(*member.cpu, *identity.cpu)
+        if erratum.guest
+    ]
+    return (*map(found.count, SEVERITIES), identity.cpu[0], identity.cpu[1] or 0)
+
+
+def _errata(member: _Member, cluster: Cluster) -> tuple[Erratum, ...]:
+    vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
+    own, seen = member.vcpu(vcpu.features).registers, vcpu.registers
+    identity = seen.get("MIDR_EL1", member.cpu[0]), seen.get("REVIDR_EL1")
+    return tuple(
+        erratum
+        for erratum in missed(*member.cpu, *identity)
+        if erratum.guest and not erratum.ruled_out(own, seen)
+    )
+
+
+def _refused(members: list[_Member], profile: HostProfile) -> list[Unlevelled]:
+    """What `check` finds against guests of this profile on any host: nothing, or the rules above
+    are wrong.
+    """
+    found: dict[tuple[str, str], Unlevelled] = {}
+    for target in targets(profile):
+        for member in members:
+            host = member.host.replace(level_library="1")
+            for finding in blocking(check(target, host, cpus=())):
+                said = wording.texts(finding)
+                found[host.name, said["subject"]] = Unlevelled(
+                    said["subject"],
+                    said["meaning"],
+                    {profile.name: said["recorded"], host.name: said["local"]},
+                    said["rule"],
+                )
+    return [*found.values()]
+
+
+def _version(text: str) -> tuple[int, int]:
+    return kernel_version(text)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What `kvmarm baseline --level` prints."""
+
+from __future__ import annotations
+
+from ..basics.untrusted import lines, shown
+from ..model.profile import SINCE_2, HostProfile
+from ..registers.table import fields_of
+from .baseline import costs_of, facts_of
+from .common_ground import some
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..registers.errata import Erratum
+    from .levelling import Levelled, Unlevelled
+
+_AARCH32 = "ID_AA64PFR0_EL1.EL0"  # 2, with AArch32, or 1
+_OF_HOSTS = ("features", "SVE", "machine", "GIC", "addresses", "oldest")  # not of a CPU alone
+_MOST = 8  # of a kind in the text, without --explain; --json has all
+
+
+def as_text(
+    result: Levelled, name: str, hosts: list[HostProfile], accepted: bool, explain: bool
+) -> str:
+    """What there is to say of hosts that are to be levelled.
+
+    Args:
+        name: of the pool.
+        hosts: all of them.
+        accepted: whether missed workarounds are accepted, whatever they are for.
+        explain: nothing is left out.
+    """
+    most = len(hosts) * 1000 if explain else _MOST
+    head = shown(name)
+    if result.profile is None:
+        texts = [f"{head}: these {len(hosts)} hosts cannot be levelled", "What is in the way:"]
+        texts += _cut([line for each in result.obstacles for line in _obstacle(each)], 2 * most)
+        return lines(texts)
+    unknown = [part for part in result.profile.unknown if part not in SINCE_2]
+    unsaid = _OF_HOSTS if unknown else ()
+    if unknown:
+        texts = [
+            f"{head}: as far as is known, these {len(hosts)} hosts can be levelled; no pool is made"
+            f" without: {', '.join(unknown)} (probe the hosts themselves: kvmarm probe -o FILE)"
+        ]
+    elif result.needs_consent and not accepted:
+        texts = [
+            f"{head}: these {len(hosts)} hosts can be levelled, and guests would miss workarounds"
+            " for errata that corrupt data or stop the CPU; no pool is made without"
+            " --accept-errata"
+        ]
+    else:
+        texts = [
+            f"{head}: {len(hosts)} hosts, guests that libkvmarm-level levels move freely between"
+            " them"
+        ]
+    texts += [
+        f"  {what:<10} {value}" for what, value in facts_of(result.profile) if what not in unsaid
+    ]
+    level = result.profile.clusters[0].level
+    if result.identity:
+        texts.append(f"  {'identity':<10} that of {shown(result.identity)}")
+    if level and level.left_out:
+        texts.append(f"  {'without':<10} {', '.join(level.left_out)}")
+    if explain:
+        texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
+    texts.append("What guests lose of each:")
+    for host in hosts:
+        losses = costs_of(host, result.profile, []) if not unknown else ()
+        lowered = _lowered(result.lowered.get(host.name, {}))
+        nothing = "" if lowered else " nothing"
+        texts.append(f"  {shown(host.name)}:{' ' + ', '.join(losses) if losses else nothing}")
+        texts += _cut([f"    {field}" for field in lowered], most)
+    texts += _errata(result, most)
+    missing = [host.name for host in hosts if not host.level_library]
+    if missing and not unknown:
+        texts.append(f"To do: install kvmarm-level on {some(missing)}")
+    return lines(texts)
+
+
+def as_json(result: Levelled, name: str, hosts: list[HostProfile]) -> dict[str, Any]:
+    """The same for tools."""
+    profile = result.profile
+    level = profile.clusters[0].level if profile else None
+    return {
+        "name": name,
+        "hosts": [host.name for host in hosts],
+        "possible": profile is not None,
+        "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
+        "baseline": profile and dict(facts_of(profile)),
+        "identity": result.identity,
+        "without": level.left_out if level else (),
+        "missing": result.missing,
+        "lowered": {
+            host: {field: {"own": own, "given": given} for field, (own, given) in fields.items()}
+            for host, fields in result.lowered.items()
+        },
+        "errata": {
+            host: [
+                {
+                    "name": each.name,
+                    "severity": each.severity,
+                    "classified": each.classified,
+                    "what": each.what,
+                }
+                for each in found
+            ]
+            for host, found in result.errata.items()
+        },
+        "obstacles": [each.as_dict() for each in result.obstacles],
+    }
+
+
+def _obstacle(each: Unlevelled) -> list[str]:
+    values = ", ".join(f"{shown(value)} on {shown(host)}" for host, value in each.values.items())
+    meaning = f" ({each.meaning})" if each.meaning else ""
+    helps = f"; {shown(each.helps)}" if each.helps else ""
+    return [f"  {shown(each.subject)}{meaning}: {values}", f"     {shown(each.why)}{helps}"]
+
+
+def _errata(result: Levelled, most: int) -> list[str]:
+    """The workarounds that guests miss, by host."""
+    texts: list[str] = []
+    for host, found in result.errata.items():
+        texts += [f"  {shown(host)}:", *_cut(list(map(_erratum, found)), most)] if found else []
+    if not texts:
+        return []
+    head = "What guests do not know that they run on, and so do not work around (the worst first):"
+    return [head, *texts]
+
+
+def _erratum(each: Erratum) -> str:
+    doubt = "" if each.classified else ", for all that is known"
+    return f"    {each.name} ({each.severity}{doubt}): {each.what}"
+
+
+def _lowered(fields: dict[str, tuple[int, int]]) -> list[str]:
+    """The fields, in words; of a guest that is to do without AArch32, not each of AArch32."""
+    if _AARCH32 not in fields:
+        return list(map(_meaning, fields))
+    rest = (name for name in fields if name.startswith("ID_AA64"))
+    return ["all of AArch32", *(_meaning(name) for name in rest if name != _AARCH32)]
+
+
+def _meaning(name: str) -> str:
+    register, _, part = name.partition(".")
+    meaning = next((f.meaning for f in fields_of(register) if f.name == part), "")
+    return f"{name} ({meaning})" if meaning else name
+
+
+def _cut(texts: list[str], most: int) -> list[str]:
+    if len(texts) <= most:
+        return texts
+    return [*texts[:most], f"     and {len(texts) - most} lines more (--explain has all)"]

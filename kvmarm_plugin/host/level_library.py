@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libkvmarm-level on this host: whether it is there, and which version of its text it reads."""
+
+from __future__ import annotations
+
+from ..domain.levelling import LIBRARY
+
+
+def installed_version() -> str:
+    """The version of the text that the installed library reads; empty where it is not installed,
+    or tells none. Loading it does nothing in a process that is not told to level.
+    """
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(LIBRARY)
+        version = ctypes.c_char.in_dll(library, "kvmarm_level_version")
+    except (OSError, ValueError):
+        return ""
+    return (
+        ctypes.string_at(ctypes.addressof(version), 8)
+        .partition(b"\0")[0]
+        .decode("ascii", "replace")
+    )

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Registers that a levelled guest may be without (left_out.tsv): those that mean nothing to it."""
+
+from __future__ import annotations
+
+from .table import fields_of, rows
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_table: dict[str, tuple[str, int | None]] = {}
+
+
+def may_be_left_out(name: str, registers: Mapping[str, int]) -> bool:
+    """Whether a guest with these registers loses nothing without another.
+
+    Args:
+        name: of the other.
+        registers: name → value, of those that identify the guest's vCPU.
+    """
+    if name not in _rows():
+        return False
+    owner, agreed = _rows()[name]
+    if agreed is not None:
+        return True
+    field, _, value = owner.partition("=")
+    register, _, field = field.partition(".")
+    return any(
+        each.name == field and each.of(registers[register]) == int(value)
+        for each in fields_of(register)
+        if register in registers
+    )
+
+
+def agreed_value(name: str) -> int | None:
+    """What a register of firmware is set to before it is left out; None for one that is not set."""
+    return _rows()[name][1] if name in _rows() else None
+
+
+def _rows() -> dict[str, tuple[str, int | None]]:
+    if not _table:
+        for name, owner, value in rows("left_out.tsv"):
+            _table[name] = (owner, None if value == "-" else int(value, 16))
+    return _table
