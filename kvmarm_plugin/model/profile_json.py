@@ -104,7 +104,10 @@ def decode(document: Any, name: str = "profile") -> HostProfile:
     members = {member: value for member, value in document.items() if member != "schema"}
     try:
         if schema == SCHEMA_1:
-            return _profile(members, SINCE_2)
+            profile = _profile(members, SINCE_2)
+            if _levels(profile):
+                raise Misshapen("it has level or level_library, which came with a newer schema")
+            return profile
         if "unknown" not in members:
             raise Incomplete("it has no 'unknown'")
         return _profile(members, _unknown(members.pop("unknown"), "unknown"))
@@ -507,10 +510,14 @@ def encode(profile: HostProfile) -> dict[str, Any]:
         document["gicd_iidr"] = hex(profile.gicd_iidr)
     if profile.level_library:
         document["level_library"] = profile.level_library
-    levelled = profile.level_library or any(cluster.level for cluster in profile.clusters)
-    if unknown == SINCE_2 and not levelled:
+    if unknown == SINCE_2 and not _levels(profile):
         return {"schema": SCHEMA_1, **document}
     return {"schema": SCHEMA, "unknown": unknown, **document}
+
+
+def _levels(profile: HostProfile) -> bool:
+    """Whether a profile tells of levelling, which those of the first schema do not."""
+    return bool(profile.level_library) or any(cluster.level for cluster in profile.clusters)
 
 
 def _encode_cluster(cluster: Cluster, unknown: tuple[str, ...]) -> dict[str, Any]:
