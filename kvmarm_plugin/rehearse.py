@@ -104,7 +104,7 @@ class KernelOffer(Offer):
             from .host.level_library import installed_version  # few guests are levelled
 
             self.level_library = installed_version()
-            _level(vcpu, target)
+        _level(vcpu, target)
         ids = _listed(vcpu, target)
         held = frozenset(ids)
         # Packing takes longer than all calls of the kernel.
@@ -192,7 +192,8 @@ class KernelOffer(Offer):
         levelled = target.level is not None
         with ScratchVcpu(self._system, self._number, features, lengths or None, levelled) as vcpu:
             ids = _listed(vcpu, target)
-            if not self.boots or levelled:
+            _level(vcpu, target)
+            if not self.boots:
                 for name, value in target.registers.items():
                     _push(vcpu, name, value)
             registers = {name_of(reg): vcpu.get(reg) for reg in ids if is_identity(reg)}
@@ -209,6 +210,7 @@ class KernelOffer(Offer):
             seen=seen,
             registers=registers,
             reglist=pack_ids(ids),
+            level=target.level_with(registers),
         )
 
     def _is_as_recorded(self, target: Target) -> bool:
@@ -277,9 +279,8 @@ def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...]
 
 def _level(vcpu: VCPU, target: Target) -> None:
     """Do what libkvmarm-level does. What is not taken, the registers then show."""
-    for name, value in target.registers.items():
-        if name != "SVE_VLS":
-            _push(vcpu, name, value)
+    for name, value in target.levelled.items():
+        _push(vcpu, name, value)
 
 
 def _listed(vcpu: VCPU, target: Target) -> list[int]:

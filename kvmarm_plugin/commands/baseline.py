@@ -78,9 +78,9 @@ def _level(
         members = {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}
         write_data(output, dumps(Pool(name, members, made)).encode())
     write_text(
-        json.dumps(levelling_view.as_json(result, name, speakers), indent=1) + "\n"
+        json.dumps(levelling_view.as_json(result, name, kinds), indent=1) + "\n"
         if in_json
-        else levelling_view.as_text(result, name, speakers, accepts, explain)
+        else levelling_view.as_text(result, name, kinds, accepts, explain)
     )
     if profile is None or (whole and not wanted):
         return INCOMPATIBLE

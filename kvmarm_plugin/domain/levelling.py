@@ -23,16 +23,9 @@ _LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"
 
 
 def text_of(target: Target) -> str:
-    """What the library reads: every register that says what the vCPU is, and those that are left
-    out. The lengths of SVE are QEMU's to set, by what <cpu> says.
-    """
+    """What the library reads: the registers that it writes, and those that are left out."""
     assert target.level is not None
-    words = [
-        f"{reg:x}={value:x}"
-        for reg, value in sorted(
-            (id_of(name), value) for name, value in target.registers.items() if name != "SVE_VLS"
-        )
-    ]
+    words = [f"{id_of(name):x}={value:x}" for name, value in target.levelled.items()]
     for name in target.level.left_out:
         value = agreed_value(name)
         words.append(f"-{id_of(name):x}" if value is None else f"-{id_of(name):x}={value:x}")

@@ -49,7 +49,7 @@ _CHILDREN_1: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _CHILDREN_2 = {
     **_CHILDREN_1,
     "roams": ((), ()),
-    "level": ((), ("without",)),
+    "level": ((), ("without", "own")),
     "home": (("cpus",), ("cpuset",)),
     "origin": (("host", "by"), ("profile", "renewed")),
 }
@@ -316,10 +316,10 @@ def _read_target(children: dict[str, Element]) -> Target:
 def _read_level(element: Element | None) -> Level | None:
     if element is None:
         return None
-    left_out = tuple(words(element.attributes.get("without", "")))
-    if "without" in element.attributes and not left_out:
-        raise ValueError("levelled without nothing")
-    return Level(left_out)
+    said = {name: tuple(words(text)) for name, text in element.attributes.items()}
+    if not all(said.values()):
+        raise ValueError("a list of registers without any")
+    return Level(said.get("without", ()), said.get("own", ()))
 
 
 def _read_pinning(element: Element | None) -> Pinning | None:

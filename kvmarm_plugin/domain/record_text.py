@@ -168,7 +168,8 @@ def _format_pinning(pinning: Pinning) -> str:
 
 def _format_level(level: Level) -> str:
     without = f" without={_list(level.left_out)}" if level.left_out else ""
-    return f"<kvmarm:level{without}/>"
+    own = f" own={_list(level.own)}" if level.own else ""
+    return f"<kvmarm:level{without}{own}/>"
 
 
 def _format_home(home: Home) -> str:

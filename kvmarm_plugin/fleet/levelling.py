@@ -14,7 +14,7 @@ from functools import reduce
 
 from ..basics.value import Value
 from ..judge import wording
-from ..judge.by_profile import check
+from ..judge.by_profile import check, writes_identities
 from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
@@ -22,10 +22,11 @@ from ..model.target import Level, sve_bitmap
 from ..registers.errata import SEVERITIES, Erratum, missed
 from ..registers.left_out import may_be_left_out
 from ..registers.rules import (
+    IDENTITIES_SINCE,
     IMPLEMENTATION_ID,
     KernelFacts,
-    accepts,
-    ignores,
+    differing_fields,
+    keeps,
     kernel_facts,
     kernel_version,
     masks_of,
@@ -53,13 +54,11 @@ if TYPE_CHECKING:
 
     FeatureSet = tuple[str, ...]
 
-IDENTITIES_SINCE = "6.15"  # the first kernel that lets MIDR_EL1 be written
 GRAVE = ("corrupting", "hangs")  # severities of errata that nobody accepts unasked
 _NEWEST = "7.2.8"  # the newest kernel whose masks were read (registers/writable.tsv)
-_CAPABILITY = "ARM_WRITABLE_IMP_ID_REGS"
 
 # Registers of firmware, by what is common to their values.
-_SMALLER = ("PSCI_VERSION", *(f"SMCCC_ARCH_WORKAROUND_{number}" for number in (1, 2, 3)))
+_SMALLER = ("PSCI_VERSION",)
 _BITS = ("STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
 
 
@@ -89,8 +88,8 @@ class Levelled(Value):
             a host is unknown of it.
         identity: name of the host whose CPU guests see; empty where all have one.
         missing: name of a feature that no guest gets → why.
-        lowered: name of each host → what its guests lose of it: REGISTER.FIELD → its own value, and
-            theirs.
+        lowered: name of each host → what its guests lose of it: REGISTER.FIELD, or REGISTER → its
+            own value, and theirs.
         errata: name of each host → what Linux works around on its CPU, and a guest that sees the
             other does not know of; the worst first.
         obstacles: why there is no profile.
@@ -122,11 +121,7 @@ class _Member:
         if "writable" in host.unknown:
             writable = masks_of(host.kernel)[0]
         kernel = kernel_facts(host.kernel, registers, writable)
-        writes = _CAPABILITY in host.capabilities or (
-            "capabilities" in host.unknown
-            and kernel_version(host.kernel) >= _version(IDENTITIES_SINCE)
-        )
-        self.kernel: KernelFacts = kernel.replace(identities=writes)
+        self.kernel: KernelFacts = kernel.replace(identities=writes_identities(host))
         self.identity = tuple(registers.get(name) for name in IMPLEMENTATION_ID)
         self.cpu = registers.get("MIDR_EL1", self.cluster.midr), registers.get("REVIDR_EL1")
 
@@ -137,17 +132,12 @@ class _Member:
 
     def takes(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether its kernel lets a vCPU of these registers have this value, and shows it."""
-        own = registers[name]
-        if value == own:
-            return True
-        return not ignores(name, value, registers, self.kernel) and accepts(
-            name, value, own, self.kernel
-        )
+        return keeps(name, value, registers, self.kernel)
 
-    def would_take(self, name: str, value: int, own: int) -> bool:
+    def would_take(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether it would with the newest kernel that is known."""
-        newest = KernelFacts(_version(_NEWEST), masks_of(_NEWEST)[0], identities=True)
-        return accepts(name, value, own, newest)
+        newest = KernelFacts(kernel_version(_NEWEST), masks_of(_NEWEST)[0], identities=True)
+        return keeps(name, value, registers, newest)
 
 
 def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Levelled:
@@ -353,16 +343,21 @@ def _not_taken(
     ]
     names = some([member.host.name for member in refusing])
     if name in IMPLEMENTATION_ID:
+        since = ".".join(map(str, IDENTITIES_SINCE))
         return [
             Unlevelled(
                 name,
                 describe(name),
                 {host: hex(value) for host, value in own.items()},
-                f"KVM lets user space write it since Linux {IDENTITIES_SINCE}",
-                f"Linux {IDENTITIES_SINCE} or newer on {names}",
+                f"KVM lets user space write it since Linux {since}",
+                f"Linux {since} or newer on {names}",
             )
         ]
-    helps = all(member.would_take(name, wanted, own[member.host.name]) for member in refusing)
+    helps = all(
+        member.would_take(name, wanted, vcpu.registers)
+        for member, vcpu in zip(members, vcpus)
+        if member in refusing
+    )
     remedy = f"Linux {_NEWEST.rpartition('.')[0]} or newer on {names} may help" if helps else ""
     fields = {
         field.name: field
@@ -498,13 +493,15 @@ def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
     """What guests lose of a host, in the vCPU of the fewest features: the first."""
     vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
     own = member.vcpu(vcpu.features).registers
-    return {
-        f"{name}.{field.name}": (field.of(own[name]), field.of(value))
-        for name, value in vcpu.registers.items()
-        if own[name] != value and name not in IMPLEMENTATION_ID
-        for field in fields_of(name)
-        if field.of(own[name]) != field.of(value)
-    }
+    lowered = {}
+    for name, value in vcpu.registers.items():
+        if own[name] == value or name in IMPLEMENTATION_ID:
+            continue
+        fields = differing_fields(name, own[name], value)
+        lowered.update({f"{name}.{f.name}": (f.of(own[name]), f.of(value)) for f in fields})
+        if not fields:
+            lowered[name] = own[name], value
+    return lowered
 
 
 def _misses_as(identity: _Member, members: list[_Member]) -> tuple[object, ...]:
@@ -546,7 +543,3 @@ def _refused(members: list[_Member], profile: HostProfile) -> list[Unlevelled]:
                     said["rule"],
                 )
     return [*found.values()]
-
-
-def _version(text: str) -> tuple[int, int]:
-    return kernel_version(text)

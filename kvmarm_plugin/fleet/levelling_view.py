@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
-from ..model.profile import SINCE_2, HostProfile
-from ..registers.table import fields_of
+from ..model.profile import SINCE_2
+from ..registers.table import describe, fields_of
 from .baseline import costs_of, facts_of
 from .common_ground import some
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..registers.errata import Erratum
+    from .kinds import Kind
     from .levelling import Levelled, Unlevelled
 
 _AARCH32 = "ID_AA64PFR0_EL1.EL0"  # 2, with AArch32, or 1
@@ -21,17 +22,16 @@ _OF_HOSTS = ("features", "SVE", "machine", "GIC", "addresses", "oldest")  # not 
 _MOST = 8  # of a kind in the text, without --explain; --json has all
 
 
-def as_text(
-    result: Levelled, name: str, hosts: list[HostProfile], accepted: bool, explain: bool
-) -> str:
+def as_text(result: Levelled, name: str, kinds: list[Kind], accepted: bool, explain: bool) -> str:
     """What there is to say of hosts that are to be levelled.
 
     Args:
         name: of the pool.
-        hosts: all of them.
+        kinds: of all of them.
         accepted: whether missed workarounds are accepted, whatever they are for.
         explain: nothing is left out.
     """
+    hosts = [host for kind in kinds for host in kind.hosts]
     most = len(hosts) * 1000 if explain else _MOST
     head = shown(name)
     if result.profile is None:
@@ -67,11 +67,12 @@ def as_text(
     if explain:
         texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
     texts.append("What guests lose of each:")
-    for host in hosts:
-        losses = costs_of(host, result.profile, []) if not unknown else ()
-        lowered = _lowered(result.lowered.get(host.name, {}))
+    for kind in kinds:
+        losses = costs_of(kind.host, result.profile, []) if not unknown else ()
+        (fields,) = (result.lowered[host] for host in kind.names if host in result.lowered)
+        lowered = _lowered(fields)
         nothing = "" if lowered else " nothing"
-        texts.append(f"  {shown(host.name)}:{' ' + ', '.join(losses) if losses else nothing}")
+        texts.append(f"  {some(kind.names)}:{' ' + ', '.join(losses) if losses else nothing}")
         texts += _cut([f"    {field}" for field in lowered], most)
     texts += _errata(result, most)
     missing = [host.name for host in hosts if not host.level_library]
@@ -80,13 +81,14 @@ def as_text(
     return lines(texts)
 
 
-def as_json(result: Levelled, name: str, hosts: list[HostProfile]) -> dict[str, Any]:
-    """The same for tools."""
+def as_json(result: Levelled, name: str, kinds: list[Kind]) -> dict[str, Any]:
+    """The same for tools. What is said of one host of a kind is said of all."""
     profile = result.profile
     level = profile.clusters[0].level if profile else None
     return {
         "name": name,
-        "hosts": [host.name for host in hosts],
+        "hosts": [host for kind in kinds for host in kind.names],
+        "kinds": [kind.names for kind in kinds],
         "possible": profile is not None,
         "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
         "baseline": profile and dict(facts_of(profile)),
@@ -146,7 +148,7 @@ def _lowered(fields: dict[str, tuple[int, int]]) -> list[str]:
 
 def _meaning(name: str) -> str:
     register, _, part = name.partition(".")
-    meaning = next((f.meaning for f in fields_of(register) if f.name == part), "")
+    meaning = next((f.meaning for f in fields_of(register) if f.name == part), describe(name))
     return f"{name} ({meaning})" if meaning else name
 
 

@@ -12,12 +12,14 @@ from ..model.guest_registers import readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import Level, Target, sve_bitmap
 from ..registers.rules import (
+    IDENTITIES_SINCE,
     IMPLEMENTATION_ID,
     MASKS_SINCE,
     KernelFacts,
     accepts,
     hidden_fields,
     ignores,
+    keeps,
     kernel_facts,
     kernel_version,
     masks_of,
@@ -27,7 +29,7 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import judge, which_counts
+from .verdict import LEVEL_LIBRARY, judge, which_counts
 
 _EXTREMES = ("9999.0", "0.0")  # releases of kernels
 
@@ -44,6 +46,7 @@ class ProfileOffer(Offer):
     ) -> None:
         super().__init__(profile.name, profile.kvm_architecture, boots)
         self._profile = profile
+        self._levelled = target.levelled
         self.overrides = profile.overrides
         # What older profiles do not tell decides nothing, nor where the only cluster is.
         idle = SINCE_2 if len(profile.clusters) > 1 else (*SINCE_2, "cpus")
@@ -60,6 +63,8 @@ class ProfileOffer(Offer):
             return
         # What its other vCPUs are tells of any what all of a CPU have in common.
         of_all = cluster.vcpus[0].registers if cluster.vcpus else {}
+        # Whether the library is there, nobody knows of a host whose QEMU nobody has looked at.
+        self.level_library = LEVEL_LIBRARY if "qemu" in profile.unknown else profile.level_library
         self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
         qemu, architecture = profile.qemu, profile.kvm_architecture
         if qemu and not qemu.has_kvm(architecture):
@@ -85,25 +90,23 @@ class ProfileOffer(Offer):
             self.unknown = tuple(
                 each for each in PARTS if each in (*self.unknown, "registers", "reglist")
             )
+            if target.level is not None:
+                self._level(target.level)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         if target.level is not None:
-            self.level_library = profile.level_library
-            self._level(target, target.level)
+            self._level(target.level)
 
-    def _level(self, target: Target, level: Level) -> None:
+    def _level(self, level: Level) -> None:
         """What libkvmarm-level makes of the vCPU, where KVM lets it."""
-        self._kernels = tuple(
-            kernel.replace(identities="ARM_WRITABLE_IMP_ID_REGS" in self._profile.capabilities)
-            for kernel in self._kernels
-        )
-        own = self.registers
+        writes = writes_identities(self._profile)
+        self._kernels = tuple(kernel.replace(identities=writes) for kernel in self._kernels)
+        own = {name: value for name, value in self.registers.items() if name not in level.left_out}
         taken = {
             name: value
-            for name, value in target.registers.items()
-            if name in own and name != "SVE_VLS" and self.accepts(name, value)
-            if not ignores(name, value, own, self.kernel())
+            for name, value in self._levelled.items()
+            if name in own and all(keeps(name, value, own, kernel) for kernel in self._kernels)
         }
         self.registers = {**own, **taken}
         left_out = frozenset(map(id_of, level.left_out))
@@ -126,6 +129,8 @@ class ProfileOffer(Offer):
         return len({self._accepts(register, value, kernel) for kernel in self._kernels}) > 1
 
     def _accepts(self, register: str, value: int, kernel: KernelFacts) -> bool:
+        if register in self._levelled:
+            return keeps(register, value, self.registers, kernel)
         if ignores(register, value, self.registers, kernel):
             return True
         return accepts(register, value, self.registers[register], kernel)
@@ -176,6 +181,13 @@ def _masks(
     return [everything if most is None else most, least]
 
 
+def writes_identities(profile: HostProfile) -> bool:
+    """Whether its kernel lets libkvmarm-level write MIDR_EL1, as far as is known."""
+    if "capabilities" in profile.unknown:
+        return kernel_version(profile.kernel) >= IDENTITIES_SINCE
+    return bool(profile.capabilities.get("ARM_WRITABLE_IMP_ID_REGS"))
+
+
 def given(target: Target, offer: Offer) -> Target:
     """What a guest with this target's XML really is where it starts: QEMU cannot set ID registers,
     it takes what KVM gives.
@@ -191,6 +203,7 @@ def given(target: Target, offer: Offer) -> Target:
         registers=registers,
         reglist=offer.reglist,
         seen=offer.seen,
+        level=target.level_with(registers),
     )
 
 

@@ -60,6 +60,7 @@ _COPROCESSOR, _OTHER_WAYS = 0x0FFF0000, (0x00100000, 0x00150000)
 def differences(target: Target, offer: Offer) -> list[Finding]:
     """The findings about registers, the register list, and what a guest sees."""
     found = [
+        *_judge_levelled(target, offer),
         *(finding for name in target.registers for finding in _judge_register(name, target, offer)),
         *(_judge_reglist(target, offer) if _has_both_reglists(target, offer) else ()),
         *_judge_seen(target, offer),
@@ -133,8 +134,6 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
     if name not in offer.registers or offer.registers[name] == recorded or name == "SVE_VLS":
         return []
     local = offer.registers[name]
-    if target.level is not None:
-        return _not_levelled(name, recorded, local, offer)
     if offer.doubts(name, recorded):
         return [
             Finding(
@@ -145,6 +144,8 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
                 host=offer.host,
             )
         ]
+    if name in target.levelled:
+        return _not_levelled(name, recorded, local, offer)
     if offer.accepts(name, recorded):
         fields = differing_fields(name, recorded, local)
         values = [(field.name, field.of(recorded), field.of(local)) for field in fields]
@@ -174,6 +175,14 @@ def _judge_register(name: str, target: Target, offer: Offer) -> list[Finding]:
         _refused_field(field, field.of(recorded), field.of(local), features, offer)
         for field in fields
     ]
+
+
+def _judge_levelled(target: Target, offer: Offer) -> list[Finding]:
+    """Whether all is there that libkvmarm-level writes."""
+    missing = tuple(name for name in target.levelled if name not in offer.registers)
+    if not missing or {"registers", "reglist"} & {*offer.unknown}:
+        return []
+    return [Finding("level-unknown", registers=missing, host=offer.host)]
 
 
 def _not_levelled(name: str, recorded: int, local: int, offer: Offer) -> list[Finding]:
@@ -241,7 +250,7 @@ def _is_fixed_cache(name: str, kernel: KernelFacts) -> bool:
 
 def _judge_reglist(target: Target, offer: Offer) -> list[Finding]:
     here = unpack_ids(offer.reglist)
-    missing = unpack_ids(target.reglist) - here
+    missing = unpack_ids(target.reglist) - here - frozenset(map(id_of, target.levelled))
     may_lack = _TOLERATED
     if target.registers.get("VENDOR_HYP_BMAP_2") == 0:
         may_lack |= {id_of("VENDOR_HYP_BMAP_2")}

@@ -35,7 +35,8 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     findings = _judge_machine(target, offer)
     if offer.problem:
         identity = []
-        if offer.registers and not offer.boots:  # of the CPU, whatever the vCPU
+        # Of the CPU, whatever the vCPU; a levelled guest is told of another.
+        if offer.registers and not offer.boots and target.level is None:
             from .registers import differences_of_identity
 
             identity = differences_of_identity(target, offer)

@@ -24,7 +24,7 @@ from .features import CPU_FEATURES
 from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
 from .profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
-from .target import Level
+from .target import Level, check_left_out
 from .vcpu import TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
@@ -104,7 +104,10 @@ def decode(document: Any, name: str = "profile") -> HostProfile:
     members = {member: value for member, value in document.items() if member != "schema"}
     try:
         if schema == SCHEMA_1:
-            return _profile(members, SINCE_2)
+            profile = _profile(members, SINCE_2)
+            if _levels(profile):
+                raise Misshapen("it has level or level_library, which came with a newer schema")
+            return profile
         if "unknown" not in members:
             raise Incomplete("it has no 'unknown'")
         return _profile(members, _unknown(members.pop("unknown"), "unknown"))
@@ -348,9 +351,7 @@ _PROFILE: dict[str, Shape] = {
 _PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 
-_LEVEL: dict[str, Shape] = {
-    "left_out": shape.items(shape.text(64, "[A-Z0-9_]+", "the name of a register"), 64)
-}
+_LEVEL: dict[str, Shape] = {"left_out": shape.items(shape.text(64), 64)}
 _level_library = shape.text(16, "[0-9]{1,4}", "a version of the library's text")
 
 
@@ -380,8 +381,8 @@ def _read(
 def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
     document, level_library = _without(document, "level_library")
     fields = _read(_PROFILE, unknown, document, "")
-    if level_library is not None:
-        fields["level_library"] = _level_library(level_library, "level_library")
+    for value in level_library:
+        fields["level_library"] = _level_library(value, "level_library")
     fields["clusters"] = shape.items(
         lambda value, place: _cluster(value, place, unknown), 16, unique=False
     )(fields["clusters"], "clusters")
@@ -405,14 +406,16 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
         if not taken.isdisjoint(cpus):
             raise Misshapen(f"clusters[{index}].cpus has a CPU of another cluster's")
         taken.update(cpus)
+        if cluster.level and not profile.origin.startswith("baseline of "):
+            raise Misshapen(f"clusters[{index}] is levelled, as no host is by itself")
     return profile
 
 
-def _without(value: Any, member: str) -> tuple[Any, Any]:
-    """An object without a member that few have, and that member; None where it has none."""
+def _without(value: Any, member: str) -> tuple[Any, list[Any]]:
+    """An object without a member that few have, and that member if it has it."""
     if not isinstance(value, dict) or member not in value:
-        return value, None
-    return {name: item for name, item in value.items() if name != member}, value[member]
+        return value, []
+    return {name: item for name, item in value.items() if name != member}, [value[member]]
 
 
 def _problem(value: Any, place: str) -> Problem:
@@ -429,8 +432,6 @@ def _problem(value: Any, place: str) -> Problem:
 def _cluster(value: Any, place: str, unknown: tuple[str, ...]) -> Cluster:
     value, level = _without(value, "level")
     fields = _read(_CLUSTER, unknown, value, place)
-    if level is not None:
-        fields["level"] = Level(**shape.members(_LEVEL)(level, f"{place}.level"))
     base = _read(_BASE, unknown, fields.pop("base"), f"{place}.base")
     variants = shape.items(
         lambda value, place: _read(_VARIANT, unknown, value, place), 127, unique=False
@@ -445,7 +446,20 @@ def _cluster(value: Any, place: str, unknown: tuple[str, ...]) -> Cluster:
     )
     if len({(vcpu.number, vcpu.features) for vcpu in vcpus}) < len(vcpus):
         raise Misshapen(f"{place} has two vCPUs of the same target and features")
+    for told in level:
+        fields["level"] = _level(told, f"{place}.level", vcpus)
     return Cluster(vcpus=vcpus, **fields)
+
+
+def _level(value: Any, place: str, vcpus: tuple[Vcpu, ...]) -> Level:
+    """How guests of any of these vCPUs are levelled."""
+    level = Level(**shape.members(_LEVEL)(value, place))
+    for vcpu in vcpus:
+        try:
+            check_left_out(level, vcpu.registers, vcpu.reglist)
+        except ValueError as error:
+            raise Misshapen(f"{place} has {error}") from None
+    return level
 
 
 def _apply(base: Vcpu, variant: dict[str, Any], place: str) -> Vcpu:
@@ -496,10 +510,14 @@ def encode(profile: HostProfile) -> dict[str, Any]:
         document["gicd_iidr"] = hex(profile.gicd_iidr)
     if profile.level_library:
         document["level_library"] = profile.level_library
-    levelled = profile.level_library or any(cluster.level for cluster in profile.clusters)
-    if unknown == SINCE_2 and not levelled:
+    if unknown == SINCE_2 and not _levels(profile):
         return {"schema": SCHEMA_1, **document}
     return {"schema": SCHEMA, "unknown": unknown, **document}
+
+
+def _levels(profile: HostProfile) -> bool:
+    """Whether a profile tells of levelling, which those of the first schema do not."""
+    return bool(profile.level_library) or any(cluster.level for cluster in profile.clusters)
 
 
 def _encode_cluster(cluster: Cluster, unknown: tuple[str, ...]) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from .features import OFFERED_BY, SVE
 from .guest_registers import GUEST_REGISTERS, readable
 from .vcpu import NAMED_MODELS, TARGETS, in_order
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 # What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES
 # has the numbers).
 VCPU_FEATURES = in_order(OFFERED_BY)
@@ -25,6 +29,8 @@ IPA_BITS = range(
 )  # what KVM makes (ARM64_MIN_PARANGE_BITS and 52-bit addresses, arch/arm64/kvm)
 
 _ID_PREFIX = {"arm": 0x4, "arm64": 0x6}  # of register ids: KVM_REG_ARM and KVM_REG_ARM64
+
+_NOT_LEVELLED = ("SVE_VLS", "OSLSR_EL1")
 
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-")
 _LONGEST_NAME = 64
@@ -52,9 +58,12 @@ class Level(Value):
     Attributes:
         left_out: names of the registers that it does without although some kernel has them, sorted
             by their ids.
+        own: names of those recorded registers that nothing levels, sorted by their ids: its pool
+            knew none of them, and the kernel that it has come to lists them.
     """
 
     left_out: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
 
 class Target(Value):
@@ -98,6 +107,29 @@ class Target(Value):
     pinning: Pinning | None = None
     roams: bool = False
     level: Level | None = None
+
+    @property
+    def levelled(self) -> dict[str, int]:
+        """The registers that libkvmarm-level writes, in the order of their ids; none of a guest
+        that is not levelled.
+
+        Not the lengths of SVE, which QEMU sets by what <cpu> says, nor OSLSR_EL1, in which a guest
+        locks its debug registers.
+        """
+        if self.level is None:
+            return {}
+        others = (*_NOT_LEVELLED, *self.level.own)
+        names = sorted((name for name in self.registers if name not in others), key=id_of)
+        return {name: self.registers[name] for name in names}
+
+    def level_with(self, registers: Iterable[str]) -> Level | None:
+        """How the guest is levelled once its vCPUs have these registers: those that were not
+        recorded are its host's own.
+        """
+        if self.level is None:
+            return None
+        own = (name for name in registers if name in self.level.own or name not in self.registers)
+        return self.level.replace(own=tuple(sorted(own, key=id_of)))
 
     @property
     def psci(self) -> str:
@@ -177,16 +209,29 @@ def _check_registers(target: Target) -> None:
 
 
 def _check_level(target: Target, level: Level) -> None:
-    """A levelled guest does without no register that means anything to it."""
-    from ..registers.left_out import may_be_left_out  # few guests are levelled
-
     if target.architecture != "arm64" or target.model != "host":
         raise ValueError("a levelled guest that is not of arm64's model host")
+    check_left_out(level, target.registers, target.reglist)
+    if list(level.own) != sorted({*level.own} & target.registers.keys(), key=id_of):
+        raise ValueError("registers of the host's own, not in their order, or not recorded")
+
+
+def check_left_out(level: Level, registers: dict[str, int], reglist: str) -> None:
+    """A levelled guest does without no register that means anything to it.
+
+    Args:
+        registers, reglist: of its vCPU, as `Target` has them.
+
+    Raises:
+        ValueError: it does, or the names are not as they are written.
+    """
+    from ..registers.left_out import may_be_left_out  # few guests are levelled
+
     ids = [id_of(name) for name in level.left_out]
-    if ids != sorted({*ids}) or not unpack_ids(target.reglist).isdisjoint(ids):
+    if ids != sorted({*ids}) or not unpack_ids(reglist).isdisjoint(ids):
         raise ValueError("registers left out, not in their order, or in the register list")
     for name in level.left_out:
-        if not may_be_left_out(name, target.registers):
+        if not may_be_left_out(name, registers):
             raise ValueError(f"{_shown(name)} left out, which the guest may need")
 
 

@@ -37,6 +37,7 @@ _MOST = 65535  # of a version's number
 # KVM_CAP_ARM_WRITABLE_IMP_ID_REGS (set_imp_id_reg). No QEMU up to 11.1 enables that, and
 # libkvmarm-level does.
 IMPLEMENTATION_ID = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
+IDENTITIES_SINCE = (6, 15)  # the first kernel with that capability
 _IDENTITY_BITS = {**dict.fromkeys(IMPLEMENTATION_ID, (1 << 64) - 1), "MIDR_EL1": (1 << 32) - 1}
 
 _CPU = ("MIDR_EL1", "REVIDR_EL1")  # what CPUs are the same by
@@ -76,6 +77,13 @@ _SMALLEST = {("ID_AA64DFR0_EL1", "DebugVer"): 6, ("ID_DFR0_EL1", "CopDbg"): 6}
 
 # And those that 6.12 lets be 0, and 6.18 does not (set_id_aa64pfr0_el1).
 _NEVER_ZERO = {("ID_AA64PFR0_EL1", "EL0"), ("ID_AA64PFR0_EL1", "EL1")}
+
+# IMP_DEF, which old kernels showed, is taken for none.
+_IMP_DEF_IS_NONE = (("ID_AA64DFR0_EL1", "PMUVer"), ("ID_DFR0_EL1", "PerfMon"))
+
+# KVM takes less than the host has, and goes on answering what the host has (kvm_arm_set_fw_reg,
+# kvm_arm_get_fw_reg).
+_OF_THE_HOST = tuple(f"SMCCC_ARCH_WORKAROUND_{number}" for number in (1, 2, 3))
 
 # The AArch32 ID registers that are read-as-zero and write-ignored on CPUs without AArch32
 # (aa32_id_visibility, since 6.1). ID_AFR0_EL1 and ID_DFR1_EL1, which are hidden everywhere, take
@@ -278,6 +286,28 @@ def ignores(register: str, value: int, registers: Mapping[str, int], kernel: Ker
     return register in _AARCH32 and without_aarch32 and kernel.version >= (6, 1) and value < 1 << 64
 
 
+def keeps(register: str, value: int, registers: Mapping[str, int], kernel: KernelFacts) -> bool:
+    """Whether KVM_SET_ONE_REG of `value` succeeds in a fresh vCPU that has these registers, and
+    KVM_GET_ONE_REG then gives it back.
+
+    The answers of firmware are read from the host whatever was set (kvm_arm_get_fw_reg). What a
+    guest may bring along although the kernel hides it, stays hidden (`KernelFacts.hidden`), and so
+    does a PMU that is no architected one.
+    """
+    limit = registers[register]
+    if value == limit:
+        return True
+    kept = register not in _OF_THE_HOST and not ignores(register, value, registers, kernel)
+    return (
+        kept
+        and accepts(register, value, limit, kernel.replace(hidden=()))
+        and not any(
+            (register, field.name) in _IMP_DEF_IS_NONE and field.of(value) == 0xF
+            for field in differing_fields(register, value, limit)
+        )
+    )
+
+
 def differing_fields(register: str, value: int, limit: int) -> list[Field]:
     """The fields in which two values of a register differ."""
     return [field for field in fields_of(register) if field.of(value) != field.of(limit)]
@@ -295,8 +325,8 @@ def _accepts_field(field: Field, value: int, limit: int, mask: int, kernel: Kern
         return False
     if value == 0 and (field.register, field.name) in _NEVER_ZERO and kernel.version > (6, 12):
         return False
-    if (field.register, field.name) in (("ID_AA64DFR0_EL1", "PMUVer"), ("ID_DFR0_EL1", "PerfMon")):
-        value = 0 if value == 0xF else value  # IMP_DEF, which old kernels showed, is taken for none
+    if (field.register, field.name) in _IMP_DEF_IS_NONE:
+        value = 0 if value == 0xF else value
         if kernel.writable is None and (value == 0) != (limit in (0, 0xF)):
             # until the masks came, the field had to agree with whether the vCPU has a PMU
             return False

@@ -15,7 +15,7 @@ from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record, record_text, rewrite
 from ..domain.emulator import emulator_of
-from ..domain.levelling import elements_for, preloads
+from ..domain.levelling import elements_for, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
@@ -156,6 +156,11 @@ class Resolver:
             raise _overruled(overruled)
         if domain.find("cpu/maxphysaddr"):
             raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
+        if says(domain):
+            raise ResolveError(
+                "<qemu:commandline> has what kvmarm has written for another CPU, to level it",
+                "remove what names kvmarm-level or KVMARM_LEVEL from it",
+            )
         if target.level is not None and preloads(domain):
             raise ResolveError(
                 "the domain has QEMU load a library of its own (LD_PRELOAD), and the pool's guests"

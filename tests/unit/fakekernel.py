@@ -47,6 +47,14 @@ ARM_FEATURE_BITS = {
 X0 = 0x6030000000100000
 PC = 0x6030000000100040
 PSCI_VERSION = 0x6030000000140000
+WORKAROUNDS = (0x6030000000140001, 0x6030000000140002, 0x6030000000140003)
+BITMAPS = 0x603000000016  # of hypercalls (KVM_REG_ARM_FW_FEAT_BMAP)
+CACHES = 0x602000000011  # CCSIDR by level (KVM_REG_ARM_DEMUX)
+IDENTITY = {  # MIDR_EL1, REVIDR_EL1, AIDR_EL1: what may be written of them (IMPLEMENTATION_ID)
+    0x603000000013C000: (1 << 32) - 1,
+    0x603000000013C006: (1 << 64) - 1,
+    0x603000000013C807: (1 << 64) - 1,
+}
 SVE_VLS = 0x606000000015FFFF
 CORE_REGISTERS = [X0 + 2 * index for index in range(31)] + [PC]
 SYSREG_GROUP = 0x603000000013
@@ -72,6 +80,7 @@ _RECEIVERS = {
         "KVM_ARM_GET_REG_WRITABLE_MASKS",
         "KVM_CREATE_DEVICE",
         "KVM_CREATE_IRQCHIP",
+        "KVM_ENABLE_CAP",
         "KVM_CHECK_EXTENSION",
     ),
     "vcpu": (
@@ -118,6 +127,15 @@ class _DeviceAttr(ctypes.Structure):
     ]
 
 
+class _EnableCap(ctypes.Structure):
+    _fields_ = [
+        ("cap", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("args", ctypes.c_uint64 * 4),
+        ("pad", ctypes.c_uint8 * 64),
+    ]
+
+
 class _RegMaskRange(ctypes.Structure):
     _fields_ = [
         ("addr", ctypes.c_uint64),
@@ -134,6 +152,7 @@ _ARGUMENTS: dict[str, Any] = {
     "KVM_ARM_VCPU_INIT": _VcpuInit,
     "KVM_ARM_VCPU_FINALIZE": ctypes.c_int,
     "KVM_SET_USER_MEMORY_REGION": _MemoryRegion,
+    "KVM_ENABLE_CAP": _EnableCap,
     "KVM_CREATE_DEVICE": _CreateDevice,
     "KVM_SET_DEVICE_ATTR": _DeviceAttr,
     "KVM_GET_DEVICE_ATTR": _DeviceAttr,
@@ -182,6 +201,7 @@ class _Vm:
     memory: list[tuple[int, int, int]] = field(default_factory=list)  # guest address, size, address
     has_vcpu: bool = False
     has_gic: bool = False
+    may_set_identity: bool = False
 
 
 @dataclass
@@ -351,6 +371,13 @@ class FakeKernel(SystemCalls):
             table[((op1 & 3) - (1 if op1 == 3 else 0)) * 64 + crm * 8 + op2] = mask
         return 0
 
+    def _kvm_enable_cap(self, vm: _Vm, arg: Any) -> int:
+        """kvm_vm_ioctl_enable_cap: nothing else is enabled here, and this before the first vCPU."""
+        if arg.flags or arg.cap != 239 or not self.answers.get(239) or vm.has_vcpu:
+            return -errno.EINVAL
+        vm.may_set_identity = True
+        return 0
+
     def _kvm_create_device(self, vm: _Vm, arg: Any) -> int:
         if arg.type not in {{2: 5, 3: 7}[version] for version in self.gics}:
             return -errno.ENODEV
@@ -440,13 +467,31 @@ class FakeKernel(SystemCalls):
         if arg.id == PSCI_VERSION and 0x10000 <= value <= vcpu.registers[arg.id]:
             vcpu.registers[arg.id] = value  # kvm_arm_set_fw_reg, psci.c
             return 0
+        if arg.id in WORKAROUNDS and value <= vcpu.registers[arg.id]:
+            return 0  # and the host's stays: kvm_arm_get_fw_reg
         if arg.id not in CORE_REGISTERS and value != vcpu.registers[arg.id]:
-            if arg.id not in vcpu.kind.writable:
+            if not self._takes(vcpu, arg.id, value):
                 return -errno.EINVAL
             if vcpu.has_run:
                 return -errno.EBUSY
         vcpu.registers[arg.id] = value
         return 0
+
+    def _takes(self, vcpu: _Vcpu, reg: int, value: int) -> bool:
+        """Whether user space may give a register another value. Of ID registers the rules are the
+        masks alone: that only less is taken than there is, is played nowhere.
+        """
+        assert vcpu.kind is not None
+        if reg in IDENTITY:  # set_imp_id_reg
+            return vcpu.vm.may_set_identity and not value & ~IDENTITY[reg]
+        if reg >> 16 == BITMAPS and vcpu.kind.masks is not None:
+            return not value & ~vcpu.registers[reg]  # set_fw_reg_bmap
+        if reg >> 16 == CACHES and vcpu.kind.masks is not None:
+            return value & 7 >= vcpu.registers[reg] & 7  # set_ccsidr
+        if reg not in vcpu.kind.writable:
+            return False
+        mask = (vcpu.kind.masks or {}).get(reg, (1 << 64) - 1)
+        return not (value ^ vcpu.registers[reg]) & ~mask
 
     def _set_vls(self, vcpu: _Vcpu, value: int) -> int:
         """set_sve_vls: up to the longest length asked for, exactly the host's; nothing above the
