@@ -354,7 +354,7 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
     if (!told)
         return next_ioctl(fd, request, argument);
 
-    /* The kernel takes 32 bits of it. QEMU before 8 has it in an int, and extends the sign. */
+    /* The kernel takes 32 bits of it. QEMU 7.2 has it in an int, and the sign is extended. */
     switch ((uint32_t)request) {
     case KVM_SET_ONE_REG:
         if (state_of(fd) >= LEVELLED && !may_set(argument)) {
