@@ -14,15 +14,15 @@
  * "1" is the version of this text. ID is what KVM_SET_ONE_REG takes, VALUE is of at most 64 bits,
  * both hexadecimal without a prefix. A register with "-" in front is left out of the list of
  * registers that QEMU gets: not every host of the pool has it. If it has a value, and the host has
- * the register, then it is set first. Of PMCR_EL0 only N, the number of event counters, is promised:
- * the rest is the guest's to change.
+ * the register, then it is set first. Of PMCR_EL0 only N, the number of event counters, is
+ * promised: the rest is the guest's to change.
  *
  * Nothing runs at another level than it was promised:
  *
- * - A levelled domain has QEMU read a secret from PROOF, a file that only this library can open. So
- *   without the library QEMU does not start.
- * - A text that is not understood, a register that KVM refuses, and one that reads back as something
- *   else end QEMU, with one line on stderr, which is the guest's log.
+ * - A levelled domain has QEMU read a secret from PROOF, a file that no host has, and that this
+ *   library answers for. So without the library QEMU does not start.
+ * - A text that is not understood, a register that KVM refuses, and one that reads back as
+ *   something else end QEMU, with one line on stderr, which is the guest's log.
  * - A vCPU that was not levelled is not run, and all of it is read again around its first run.
  * - State that arrives with another value for a register that was promised is refused. QEMU then
  *   ends, and the guest goes on where it came from.
@@ -31,7 +31,9 @@
  */
 
 #define _GNU_SOURCE
-#undef _FILE_OFFSET_BITS /* it would make open another name of open64, and both are defined here */
+/* It would make open another name of open64, and both are defined here. arm64 does not need it. */
+#undef _FILE_OFFSET_BITS
+#undef _TIME_BITS
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -352,7 +354,7 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
     if (!told)
         return next_ioctl(fd, request, argument);
 
-    /* The kernel takes 32 bits of it. QEMU before 8 has it in an int, and extends the sign. */
+    /* The kernel takes 32 bits of it. QEMU 7.2 has it in an int, and the sign is extended. */
     switch ((uint32_t)request) {
     case KVM_SET_ONE_REG:
         if (state_of(fd) >= LEVELLED && !may_set(argument)) {
@@ -409,7 +411,7 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
 static int open_with(const char *path, int flags, mode_t mode)
 {
     find_next();
-    if (told && strcmp(path, PROOF) == 0)
+    if (told && path != NULL && strcmp(path, PROOF) == 0)
         path = "/dev/null"; /* a secret of no bytes will do */
     return next_open(path, flags, mode);
 }

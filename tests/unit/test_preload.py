@@ -5,6 +5,7 @@ loaded, into ordinary processes and into QEMU.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 _PRELOAD = Path(__file__).parents[2] / "preload"
-_SOURCE = (_PRELOAD / "kvmarm-level.c").read_text(encoding="utf-8")
 _PROOF = "/libkvmarm-level.so.1/is-not-loaded"
 _SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -319,12 +319,6 @@ def test_any_bytes(driver: Path, seed: int) -> None:
     assert int(line.removeprefix("accepted ")) > 0
 
 
-def test_the_version_of_the_text_is_shown() -> None:
-    """What kvmarm looks for in a library."""
-    assert re.search(r'#define TEXT_VERSION "(\d+)"', _SOURCE)
-    assert "kvmarm_level_version[] = TEXT_VERSION;" in _SOURCE
-
-
 # -- the library, loaded -------------------------------------------------------------------------
 
 
@@ -339,6 +333,20 @@ def test_it_stands_in_front_of_nothing_else(library: Path) -> None:
     assert [name for name in names if not name.startswith("[ld-linux-")] == ["[libc.so.6]"]
 
 
+def test_the_version_of_its_text_can_be_asked_for(library: Path) -> None:
+    version = ctypes.c_char.in_dll(ctypes.CDLL(str(library)), "kvmarm_level_version")
+    assert ctypes.string_at(ctypes.addressof(version)) == b"1"
+
+
+@pytest.mark.parametrize(
+    "options", ["-O3 -D_FORTIFY_SOURCE=2", "-O2 -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64", "-O0"]
+)
+def test_it_is_built_with_what_distributions_build_with(tmp_path: Path, options: str) -> None:
+    flags = (f"OUT={tmp_path}", "CC=gcc", "CPPFLAGS=", f"CFLAGS={options} -Wshadow -Wconversion")
+    done = _run("make", "-C", _PRELOAD, *flags)
+    assert (done.status, done.err) == (0, "")
+
+
 def test_without_a_text_it_does_nothing(library: Path) -> None:
     loaded = {"LD_PRELOAD": str(library)}
     assert "No such file" in _run("cat", _PROOF, variables=loaded).err
@@ -351,6 +359,8 @@ def test_with_a_text_it_opens_the_proof_for_its_own_process(library: Path) -> No
     told = {"LD_PRELOAD": str(library), "KVMARM_LEVEL": f"1 {_PFR0}=1101"}
     assert _run("cat", _PROOF, variables=told).lived() == []
     assert "No such file" in _run("cat", _PROOF + "x", variables=told).err
+    null = "import ctypes, os; print(ctypes.CDLL(None, use_errno=True).open(None, os.O_RDONLY))"
+    assert _run("python3", "-c", null, variables=told).lived() == ["-1"]
     children = _run("sh", "-c", "env; cat /proc/self/maps", variables=told).lived()
     assert not [line for line in children if re.search("KVMARM_LEVEL|LD_PRELOAD|kvmarm", line)]
     assert "No such file" in _run("sh", "-c", f"cat {_PROOF}; :", variables=told).err
