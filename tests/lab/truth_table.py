@@ -541,28 +541,19 @@ def page(table: Table, seconds: float) -> str:
     lines = [
         "# The truth table",
         "",
-        (
-            "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts"
-            " with real libvirt, QEMU and KVM,"
-        ),
-        (
-            "and a guest that kvmarm resolved on the source. Written by `make truth-table`; do not"
-            " edit."
-        ),
+        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with"
+        " real",
+        "libvirt, QEMU and KVM, and a guest that kvmarm resolved on the source. Written by `make",
+        "truth-table`; do not edit.",
         "",
-        (
-            "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm"
-            " check --host` with its profile."
-        ),
-        (
-            "- **really** is what happened with the hook taken away. *works*: the guest ticks on at"
-            " the right speed, and a guest that"
-        ),
-        (
-            "  arrived before its first instruction reads in every ID register what was promised."
-            " *refuses*: libvirt or QEMU gave up,"
-        ),
-        "  in the words of the last column.",
+        "- **hook** is the answer of the hook on the destination, **check** that of `kvmarm check"
+        " --host`",
+        "  with its profile.",
+        "- **really** is what happened with the hook taken away. *works*: the guest ticks on at the"
+        " right",
+        "  speed, and a guest that arrived before its first instruction reads in every ID register"
+        " what was",
+        "  promised. *refuses*: libvirt or QEMU gave up, in the words of the last column.",
         "- Every refused guest was found running on its source afterwards, and ticking.",
         "",
         *(f"- {suite}: {versions}" for suite, versions in sorted(table.versions.items())),
