@@ -541,8 +541,8 @@ def page(table: Table, seconds: float) -> str:
     lines = [
         "# The truth table",
         "",
-        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts with"
-        " real",
+        "What kvmarm says of live migrations, and what becomes of them: pairs of emulated hosts"
+        " with real",
         "libvirt, QEMU and KVM, and a guest that kvmarm resolved on the source. Written by `make",
         "truth-table`; do not edit.",
         "",
