@@ -459,7 +459,7 @@ def _cluster(
     )
     masks = [member.cluster.writable for member in members]
     seen = {
-        name: value
+        name: vcpus[0].registers.get(name, value)
         for name, value in model.cluster.seen.items()
         if all(name in member.cluster.seen for member in members)
     }
