@@ -7,7 +7,7 @@ VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 SOURCES := kvmarm_plugin tests
 
-PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz zsh
+PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz zsh gcc libc6-dev
 # What makes the chroots in which the Debian package is built and tried.
 CHROOTS := mmdebstrap debian-archive-keyring
 
@@ -18,7 +18,7 @@ BUILD := $(if $(TESTS),:,$(RUN) -m tests.lab build)
 # TESTS may all be in the other part: pytest's status is 5 then.
 OR_NONE := || [ $$? -eq 5 ]
 
-.PHONY: help demo deb test test-all unit lab lint bench bench-lab golden profiles truth-table clean
+.PHONY: help demo deb preload test test-all unit lab lint bench bench-lab golden profiles truth-table clean
 
 help:  ## this list
 	@echo "make TARGET, on a Debian machine; each installs what it needs, as root. TESTS=… chooses tests."
@@ -28,9 +28,13 @@ help:  ## this list
 demo: $(VENV)/ready  ## [hosts, or an ARM host's own KVM] a guest, from libvirt's refusal to a migration (3 minutes)
 	@$(RUN) -m tests.lab.demo
 
-deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=…; from the mirror that apt uses, as root (10 minutes)
+deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=…; from the mirror that apt uses, as root (20 minutes)
 	@tests/install-packages $(CHROOTS)
 	@$(PYTHON) -m tests.deb $(SUITES)
+
+preload:  ## libkvmarm-level.so.1 for arm64, in preload/ (preload/README.md)
+	@tests/install-packages $(if $(filter aarch64,$(shell uname -m)),gcc libc6-dev,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	@$(MAKE) --no-print-directory -C preload
 
 test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 20 minutes)
 	@$(RUN) -m tests.lab setup
@@ -76,7 +80,7 @@ truth-table: $(VENV)/ready  ## [hosts] real migrations and lives of guests, as f
 	@$(RUN) -m tests.lab.lives --write
 
 clean:  ## remove what was built, and the virtualenv; the lab's cache: python3 -m tests.lab prune --all
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist preload/*.so.1 *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/ready: tests/requirements.txt tests/install-packages Makefile
 	@tests/install-packages $(PACKAGES)

@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-errata",
         action="store_true",
         help="with --level: make the pool although guests may miss workarounds for errata that"
-        " corrupt data",
+        " corrupt data or stop the CPU",
     )
 
     hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")

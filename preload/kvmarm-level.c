@@ -14,7 +14,8 @@
  * "1" is the version of this text. ID is what KVM_SET_ONE_REG takes, VALUE is of at most 64 bits,
  * both hexadecimal without a prefix. A register with "-" in front is left out of the list of
  * registers that QEMU gets: not every host of the pool has it. If it has a value, and the host has
- * the register, then it is set first.
+ * the register, then it is set first. Of PMCR_EL0 only N, the number of event counters, is promised:
+ * the rest is the guest's to change.
  *
  * Nothing runs at another level than it was promised:
  *
@@ -22,7 +23,7 @@
  *   without the library QEMU does not start.
  * - A text that is not understood, a register that KVM refuses, and one that reads back as something
  *   else end QEMU, with one line on stderr, which is the guest's log.
- * - A vCPU that was not levelled is not run.
+ * - A vCPU that was not levelled is not run, and all of it is read again around its first run.
  * - State that arrives with another value for a register that was promised is refused. QEMU then
  *   ends, and the guest goes on where it came from.
  *
@@ -30,6 +31,7 @@
  */
 
 #define _GNU_SOURCE
+#undef _FILE_OFFSET_BITS /* it would make open another name of open64, and both are defined here */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -48,8 +50,13 @@
 #define PUBLIC __attribute__((visibility("default")))
 
 /* Of arm64; here by number, so that the tests run on machines of any kind. */
-#define VCPU_INIT 0x4020AEAEUL
+#define VCPU_INIT 0x4020AEAEU        /* KVM_ARM_VCPU_INIT */
 #define CAP_WRITABLE_IMP_ID_REGS 239 /* KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, since Linux 6.15 */
+#define MIDR_EL1 0x603000000013C000U
+#define REVIDR_EL1 0x603000000013C006U
+#define AIDR_EL1 0x603000000013C807U
+#define PMCR_EL0 0x603000000013DCE0U
+#define PMCR_EL0_N 0xF800U
 
 #define VARIABLE "KVMARM_LEVEL"
 #define PROOF "/libkvmarm-level.so.1/is-not-loaded" /* QEMU shows this name when it is not */
@@ -69,8 +76,8 @@ static struct promise promises[MOST_REGISTERS];
 static size_t promised;
 static bool told; /* whether this process is to level anything */
 
-/* File descriptors of vCPUs. */
-enum state { UNKNOWN, CREATED, LEVELLED };
+/* File descriptors of vCPUs. A vCPU that has RUN is LEVELLED, too. */
+enum state { UNKNOWN, CREATED, LEVELLED, RUN };
 static _Atomic unsigned char states[MOST_FDS];
 
 /* Those of the C library. */
@@ -118,6 +125,20 @@ static size_t size_of(uint64_t id)
     return (size_t)1 << ((id & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT);
 }
 
+/* Whether QEMU can have such a register in its list, and this is a value of it. */
+static bool fits(uint64_t id, uint64_t value)
+{
+    size_t size = size_of(id);
+
+    return size == sizeof(uint64_t) || (size == sizeof(uint32_t) && value <= UINT32_MAX);
+}
+
+/* The bits of a register that are promised. */
+static uint64_t promised_bits(uint64_t id)
+{
+    return id == PMCR_EL0 ? PMCR_EL0_N : UINT64_MAX;
+}
+
 /* Fills `promises`; false if the text is not one of kvmarm's. */
 static bool read_text(const char *text)
 {
@@ -142,7 +163,7 @@ static bool read_text(const char *text)
         if (*text == '=') {
             text++;
             next.has_value = true;
-            if (!read_number(&text, &next.value) || size_of(next.id) > sizeof(next.value))
+            if (!read_number(&text, &next.value) || !fits(next.id, next.value))
                 return false;
         }
         if (!next.has_value && !next.left_out)
@@ -191,38 +212,65 @@ static int one_reg(int vcpu, unsigned long request, uint64_t id, uint64_t *value
     return next_ioctl(vcpu, request, &reg);
 }
 
+/* What KVM has in a register; false if it is one to be left out that this host does not have. */
+static bool shown(int vcpu, const struct promise *promise, uint64_t *value)
+{
+    *value = 0;
+    if (one_reg(vcpu, KVM_GET_ONE_REG, promise->id, value) == 0)
+        return true;
+    if (promise->left_out && errno == ENOENT)
+        return false;
+    die("KVM on this host does not show register %llx (%s)", (unsigned long long)promise->id,
+        strerror(errno));
+}
+
+static void check(int vcpu)
+{
+    for (size_t i = 0; i < promised; i++) {
+        const struct promise *promise = &promises[i];
+        uint64_t value;
+
+        if (promise->has_value && shown(vcpu, promise, &value) &&
+            (value ^ promise->value) & promised_bits(promise->id))
+            die("register %llx was set to %llx, and KVM on this host shows %llx",
+                (unsigned long long)promise->id, (unsigned long long)promise->value,
+                (unsigned long long)value);
+    }
+}
+
 /* Set what was promised, then read all of it: setting one register may change another. */
 static void level(int vcpu)
 {
     for (size_t i = 0; i < promised; i++) {
-        uint64_t value = promises[i].value;
+        const struct promise *promise = &promises[i];
+        uint64_t bits = promised_bits(promise->id), value;
 
-        if (!promises[i].has_value)
+        if (!promise->has_value || !shown(vcpu, promise, &value))
             continue;
-        if (one_reg(vcpu, KVM_SET_ONE_REG, promises[i].id, &value) == 0)
-            continue;
-        if (promises[i].left_out && errno == ENOENT)
-            continue; /* this host does not have it */
-        die("KVM on this host does not let register %llx be %llx (%s); kvmarm check says why",
-            (unsigned long long)promises[i].id, (unsigned long long)value, strerror(errno));
+        value = (value & ~bits) | (promise->value & bits);
+        if (one_reg(vcpu, KVM_SET_ONE_REG, promise->id, &value) != 0)
+            die("KVM on this host does not let register %llx be %llx (%s); kvmarm check says why",
+                (unsigned long long)promise->id, (unsigned long long)value, strerror(errno));
     }
-    for (size_t i = 0; i < promised; i++) {
-        uint64_t value = 0;
-
-        if (!promises[i].has_value)
-            continue;
-        if (one_reg(vcpu, KVM_GET_ONE_REG, promises[i].id, &value) != 0) {
-            if (promises[i].left_out && errno == ENOENT)
-                continue;
-            die("KVM does not give register %llx back (%s)", (unsigned long long)promises[i].id,
-                strerror(errno));
-        }
-        if (value != promises[i].value)
-            die("register %llx was set to %llx, and KVM on this host shows %llx",
-                (unsigned long long)promises[i].id, (unsigned long long)promises[i].value,
-                (unsigned long long)value);
-    }
+    check(vcpu);
     states[vcpu] = LEVELLED;
+}
+
+/*
+ * Linux writes ID registers, too: the fields of the GIC when QEMU creates one (kvm_vgic_create),
+ * after the vCPUs, and again as the first vCPU starts to run (kvm_finalize_sys_regs).
+ */
+static int first_run(int vcpu, void *argument)
+{
+    int answer, error;
+
+    check(vcpu);
+    answer = next_ioctl(vcpu, KVM_RUN, argument);
+    error = errno;
+    check(vcpu);
+    states[vcpu] = RUN;
+    errno = error;
+    return answer;
 }
 
 static bool is_left_out(uint64_t id)
@@ -252,7 +300,7 @@ static bool may_set(const struct kvm_one_reg *reg)
         if (promises[i].id != reg->id || !promises[i].has_value)
             continue;
         memcpy(&value, (const void *)(uintptr_t)reg->addr, size_of(reg->id));
-        if (value == promises[i].value)
+        if (((value ^ promises[i].value) & promised_bits(reg->id)) == 0)
             return true;
         dprintf(STDERR_FILENO,
                 "kvmarm-level: the guest's state has %llx in register %llx, and was promised"
@@ -264,7 +312,20 @@ static bool may_set(const struct kvm_one_reg *reg)
     return true;
 }
 
-static void created(int vcpu)
+/* Before it has a vCPU. Kernels without it let no MIDR_EL1 be set: `level` sees to that. */
+static void created_vm(int vm)
+{
+    struct kvm_enable_cap capability = {.cap = CAP_WRITABLE_IMP_ID_REGS};
+
+    for (size_t i = 0; i < promised; i++)
+        if (promises[i].has_value && (promises[i].id == MIDR_EL1 || promises[i].id == REVIDR_EL1 ||
+                                      promises[i].id == AIDR_EL1)) {
+            next_ioctl(vm, KVM_ENABLE_CAP, &capability);
+            break;
+        }
+}
+
+static void created_vcpu(int vcpu)
 {
     if (vcpu >= MOST_FDS)
         die("file descriptor %d of a vCPU is beyond %d", vcpu, MOST_FDS);
@@ -291,9 +352,10 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
     if (!told)
         return next_ioctl(fd, request, argument);
 
-    switch (request) {
+    /* The kernel takes 32 bits of it. QEMU before 8 has it in an int, and extends the sign. */
+    switch ((uint32_t)request) {
     case KVM_SET_ONE_REG:
-        if (state_of(fd) == LEVELLED && !may_set(argument)) {
+        if (state_of(fd) >= LEVELLED && !may_set(argument)) {
             errno = EINVAL;
             return -1;
         }
@@ -310,9 +372,11 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
             level(fd);
         break;
     case KVM_RUN:
+        if (state_of(fd) == RUN)
+            break;
         if (state_of(fd) != LEVELLED)
             die("QEMU runs a vCPU whose registers it has not listed");
-        break;
+        return first_run(fd, argument);
     default:
         break;
     }
@@ -321,19 +385,16 @@ PUBLIC int ioctl(int fd, unsigned long request, ...)
     if (answer < 0)
         return answer;
 
-    switch (request) {
-    case KVM_CREATE_VM: {
-        /* Before there is a vCPU. Kernels without it let no MIDR_EL1 be set: `level` sees to that. */
-        struct kvm_enable_cap capability = {.cap = CAP_WRITABLE_IMP_ID_REGS};
-        next_ioctl(answer, KVM_ENABLE_CAP, &capability);
+    switch ((uint32_t)request) {
+    case KVM_CREATE_VM:
+        created_vm(answer);
         break;
-    }
     case KVM_CREATE_VCPU:
-        created(answer);
+        created_vcpu(answer);
         break;
     case VCPU_INIT:
-        /* A reset of the guest makes the caches' registers the host's again. */
-        if (state_of(fd) == LEVELLED)
+        /* The guest is reset: before Linux 6.10 CLIDR_EL1 is the host's again. */
+        if (state_of(fd) >= LEVELLED)
             level(fd);
         break;
     case KVM_GET_REG_LIST:

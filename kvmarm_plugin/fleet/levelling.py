@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     FeatureSet = tuple[str, ...]
 
+GRAVE = ("corrupting", "hangs")  # severities of errata that nobody accepts unasked
 _NEWEST = "7.2.8"  # the newest kernel whose masks were read (registers/writable.tsv)
 
 # Registers of firmware, by what is common to their values.
@@ -102,11 +103,11 @@ class Levelled(Value):
     obstacles: tuple[Unlevelled, ...]
 
     @property
-    def may_corrupt(self) -> bool:
-        """Whether a guest may miss a workaround without which it computes or keeps wrong data."""
-        return any(
-            each.severity == SEVERITIES[0] for found in self.errata.values() for each in found
-        )
+    def needs_consent(self) -> bool:
+        """Whether a guest may miss a workaround without which it computes or keeps wrong data, or
+        stops, be it with its host.
+        """
+        return any(each.severity in GRAVE for found in self.errata.values() for each in found)
 
 
 class _Member:
@@ -122,6 +123,7 @@ class _Member:
         kernel = kernel_facts(host.kernel, registers, writable)
         self.kernel: KernelFacts = kernel.replace(identities=writes_identities(host))
         self.identity = tuple(registers.get(name) for name in IMPLEMENTATION_ID)
+        self.cpu = registers.get("MIDR_EL1", self.cluster.midr), registers.get("REVIDR_EL1")
 
     def vcpu(self, features: FeatureSet) -> Vcpu:
         found = self.cluster.vcpu(self.cluster.target, features)
@@ -145,8 +147,8 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         hosts: at least one, of different names. Hosts of one kind may be given by one that speaks
             for all.
         name: for the profile.
-        identity: name of the host whose CPU guests are to see; by default the one of the smallest
-            MIDR_EL1 and REVIDR_EL1.
+        identity: name of the host whose CPU guests are to see; by default the one with which they
+            miss the fewest workarounds for errata, the worst counting first.
     """
     hosts = sorted(hosts, key=lambda host: (kernel_age(host), host.name))
     obstacles = _of_hosts(hosts)
@@ -156,7 +158,7 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
     alike = len({member.identity for member in members}) == 1
     model = next(
         (member for member in members if member.host.name == identity),
-        min(members, key=lambda member: (member.cluster.midr, member.cluster.revidr or 0)),
+        min(members, key=lambda member: _misses_as(member, members)),
     )
     results = {features: _level(members, features, model) for features in _common_features(members)}
     made = {features: made for features, made in results.items() if not isinstance(made, list)}
@@ -166,7 +168,7 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         failed = [found for found in results.values() if isinstance(found, list)]
         obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
         return Levelled(None, "", missing, {}, {}, tuple(obstacles))
-    unknown = {part for host in hosts for part in host.unknown}
+    unknown = {*SINCE_2, *(part for host in hosts for part in host.unknown)}
     profile = profile_head(list(hosts), name).replace(
         clusters=(clusters,),
         level_library="1",
@@ -503,14 +505,25 @@ def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
     return lowered
 
 
+def _misses_as(identity: _Member, members: list[_Member]) -> tuple[object, ...]:
+    """What orders identities: how many workarounds of each severity guests miss that see it."""
+    found = [
+        erratum.severity
+        for member in members
+        for erratum in missed(*member.cpu, *identity.cpu)
+        if erratum.guest
+    ]
+    return (*map(found.count, SEVERITIES), identity.cpu[0], identity.cpu[1] or 0)
+
+
 def _errata(member: _Member, cluster: Cluster) -> tuple[Erratum, ...]:
     vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
     own, seen = member.vcpu(vcpu.features).registers, vcpu.registers
-    ids = (
-        registers.get(name, 0) for registers in (own, seen) for name in ("MIDR_EL1", "REVIDR_EL1")
-    )
+    identity = seen.get("MIDR_EL1", member.cpu[0]), seen.get("REVIDR_EL1")
     return tuple(
-        erratum for erratum in missed(*ids) if erratum.guest and not erratum.ruled_out(own, seen)
+        erratum
+        for erratum in missed(*member.cpu, *identity)
+        if erratum.guest and not erratum.ruled_out(own, seen)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..model.profile import SINCE_2
-from ..registers.errata import SEVERITIES
 from ..registers.table import describe, fields_of
 from .baseline import costs_of, facts_of
 from .common_ground import some
@@ -54,10 +53,11 @@ def as_text(
             f"{head}: as far as is known, these {len(hosts)} hosts can be levelled; no pool is made"
             f" without: {', '.join(unknown)} (probe the hosts themselves: kvmarm probe -o FILE)"
         ]
-    elif result.may_corrupt and not accepted:
+    elif result.needs_consent and not accepted:
         texts = [
             f"{head}: these {len(hosts)} hosts can be levelled, and guests would miss workarounds"
-            " for errata that corrupt data; no pool is made without --accept-errata"
+            " for errata that corrupt data or stop the CPU; no pool is made without"
+            " --accept-errata"
         ]
     else:
         texts = [
@@ -137,10 +137,7 @@ def _errata(result: Levelled, most: int) -> list[str]:
         texts += [f"  {shown(host)}:", *_cut(list(map(_erratum, found)), most)] if found else []
     if not texts:
         return []
-    head = (
-        f"What guests do not know that they run on, and so do not work around ({SEVERITIES[0]}"
-        " first):"
-    )
+    head = "What guests do not know that they run on, and so do not work around (the worst first):"
     return [head, *texts]
 
 

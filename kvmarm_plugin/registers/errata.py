@@ -21,6 +21,7 @@ SEVERITIES = ("corrupting", "hangs", "security", "performance", "none")
 # The loop against Spectre BHB runs as often as the CPU needs: K132 is enough for K32.
 _LOOP = "ARM64_SPECTRE_BHB_K"
 
+_ALL_FIXED = 0xFFFFFFFF  # REVIDR_EL1
 _ARCHITECTURE = 15  # of MIDR_EL1: see the ID registers. All of Linux's models have it.
 
 
@@ -119,7 +120,10 @@ def errata_of(midr: int, revidr: int) -> list[Erratum]:
 
 
 def missed(
-    member_midr: int, member_revidr: int, identity_midr: int, identity_revidr: int
+    member_midr: int,
+    member_revidr: int | None,
+    identity_midr: int,
+    identity_revidr: int | None,
 ) -> list[Erratum]:
     """What Linux works around on a member's CPU, and a guest that sees another identity does not;
     the worst first.
@@ -130,7 +134,11 @@ def missed(
     Args:
         member_midr, member_revidr: MIDR_EL1 and REVIDR_EL1 of the CPU that the guest runs on.
         identity_midr, identity_revidr: those that it sees.
+
+    A REVIDR_EL1 that is None is unknown: the member counts as not fixed, the identity as fixed.
     """
+    member_revidr = 0 if member_revidr is None else member_revidr
+    identity_revidr = _ALL_FIXED if identity_revidr is None else identity_revidr
     chosen = {erratum.name for erratum in errata_of(identity_midr, identity_revidr)}
     rounds = max(map(_rounds, chosen), default=0)
     return [

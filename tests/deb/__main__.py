@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`python3 -m tests.deb [SUITE…]`: builds the package for these suites, or all, in dist/SUITE."""
+"""`python3 -m tests.deb [SUITE…]`: builds the packages for these suites, or all, in dist/SUITE."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from ..lab.errors import LabError, say, step
-from .build import build, lint
-from .chroot import SUITES, to_build
+from .build import build, build_level, lint
+from .chroot import SUITES, to_build, to_build_for_arm64
 
 _DIST = Path(__file__).parents[2] / "dist"
 
@@ -22,10 +22,14 @@ def main() -> int:
         parser.error(f"suites are {', '.join(SUITES)}")
     try:
         for suite in suites:
-            with step(f"package for {suite}"), to_build(suite) as chroot:
-                path = build(chroot, _DIST / suite)
-                lint(chroot)
-            print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+            for name, ready, make in (
+                ("kvmarm", to_build, build),
+                ("kvmarm-level", to_build_for_arm64, build_level),
+            ):
+                with step(f"{name} for {suite}"), ready(suite) as chroot:
+                    path = make(chroot, _DIST / suite)
+                    lint(chroot)
+                print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     except LabError as error:
         say(str(error))
         return 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The package, built as a distribution builds it: in a chroot, from the suite's own packages."""
+"""The packages, built as a distribution builds it: in a chroot, from the suite's own packages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..lab.wheel import copy_project
 from .chroot import Chroot
 
 _SOURCE = "/build/kvmarm"
+_PRELOAD = Path(__file__).parents[2] / "preload"
 
 
 def build(chroot: Chroot, directory: Path, environment: dict[str, str] | None = None) -> Path:
@@ -30,9 +31,24 @@ def build(chroot: Chroot, directory: Path, environment: dict[str, str] | None = 
     source = chroot.path(_SOURCE)
     source.mkdir(parents=True)
     copy_project(source)
-    command = f"cd {_SOURCE} && dpkg-buildpackage --no-sign"
+    return _build(chroot, "", directory, environment)
+
+
+def build_level(chroot: Chroot, directory: Path, environment: dict[str, str] | None = None) -> Path:
+    """Build kvmarm-level, for arm64, in a chroot that can. Arguments and errors as of `build`."""
+    source = chroot.path(_SOURCE)
+    shutil.copytree(_PRELOAD, source, ignore=shutil.ignore_patterns("*.so.*"))
+    return _build(chroot, "--build=any --host-arch=arm64", directory, environment)
+
+
+def _build(
+    chroot: Chroot, options: str, directory: Path, environment: dict[str, str] | None
+) -> Path:
+    command = f"cd {_SOURCE} && dpkg-buildpackage --no-sign {options}"
     chroot.must("sh", "-c", command, environment=environment)
-    (built,) = source.parent.glob("kvmarm_*.deb")
+    (built,) = (
+        path for path in chroot.path(_SOURCE).parent.glob("*.deb") if "-dbgsym_" not in path.name
+    )
     directory.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(built, directory))
 
@@ -43,7 +59,7 @@ def lint(chroot: Chroot) -> None:
     Raises:
         LabError: it has found something.
     """
-    command = "cd /build && lintian --allow-root --fail-on error,warning kvmarm_*.changes"
+    command = "cd /build && lintian --allow-root --fail-on error,warning *.changes"
     said = chroot.must("sh", "-c", command)
     if said:
         raise LabError(f"lintian says:\n{said}")

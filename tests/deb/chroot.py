@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import tempfile
 import time
@@ -30,6 +31,14 @@ _BUILDING = (
     "pybuild-plugin-pyproject",
     "python3",
     "python3-setuptools",
+)
+# On a machine of another kind.
+_CROSS_BUILDING = (
+    "build-essential",
+    "crossbuild-essential-arm64",
+    "debhelper",
+    "libc6:arm64",
+    "lintian",
 )
 # What the package depends on: trying it needs no mirror then.
 _TRYING = ("python3", "python3-libvirt", "python3-lxml", "python3-yaml")
@@ -105,6 +114,14 @@ def to_build(suite: str) -> Iterator[Chroot]:
 
 
 @contextmanager
+def to_build_for_arm64(suite: str) -> Iterator[Chroot]:
+    """A chroot that has what kvmarm-level is built with."""
+    native = platform.machine() == "aarch64"
+    with _fresh(suite, _BUILDING if native else _CROSS_BUILDING) as chroot:
+        yield chroot
+
+
+@contextmanager
 def to_try(suite: str) -> Iterator[Chroot]:
     """A small chroot that has what the package depends on."""
     with _fresh(suite, _TRYING) as chroot:
@@ -135,6 +152,7 @@ def _archive(suite: str, packages: tuple[str, ...]) -> Path:
                     "--mode=root",
                     "--variant=minbase",
                     f"--include={','.join(packages)}",
+                    f"--architectures={','.join(_architectures(packages))}",
                     # How this machine reaches the mirror, and a mirror's sid may be days old.
                     *(f"--aptopt={line}" for line in _way_to_the_mirror()),
                     '--aptopt=Acquire::Check-Valid-Until "false"',
@@ -146,6 +164,12 @@ def _archive(suite: str, packages: tuple[str, ...]) -> Path:
                 )
             new.replace(archive)
     return archive
+
+
+def _architectures(packages: tuple[str, ...]) -> list[str]:
+    """This machine's, and those that the names of packages end in."""
+    own = machine.run("dpkg", "--print-architecture").strip()
+    return [own, *(name.partition(":")[2] for name in packages if ":" in name)]
 
 
 def _way_to_the_mirror() -> list[str]:

@@ -37,8 +37,8 @@ from .errors import HostGone, LabError, say
 from .guest import HELLO, MIDR, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host, HostSpec, Result
 from .pair import Pair, migrate
-from .registers import END, parse_registers
 from .preload import build_library
+from .registers import END, parse_registers
 from .wheel import build_wheel
 
 WORKS = "works"
@@ -78,6 +78,31 @@ class Case:
 def _trixie(cpu: str = "neoverse-n1", **more: Any) -> HostSpec:
     return HostSpec(suite="trixie", cpu=cpu, **more)
 
+
+# In pools of `kvmarm baseline --level`.
+LEVELLED = (
+    Case(
+        "levelled bti",
+        _trixie("max"),
+        _trixie("max", append="arm64.nobti arm64.nomops"),
+        (Wanted("host-model, levelled"),),
+        levelled=True,
+    ),
+    Case(
+        "levelled trixie-sid",
+        _trixie(),
+        HostSpec(suite="sid", cpu="neoverse-n1"),
+        (Wanted("host-model, levelled, machine='virt-10.0'", machine="virt-10.0"),),
+        levelled=True,
+    ),
+    Case(
+        "levelled v1-n2",
+        HostSpec(suite="sid", cpu="neoverse-v1"),
+        HostSpec(suite="sid", cpu="neoverse-n2"),
+        (Wanted("host-model, levelled"),),
+        levelled=True,
+    ),
+)
 
 CASES = (
     Case(
@@ -125,6 +150,7 @@ CASES = (
         (Wanted("host-model, machine='virt-7.2'", machine="virt-7.2"),),
     ),
     Case("equal", _trixie(), _trixie()),
+    *LEVELLED,
     Case(
         "sve-lengths",
         _trixie("max"),
@@ -180,20 +206,24 @@ class Table:
     def _run(self, case: Case) -> list[Row]:
         first = HostSpec(**{**case.first.__dict__, "name": "alpha"})
         second = HostSpec(**{**case.second.__dict__, "name": "beta"})
-        rows: list[Row] = []
         with Pair(first, second) as hosts:
-            if case.levelled:
-                make_levelled_pool(hosts, self.wheel)
-            for host, peer in (hosts, hosts[::-1]):
-                self._prepare(host, peer)
-            for number, wanted in enumerate(case.guests):
-                for row in self._move_both_ways(case, hosts, wanted, number):
-                    rows.append(row)
-                    answers = f"{row.hook} / {row.check} / {row.really}"
-                    say(
-                        f"{row.case}: {row.source} to {row.destination}: {answers}"
-                        f" ({row.seconds:.0f} s)"
-                    )
+            return self.run_on(hosts, case)
+
+    def run_on(self, hosts: tuple[Host, Host], case: Case) -> list[Row]:
+        """The rows of a case, on its hosts."""
+        rows: list[Row] = []
+        if case.levelled:
+            make_levelled_pool(hosts, self.wheel)
+        for host, peer in (hosts, hosts[::-1]):
+            self._prepare(host, peer)
+        for number, wanted in enumerate(case.guests):
+            for row in self._move_both_ways(case, hosts, wanted, number):
+                rows.append(row)
+                answers = f"{row.hook} / {row.check} / {row.really}"
+                say(
+                    f"{row.case}: {row.source} to {row.destination}: {answers}"
+                    f" ({row.seconds:.0f} s)"
+                )
         return rows
 
     def _prepare(self, host: Host, peer: Host) -> None:

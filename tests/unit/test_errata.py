@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmarm_plugin.host import known
 from kvmarm_plugin.host.cpus import name_part
 from kvmarm_plugin.registers import errata, table
 from kvmarm_plugin.registers.errata import SEVERITIES, Erratum, errata_of, missed
@@ -388,6 +389,12 @@ def test_fixed_silicon_as_identity_loses_the_workaround() -> None:
     assert missed(_A53, 1 << 8, _A53, 0) == []
 
 
+def test_unknown_silicon_counts_as_the_worse() -> None:
+    assert "ARM64_ERRATUM_843419" in _names(missed(_A53, None, _A57, 0))
+    assert "ARM64_ERRATUM_843419" in _names(missed(_A53, 0, _A53, None))
+    assert missed(_N1, None, _N1, None) == []
+
+
 # -- what other registers rule out ---------------------------------------------------------------
 
 
@@ -422,6 +429,30 @@ def test_ruled_out(
     name: str, midr: int, member: dict[str, int], guest: dict[str, int], out: bool
 ) -> None:
     assert _erratum(name, midr).ruled_out(member, guest) is out
+
+
+@pytest.mark.parametrize(
+    ("member", "identity", "names"),
+    [
+        ("graviton3", "graviton4", set()),
+        # 32 rounds are too few for Neoverse V2, whose hardware needs none (FEAT_ECBHB).
+        ("graviton4", "graviton3", set()),
+        ("graviton2", "graviton3", {"ARM64_ERRATUM_1418040", "ARM64_ERRATUM_1542419"}),
+        # Graviton4 runs no 32-bit programs.
+        ("graviton2", "graviton4", {"ARM64_ERRATUM_1542419"}),
+    ],
+)
+def test_known_hosts(member: str, identity: str, names: set[str]) -> None:
+    own, other = (known.read(f"{name}@6.18").clusters[0] for name in (member, identity))
+    registers = own.vcpus[0].registers
+    guest = {
+        name: min(registers[name], other.vcpus[0].registers[name])
+        for name in ("ID_AA64ISAR2_EL1", "ID_AA64MMFR1_EL1", "CTR_EL0")
+    }
+    el0 = min(one.vcpus[0].registers["ID_AA64PFR0_EL1"] & 0xF for one in (own, other))
+    guest["ID_AA64PFR0_EL1"] = registers["ID_AA64PFR0_EL1"] & ~0xF | el0
+    found = missed(own.midr, own.revidr, other.midr, other.revidr)
+    assert {erratum.name for erratum in found if not erratum.ruled_out(registers, guest)} == names
 
 
 def test_what_is_unclear_is_said() -> None:
