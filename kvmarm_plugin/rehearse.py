@@ -114,7 +114,8 @@ class KernelOffer(Offer):
         }
         names = tuple(readable(target.seen, wanted))
         if names:
-            self.seen = run_guest(self._system, number, _without_sve(wanted), names)
+            seen = run_guest(self._system, number, _without_sve(wanted), names)
+            self.seen = target.seen_levelled(seen, self.registers)
 
     def _read_identity(self, target: Target, vm: VM) -> None:
         """What all vCPUs of this CPU have in common, from the plainest."""
@@ -201,6 +202,7 @@ class KernelOffer(Offer):
         if seen and self.boots:
             names = tuple(readable(GUEST_REGISTERS, features))
             seen = run_guest(self._system, self._number, _without_sve(features), names)
+            seen = target.seen_levelled(seen, registers)
         return target.replace(
             number=self._number,
             features=features,

@@ -13,6 +13,7 @@ from ..fleet import levelling_view
 from ..fleet.kinds import kinds_of
 from ..fleet.levelling import levelled
 from ..fleet.pool import Pool, dumps
+from ..judge.verdict import LEVEL_LIBRARY
 from ..model.profile import SINCE_2, HostProfile
 from ..model.profile_json import digest
 from . import DONE, INCOMPATIBLE, NOT_KNOWN
@@ -65,7 +66,9 @@ def _level(
             f"no host of these is called {shown(identity, 60)}",
             f"they are {', '.join(map(shown, names))}",
         )
-    kinds = kinds_of(hosts)
+    # All will have to have the library: those that do not are no kind of their own.
+    kinds = kinds_of(host.replace(level_library=LEVEL_LIBRARY) for host in hosts)
+    lacking = [host.name for host in hosts if host.level_library != LEVEL_LIBRARY]
     speakers = [
         next((host for host in kind.hosts if host.name == identity), kind.host) for kind in kinds
     ]
@@ -78,9 +81,9 @@ def _level(
         members = {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}
         write_data(output, dumps(Pool(name, members, made)).encode())
     write_text(
-        json.dumps(levelling_view.as_json(result, name, kinds), indent=1) + "\n"
+        json.dumps(levelling_view.as_json(result, name, kinds, lacking), indent=1) + "\n"
         if in_json
-        else levelling_view.as_text(result, name, kinds, accepts, explain)
+        else levelling_view.as_text(result, name, kinds, lacking, accepts, explain)
     )
     if profile is None or (whole and not wanted):
         return INCOMPATIBLE

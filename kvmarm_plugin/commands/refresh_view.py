@@ -15,7 +15,7 @@ from ..model.guest_registers import GUEST_REGISTERS
 from ..registers.rules import differing_fields
 from ..registers.table import describe, name_of
 from ..registers.text import unpack_ids
-from .show_view import target_name
+from .show_view import level_text, target_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def target_differences(before: Target, after: Target) -> list[Difference]:
         ("IPA size", f"{before.ipa_bits} bits", f"{after.ipa_bits} bits"),
         ("SVE lengths", _list(before.sve_lengths), _list(after.sve_lengths)),
         ("kinds of CPU", _kinds(before), _kinds(after)),
+        ("levelled", *(level_text(target.level) for target in (before, after))),
     ]
     return [
         *features,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..basics.untrusted import lines, shown
 from ..domain.record import Home, Intent, Origin, Record
 from ..model.guest_registers import GUEST_REGISTERS
-from ..model.target import Pinning, Target
+from ..model.target import Level, Pinning, Target
 from ..model.vcpu import TARGETS
 from ..registers.table import describe, fields_of
 from ..registers.text import unpack_ids
@@ -43,6 +43,7 @@ def as_text(title: str, record: Record, every_register: bool, notes: tuple[str, 
         ),
         ("guest", f"GIC {target.gic}, PSCI {target.psci}, {target.ipa_bits}-bit addresses"),
         ("pinned", _pinning_text(target)),
+        *([("levelled", level_text(target.level))] if target.level else []),
         *([("home", f"its pins were for CPUs {record.home.cpus}")] if record.home else []),
         ("SVE", " ".join(map(str, target.sve_lengths)) or "none"),
         *((name, GUEST_REGISTERS[name].text(value)) for name, value in target.seen.items()),
@@ -76,6 +77,7 @@ def as_json(record: Record) -> dict[str, Any]:
             "seen": _hex(target.seen),
             "registers": _hex(target.registers),
             "pinning": _pinning_json(target.pinning) if target.pinning else None,
+            "level": target.level.as_dict() if target.level else None,
         },
         "intent": {
             "added": intent.added,
@@ -90,6 +92,15 @@ def _pinning_text(target: Target) -> str:
     if target.pinning is None:
         return "no: it may roam between CPUs of several kinds" if target.roams else "no"
     return f"to CPUs {target.pinning.cpus}, of MIDR {target.pinning.midr:#x}"
+
+
+def level_text(level: Level | None) -> str:
+    """Whether a guest is levelled, and how."""
+    if level is None:
+        return "no"
+    without = f", without {' '.join(level.left_out)}" if level.left_out else ""
+    own = f"; {' '.join(level.own)} as the host has it" if level.own else ""
+    return f"by libkvmarm-level{without}{own}"
 
 
 def _intent_text(intent: Intent) -> str:

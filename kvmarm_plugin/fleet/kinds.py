@@ -71,6 +71,7 @@ def _capability(host: HostProfile) -> Hashable:
         host.ipa_bits,
         host.gic_versions,
         host.libvirt is None,
+        host.level_library,
         frozenset(host.cpu_features),
         qemu
         and (
@@ -97,6 +98,7 @@ def _cluster(cluster: Cluster) -> Hashable:
         tuple(cluster.models.items()),  # the first that fits is chosen
         frozenset(cluster.seen.items()),
         None if cluster.writable is None else frozenset(cluster.writable.items()),
+        cluster.level and (cluster.level.left_out, cluster.level.own),
         tuple(map(_vcpu, cluster.vcpus)),
     )
 

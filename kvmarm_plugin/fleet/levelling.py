@@ -427,12 +427,13 @@ def _why_not(feature: Feature, members: list[_Member], alike: bool) -> str:
     without = [m.host.name for m in members if not m.cluster.has(feature.bit)]
     if without:
         return f"{some(without)} {'has' if len(without) == 1 else 'have'} none"
-    if feature is PMU:
-        counters = {m.cluster.seen.get("PMCR_EL0", 0) >> 11 & 31 for m in members}
-        if not alike:
-            return "its events are the CPU's own, and the hosts' CPUs differ"
-        if len(counters) > 1:
-            return f"the hosts have {some(sorted(map(str, counters)))} counters"
+    if feature is PMU and not alike:
+        return "its events are the CPU's own, and the hosts' CPUs differ"
+    for name, row in GUEST_REGISTERS.items():
+        seen = (m.cluster.seen[name] for m in members if name in m.cluster.seen)
+        said = sorted({*map(row.text, seen)}) if row.needs is feature else []
+        if len(said) > 1:
+            return f"the hosts have {some(said)}"
     if feature is SVE and not common_sve_lengths([member.cluster for member in members]):
         return "no set of vector lengths is every host's own up to its longest"
     return ""
@@ -460,7 +461,7 @@ def _cluster(
     )
     masks = [member.cluster.writable for member in members]
     seen = {
-        name: value
+        name: vcpus[0].registers.get(name, value)
         for name, value in model.cluster.seen.items()
         if all(name in member.cluster.seen for member in members)
     }

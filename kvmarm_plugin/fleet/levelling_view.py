@@ -22,12 +22,20 @@ _OF_HOSTS = ("features", "SVE", "machine", "GIC", "addresses", "oldest")  # not 
 _MOST = 8  # of a kind in the text, without --explain; --json has all
 
 
-def as_text(result: Levelled, name: str, kinds: list[Kind], accepted: bool, explain: bool) -> str:
+def as_text(
+    result: Levelled,
+    name: str,
+    kinds: list[Kind],
+    lacking: list[str],
+    accepted: bool,
+    explain: bool,
+) -> str:
     """What there is to say of hosts that are to be levelled.
 
     Args:
         name: of the pool.
         kinds: of all of them.
+        lacking: names of those that libkvmarm-level has to be installed on.
         accepted: whether missed workarounds are accepted, whatever they are for.
         explain: nothing is left out.
     """
@@ -75,13 +83,12 @@ def as_text(result: Levelled, name: str, kinds: list[Kind], accepted: bool, expl
         texts.append(f"  {some(kind.names)}:{' ' + ', '.join(losses) if losses else nothing}")
         texts += _cut([f"    {field}" for field in lowered], most)
     texts += _errata(result, most)
-    missing = [host.name for host in hosts if not host.level_library]
-    if missing and not unknown:
-        texts.append(f"To do: install kvmarm-level on {some(missing)}")
+    if lacking and not unknown:
+        texts.append(f"To do: install kvmarm-level on {some(lacking)}")
     return lines(texts)
 
 
-def as_json(result: Levelled, name: str, kinds: list[Kind]) -> dict[str, Any]:
+def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) -> dict[str, Any]:
     """The same for tools. What is said of one host of a kind is said of all."""
     profile = result.profile
     level = profile.clusters[0].level if profile else None
@@ -93,6 +100,7 @@ def as_json(result: Levelled, name: str, kinds: list[Kind]) -> dict[str, Any]:
         "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
         "baseline": profile and dict(facts_of(profile)),
         "identity": result.identity,
+        "lacking": lacking,
         "without": level.left_out if level else (),
         "missing": result.missing,
         "lowered": {

@@ -91,14 +91,14 @@ class ProfileOffer(Offer):
                 each for each in PARTS if each in (*self.unknown, "registers", "reglist")
             )
             if target.level is not None:
-                self._level(target.level)
+                self._level(target, target.level)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         if target.level is not None:
-            self._level(target.level)
+            self._level(target, target.level)
 
-    def _level(self, level: Level) -> None:
+    def _level(self, target: Target, level: Level) -> None:
         """What libkvmarm-level makes of the vCPU, where KVM lets it."""
         writes = writes_identities(self._profile)
         self._kernels = tuple(kernel.replace(identities=writes) for kernel in self._kernels)
@@ -109,6 +109,7 @@ class ProfileOffer(Offer):
             if name in own and all(keeps(name, value, own, kernel) for kernel in self._kernels)
         }
         self.registers = {**own, **taken}
+        self.seen = target.seen_levelled(self.seen, self.registers)
         left_out = frozenset(map(id_of, level.left_out))
         listed = unpack_ids(self.reglist)
         self.reglist = pack_ids(listed - left_out) if listed & left_out else self.reglist

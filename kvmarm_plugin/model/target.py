@@ -122,6 +122,18 @@ class Target(Value):
         names = sorted((name for name in self.registers if name not in others), key=id_of)
         return {name: self.registers[name] for name in names}
 
+    def seen_levelled(self, seen: dict[str, int], registers: dict[str, int]) -> dict[str, int]:
+        """What the guest reads where one that nothing levels has read this.
+
+        Args:
+            seen: as `Target` has it.
+            registers: name → value of those of its vCPUs there.
+        """
+        return {
+            name: registers.get(name, value) if name in self.levelled else value
+            for name, value in seen.items()
+        }
+
     def level_with(self, registers: Iterable[str]) -> Level | None:
         """How the guest is levelled once its vCPUs have these registers: those that were not
         recorded are its host's own.

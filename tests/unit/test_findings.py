@@ -24,6 +24,7 @@ from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
@@ -35,7 +36,8 @@ from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Pinning, Target
-from kvmarm_plugin.registers.table import fields_of
+from kvmarm_plugin.registers.table import fields_of, id_of
+from kvmarm_plugin.registers.text import pack_ids, unpack_ids
 from kvmarm_plugin.rehearse import rehearse
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
@@ -182,6 +184,34 @@ def _with_edit(old: bytes, new: bytes, there: int = 48, here: int = 48) -> list[
     return find_contradictions(domain, recorded.target, host_ipa_bits=here)
 
 
+def _levelled(of: str = _N1) -> HostProfile:
+    """The profile of a levelled pool."""
+    profile = levelled([host(of), host(of.replace("trixie", "sid"))], "pool").profile
+    assert profile is not None
+    return profile
+
+
+def _levelled_on(name: str, value: int | None) -> list[Finding]:
+    """Of a guest of that pool on a host that gives one register another value, or has none."""
+    target = Resolver(_levelled(), Policy()).target(Wish("aarch64"))
+    vcpus = []
+    for vcpu in host(_N1).clusters[0].vcpus:
+        registers = {**vcpu.registers, name: value or 0}
+        ids = unpack_ids(vcpu.reglist)
+        if value is None:
+            del registers[name]
+            ids -= {id_of(name)}
+        vcpus.append(vcpu.replace(registers=registers, reglist=pack_ids(ids)))
+    return check(target, _host(cluster={"vcpus": tuple(vcpus)}, level_library="1"))
+
+
+def _with_record_of(xml_of: HostProfile, record_of: HostProfile) -> list[Finding]:
+    domain = parse(Resolver(xml_of, Policy()).resolve(GUEST))
+    return find_contradictions(
+        domain, Resolver(record_of, Policy()).target(Wish("aarch64", "virt-10.0"))
+    )
+
+
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:
     return [obstacle.finding for obstacle in obstacles(hosts)]
 
@@ -246,6 +276,15 @@ _NO_WAY_BACK: dict[str, Callable[[], list[Finding]]] = {
 
 _FOUND: dict[str, Callable[[], list[Finding]]] = {
     **_NO_WAY_BACK,
+    "level-library": lambda: check(
+        Resolver(_levelled(), Policy()).target(Wish("aarch64")), host(_N1)
+    ),
+    "level-refused": lambda: _levelled_on("SMCCC_ARCH_WORKAROUND_1", 3),
+    "level-refused-field": lambda: _levelled_on("ID_AA64MMFR2_EL1", 0x1110001011),
+    "level-refused-identity": lambda: _levelled_on("MIDR_EL1", 0x410FD083),
+    "level-unknown": lambda: _levelled_on("STD_BMAP", None),
+    "level-edited": lambda: _with_record_of(host(_N1), _levelled()),
+    "level-unrecorded": lambda: _with_record_of(_levelled(), host(_N1)),
     "not-known": lambda: check(_target(), _host(unknown=("seen",), cluster={"seen": {}})),
     "register-not-known": lambda: check(
         _target(),

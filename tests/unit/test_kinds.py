@@ -16,6 +16,7 @@ from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile, Qemu, Vcpu
+from kvmarm_plugin.model.target import Level
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, host
@@ -55,6 +56,7 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "problems": _Values(idle=((Problem("libvirt", "none"),),)),
         "page_size": _Values((4096, 65536)),
         "gicd_iidr": _Values(idle=(0x4B00143B,)),
+        "level_library": _Values(("1",)),
         "unknown": _Values((("seen", "vcpus"),), ((),)),  # which no profile told at first
     },
     Qemu: {
@@ -82,6 +84,7 @@ _FIELDS: dict[type, dict[str, _Values]] = {
         "models": _Values(({"cortex-a57": 2},)),
         "seen": _Values(({}, {**_CLUSTER.seen, "CNTFRQ_EL0": 1})),
         "writable": _Values((None, {})),
+        "level": _Values((Level(), Level(("TCR2_EL1",)))),
     },
     Vcpu: {
         "number": _Values((4,)),

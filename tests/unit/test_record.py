@@ -28,6 +28,7 @@ from kvmarm_plugin.model.target import (
     IPA_BITS,
     SVE_LENGTHS,
     VCPU_FEATURES,
+    Level,
     Pinning,
     Target,
     is_name,
@@ -120,11 +121,16 @@ def targets(draw: st.DrawFn) -> Target:
     if lengths:
         registers["SVE_VLS"] = sve_bitmap(tuple(lengths))
     model = draw(_names | st.just("host"))
+    model = "host" if model in NAMED_MODELS else model
+    others = [st.just({}), st.fixed_dictionaries({"pinning": _pinnings}), st.just({"roams": True})]
+    if (architecture, model) == ("arm64", "host"):
+        own = _some(*sorted(names, key=id_of))
+        others.append(st.fixed_dictionaries({"level": st.builds(Level, own=own)}))
     return Target(
         architecture=architecture,
         number=draw(st.sampled_from(sorted(TARGETS[architecture].values()))),
         features=features,
-        model="host" if model in NAMED_MODELS else model,
+        model=model,
         unsaid=draw(_features),
         machine=draw(_names),
         gic=draw(st.sampled_from([2, 3])),
@@ -137,9 +143,7 @@ def targets(draw: st.DrawFn) -> Target:
         },
         registers=registers,
         reglist=pack_ids({*map(id_of, registers), *draw(_ids)}),
-        **draw(
-            st.just({}) | st.fixed_dictionaries({"pinning": _pinnings}) | st.just({"roams": True})
-        ),
+        **draw(st.one_of(others)),
     )
 
 
@@ -167,7 +171,7 @@ _KEPT = {
 def intents(draw: st.DrawFn) -> Intent:
     """Intents that kvmarm could have kept."""
     kept = draw(_some(*_KEPT))
-    added = draw(_some("vcpu", "cputune", "gic", "pmu", "features", "metadata"))
+    added = draw(_some("vcpu", "cputune", "gic", "pmu", "features", "metadata", "commandline"))
     return Intent(
         tuple(name for name in added if name not in kept),
         (draw(st.sampled_from(_CPUS)), *(_KEPT[name] for name in kept)),
@@ -317,6 +321,7 @@ def test_every_field_of_a_target_makes_a_difference() -> None:
         "reglist": {"reglist": target.reglist + " f000000000000000:1"},
         "pinning": {"pinning": Pinning(0x410FD082, 0, "4-5")},
         "roams": {"roams": True},
+        "level": {"level": Level((), ("MIDR_EL1",))},
     }
     assert others.keys() == set(Target.__annotations__)
     origin = Origin("host", "sha256:" + "0" * 64, "kvmarm")

@@ -25,6 +25,7 @@ from kvmarm_plugin.fleet import baseline, pool
 from kvmarm_plugin.host import marks
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy
+from kvmarm_plugin.model.target import Level
 from kvmarm_plugin.rehearse import renewed
 from kvmarm_plugin.watch import renewal
 
@@ -524,6 +525,7 @@ def test_every_fact_of_a_target_shows_when_it_changes() -> None:
         "reglist": _NEW.reglist,
         "pinning": target.pinning.replace(cpus="7"),
         "roams": True,
+        "level": Level(),
     }
     assert changes.keys() == target.as_dict().keys()
     for name, value in changes.items():

@@ -27,6 +27,7 @@ from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
 from kvmarm_plugin.fleet.pool import Pool, check_member
 from kvmarm_plugin.judge.by_profile import check, counted
@@ -271,6 +272,25 @@ def _undo(world: World, remedy: str) -> World:
     return _world(world.source, world.destination, policy=world.policy, boots=world.boots)
 
 
+def _install_level(world: World, remedy: str) -> World:
+    assert f"install kvmarm-level on {world.destination.name}" in remedy
+    return world._replace(destination=world.destination.replace(level_library="1"))
+
+
+def _newer_linux(world: World, remedy: str) -> World:
+    since = _said(r"run Linux (\S+) or newer on", remedy)
+    newer = host(world.destination.name.replace("trixie", "sid"))
+    assert kernel_version(newer.kernel) >= kernel_version(since)
+    return world._replace(destination=_with_kernel(world.destination, newer))
+
+
+def _unlevel(world: World, remedy: str) -> World:
+    assert "remove it with virsh edit" in remedy
+    xml = re.sub(rb"(?s)<qemu:commandline.*</qemu:commandline>", b"", world.xml)
+    assert xml != world.xml
+    return _refresh(world._replace(xml=xml), remedy)
+
+
 def _host_model_again(world: World, remedy: str) -> World:
     element = _said(r"write (<cpu mode='host-model'/>)", remedy).encode()
     xml = re.sub(rb"<cpu [^>]*?(?:/>|>.*?</cpu>)", element, world.xml, count=1, flags=re.DOTALL)
@@ -311,6 +331,10 @@ _FIELD: dict[str, tuple[Way, ...]] = {
     "resolve-here": (_refresh_there,),
 }
 _WAYS: dict[str, tuple[Way, ...]] = {
+    "level-library": (_install_level,),
+    "level-refused-identity": (_newer_linux,),
+    "level-edited": (_refresh, _undo),
+    "level-unrecorded": (_unlevel,),
     "architecture-other": (_refresh_there, _keep("trixie-cortex-a57")),
     "qemu-without-kvm": (_install_qemu,),
     "qemu-without-model": (_install_qemu,),
@@ -375,6 +399,9 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "maxphysaddr-refused",
             "argument-overrules",
             "host-model-asked",
+            "level-library",
+            "level-refused-identity",
+            "level-unrecorded",
         )
     },
 }
@@ -734,6 +761,50 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
         _edited(_world(_N1, _N1, policy=_OPEN), b"mode='host-passthrough'", b"mode='host-model'")
     ],
 }
+
+
+def _pool(*names: str) -> HostProfile:
+    """What hosts can give if they are levelled."""
+    profile = levelled([host(name) for name in names], "pool").profile
+    assert profile is not None
+    return profile
+
+
+def _levelled(*names: str) -> World:
+    """A guest of such a pool, on the first of its hosts."""
+    return _world(_pool(*names), host(names[0]).replace(level_library="1"))
+
+
+def _with_lines_of_another() -> World:
+    """A guest that is not levelled, in whose XML somebody has put what levels another."""
+    (line,) = re.findall(
+        rb"(?s)<qemu:commandline.*</qemu:commandline>", _levelled(_N1, "sid-neoverse-n1").xml
+    )
+    return _edited(_world(_N1, _N1), b"</domain>", line + b"</domain>")
+
+
+_FOUND.update(
+    {
+        "level-library": lambda: [
+            _world(_pool(_N1, "sid-neoverse-n1"), name) for name in (_N1, "sid-neoverse-n1")
+        ],
+        "level-refused-identity": lambda: [
+            _world(
+                _pool("sid-cortex-a57", "sid-cortex-a72"),
+                host("trixie-cortex-a57").replace(level_library="1"),
+            )
+        ],
+        "level-edited": lambda: [
+            _edited(_levelled(_N1, "sid-neoverse-n1"), old, new)
+            for old, new in (
+                (b"value='1 ", b"value='1 0=0 "),
+                (b"is-not-loaded'", b"is-loaded'"),
+                (b"value='-object'", b"value='-name'"),
+            )
+        ],
+        "level-unrecorded": lambda: [_with_lines_of_another()],
+    }
+)
 
 
 # -- the law -------------------------------------------------------------------------------------

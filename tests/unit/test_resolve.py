@@ -18,7 +18,7 @@ from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.profile_json import digest
-from kvmarm_plugin.model.target import Pinning, Target
+from kvmarm_plugin.model.target import Level, Pinning, Target
 from kvmarm_plugin.registers.text import format_values, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import ResolveError, Wish, read_wish
@@ -582,6 +582,7 @@ _IN_TEXT = {
     "reglist": " in all",
     "pinning": "pinned      to CPUs 4-7, of MIDR 0x414fd0b0",
     "roams": "pinned      no",
+    "level": "levelled    by libkvmarm-level, without TCR2_EL1",
 }
 
 
@@ -589,9 +590,13 @@ def test_every_field_of_a_target_is_shown() -> None:
     found = _shown()
     text, tree = show.as_text("uefi", found, True), json.loads(json.dumps(show.as_json(found)))
     on_a_board = show.as_text("uefi", _shown("hand-made-rk3588"), False)
+    levelled = show.as_text(
+        "uefi", found.replace(target=found.target.replace(level=Level(("TCR2_EL1",)))), False
+    )
+    others = {"pinning": on_a_board, "level": levelled}
     assert _IN_TEXT.keys() == set(Target.__annotations__)
     for name, words in _IN_TEXT.items():
-        assert words in (on_a_board if name == "pinning" else text), name
+        assert words in others.get(name, text), name
         assert name in tree["target"]
     assert (
         f"{len(found.target.registers)} that identify the vCPU,"
