@@ -192,7 +192,8 @@ def _start_agent(guest: Guest, old: Guest) -> None:
         time.sleep(0.5)
     _show(_agent_log(host))
     say(
-        f"{old.name} was adopted as it runs: it has not been touched, and is judged from now on, too."
+        f"{old.name} was adopted as it runs: nothing of it has changed, and it is judged from now"
+        " on, too."
     )
 
 
