@@ -7,7 +7,9 @@ VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 SOURCES := kvmarm_plugin tests
 
-PACKAGES := python3-venv python3-lxml python3-yaml python3-libvirt linux-libc-dev-arm64-cross mandoc graphviz zsh gcc libc6-dev
+# What runs kvmarm, and builds it: all that the demo needs.
+RUNTIME := python3-venv python3-lxml python3-yaml python3-libvirt
+PACKAGES := $(RUNTIME) linux-libc-dev-arm64-cross mandoc graphviz zsh gcc libc6-dev
 # What makes the chroots in which the Debian package is built and tried.
 CHROOTS := mmdebstrap debian-archive-keyring
 # What builds the RPM package and looks at it.
@@ -27,7 +29,7 @@ help:  ## this list
 	@echo "[hosts]: emulates ARM hosts: 4 GiB of memory, 3 GB of disk for their images, and the Debian mirror that apt uses."
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/ready  ## [hosts, or an ARM host's own KVM] a guest, from libvirt's refusal to a migration (3 minutes)
+demo: $(VENV)/bin/pip  ## [hosts, or an ARM host's own KVM] a guest, from libvirt's refusal to a migration (3 minutes)
 	@$(RUN) -m tests.lab.demo
 
 deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=…; from the mirror that apt uses, as root (20 minutes)
@@ -93,9 +95,12 @@ truth-table: $(VENV)/ready  ## [hosts] real migrations and lives of guests, as f
 clean:  ## remove what was built, and the virtualenv; the lab's cache: python3 -m tests.lab prune --all
 	rm -rf $(VENV) build dist preload/*.so.1 *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/ready: tests/requirements.txt tests/install-packages Makefile
-	@tests/install-packages $(PACKAGES)
+$(VENV)/bin/pip:
+	@tests/install-packages $(RUNTIME)
 	@$(PYTHON) -m venv --system-site-packages $(VENV)
+
+$(VENV)/ready: tests/requirements.txt tests/install-packages Makefile | $(VENV)/bin/pip
+	@tests/install-packages $(PACKAGES)
 	@echo "kvmarm: installing the tools of tests/requirements.txt into $(VENV)"
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@

@@ -78,7 +78,7 @@ def main() -> int:
     except LabError as error:
         print(f"kvmarm: {error}", file=sys.stderr)
         return 1
-    say("Done. Next: kvmarm --help, man kvmarm, xml-templates/.")
+    say("Done. Next: the handbook, docs/README.md; kvmarm --help; guests in xml-templates/.")
     return 0
 
 
@@ -191,6 +191,10 @@ def _start_agent(guest: Guest, old: Guest) -> None:
             raise LabError(f"the agent did nothing in {_AGENT_SECONDS:g} s: {_agent_log(host)}")
         time.sleep(0.5)
     _show(_agent_log(host))
+    say(
+        f"{old.name} was adopted as it runs: nothing of it has changed, and it is judged from now"
+        " on, too."
+    )
 
 
 def _agent_log(host: Host) -> str:
