@@ -33,18 +33,28 @@ INSTALLED = {
 }
 NOWHERE = {"ansible_host": "127.0.0.1", "ansible_port": "1", "ansible_ssh_args": "-F none"}
 
-# What Ansible asks of it, with the state of the one unit in /etc.
+# What Ansible asks of it, with the state of the units in /etc.
 _SYSTEMCTL = """
+    for word; do
+        case "$word" in kvmarm-renew.socket | kvmarm-agent.service) unit=$word ;; esac
+    done
     case "$*" in
-    show*kvmarm-renew.socket*)
+    show*)
         echo LoadState=loaded
         [ "$2" = --property=LoadState ] ||
-            echo "ActiveState=$(cat /etc/is-active || echo inactive)" ;;
-    "is-enabled kvmarm-renew.socket"*) [ -e /etc/is-enabled ] && echo enabled ;;
-    "enable kvmarm-renew.socket") touch /etc/is-enabled ;;
-    "start kvmarm-renew.socket") echo active >/etc/is-active ;;
+            echo "ActiveState=$(cat /etc/is-active-$unit || echo inactive)" ;;
+    "is-enabled $unit"*) [ -e /etc/is-enabled-$unit ] && echo enabled ;;
+    "enable $unit") touch /etc/is-enabled-$unit ;;
+    "start $unit") echo active >/etc/is-active-$unit ;;
     *) exit 1 ;;
     esac"""
+# What apt-get and dnf say of what they install, and of what is there.
+_INSTALLER = """
+    echo "$0 $*" >>/etc/asked
+    for path; do :; done
+    [ -e "$path" ] || exit 1
+    [ ! -e /etc/is-installed ] || exec echo "{nothing}"
+    touch /etc/is-installed; echo "1 newly installed" """
 _NO_SYSTEMD = "echo 'System has not been booted with systemd as init system'; exit 1"
 
 
@@ -67,6 +77,8 @@ class Fleet:
             case "$1" in
             probe) exec cat {PROFILES}/{profile}.json ;;
             check) exec {self.directory}/bin/kvmarm check --host {PROFILES}/{profile}.json "$2" ;;
+            renew) cat /etc/renewed && : >/etc/renewed ;;
+            status) echo "NAME of {name}"; exit 3 ;;
             hook)
                 mkdir -p {hookfile.DIRECTORY} && cd {hookfile.DIRECTORY} || exit
                 [ ! -e {hookfile.NAME} ] || exec echo "it is up to date"
@@ -74,7 +86,15 @@ class Fleet:
             esac"""
         _script(root / "bin/kvmarm", kvmarm)
         _script(root / "bin/systemctl", _SYSTEMCTL if systemd else _NO_SYSTEMD)
-        inside = f"mount --bind {root}/etc /etc && PATH={root}/bin:$PATH exec sh"
+        for tool, nothing in (
+            ("apt-get", "0 upgraded, 0 newly installed, 0 to remove and 0 not upgraded."),
+            ("dnf", "Nothing to do."),
+        ):
+            _script(root / "bin" / tool, _INSTALLER.format(nothing=nothing))
+        (root / "cache").mkdir()
+        (root / "etc/renewed").write_text("")
+        mounts = f"mount --bind {root}/etc /etc && mount --bind {root}/cache /var/cache"
+        inside = f"{mounts} && PATH={root}/bin:$PATH exec sh"
         _script(root / "shell", f'exec {" ".join(UNSHARE)} sh -c \'{inside} "$@"\' sh "$@"')
         self.hosts[name] = {
             "ansible_connection": "local",
@@ -134,8 +154,43 @@ def test_in_check_mode_then_for_real_then_again(fleet: Fleet) -> None:
         assert run.plan[-1] == "alpha: left out, as kvmarm_leave_out says"
         assert fleet.installed("beta") == fleet.installed("gamma") == installed
         assert run.changed == {"alpha": 0, "beta": changed, "gamma": changed and changed + 1}
-        states = [fleet.directory / "gamma/etc" / name for name in ("is-enabled", "is-active")]
-        assert [path.exists() for path in states] == [bool(installed)] * 2
+        states = [
+            fleet.directory / f"gamma/etc/is-{state}-{unit}"
+            for state in ("enabled", "active")
+            for unit in ("kvmarm-renew.socket", "kvmarm-agent.service")
+        ]
+        assert [path.exists() for path in states] == [bool(installed)] * 4
+        assert all(f'"NAME of {name}"' in run.output for name in ("beta", "gamma"))
+
+
+@pytest.mark.parametrize(
+    ("names", "command"),
+    [
+        (["kvmarm.deb"], "apt-get --yes --no-install-recommends install"),
+        (["kvmarm.rpm", "kvmarm-selinux.rpm"], "dnf --assumeyes install"),
+    ],
+)
+def test_packages_of_files(fleet: Fleet, names: list[str], command: str) -> None:
+    for name in ("alpha", "beta"):
+        fleet.add(name, "trixie-cortex-a57")
+    for name in names:
+        (fleet.directory / name).write_text(name)
+    variables = {"kvmarm_package_files": [str(fleet.directory / name) for name in names]}
+    # Those and their directory; what is installed, and the directory of policy and pool.
+    for changed in (3 + 4, 0):
+        run = fleet.run(**variables, kvmarm_serial="100%")
+        assert (run.rc, run.changed) == (0, {"alpha": changed, "beta": changed}), run.output
+    asked = (fleet.directory / "alpha/etc/asked").read_text().splitlines()
+    paths = " ".join(f"/var/cache/kvmarm/{name}" for name in names)
+    assert asked[0].endswith(f"{command} {paths}")
+
+
+def test_records_that_are_renewed_are_a_change(fleet: Fleet) -> None:
+    fleet.add("alpha", "trixie-cortex-a57")
+    fleet.add("beta", "trixie-cortex-a57")
+    assert fleet.run(kvmarm_serial="100%").rc == 0
+    (fleet.directory / "beta/etc/renewed").write_text("guest: renewed\n")
+    assert fleet.run(kvmarm_serial="100%").changed == {"alpha": 0, "beta": 1}
 
 
 def test_hosts_without_a_profile_are_named(fleet: Fleet) -> None:
