@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 import kvmarm_plugin
+from kvmarm_plugin.domain import record
 from kvmarm_plugin.hook import install
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import HookPolicy, Policy
@@ -101,6 +104,44 @@ def test_every_unit_is_installed_and_handled() -> None:
     assert set(re.findall(r"^%{_unitdir}/(\S+)$", sections["files"], re.MULTILINE)) == units
     (stopped,) = re.findall(r"^%systemd_preun (.*)$", sections["preun"], re.MULTILINE)
     assert set(stopped.split()) == units
+
+
+# -- what contributors are told, and the sources of a release --------------------------------------
+
+
+def test_issue_templates_name_what_there_is() -> None:
+    templates = {path.name: path.read_text("utf-8") for path in _PROJECT.glob("issue-templates/*")}
+    contributing = (_PROJECT / "CONTRIBUTING.md").read_text("utf-8")
+    assert set(re.findall(r"\(issue-templates/(\S+)\)", contributing)) == set(templates)
+    assert f"virsh metadata GUEST {record.NAMESPACE}`" in templates["wrong-verdict.md"]
+    for path in re.findall(r"\]\((?!#)([^)]+)\)", contributing):
+        assert (_PROJECT / path).exists(), path
+
+
+@pytest.mark.skipif(not (_PROJECT / ".git").exists(), reason="these are no sources from git")
+def test_two_tarballs_have_the_same_bytes(tmp_path: Path) -> None:
+    made = []
+    for number, mask in enumerate((0o022, 0o077)):
+        before = os.umask(mask)
+        try:
+            subprocess.run(
+                [_PROJECT / "rpm/dist", tmp_path / str(number)],
+                env={**os.environ, "TZ": ("UTC", "Asia/Kathmandu")[number]},
+                check=True,
+            )
+        finally:
+            os.umask(before)
+        (path,) = (tmp_path / str(number)).iterdir()
+        made.append(path.read_bytes())
+        assert path.name == f"kvmarm-{kvmarm_plugin.__version__}.tar.gz"
+    assert made[0] == made[1]
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    assert {member.name.partition("/")[0] for member in members} == {path.name[: -len(".tar.gz")]}
+    assert {member.mode for member in members} <= {0o644, 0o755, 0o777}
+    assert {(member.uid, member.gid, member.uname) for member in members} == {(0, 0, "")}
+    names = {member.name.partition("/")[2] for member in members}
+    assert {"rpm/kvmarm.spec", "debian/control", "setup.cfg", "tests/hosts/README.md"} <= names
 
 
 # -- docs/policy.yaml, from which /etc/kvmarm/policy.yaml is written -------------------------------
