@@ -51,7 +51,8 @@ _SYSTEMCTL = """
 # What apt-get and dnf say of what they install, and of what is there.
 _INSTALLER = """
     echo "$0 $*" >>/etc/asked
-    [ -e "/var/cache/kvmarm/${{@##*/}}" ] || exit 1
+    for path; do :; done
+    [ -e "$path" ] || exit 1
     [ ! -e /etc/is-installed ] || exec echo "{nothing}"
     touch /etc/is-installed; echo "1 newly installed" """
 _NO_SYSTEMD = "echo 'System has not been booted with systemd as init system'; exit 1"
