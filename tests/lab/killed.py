@@ -25,6 +25,7 @@ from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.host import previous
 from kvmarm_plugin.host.libvirtd import Connection, Domain, run_events
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.watch import agent as agents
 from kvmarm_plugin.watch.agent import Agent, Tools
 from kvmarm_plugin.watch.renewal import Renewer
 
@@ -127,6 +128,7 @@ def _check(name: str, uuid: str, before: bytes) -> bool:
 
 def main(name: str, mode: str) -> None:
     _One.name = name
+    agents._OWN_EVENT = 0.2  # there is nobody else
     xml = sys.stdin.read()
     made = command._Tools()
     made.resolver()  # and whatever it takes to ask this host
