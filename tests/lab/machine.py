@@ -41,6 +41,8 @@ TOOLS = (
     Tool("qemu-system-aarch64", "qemu-system-arm", "emulates the hosts"),
     Tool("mmdebstrap", "mmdebstrap", "installs Debian for arm64, for hosts with systemd"),
     Tool("setpriv", "util-linux", "ties the hosts' lives to ours"),
+    Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", "builds libkvmarm-level"),
+    Tool("make", "make", "builds it, too"),
 )
 
 # Administrators' tools are in sbin, which is not on everybody's PATH.
@@ -86,6 +88,8 @@ def setup() -> None:
     say(f"installing {wanted}")
     if not package_lists():
         apt_get("update")
+    if "gcc-aarch64-linux-gnu" in packages:
+        packages.append("libc6-dev-arm64-cross")  # its headers, which it only recommends
     apt_get("install", "--yes", "--no-install-recommends", *packages)
 
 
