@@ -61,7 +61,7 @@
 #define PMCR_EL0_N 0xF800U
 
 #define VARIABLE "KVMARM_LEVEL"
-#define PROOF "/libkvmarm-level.so.1/is-not-loaded" /* QEMU shows this name when it is not */
+#define PROOF "/proc/libkvmarm-level.so.1/is-not-loaded" /* QEMU shows this name when it is not */
 #define TEXT_VERSION "1"
 #define LONGEST_TEXT 16384
 #define MOST_REGISTERS 256

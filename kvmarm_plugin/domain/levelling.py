@@ -16,7 +16,7 @@ NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 LIBRARY = "libkvmarm-level.so.1"  # ld.so(8) finds it by its name, wherever a distribution has it
 
 # A file that only the library can open: without it QEMU says so, and does not start.
-_PROOF = f"secret,id=kvmarm-level,file=/{LIBRARY}/is-not-loaded"
+_PROOF = f"secret,id=kvmarm-level,file=/proc/{LIBRARY}/is-not-loaded"
 _VERSION = "1"  # of the text
 _ARGUMENTS = ("-object", _PROOF)
 _LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"

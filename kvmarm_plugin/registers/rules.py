@@ -286,6 +286,10 @@ def ignores(register: str, value: int, registers: Mapping[str, int], kernel: Ker
     return register in _AARCH32 and without_aarch32 and kernel.version >= (6, 1) and value < 1 << 64
 
 
+# Before, a vCPU that PSCI turns on has the host's again (kvm_reset_vcpu).
+_CLIDR_STAYS_SINCE = (6, 10)
+
+
 def keeps(register: str, value: int, registers: Mapping[str, int], kernel: KernelFacts) -> bool:
     """Whether KVM_SET_ONE_REG of `value` succeeds in a fresh vCPU that has these registers, and
     KVM_GET_ONE_REG then gives it back.
@@ -298,6 +302,8 @@ def keeps(register: str, value: int, registers: Mapping[str, int], kernel: Kerne
     if value == limit:
         return True
     kept = register not in _OF_THE_HOST and not ignores(register, value, registers, kernel)
+    if register == "CLIDR_EL1" and kernel.version < _CLIDR_STAYS_SINCE:
+        return False
     return (
         kept
         and accepts(register, value, limit, kernel.replace(hidden=()))

@@ -49,7 +49,7 @@ from tests.corpus import GUEST, HOSTS, RECORD_SCHEMA, TESTS, host, one_line
 
 _TRIXIE, _SID = "trixie-neoverse-n1", "sid-neoverse-n1"
 _A57, _A72 = "sid-cortex-a57", "sid-cortex-a72"
-_PROOF = "secret,id=kvmarm-level,file=/libkvmarm-level.so.1/is-not-loaded"
+_PROOF = "secret,id=kvmarm-level,file=/proc/libkvmarm-level.so.1/is-not-loaded"
 
 # Of one architecture, and of one kind of CPU each: what can be levelled at all.
 _SINGLE = [name for name in HOSTS if not name.startswith("hand-made")]

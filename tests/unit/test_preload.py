@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 _PRELOAD = Path(__file__).parents[2] / "preload"
-_PROOF = "/libkvmarm-level.so.1/is-not-loaded"
+_PROOF = "/proc/libkvmarm-level.so.1/is-not-loaded"
 _SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _MIDR, _PFR0, _PFR1, _CLIDR = (
