@@ -222,7 +222,7 @@ def _of_hosts(hosts: list[HostProfile]) -> list[Unlevelled]:
         all(_GIC in versions for versions in gics),
         "gic_versions", "GIC", "interrupt controller version",
         (", ".join(map(str, each)) for each in gics),
-        "KVM takes an older GIC from the ID registers when it is made, which is after they have been"
+        "KVM takes an older GIC from the ID registers when it is made, after they have been"
         " levelled (kvm_vgic_create)",
     )  # fmt: skip
     addresses = [least_addresses(host) for host in hosts]
