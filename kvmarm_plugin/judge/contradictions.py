@@ -99,9 +99,9 @@ def as_written(domain: Element, target: Target) -> Target:
     lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
     level = target.level
     if level is not None:
-        from ..domain.levelling import says  # few guests are levelled
+        from ..domain import levelling  # few guests are levelled
 
-        level = level if says(domain) else None
+        level = level if levelling.says(domain) else None
     return target.replace(
         model=model,
         number=NAMED_MODELS.get(model, ("", target.number))[1],
