@@ -290,7 +290,7 @@ def _remedy_of_pool(report: Report, host: str, finding: Finding) -> str:
         return f"boot {name} with {override_for(finding)}, and probe it again"
     if finding.kind == "machine-unknown":
         return f"upgrade QEMU on {name}, or make the baseline anew"
-    if finding.kind == "machines-unknown":
+    if finding.kind in ("machines-unknown", "level-library", "level-refused-identity"):
         return texts(finding)["remedy"]
     if _is_hopeless(report, finding):
         return f"leave {name} out of the pool"

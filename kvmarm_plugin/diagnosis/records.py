@@ -10,7 +10,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..fleet.pool import check_member
 from ..host import files, marks
-from ..judge.wording import in_short
+from ..judge.wording import in_short, texts
 from ..model import policy, profile_json
 from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
 
@@ -62,7 +62,12 @@ def check_pool(host: Host) -> Iterator[Line]:
     findings = check_member(pool, profile)
     if findings:
         said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here"))
-        yield Line(BAD, f"this host has drifted out of pool {name}: {said}", again)
+        lacking = all(finding.kind == "level-library" for finding in findings)
+        yield Line(
+            BAD,
+            f"this host has drifted out of pool {name}: {said}",
+            texts(findings[0])["remedy"] if lacking else again,
+        )
     elif host.name in pool.members:
         yield Line(OK, f"this host is a member of pool {name} like the others")
 

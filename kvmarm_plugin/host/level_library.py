@@ -14,11 +14,8 @@ def installed_version() -> str:
 
     try:
         library = ctypes.CDLL(LIBRARY)
-        version = ctypes.c_char.in_dll(library, "kvmarm_level_version")
+        symbol = ctypes.c_char.in_dll(library, "kvmarm_level_version")
     except (OSError, ValueError):
         return ""
-    return (
-        ctypes.string_at(ctypes.addressof(version), 8)
-        .partition(b"\0")[0]
-        .decode("ascii", "replace")
-    )
+    version = ctypes.string_at(ctypes.addressof(symbol), 5).partition(b"\0")[0]
+    return version.decode() if version.isdigit() and len(version) < 5 else ""

@@ -34,6 +34,7 @@ from ..model.target import sve_lengths
 from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
+from . import level_library
 from . import qemu as qemu_edge
 from .cpus import CpuCluster, allowed_cpus, find_capacity, find_clusters, name_part
 
@@ -152,6 +153,7 @@ class _Probe:
             problems=tuple(self.problems[:255]),
             page_size=page_size,
             gicd_iidr=gicd_iidr,
+            level_library=level_library.installed_version() if clusters else "",
             unknown=tuple(
                 part
                 for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))

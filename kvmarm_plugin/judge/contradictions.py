@@ -97,6 +97,11 @@ def as_written(domain: Element, target: Target) -> Target:
     is_32_bit = target.architecture == "arm64" and says["architecture"] == "armv7l"
     (features.update if is_32_bit else features.difference_update)(AARCH32.bits)
     lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
+    level = target.level
+    if level is not None:
+        from ..domain import levelling  # few guests are levelled
+
+        level = level if levelling.says(domain) else None
     return target.replace(
         model=model,
         number=NAMED_MODELS.get(model, ("", target.number))[1],
@@ -105,6 +110,7 @@ def as_written(domain: Element, target: Target) -> Target:
         machine=says["machine type"] if is_name(says["machine type"]) else target.machine,
         gic=int(says["<gic>"]) if says["<gic>"] in ("2", "3") else target.gic,
         sve_lengths=lengths if lengths == target.sve_lengths else (),  # QEMU adds to others
+        level=level,
     )
 
 

@@ -23,6 +23,7 @@ _ACTIONS = {
     "DOMAIN": "_kvmarm_domains",
     "DOMAIN-or-FILE": "_kvmarm_domains_or_files",
     "FILE": "_files",
+    "HOST": " ",
     "NAME-or-UUID": "_kvmarm_domains",
     "PATH": "_files",
     "POOL": '_files -g "*.(yaml|yml)"',

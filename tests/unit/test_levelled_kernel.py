@@ -191,10 +191,10 @@ def test_the_kernel_and_its_profile_say_the_same(names: tuple[str, ...], boots: 
 def test_without_the_library_or_the_capability(library: list[str]) -> None:
     target = _target(_A57, _A72)
     library[0] = ""
-    assert _blocking(_rehearsed(target, host(_A57))) == [("level-library", "libkvmarm-level")]
-    assert _blocking(check(target, host(_A57), cpus=())) == [("level-library", "libkvmarm-level")]
+    assert _blocking(_rehearsed(target, host(_A72))) == [("level-library", "libkvmarm-level")]
+    assert _blocking(check(target, host(_A72), cpus=())) == [("level-library", "libkvmarm-level")]
     library[0] = "1"
-    here = _here(_A57)
+    here = _here(_A72)
     here = here.replace(
         capabilities={
             name: value
@@ -313,7 +313,7 @@ def test_the_hook_lets_levelled_guests_pass(
 def test_the_hook_stops_an_arrival_that_the_kernel_does_not_take(
     operation: str, arrives: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stopped, said = arrives(_xml(_A57, _A72), _here("trixie-cortex-a57"), operation, capfd)
+    stopped, said = arrives(_xml(_A57, _A72), _here("trixie-cortex-a72"), operation, capfd)
     assert stopped
     assert "MIDR_EL1" in said
     assert "Linux 6.15" in said

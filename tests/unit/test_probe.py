@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmarm_plugin.host import qemu
+from kvmarm_plugin.host import level_library, qemu
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
 from kvmarm_plugin.kvm import scratch, uapi
@@ -734,3 +734,29 @@ def test_an_emulator_without_a_directory_is_the_one_in_path(
     monkeypatch.chdir(tmp_path)
     for name in ("my-qemu", "./my-qemu"):
         assert qemu.ask(name).binary == str(tmp_path / "my-qemu")
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("1", "1"), ("12", "12"), ("", ""), ("12345", ""), ("x", ""), ("-1", "")],
+)
+def test_the_library_s_version_is_what_it_says_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, told: str
+) -> None:
+    source, library = tmp_path / "a.c", tmp_path / "liba.so"
+    source.write_text(f'const char kvmarm_level_version[] = "{version}";\n', encoding="utf-8")
+    subprocess.run(["cc", "-shared", "-o", library, source], check=True)
+    monkeypatch.setattr(level_library, "LIBRARY", str(library))
+    assert level_library.installed_version() == told
+
+
+def test_no_library_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / "none.so", Path(__file__)):
+        monkeypatch.setattr(level_library, "LIBRARY", str(path))
+        assert level_library.installed_version() == ""
+
+
+def test_a_profile_tells_of_the_library(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lab.probe().level_library == ""
+    monkeypatch.setattr(level_library, "installed_version", lambda: "1")
+    assert lab.probe().level_library == "1"
