@@ -155,8 +155,8 @@ def test_secure_execution(pair: tuple[Host, Host]) -> None:
     text = _text_in(alpha.run(f"virsh dumpxml --inactive {guest.name}").stdout)
     guest.destroy()
     command = (
-        f"LD_PRELOAD=libkvmarm-level.so.1 KVMARM_LEVEL='{text}' %s -M none -nodefaults -display"
-        " none -object secret,id=kvmarm-level,file=/proc/libkvmarm-level.so.1/is-not-loaded -monitor"
+        f"LD_PRELOAD=libkvmarm-level.so.1 KVMARM_LEVEL='{text}' %s -M none -nodefaults"
+        " -display none -object secret,id=kvmarm-level,file=/proc/libkvmarm-level.so.1/is-not-loaded -monitor"
         " stdio"
     )
     alpha.run(f"cp {QEMU} /tmp/secure && chmod 4755 /tmp/secure")

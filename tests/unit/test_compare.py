@@ -272,20 +272,6 @@ def test_two_revidrs_in_one_host_are_two_names() -> None:
     assert " Neoverse-N1 r4p1, " in text
 
 
-def test_the_text_is_as_documented() -> None:
-    newer = host("trixie-neoverse-n1")
-    comparison = _compare(
-        host("bookworm-neoverse-n1"), newer, newer.replace(name="trixie-neoverse-n1-b")
-    )
-    document = (TESTS.parent / "docs" / "compare.md").read_text(encoding="utf-8")
-    documented = "\n".join(
-        line[4:]
-        for line in re.findall(r"^(?:    .*|)$", document.partition("$ kvmarm")[2], re.MULTILINE)
-    )
-    assert documented.strip()
-    assert as_text(comparison).startswith(documented.strip() + "\n")
-
-
 def test_few_hosts_get_a_matrix_and_all_reasons() -> None:
     text = as_text(_compare(host("trixie-neoverse-n1"), host("sid-neoverse-n1")))
     lines = text.splitlines()
