@@ -156,8 +156,8 @@ def test_secure_execution(pair: tuple[Host, Host]) -> None:
     guest.destroy()
     command = (
         f"LD_PRELOAD=libkvmarm-level.so.1 KVMARM_LEVEL='{text}' %s -M none -nodefaults"
-        " -display none -object secret,id=kvmarm-level,file=/proc/libkvmarm-level.so.1/is-not-loaded -monitor"
-        " stdio"
+        " -display none -monitor stdio"
+        " -object secret,id=kvmarm-level,file=/proc/libkvmarm-level.so.1/is-not-loaded"
     )
     alpha.run(f"cp {QEMU} /tmp/secure && chmod 4755 /tmp/secure")
     plain = _as_nobody(alpha, command % QEMU)
