@@ -10,7 +10,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
@@ -46,6 +46,11 @@ from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import ResolveError
 from kvmarm_plugin.verdicts import judge_guest
 from tests.corpus import GUEST, HOSTS, RECORD_SCHEMA, TESTS, host, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmarm_plugin.judge.offer import Offer
 
 _TRIXIE, _SID = "trixie-neoverse-n1", "sid-neoverse-n1"
 _A57, _A72 = "sid-cortex-a57", "sid-cortex-a72"
@@ -523,7 +528,7 @@ def test_the_library_is_no_part_of_a_host_s_digest() -> None:
     assert "level_library" not in profile_json.dumps(host(_SID))
 
 
-_HOSTILE = [
+_HOSTILE: list[tuple[str, Any]] = [
     ("level_library", None), ("level_library", 1), ("level_library", ""), ("level_library", "x"),
     ("level_library", "1" * 99), ("level_library", "1\n"), ("level_library", []),
     ("level", None), ("level", {}), ("level", []), ("level", {"left_out": None}),
@@ -627,12 +632,12 @@ def _as_libvirt_writes(made: bytes) -> bytes:
     """With all <qemu:commandline> as one, its namespace on the root, and arguments before the
     environment (qemuDomainDefNamespaceFormatXML).
     """
-    root = etree.fromstring(made)
+    root: Any = etree.fromstring(made)
     lines = root.findall(f"{{{_QEMU}}}commandline")
     children = [child for line in lines for child in line if isinstance(child.tag, str)]
     for line in lines:
         root.remove(line)
-    new = etree.Element("domain", root.attrib, nsmap={**root.nsmap, "qemu": _QEMU})
+    new: Any = etree.Element("domain", root.attrib, nsmap=dict(root.nsmap, qemu=_QEMU))
     new.text = root.text
     new.extend(list(root))
     if children:
@@ -640,7 +645,7 @@ def _as_libvirt_writes(made: bytes) -> bytes:
         for kind in ("arg", "env"):
             for child in children:
                 if child.tag == f"{{{_QEMU}}}{kind}":
-                    etree.SubElement(line, child.tag, child.attrib)
+                    etree.SubElement(line, child.tag, dict(child.attrib))
     etree.cleanup_namespaces(new, keep_ns_prefixes=["qemu"])
     return etree.tostring(new)
 
@@ -679,24 +684,22 @@ def test_what_the_user_has_added_since_stays() -> None:
     assert levelling.says(parse(kept)) == {}
 
 
+def _asking(here: HostProfile) -> Callable[[Target], Offer]:
+    return lambda target: ProfileOffer(target, here, here.clusters[0])
+
+
 def test_members_make_the_same_of_a_domain() -> None:
     formed = pool.Pool("pool", {}, _profile(_TRIXIE, _SID))
-    made = set()
-    for name in (_TRIXIE, _SID):
-        here = _here(name)
-        resolver = pool.resolver(
-            formed, Policy(), name, (), lambda t, h=here: ProfileOffer(t, h, h.clusters[0])
-        )
-        made.add(resolver.resolve(GUEST))
+    made = {
+        pool.resolver(formed, Policy(), name, (), _asking(_here(name))).resolve(GUEST)
+        for name in (_TRIXIE, _SID)
+    }
     assert len(made) == 1
 
 
 def test_a_member_without_the_library_resolves_nothing() -> None:
     formed = pool.Pool("pool", {}, _profile(_TRIXIE, _SID))
-    here = host(_SID)
-    resolver = pool.resolver(
-        formed, Policy(), _SID, (), lambda target: ProfileOffer(target, here, here.clusters[0])
-    )
+    resolver = pool.resolver(formed, Policy(), _SID, (), _asking(host(_SID)))
     with pytest.raises(KvmarmError, match="libkvmarm-level") as error:
         resolver.resolve(GUEST)
     one_line(error.value)

@@ -122,7 +122,11 @@ def targets(draw: st.DrawFn) -> Target:
         registers["SVE_VLS"] = sve_bitmap(tuple(lengths))
     model = draw(_names | st.just("host"))
     model = "host" if model in NAMED_MODELS else model
-    others = [st.just({}), st.fixed_dictionaries({"pinning": _pinnings}), st.just({"roams": True})]
+    others: list[st.SearchStrategy[dict[str, Any]]] = [
+        st.just({}),
+        st.fixed_dictionaries({"pinning": _pinnings}),
+        st.just({"roams": True}),
+    ]
     if (architecture, model) == ("arm64", "host"):
         own = _some(*sorted(names, key=id_of))
         others.append(st.fixed_dictionaries({"level": st.builds(Level, own=own)}))
