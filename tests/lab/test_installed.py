@@ -90,6 +90,14 @@ def test_what_the_package_has_started(host: Host) -> None:
     assert "libvirtd" in host.run("aa-status").stdout
     said = host.run("kvmarm doctor", check=False)
     assert said.rc == 0, said.stdout
+    # What it takes while nothing happens: for people, and no promise.
+    idle = host.run(
+        "pid=$(systemctl show --property=MainPID --value kvmarm-agent.service);"
+        " woken() { cat /proc/$pid/task/*/status | awk '/^voluntary/ {n += $2} END {print n}'; };"
+        " sleep 5; before=$(woken); sleep 20;"
+        " echo agent: $(($(woken) - before)) wake-ups in 20 s, $(grep VmRSS /proc/$pid/status)"
+    )
+    print(idle.stdout)
 
 
 def test_host_model_that_somebody_else_defines(host: Host) -> None:
