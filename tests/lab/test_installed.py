@@ -90,6 +90,14 @@ def test_what_the_package_has_started(host: Host) -> None:
     assert "libvirtd" in host.run("aa-status").stdout
     said = host.run("kvmarm doctor", check=False)
     assert said.rc == 0, said.stdout
+    # What it takes while nothing happens: for people, and no promise.
+    idle = host.run(
+        "pid=$(systemctl show --property=MainPID --value kvmarm-agent.service);"
+        " woken() { cat /proc/$pid/task/*/status | awk '/^voluntary/ {n += $2} END {print n}'; };"
+        " sleep 5; before=$(woken); sleep 20;"
+        " echo agent: $(($(woken) - before)) wake-ups in 20 s, $(grep VmRSS /proc/$pid/status)"
+    )
+    print(idle.stdout)
 
 
 def test_host_model_that_somebody_else_defines(host: Host) -> None:
@@ -116,6 +124,11 @@ _MEDIUM = "/var/lib/libvirt/images/medium.iso"
 _PHASE = f"--cdrom {_MEDIUM}"
 
 
+@pytest.fixture(scope="module")
+def _medium(host: Host) -> None:
+    host.run(f"truncate --size 1M {_MEDIUM}")
+
+
 def _stored(host: Host, name: str) -> str:
     return host.run(f"cat /etc/libvirt/qemu/{name}.xml").stdout
 
@@ -125,9 +138,9 @@ def test_virt_install(host: Host) -> None:
     _is_judged_rightly(host, "installed")
 
 
+@pytest.mark.usefixtures("_medium")
 def test_virt_install_with_an_install_phase(host: Host) -> None:
     """It starts a transient guest that installs, and defines what is to be started after it."""
-    host.run(f"truncate --size 1M {_MEDIUM}")
     host.run(f"{_VIRT_INSTALL} --name phased {_PHASE}")
     assert "<on_reboot>destroy<" in host.run("virsh dumpxml phased").stdout
     _is_judged_rightly(host, "phased")
@@ -138,6 +151,7 @@ def test_virt_install_with_an_install_phase(host: Host) -> None:
     _is_judged_rightly(host, "phased")
 
 
+@pytest.mark.usefixtures("_medium")
 def test_virt_install_of_host_model(host: Host) -> None:
     """It starts what it has never defined: that is refused, and nothing is left of it. As
     docs/managers/virt-install.md has it, it works.
