@@ -14,10 +14,13 @@ from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
+from kvmarm_plugin.domain.levelling import LIBRARY, NAMESPACE
+
 from ..deb.build import build
 from ..deb.chroot import to_build
 from .guest import Guest, domain_xml
 from .host import Host, HostSpec
+from .preload import build_library
 
 pytestmark = pytest.mark.slow
 
@@ -369,3 +372,32 @@ def _bti(host: Host, name: str, options: str) -> int:
     """What is recorded of the guest's ID_AA64PFR1_EL1.BT."""
     shown = json.loads(host.run(f"kvmarm show --json {options} {name}").stdout)
     return int(shown["target"]["registers"]["ID_AA64PFR1_EL1"], 0) & 0xF
+
+
+def test_a_levelled_guest_is_confined(host: Host, tmp_path: Path) -> None:
+    """AppArmor lets QEMU load libkvmarm-level, which is no secure execution to ld.so(8), and the
+    library does what it is told.
+    """
+    host.put(build_library(tmp_path), f"/usr/lib/aarch64-linux-gnu/{LIBRARY}")
+    psci = "1 6030000000140000=10001"  # PSCI_VERSION 1.1 of 1.1 and more
+    level = (
+        f"<qemu:commandline xmlns:qemu='{NAMESPACE}'><qemu:arg value='-object'/>"
+        f"<qemu:arg value='secret,id=kvmarm-level,file=/proc/{LIBRARY}/is-not-loaded'/>"
+        f"<qemu:env name='LD_PRELOAD' value='{LIBRARY}'/>"
+        f"<qemu:env name='KVMARM_LEVEL' value='{psci}'/></qemu:commandline>"
+    )
+    guest = Guest(host, "levelled").define(domain_xml("levelled", extra=level)).start()
+    guest.wait_for("guest: tick 2")
+    facts = host.run(
+        "read pid < /run/libvirt/qemu/levelled.pid; cat /proc/$pid/attr/current;"
+        f" grep --max-count=1 --only-matching {LIBRARY} /proc/$pid/maps"
+    ).stdout
+    assert facts.startswith("libvirt-") and LIBRARY in facts
+    broken = psci.replace("10001", "90001")
+    guest.destroy()
+    guest.define(domain_xml("levelled", extra=level.replace(psci, broken)))
+    failed = host.run(["virsh", "start", "levelled"], check=False)
+    assert "kvmarm-level: KVM on this host does not let register" in failed.stderr
+    guest.destroy()
+    denied = host.run("journalctl --dmesg --no-pager --grep kvmarm-level", check=False).stdout
+    assert "DENIED" not in denied
