@@ -392,7 +392,8 @@ def test_a_levelled_guest_is_confined(host: Host, tmp_path: Path) -> None:
         "read pid < /run/libvirt/qemu/levelled.pid; cat /proc/$pid/attr/current;"
         f" grep --max-count=1 --only-matching {LIBRARY} /proc/$pid/maps"
     ).stdout
-    assert facts.startswith("libvirt-") and LIBRARY in facts
+    assert facts.startswith("libvirt-")
+    assert LIBRARY in facts
     broken = psci.replace("10001", "90001")
     guest.destroy()
     guest.define(domain_xml("levelled", extra=level.replace(psci, broken)))
