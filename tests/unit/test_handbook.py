@@ -286,7 +286,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         if "://" in target:
             continue
         there = (path.parent / name).resolve() if name else path
-        assert there.exists() or name == "managers/", target  # which is on its way
+        assert there.exists(), target
         assert not anchor or anchor in _anchors(there), target
 
 
