@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the hook costs where there is a kernel, and libkvmarm-level: `make bench-lab`, or `python3 -m tests.lab.bench
-[SUITE [CPU]]`.
+"""What the hook costs where there is a kernel, and libkvmarm-level: `make bench-lab`, or `python3
+-m tests.lab.bench [SUITE [CPU]]`.
 
 A guest is resolved on a host, and the installed hook looks at it there as it would on a migration,
 in turn with the interpreter that does nothing. On an emulated host everything takes some ten times
 as long, the kernel's part more than the rest: it is measured apart (benchhost.py) and taken off.
 What is left is ours, and the goal is at most 2.5 times the interpreter's own time.
 
-The library costs QEMU's start some system calls for each vCPU. QEMU is started, and told to quit, in
-turn without it and with the text of a guest that has all that the host has.
+The library costs QEMU's start some system calls for each vCPU. QEMU is started, and told to quit,
+in turn without it and with the text of a guest that has all that the host has.
 """
 
 from __future__ import annotations
