@@ -470,6 +470,8 @@ class FakeKernel(SystemCalls):
         if arg.id in WORKAROUNDS and value <= vcpu.registers[arg.id]:
             return 0  # and the host's stays: kvm_arm_get_fw_reg
         if arg.id not in CORE_REGISTERS and value != vcpu.registers[arg.id]:
+            if vcpu.has_run and arg.id in vcpu.kind.writable:
+                return -errno.EBUSY
             if not self._takes(vcpu, arg.id, value):
                 return -errno.EINVAL
             if vcpu.has_run:
@@ -490,8 +492,8 @@ class FakeKernel(SystemCalls):
             return value & 7 >= vcpu.registers[reg] & 7  # set_ccsidr
         if reg not in vcpu.kind.writable:
             return False
-        mask = (vcpu.kind.masks or {}).get(reg, (1 << 64) - 1)
-        return not (value ^ vcpu.registers[reg]) & ~mask
+        mask = (vcpu.kind.masks or {}).get(reg)
+        return mask is None or not (value ^ vcpu.registers[reg]) & ~mask
 
     def _set_vls(self, vcpu: _Vcpu, value: int) -> int:
         """set_sve_vls: up to the longest length asked for, exactly the host's; nothing above the
