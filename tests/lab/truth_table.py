@@ -469,6 +469,9 @@ def sees_otherwise(reader: Guest, target: dict[str, Any]) -> str:
 
 
 def _compared(name: str, value: int) -> int:
+    if name == "CTR_EL0":
+        # Linux hides TminLine, of memory tagging, and lets guests read the hardware's.
+        return value & ~(0x3F << 32)
     return value & 0x1F << 11 if name == "PMCR_EL0" else value
 
 
