@@ -79,22 +79,26 @@ def lines_of(domain: Element) -> list[Element]:
 
 def preloads(domain: Element) -> bool:
     """Whether the domain has QEMU load a library that is not this one."""
-    ours = elements_in(domain)
-    return any(
-        child.attributes.get("name") == _LIBRARY_VARIABLE
+    return bool(_other_libraries(domain, elements_in(domain)))
+
+
+def _other_libraries(domain: Element, ours: list[Element]) -> list[Element]:
+    return [
+        child
         for line in lines_of(domain)
         for child in line.find_all(f"{NAMESPACE} env")
-        if child not in ours
-    )
+        if child.attributes.get("name") == _LIBRARY_VARIABLE and child not in ours
+    ]
 
 
 def says(domain: Element) -> dict[str, str]:
     """What a domain says of levelling, by what it is called in a finding; empty of one that does
-    not.
+    not. Of several values of a variable QEMU gets one: then another library is said, too.
     """
     names = {"arg": "<qemu:arg>", "env": "<qemu:env>"}
     said: dict[str, list[str]] = {}
-    for child in elements_in(domain):
+    ours = elements_in(domain)
+    for child in [*ours, *_other_libraries(domain, ours)] if ours else []:
         kind = names[child.name.rpartition(" ")[2]]
         name = child.attributes.get("name", "")
         said.setdefault(f"{kind} {name}".strip(), []).append(child.attributes.get("value", ""))
