@@ -101,18 +101,12 @@ def adopt_live(domain: Domain, system: System, dry_run: bool = False) -> Adopted
     return _record(domain, xml, target, system, dry_run, True, was_left)
 
 
-def adopt_stored(
-    domain: Domain, system: System, dry_run: bool = False, xml: Element | None = None
-) -> Adopted | None:
+def adopt_stored(domain: Domain, system: System, dry_run: bool = False) -> Adopted | None:
     """Record what a domain's stored definition gives at a start on this host, in the metadata of
     that. None, arguments and errors as for `adopt_live`; UntoldError: a record cannot say it.
-
-    Args:
-        xml: that definition, if it has been read.
     """
-    was_left = xml is None and left.has(domain.uuid)
-    if xml is None:
-        xml = parse(domain.xml(live=False, secrets=False).encode())
+    was_left = left.has(domain.uuid)
+    xml = parse(domain.xml(live=False, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
     return _record(domain, xml, what_it_has(xml, system), system, dry_run, False, was_left)

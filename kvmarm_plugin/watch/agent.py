@@ -43,7 +43,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from ..domain.xml import Element
     from ..host.libvirtd import Connection, Domain
     from ..model.policy import Policy
     from ..model.profile import HostProfile
@@ -262,9 +261,9 @@ class Agent:
         if asks_for_host_model(xml):
             self._make_concrete(connection, domain)
         elif record.find(xml) is None:
-            self._adopt_stored(connection, domain, system, xml)
+            self._adopt_stored(connection, domain, system)
         else:
-            renewed = renew_stored(domain, system, xml=xml)
+            renewed = renew_stored(domain, system)
             if renewed is None or renewed.before == renewed.after:
                 system.answers[is_true] = True
             else:
@@ -286,9 +285,7 @@ class Agent:
             self._tell(f"{shown(domain.name)}: its record is true again")
         return False
 
-    def _adopt_stored(
-        self, connection: Connection, domain: Domain, system: System, xml: Element
-    ) -> None:
+    def _adopt_stored(self, connection: Connection, domain: Domain, system: System) -> None:
         mode = adopts(self._tools.policy(), domain.name)
         if mode == "pin":
             pin_stored(
@@ -296,7 +293,7 @@ class Agent:
                 lambda: keeper(self._tools.profile(), self._tools.policy(), self._tell, ask_named),
                 lambda read, new: self._redefine(connection, domain, read, new, "adopt: pin"),
             )
-        elif mode == "record" and adopt_stored(domain, system, xml=xml) is not None:
+        elif mode == "record" and adopt_stored(domain, system) is not None:
             self._tell(f"{shown(domain.name)}: recorded what its definition gives here")
 
     def _make_concrete(self, connection: Connection, domain: Domain) -> None:

@@ -85,28 +85,16 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
-def renew_stored(
-    domain: Domain, system: System, dry_run: bool = False, xml: Element | None = None
-) -> Renewed | None:
-    """The same of a domain's stored definition: what it gives at a cold start here.
-
-    Args:
-        xml: that definition, if it has been read.
-    """
-    return _renew(domain, False, _WAYS[BOOTED], system, dry_run, xml)
+def renew_stored(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
+    """The same of a domain's stored definition: what it gives at a cold start here."""
+    return _renew(domain, False, _WAYS[BOOTED], system, dry_run)
 
 
 def _renew(
-    domain: Domain,
-    live: bool,
-    ways: tuple[bool, ...],
-    system: System,
-    dry_run: bool,
-    xml: Element | None = None,
+    domain: Domain, live: bool, ways: tuple[bool, ...], system: System, dry_run: bool
 ) -> Renewed | None:
-    was_left = xml is None and left.has(domain.uuid)
-    if xml is None:
-        xml = parse(domain.xml(live, secrets=False).encode())
+    was_left = left.has(domain.uuid)
+    xml = parse(domain.xml(live, secrets=False).encode())
     elements = record.find_all(xml)
     if not elements:
         return None

@@ -791,7 +791,7 @@ _FOUND.update(
         "level-refused-identity": lambda: [
             _world(
                 _pool("sid-cortex-a57", "sid-cortex-a72"),
-                host("trixie-cortex-a57").replace(level_library="1"),
+                host("trixie-cortex-a72").replace(level_library="1"),
             )
         ],
         "level-edited": lambda: [
