@@ -16,7 +16,8 @@ NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 LIBRARY = "libkvmarm-level.so.1"  # ld.so(8) finds it by its name, wherever a distribution has it
 
 # A file that only the library can open: without it QEMU says so, and does not start.
-_PROOF = f"secret,id=kvmarm-level,file=/proc/{LIBRARY}/is-not-loaded"
+_OBJECT = "secret,id=kvmarm-level,"
+_PROOF = f"{_OBJECT}file=/proc/{LIBRARY}/is-not-loaded"
 _VERSION = "1"  # of the text
 _ARGUMENTS = ("-object", _PROOF)
 _LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"
@@ -53,14 +54,14 @@ def elements_for(target: Target) -> tuple[bytes, ...]:
 
 def elements_in(domain: Element) -> list[Element]:
     """Those elements of a domain, of whatever target: what stands in any <qemu:commandline> of it
-    that is about the library.
+    that is about the library, be it edited. QEMU takes no second object of one id.
     """
     found: list[Element] = []
     for line in lines_of(domain):
         before: Element | None = None
         for child in line.children:
             value = child.attributes.get("value", "")
-            if child.name == f"{NAMESPACE} arg" and value == _PROOF:
+            if child.name == f"{NAMESPACE} arg" and value.startswith(_OBJECT):
                 if before is not None and before.attributes.get("value") == _ARGUMENTS[0]:
                     found.append(before)
                 found.append(child)

@@ -838,6 +838,16 @@ def test_an_edit_shows(edit: str) -> None:
         assert len(texts(finding)["recorded"]) <= 60
 
 
+@pytest.mark.parametrize("edit", ["text", "a register gone", "version", "proof"])
+def test_an_edit_is_gone_when_it_is_refreshed(edit: str) -> None:
+    """QEMU starts no guest with two objects of one id."""
+    made = _resolved(_TRIXIE, _SID)
+    edited = made.replace(*_EDITS[edit], 1)
+    source = restore(edited, parse(edited))
+    assert b"qemu:" not in source
+    assert _resolved(_TRIXIE, _SID, source=source) == made
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_a_second_library_shows(before: bool) -> None:
     """QEMU gets one LD_PRELOAD: libvirt's virCommandAddEnv keeps the last."""
