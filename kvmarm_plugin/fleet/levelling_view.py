@@ -98,6 +98,7 @@ def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) 
         "hosts": [host for kind in kinds for host in kind.names],
         "kinds": [kind.names for kind in kinds],
         "possible": profile is not None,
+        "needs_consent": result.needs_consent,
         "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
         "baseline": profile and dict(facts_of(profile)),
         "identity": result.identity,

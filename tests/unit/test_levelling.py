@@ -193,6 +193,9 @@ def test_errata_are_said_and_the_worst_are_refused(
     said = capsys.readouterr().out
     assert "no pool is made without --accept-errata" in said
     assert "ARM64_ERRATUM_832075 (hangs)" in said
+    assert cli.main([*command, "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["possible"], document["needs_consent"]) == (True, True)
     # By itself it is the identity with which nothing is missed.
     assert cli.main([word for word in command if word not in ("--identity", _A72)]) == 0
     assert "ARM64_ERRATUM" not in capsys.readouterr().out
