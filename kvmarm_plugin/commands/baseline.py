@@ -10,6 +10,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..fleet import baseline as plain
 from ..fleet import levelling_view
+from ..fleet.common_ground import some
 from ..fleet.kinds import kinds_of
 from ..fleet.levelling import levelled
 from ..fleet.pool import Pool, dumps
@@ -32,6 +33,12 @@ def run(arguments: Namespace) -> int:
     if (identity or accepts) and not level:
         raise KvmarmError("--identity and --accept-errata are for levelled pools", "add --level")
     hosts = read_profiles(profiles)
+    names = [host.name for host in hosts]
+    if identity and identity not in names:
+        raise KvmarmError(
+            f"no host of these is called {shown(identity, 60)}",
+            f"they are {some(names)}",
+        )
     if level and not _is_pool_as_it_is(hosts):
         return _level(hosts, name, output, identity or "", accepts, in_json, explain)
     result = plain.baseline(hosts, name)
@@ -60,12 +67,6 @@ def _level(
     in_json: bool,
     explain: bool,
 ) -> int:
-    names = [host.name for host in hosts]
-    if identity and identity not in names:
-        raise KvmarmError(
-            f"no host of these is called {shown(identity, 60)}",
-            f"they are {', '.join(map(shown, names))}",
-        )
     # All will have to have the library: those that do not are no kind of their own.
     kinds = kinds_of(host.replace(level_library=LEVEL_LIBRARY) for host in hosts)
     lacking = [host.name for host in hosts if host.level_library != LEVEL_LIBRARY]

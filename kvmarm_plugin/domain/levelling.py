@@ -16,7 +16,8 @@ NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 LIBRARY = "libkvmarm-level.so.1"  # ld.so(8) finds it by its name, wherever a distribution has it
 
 # A file that only the library can open: without it QEMU says so, and does not start.
-_PROOF = f"secret,id=kvmarm-level,file=/proc/{LIBRARY}/is-not-loaded"
+_OBJECT = "secret,id=kvmarm-level,"
+_PROOF = f"{_OBJECT}file=/proc/{LIBRARY}/is-not-loaded"
 _VERSION = "1"  # of the text
 _ARGUMENTS = ("-object", _PROOF)
 _LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"
@@ -53,14 +54,14 @@ def elements_for(target: Target) -> tuple[bytes, ...]:
 
 def elements_in(domain: Element) -> list[Element]:
     """Those elements of a domain, of whatever target: what stands in any <qemu:commandline> of it
-    that is about the library.
+    that is about the library, be it edited. QEMU takes no second object of one id.
     """
     found: list[Element] = []
     for line in lines_of(domain):
         before: Element | None = None
         for child in line.children:
             value = child.attributes.get("value", "")
-            if child.name == f"{NAMESPACE} arg" and value == _PROOF:
+            if child.name == f"{NAMESPACE} arg" and value.startswith(_OBJECT):
                 if before is not None and before.attributes.get("value") == _ARGUMENTS[0]:
                     found.append(before)
                 found.append(child)
@@ -79,22 +80,26 @@ def lines_of(domain: Element) -> list[Element]:
 
 def preloads(domain: Element) -> bool:
     """Whether the domain has QEMU load a library that is not this one."""
-    ours = elements_in(domain)
-    return any(
-        child.attributes.get("name") == _LIBRARY_VARIABLE
+    return bool(_other_libraries(domain, elements_in(domain)))
+
+
+def _other_libraries(domain: Element, ours: list[Element]) -> list[Element]:
+    return [
+        child
         for line in lines_of(domain)
         for child in line.find_all(f"{NAMESPACE} env")
-        if child not in ours
-    )
+        if child.attributes.get("name") == _LIBRARY_VARIABLE and child not in ours
+    ]
 
 
 def says(domain: Element) -> dict[str, str]:
     """What a domain says of levelling, by what it is called in a finding; empty of one that does
-    not.
+    not. Of several values of a variable QEMU gets one: then another library is said, too.
     """
     names = {"arg": "<qemu:arg>", "env": "<qemu:env>"}
     said: dict[str, list[str]] = {}
-    for child in elements_in(domain):
+    ours = elements_in(domain)
+    for child in [*ours, *_other_libraries(domain, ours)] if ours else []:
         kind = names[child.name.rpartition(" ")[2]]
         name = child.attributes.get("name", "")
         said.setdefault(f"{kind} {name}".strip(), []).append(child.attributes.get("value", ""))

@@ -42,20 +42,21 @@ def as_text(
     hosts = [host for kind in kinds for host in kind.hosts]
     most = len(hosts) * 1000 if explain else _MOST
     head = shown(name)
+    these = "this host" if len(hosts) == 1 else f"these {len(hosts)} hosts"
     if result.profile is None:
-        texts = [f"{head}: these {len(hosts)} hosts cannot be levelled", "What is in the way:"]
+        texts = [f"{head}: {these} cannot be levelled", "What is in the way:"]
         texts += _cut([line for each in result.obstacles for line in _obstacle(each)], 2 * most)
         return lines(texts)
     unknown = [part for part in result.profile.unknown if part not in SINCE_2]
     unsaid = _OF_HOSTS if unknown else ()
     if unknown:
         texts = [
-            f"{head}: as far as is known, these {len(hosts)} hosts can be levelled; no pool is made"
+            f"{head}: as far as is known, {these} can be levelled; no pool is made"
             f" without: {', '.join(unknown)} (probe the hosts themselves: kvmarm probe -o FILE)"
         ]
     elif result.needs_consent and not accepted:
         texts = [
-            f"{head}: these {len(hosts)} hosts can be levelled, and guests would miss workarounds"
+            f"{head}: {these} can be levelled, and guests would miss workarounds"
             " for errata that corrupt data or stop the CPU; no pool is made without"
             " --accept-errata"
         ]
@@ -82,7 +83,7 @@ def as_text(
         nothing = "" if lowered else " nothing"
         texts.append(f"  {some(kind.names)}:{' ' + ', '.join(losses) if losses else nothing}")
         texts += _cut([f"    {field}" for field in lowered], most)
-    texts += _errata(result, most)
+    texts += _errata(result, kinds, most)
     if lacking and not unknown:
         texts.append(f"To do: install kvmarm-level on {some(lacking)}")
     return lines(texts)
@@ -97,6 +98,7 @@ def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) 
         "hosts": [host for kind in kinds for host in kind.names],
         "kinds": [kind.names for kind in kinds],
         "possible": profile is not None,
+        "needs_consent": result.needs_consent,
         "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
         "baseline": profile and dict(facts_of(profile)),
         "identity": result.identity,
@@ -130,11 +132,13 @@ def _obstacle(each: Unlevelled) -> list[str]:
     return [f"  {shown(each.subject)}{meaning}: {values}", f"     {shown(each.why)}{helps}"]
 
 
-def _errata(result: Levelled, most: int) -> list[str]:
-    """The workarounds that guests miss, by host."""
+def _errata(result: Levelled, kinds: list[Kind], most: int) -> list[str]:
+    """The workarounds that guests miss, by kind of host."""
     texts: list[str] = []
-    for host, found in result.errata.items():
-        texts += [f"  {shown(host)}:", *_cut(list(map(_erratum, found)), most)] if found else []
+    for kind in kinds:
+        (found,) = (result.errata[host] for host in kind.names if host in result.errata)
+        if found:
+            texts += [f"  {some(kind.names)}:", *_cut(list(map(_erratum, found)), most)]
     if not texts:
         return []
     head = "What guests do not know that they run on, and so do not work around (the worst first):"

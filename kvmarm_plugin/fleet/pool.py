@@ -269,8 +269,10 @@ def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
         else f"{host} does not fit into pool {pool.name}"
     )
     said = in_short(findings, recorded=f"pool {shown(pool.name, 60)}", local=shown(host, 60))
+    lacking = all(finding.kind == "level-library" for finding in findings)
+    again = "probe all members and make the baseline anew"
     return ResolveError(
-        f"{what}: {'; '.join(said)}", "probe all members and make the baseline anew"
+        f"{what}: {'; '.join(said)}", f"install kvmarm-level on {host}" if lacking else again
     )
 
 

@@ -223,7 +223,8 @@ def _check_registers(target: Target) -> None:
 def _check_level(target: Target, level: Level) -> None:
     if target.architecture != "arm64" or target.model != "host":
         raise ValueError("a levelled guest that is not of arm64's model host")
-    check_left_out(level, target.registers, target.reglist)
+    # What is the host's own says nothing of the next host.
+    check_left_out(level, target.levelled, target.reglist)
     if list(level.own) != sorted({*level.own} & target.registers.keys(), key=id_of):
         raise ValueError("registers of the host's own, not in their order, or not recorded")
 
@@ -232,7 +233,8 @@ def check_left_out(level: Level, registers: dict[str, int], reglist: str) -> Non
     """A levelled guest does without no register that means anything to it.
 
     Args:
-        registers, reglist: of its vCPU, as `Target` has them.
+        registers: name → value of those that are written into its vCPU.
+        reglist: of its vCPU, as `Target` has it.
 
     Raises:
         ValueError: it does, or the names are not as they are written.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..domain import levelling
 from ..domain.memory import memory_and_room, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
 from ..model.vcpu import NAMED_MODELS
@@ -98,6 +99,8 @@ def why_not_adopted(domain: Element, host_architecture: str = "aarch64") -> str:
     mode = cpu.attributes.get("mode", "custom") if cpu else "none"
     if mode == "host-model":
         return "it asks for host-model, which kvmarm define makes concrete"
+    if levelling.says(domain):
+        return "libkvmarm-level levels it (KVMARM_LEVEL in <qemu:commandline>), for a lost record"
     model = cpu.find("model") if cpu else None
     if mode == "custom" and model is not None:
         name = model.content.strip()

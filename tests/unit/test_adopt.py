@@ -29,6 +29,7 @@ from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.rehearse import rehearse
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import ResolveError
 from kvmarm_plugin.watch import adopt
 from kvmarm_plugin.watch.adopt import adopt_live, adopt_stored, keeper, pin_stored, what_it_has
 from kvmarm_plugin.watch.renewal import UntoldError
@@ -197,6 +198,24 @@ _LEFT_OPEN = [
     ("<gic version='3'/>", "<gic version='host'/>"),
     ("<gic version='3'/>", ""),
 ]
+
+
+@pytest.mark.parametrize("state", ["SHUTOFF_SHUTDOWN", "RUNNING_BOOTED"])
+def test_a_levelled_guest_without_its_record_is_not_adopted(state: str, here: Here) -> None:
+    """`forget` leaves guests levelled: they do not have what this host gives to others."""
+    profile = host(_N1)
+    text = "<qemu:env name='KVMARM_LEVEL' value='1 603000000013c020=11'/>"
+    namespace = "http://libvirt.org/schemas/domain/qemu/1.0"
+    line = f"<qemu:commandline xmlns:qemu='{namespace}'>{text}</qemu:commandline>"
+    xml = _written(profile).replace("</domain>", line + "</domain>")
+    guest = here.guest(xml, state)
+    with here.be(profile) as system:
+        assert adopt_live(here.domain(), system) is None
+        assert adopt_stored(here.domain(), system) is None
+        assert pin_stored(here.domain(), lambda: _keeper(profile), _defines(guest)) is None
+        with pytest.raises(ResolveError, match="libkvmarm-level levels it"):
+            what_it_has(parse(xml.encode()), system)
+    assert guest.calls == []
 
 
 @pytest.mark.parametrize(("old", "new"), _LEFT_OPEN)

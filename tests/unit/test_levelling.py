@@ -193,6 +193,9 @@ def test_errata_are_said_and_the_worst_are_refused(
     said = capsys.readouterr().out
     assert "no pool is made without --accept-errata" in said
     assert "ARM64_ERRATUM_832075 (hangs)" in said
+    assert cli.main([*command, "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["possible"], document["needs_consent"]) == (True, True)
     # By itself it is the identity with which nothing is missed.
     assert cli.main([word for word in command if word not in ("--identity", _A72)]) == 0
     assert "ARM64_ERRATUM" not in capsys.readouterr().out
@@ -444,6 +447,17 @@ def test_what_else_is_left_out_is_refused(left_out: tuple[str, ...]) -> None:
 def test_what_is_the_host_s_own_is_recorded(own: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"own|unknown register"):
         check_target(_target(_TRIXIE, _SID).replace(level=Level((), own)))
+
+
+@pytest.mark.parametrize("owner", ["ID_AA64MMFR3_EL1"])
+def test_nothing_is_left_out_for_what_the_next_host_may_have_otherwise(owner: str) -> None:
+    """On a host with TCRX, nothing takes it from a guest that is levelled in all but that."""
+    target = _target(_TRIXIE, _SID)
+    assert target.level is not None
+    level = target.level.replace(own=(owner,))
+    with pytest.raises(ValueError, match="TCR2_EL1' left out, which the guest may need"):
+        check_target(target.replace(level=level))
+    check_target(target.replace(level=level.replace(left_out=("VENDOR_HYP_BMAP_2",))))
 
 
 @pytest.mark.parametrize("change", [{"model": "cortex-a57", "number": 2}])
@@ -703,6 +717,7 @@ def test_a_member_without_the_library_resolves_nothing() -> None:
     with pytest.raises(KvmarmError, match="libkvmarm-level") as error:
         resolver.resolve(GUEST)
     one_line(error.value)
+    assert error.value.hint == f"install kvmarm-level on {_SID}"
 
 
 def test_refreshing_is_as_resolving() -> None:
@@ -824,6 +839,29 @@ def test_an_edit_shows(edit: str) -> None:
     assert found
     for finding in found:
         assert len(texts(finding)["recorded"]) <= 60
+
+
+@pytest.mark.parametrize("edit", ["text", "a register gone", "version", "proof"])
+def test_an_edit_is_gone_when_it_is_refreshed(edit: str) -> None:
+    """QEMU starts no guest with two objects of one id."""
+    made = _resolved(_TRIXIE, _SID)
+    edited = made.replace(*_EDITS[edit], 1)
+    source = restore(edited, parse(edited))
+    assert b"qemu:" not in source
+    assert _resolved(_TRIXIE, _SID, source=source) == made
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_second_library_shows(before: bool) -> None:
+    """QEMU gets one LD_PRELOAD: libvirt's virCommandAddEnv keeps the last."""
+    made = _resolved(_TRIXIE, _SID)
+    ours = b"<qemu:env name='LD_PRELOAD' value='libkvmarm-level.so.1'/>"
+    other = b"<qemu:env name='LD_PRELOAD' value='/usr/lib/libjemalloc.so.2'/>"
+    edited = made.replace(ours, other + ours if before else ours + other)
+    for boots in (False, True):
+        (finding,) = _judged(edited, _here(_SID), boots)
+        assert finding.kind == "level-edited"
+        assert "libjemalloc" in texts(finding)["local"]
 
 
 def test_whatever_is_removed_shows() -> None:
@@ -991,6 +1029,9 @@ def test_an_identity_is_a_host_s(
     assert cli.main(["baseline", "--level", *arguments[:2], *files]) == 1
     error = capsys.readouterr().err
     assert said in error
+    # Of a plain pool, too.
+    assert cli.main(["baseline", "--level", *arguments[:2], files[0]]) == 1
+    assert capsys.readouterr().err.startswith(error.partition(" (hint: ")[0])
     assert all(line.isprintable() for line in error.splitlines())
 
 
@@ -1012,6 +1053,21 @@ def test_a_text_is_short_and_explained_on_request() -> None:
     assert "--explain" not in whole
     assert len(whole.splitlines()) > len(short.splitlines())
     assert all(line.isprintable() for line in whole.splitlines())
+
+
+def test_one_host_is_no_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["baseline", "--level", "graviton3@6.18"]) == 1
+    assert "pool: as far as is known, this host can be levelled" in capsys.readouterr().out
+
+
+def test_errata_are_said_of_all_hosts_of_a_kind() -> None:
+    """A Cortex-A57 of a revision that has ARM64_ERRATUM_832075."""
+    one = _with(_here(_A57), {"MIDR_EL1": 0x411FD070}, midr=0x411FD070)
+    kinds = kinds_of([one.replace(name="alpha"), one.replace(name="beta"), _here(_A72)])
+    result = levelled([kind.host for kind in kinds], "pool", identity=_A72)
+    said = levelling_view.as_text(result, "pool", kinds, [], True, False).splitlines()
+    (place,) = (number for number, line in enumerate(said) if "ARM64_ERRATUM_832075" in line)
+    assert "  alpha, beta:" in said[:place]
 
 
 @pytest.mark.parametrize("name", ["\x85" * 50, "a\nb", "x" * 300])

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,3 +386,16 @@ def test_qemu_starts_with_it_alone(library: Path) -> None:
         done = _run(*qemu, variables=variables, given="quit\n")
         assert done.status == 1
         assert "libkvmarm-level.so.1/is-not-loaded" in done.err
+
+
+def test_a_process_that_lives_long_sees_that_it_was_removed(library: Path, tmp_path: Path) -> None:
+    """The agent, which resolves for as long as the host is up."""
+    copy = tmp_path / library.name
+    shutil.copy(library, copy)
+    script = (
+        "import os, sys; from kvmarm_plugin.host.level_library import installed_version as of;"
+        " print(of()); os.unlink(sys.argv[1]); print(of() or 'none')"
+    )
+    paths = {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(_PRELOAD.parent)}
+    done = _run(sys.executable, "-c", script, copy, variables=paths)
+    assert done.lived() == ["1", "none"]
