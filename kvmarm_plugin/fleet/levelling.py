@@ -454,6 +454,8 @@ def _cluster(
         return None
     chosen = [made[features] for features in sets]
     left_out = frozenset(name for _, without in chosen for name in without)
+    if not all(may_be_left_out(name, vcpu.registers) for vcpu, _ in chosen for name in left_out):
+        return None  # what means nothing to one set of features means something to another
     ids = frozenset(map(id_of, left_out))
     vcpus = tuple(
         vcpu.replace(

@@ -45,7 +45,7 @@ def as_text(
     these = "this host" if len(hosts) == 1 else f"these {len(hosts)} hosts"
     if result.profile is None:
         texts = [f"{head}: {these} cannot be levelled", "What is in the way:"]
-        texts += _cut([line for each in result.obstacles for line in _obstacle(each)], 2 * most)
+        texts += _cut([line for each in _alike(result.obstacles) for line in each], 2 * most)
         return lines(texts)
     unknown = [part for part in result.profile.unknown if part not in SINCE_2]
     unsaid = _OF_HOSTS if unknown else ()
@@ -123,6 +123,17 @@ def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) 
         },
         "obstacles": [each.as_dict() for each in result.obstacles],
     }
+
+
+def _alike(obstacles: tuple[Unlevelled, ...]) -> list[list[str]]:
+    """The lines of each obstacle; of those that differ in their subjects only, once for all."""
+    groups: dict[tuple[object, ...], list[Unlevelled]] = {}
+    for each in obstacles:
+        groups.setdefault((*each.values.items(), each.why, each.helps), []).append(each)
+    return [
+        _obstacle(first.replace(subject=some([first.subject, *(each.subject for each in others)])))
+        for first, *others in groups.values()
+    ]
 
 
 def _obstacle(each: Unlevelled) -> list[str]:
