@@ -126,10 +126,11 @@ def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) 
 
 
 def _alike(obstacles: tuple[Unlevelled, ...]) -> list[list[str]]:
-    """The lines of each obstacle; of those that differ in their subjects only, once for all."""
+    """The lines of each obstacle; of whole registers that differ alike, once for all."""
     groups: dict[tuple[object, ...], list[Unlevelled]] = {}
     for each in obstacles:
-        groups.setdefault((*each.values.items(), each.why, each.helps), []).append(each)
+        field = each.subject if "." in each.subject else ""
+        groups.setdefault((field, *each.values.items(), each.why, each.helps), []).append(each)
     return [
         _obstacle(first.replace(subject=some([first.subject, *(each.subject for each in others)])))
         for first, *others in groups.values()
