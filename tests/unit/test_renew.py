@@ -28,6 +28,7 @@ _UUID = "11111111-2222-3333-4444-555555555555"
 # The command with another directory, and a renewer that writes down what is asked of it.
 _PROGRAM = """\
 import os
+import signal
 import sys
 from kvmarm_plugin import cli
 from kvmarm_plugin.commands import renew
@@ -44,6 +45,7 @@ class Renewer:
         print("worked", flush=True)
         return False
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of the background
 marks.DIRECTORY = sys.argv.pop(1)
 renew._IDLE = float(sys.argv.pop(1))
 if "PASSED" in os.environ:  # as systemd does it
