@@ -17,6 +17,18 @@ from kvmarm_plugin.kvm import uapi
 from kvmarm_plugin.registers.table import id_of
 from kvmarm_plugin.registers.text import unpack_ids
 
+# What is appended to __init__.py in a copy: what goes into the system's log goes into a file.
+PLAYED_LOG = """
+
+import sys
+class _Log:
+    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = LOG_NOTICE = LOG_INFO = 0
+    def openlog(*_): pass
+    def syslog(_priority, message):
+        with open({log!r}, "a") as file: file.write(message + "\\n")
+sys.modules["syslog"] = _Log
+"""
+
 # What is appended to kvm/device.py in the copy; the class is last, for those who append more to it.
 _SOURCE = """
 

@@ -14,9 +14,9 @@ from ..fleet.common_ground import some
 from ..fleet.kinds import kinds_of
 from ..fleet.levelling import levelled
 from ..fleet.pool import Pool, dumps
-from ..judge.verdict import LEVEL_LIBRARY
 from ..model.profile import SINCE_2, HostProfile
 from ..model.profile_json import digest
+from ..model.target import LEVEL_TEXT
 from . import DONE, INCOMPATIBLE, NOT_KNOWN
 from .inputs import read_profiles
 from .output import write_data, write_text
@@ -68,8 +68,8 @@ def _level(
     explain: bool,
 ) -> int:
     # All will have to have the library: those that do not are no kind of their own.
-    kinds = kinds_of(host.replace(level_library=LEVEL_LIBRARY) for host in hosts)
-    lacking = [host.name for host in hosts if host.level_library != LEVEL_LIBRARY]
+    kinds = kinds_of(host.replace(level_library=LEVEL_TEXT) for host in hosts)
+    lacking = [host.name for host in hosts if host.level_library != LEVEL_TEXT]
     speakers = [
         next((host for host in kind.hosts if host.name == identity), kind.host) for kind in kinds
     ]

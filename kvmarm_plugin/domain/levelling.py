@@ -7,7 +7,7 @@ libvirt has no word for it, so it stands in <qemu:commandline>, and travels with
 
 from __future__ import annotations
 
-from ..model.target import Target
+from ..model.target import LEVEL_TEXT, Target
 from ..registers.left_out import agreed_value
 from ..registers.table import id_of
 from .xml import Element, quoted
@@ -18,7 +18,6 @@ LIBRARY = "libkvmarm-level.so.1"  # ld.so(8) finds it by its name, wherever a di
 # A file that only the library can open: without it QEMU says so, and does not start.
 _OBJECT = "secret,id=kvmarm-level,"
 _PROOF = f"{_OBJECT}file=/proc/{LIBRARY}/is-not-loaded"
-_VERSION = "1"  # of the text
 _ARGUMENTS = ("-object", _PROOF)
 _LIBRARY_VARIABLE, _TEXT_VARIABLE = "LD_PRELOAD", "KVMARM_LEVEL"
 
@@ -30,7 +29,7 @@ def text_of(target: Target) -> str:
     for name in target.level.left_out:
         value = agreed_value(name)
         words.append(f"-{id_of(name):x}" if value is None else f"-{id_of(name):x}={value:x}")
-    return " ".join([_VERSION, *words])
+    return " ".join([LEVEL_TEXT, *words])
 
 
 def elements_for(target: Target) -> tuple[bytes, ...]:

@@ -18,7 +18,7 @@ from ..judge.by_profile import check, writes_identities
 from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE, Feature
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
-from ..model.target import Level, sve_bitmap
+from ..model.target import LEVEL_TEXT, Level, sve_bitmap
 from ..registers.errata import SEVERITIES, Erratum, missed
 from ..registers.left_out import may_be_left_out
 from ..registers.rules import (
@@ -163,8 +163,8 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
     )
     results = {features: _level(members, features, model) for features in _common_features(members)}
     made = {features: made for features, made in results.items() if not isinstance(made, list)}
-    kept, missing = _keep(members, made, alike)
-    clusters = _cluster(members, model, made, kept)
+    kept, missing = _keep(members, [*results], made, alike)
+    clusters = _cluster(members, model, [*results], made, kept)
     if clusters is None:
         failed = [found for found in results.values() if isinstance(found, list)]
         obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
@@ -173,7 +173,7 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
     profile = profile_head(list(hosts), name).replace(
         clusters=(clusters,),
         gic_versions=tuple(version for version in (_GIC,) if "gic_versions" not in unknown),
-        level_library="1",
+        level_library=LEVEL_TEXT,
         unknown=tuple(part for part in PARTS if part in unknown),
     )
     obstacles = [] if {*profile.unknown}.difference(SINCE_2) else _refused(members, profile)
@@ -389,6 +389,7 @@ def _not_taken(
 
 def _keep(
     members: list[_Member],
+    common: list[FeatureSet],
     made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
     alike: bool,
 ) -> tuple[set[str], dict[str, str]]:
@@ -411,7 +412,7 @@ def _keep(
             continue
         why = _why_not(feature, members, alike)
         with_it = kept.union(feature.bits)
-        sets = [each for each in _common_features(members) if feature.is_in(each)]
+        sets = [each for each in common if feature.is_in(each)]
         sets = [each for each in sets if with_it.issuperset(each)]
         if not why and not (sets and all(each in made for each in sets)):
             why = "the hosts' CPUs differ in it, and no kernel lets user space level that"
@@ -445,11 +446,12 @@ def _why_not(feature: Feature, members: list[_Member], alike: bool) -> str:
 def _cluster(
     members: list[_Member],
     model: _Member,
+    common: list[FeatureSet],
     made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
     kept: set[str],
 ) -> Cluster | None:
     """The CPU that guests get; None if there is no vCPU of it."""
-    sets = [features for features in _common_features(members) if kept.issuperset(features)]
+    sets = [features for features in common if kept.issuperset(features)]
     if not sets or not all(features in made for features in sets):
         return None
     chosen = [made[features] for features in sets]
@@ -539,7 +541,7 @@ def _refused(members: list[_Member], profile: HostProfile) -> list[Unlevelled]:
     found: dict[tuple[str, str], Unlevelled] = {}
     for target in targets(profile):
         for member in members:
-            host = member.host.replace(level_library="1")
+            host = member.host.replace(level_library=LEVEL_TEXT)
             for finding in blocking(check(target, host, cpus=())):
                 said = wording.texts(finding)
                 found[host.name, said["subject"]] = Unlevelled(

@@ -10,7 +10,7 @@ from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
-from ..model.target import Level, Target, sve_bitmap
+from ..model.target import LEVEL_TEXT, Level, Target, sve_bitmap
 from ..registers.rules import (
     IDENTITIES_SINCE,
     IMPLEMENTATION_ID,
@@ -29,7 +29,7 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import LEVEL_LIBRARY, judge, which_counts
+from .verdict import judge, which_counts
 
 _EXTREMES = ("9999.0", "0.0")  # releases of kernels
 
@@ -64,7 +64,7 @@ class ProfileOffer(Offer):
         # What its other vCPUs are tells of any what all of a CPU have in common.
         of_all = cluster.vcpus[0].registers if cluster.vcpus else {}
         # Whether the library is there, nobody knows of a host whose QEMU nobody has looked at.
-        self.level_library = LEVEL_LIBRARY if "qemu" in profile.unknown else profile.level_library
+        self.level_library = LEVEL_TEXT if "qemu" in profile.unknown else profile.level_library
         self.registers = {name: of_all[name] for name in IMPLEMENTATION_ID if name in of_all}
         qemu, architecture = profile.qemu, profile.kvm_architecture
         if qemu and not qemu.has_kvm(architecture):

@@ -9,12 +9,11 @@ differ in the answers.
 from __future__ import annotations
 
 from ..model.features import AARCH32, FEATURES, PMU, PMU_OFF_FAILS_FROM, SVE
-from ..model.target import Target
+from ..model.target import LEVEL_TEXT, Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
 _ENOUGH_IPA_BITS = 40  # for whatever the board lays out behind the least of guests
-LEVEL_LIBRARY = "1"  # the version that reads what kvmarm writes: domain/levelling.py
 _NONE_STARTS = ("no-kvm", "no-qemu", "qemu-without-kvm")  # whatever its architecture
 
 
@@ -43,11 +42,11 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         return sorted([*findings, offer.problem, *identity], key=_rank)
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
-    if target.level is not None and offer.level_library != LEVEL_LIBRARY:
+    if target.level is not None and offer.level_library != LEVEL_TEXT:
         findings.append(
             Finding(
                 "level-library",
-                recorded=LEVEL_LIBRARY,
+                recorded=LEVEL_TEXT,
                 local=offer.level_library or "missing",
                 host=offer.host,
             )

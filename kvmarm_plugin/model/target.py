@@ -51,6 +51,9 @@ class Pinning(Value):
     cpus: str
 
 
+LEVEL_TEXT = "1"  # version of what libkvmarm-level is told (domain/levelling.py), and reads
+
+
 class Level(Value):
     """A guest is given less than its host has: libkvmarm-level writes the target's registers into
     its vCPUs, on every host that it runs on (docs/levelling.md).

@@ -79,18 +79,6 @@ sys.stdout.write(out)
 sys.exit(status)
 """
 
-# What the hook's copy of the package logs goes into a file.
-_LOG = """
-
-import sys
-class _Log:
-    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = LOG_NOTICE = LOG_INFO = 0
-    def openlog(*_): pass
-    def syslog(_priority, message):
-        with open({log!r}, "a") as file: file.write(message + "\\n")
-sys.modules["syslog"] = _Log
-"""
-
 
 class Ran(NamedTuple):
     """What a command did; of both outputs, in the order in which they came."""
@@ -361,7 +349,7 @@ class PlayedHost:
                 text = text.replace(f'"{old}"', repr(str(new)))
                 (package / module).write_text(text, encoding="utf-8")
             with (package / "__init__.py").open("a", encoding="utf-8") as file:
-                file.write(_LOG.format(log=str(directory / "log")))
+                file.write(playedkernel.PLAYED_LOG.format(log=str(directory / "log")))
             script = (_ROOT / "hooks/qemu.d/50-kvmarm").read_text(encoding="utf-8")
             self._hook = directory / "50-kvmarm"
             self._hook.write_text(script.replace("@PACKAGE@", shlex.quote(str(package))))

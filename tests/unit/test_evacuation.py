@@ -22,6 +22,7 @@ from kvmarm_plugin.host.libvirtd import Domain, NoDomainError
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy, profile_json
+from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.watch.adopt import what_it_has
 from tests.corpus import GUEST, host, resolver
 
@@ -178,14 +179,18 @@ def test_only_what_is_known_to_run_is_a_yes(
     assert run("--host", "alpha").status == status
 
 
+def _plays(monkeypatch: pytest.MonkeyPatch, here: HostProfile) -> None:
+    """Have this host's kernel be that of a profile."""
+    uname = SimpleNamespace(machine="aarch64", nodename="here", release=here.kernel)
+    monkeypatch.setattr(os, "uname", lambda: uname)
+    monkeypatch.setattr(unrecorded, "System", lambda: System(FakeKernel.from_profile(here)))
+
+
 def test_a_guest_without_a_record_is_judged_as_if_adopted(
     run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this host's kernel tells what it has; it is off, so that it boots there."""
-    here = host(_ALPHA)
-    uname = SimpleNamespace(machine="aarch64", nodename="here", release=here.kernel)
-    monkeypatch.setattr(os, "uname", lambda: uname)
-    monkeypatch.setattr(unrecorded, "System", lambda: System(FakeKernel.from_profile(here)))
+    _plays(monkeypatch, host(_ALPHA))
     xml = GUEST.decode().replace("host-model", "host-passthrough").replace("'virt'", "'virt-10.0'")
     _guest(libvirt, "guest", xml, "SHUTOFF_SHUTDOWN")
     status, out, err = run("--host", "alpha")
@@ -197,10 +202,7 @@ def test_a_reason_is_said_once_whoever_has_a_record(
     run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And wherever that was made."""
-    here = host(_BETA)
-    uname = SimpleNamespace(machine="aarch64", nodename="here", release=here.kernel)
-    monkeypatch.setattr(os, "uname", lambda: uname)
-    monkeypatch.setattr(unrecorded, "System", lambda: System(FakeKernel.from_profile(here)))
+    _plays(monkeypatch, host(_BETA))
     monkeypatch.setattr(
         unrecorded, "_measured", lambda _s, _u, domain, system: (what_it_has(domain, system), None)
     )

@@ -87,19 +87,6 @@ def _guests() -> dict[str, bytes]:
 
 _RECORDED = ("fits", "does not fit")
 
-# What is appended to __init__.py in the copy: what goes into the system's log goes into a file.
-_PLAYED_LOG = """
-
-import sys
-class _Log:
-    LOG_PID = LOG_DAEMON = LOG_ERR = LOG_WARNING = LOG_NOTICE = LOG_INFO = 0
-    def openlog(*_): pass
-    def syslog(_priority, message):
-        with open({log!r}, "a") as file: file.write(message + "\\n")
-sys.modules["syslog"] = _Log
-"""
-
-
 # -- the place where faults are arranged ---------------------------------------------------------
 
 
@@ -139,7 +126,7 @@ class Place:
         self.replace("host/marks.py", '"/run/kvmarm"', repr(str(self.run)))
         self.replace("host/marks.py", '"/etc/libvirt/qemu"', repr(str(directory / "stored")))
         playedkernel.play(self.package, _guests_once()["fits"])
-        self.append("__init__.py", _PLAYED_LOG.format(log=str(self.log)))
+        self.append("__init__.py", playedkernel.PLAYED_LOG.format(log=str(self.log)))
         self.replace("model/policy.py", DEFAULT_PATH, str(self.policy))
         self.replace("hook/time_limit.py", "TIME_LIMIT = 2 ", f"TIME_LIMIT = {_TIME_LIMIT} ")
         self.replace("model/policy.py", "seconds: int = 10", f"seconds: float = {_TIME_LIMIT}")
