@@ -216,7 +216,7 @@ def _line(report: Report, host: str, finding: Finding) -> str:
         text = difference(finding, shown(report.title), name)
     else:
         asked = f"now on {name}" if name == origin else f"on {name}"
-        recorded = f"on {origin}" if report.assumed else f"recorded on {origin}"
+        recorded = f"on {origin}" if report.assumed else f"recorded for {origin}"
         text = difference(finding, recorded, asked)
     return _with_rule(report, finding, text)
 
@@ -284,17 +284,19 @@ def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
 
 def _remedy_of_pool(report: Report, host: str, finding: Finding) -> str:
     """What to do about a host that is no member like the others: no guest is at hand."""
+    from ..fleet.pool import ANEW, OF_LIBRARY  # not needed of guests
+
     name = shown(host)
     away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
     if finding.kind.endswith(f"-override-{away}"):
         return f"boot {name} with {override_for(finding)}, and probe it again"
     if finding.kind == "machine-unknown":
         return f"upgrade QEMU on {name}, or make the baseline anew"
-    if finding.kind in ("machines-unknown", "level-library", "level-refused-identity"):
+    if finding.kind in ("machines-unknown", *OF_LIBRARY, "level-refused-identity"):
         return texts(finding)["remedy"]
     if _is_hopeless(report, finding):
         return f"leave {name} out of the pool"
-    return "probe all members and make the baseline anew"
+    return ANEW
 
 
 def _finding_json(report: Report, host: str, finding: Finding) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _intent_text(intent: Intent) -> str:
 
 
 def _origin_text(origin: Origin) -> str:
-    made = f"on {shown(origin.host)} by {shown(origin.by)}"
+    made = f"for {shown(origin.host)} by {shown(origin.by)}"
     return f"{made}, renewed on {shown(origin.renewed)}" if origin.renewed else made
 
 

@@ -8,9 +8,9 @@ import time
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
-from ..fleet.pool import check_member
+from ..fleet.pool import ANEW, check_member, what_helps
 from ..host import files, marks
-from ..judge.wording import in_short, texts
+from ..judge.wording import in_short
 from ..model import policy, profile_json
 from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
 
@@ -52,21 +52,19 @@ def check_pool(host: Host) -> Iterator[Line]:
         yield Line(OK, "this host is in no pool")
         return
     name = shown(pool.name, 60)
-    again = "probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE"
     if host.name not in pool.members:
-        yield Line(BAD, f"pool {name} has no member {shown(host.name, 60)}", again)
+        yield Line(BAD, f"pool {name} has no member {shown(host.name, 60)}", ANEW)
     profile = host.profile()
     if not profile.clusters:
         yield Line(UNKNOWN, f"whether this host fits into pool {name}: KVM cannot be asked")
         return
     findings = check_member(pool, profile)
     if findings:
-        said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here"))
-        lacking = all(finding.kind == "level-library" for finding in findings)
+        said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here", helps=False))
         yield Line(
             BAD,
             f"this host has drifted out of pool {name}: {said}",
-            texts(findings[0])["remedy"] if lacking else again,
+            what_helps(findings),
         )
     elif host.name in pool.members:
         yield Line(OK, f"this host is a member of pool {name} like the others")

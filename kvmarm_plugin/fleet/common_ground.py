@@ -22,7 +22,7 @@ from ..judge.verdict import judge
 from ..judge.wording import line, texts
 from ..model.features import AARCH32, CPU_FEATURES, FEATURES, PAUTH, SVE, Feature
 from ..model.policy import Policy
-from ..model.profile import Cluster, HostProfile, Qemu
+from ..model.profile import BASELINE, Cluster, HostProfile, Qemu
 from ..model.target import Target
 from ..registers.overrides import takes_hidden
 from ..resolve.address_space import guest_ipa_bits
@@ -161,7 +161,7 @@ def least_addresses(host: HostProfile) -> int:
     """Bits of addresses of its smallest guests; 0 where QEMU starts none."""
     try:
         return guest_ipa_bits(
-            0, host.ipa_bits, host.name, host.qemu.release if host.qemu else (0, 0)
+            0, host.ipa_bits, host.where, host.qemu.release if host.qemu else (0, 0)
         )
     except KvmarmError:
         return 0
@@ -217,7 +217,7 @@ def profile_head(hosts: list[HostProfile], name: str) -> HostProfile:
     with_libvirt = [host for host in hosts if host.libvirt is not None]
     return HostProfile(
         name=name,
-        origin=f"baseline of {len(hosts)} {'host' if len(hosts) == 1 else 'kinds of hosts'}",
+        origin=f"{BASELINE}{len(hosts)} {'host' if len(hosts) == 1 else 'kinds of hosts'}",
         made_by=first.made_by,
         architecture=first.architecture,
         kernel=first.kernel,

@@ -22,7 +22,7 @@ from ..judge.by_profile import ProfileOffer, check, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
 from ..judge.verdict import gic_refused, judge
-from ..judge.wording import in_short
+from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
 from ..model.profile_json import NAME, ProfileError, decode, digest, encode
 from ..resolve.address_space import guest_ipa_bits
@@ -55,6 +55,8 @@ _SHAPE = shape.members(
     }
 )
 
+OF_LIBRARY = ("level-library", "level-library-other")  # findings
+ANEW = "probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE"
 _AGAIN = "make it anew with: kvmarm baseline PROFILE… -o FILE"
 _HEAD = """\
 # A pool of hosts that exchange KVM guests, and what all of them give: made by kvmarm baseline. Do
@@ -250,7 +252,7 @@ def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
     """
     qemu = pool.baseline.qemu.release if pool.baseline.qemu else (0, 0)
     there, here = (
-        guest_ipa_bits(wish.memory, limit, host, qemu, wish.room)
+        guest_ipa_bits(wish.memory, limit, f"on host {host}", qemu, wish.room)
         for limit in (pool.baseline.ipa_bits, ipa_bits)
     )
     if there != here:
@@ -268,12 +270,21 @@ def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
         if host in pool.members
         else f"{host} does not fit into pool {pool.name}"
     )
-    said = in_short(findings, recorded=f"pool {shown(pool.name, 60)}", local=shown(host, 60))
-    lacking = all(finding.kind == "level-library" for finding in findings)
-    again = "probe all members and make the baseline anew"
-    return ResolveError(
-        f"{what}: {'; '.join(said)}", f"install kvmarm-level on {host}" if lacking else again
+    # Remedies are for a guest that comes from a host, and here is none.
+    said = in_short(
+        findings, recorded=f"pool {shown(pool.name, 60)}", local=shown(host, 60), helps=False
     )
+    return ResolveError(f"{what}: {'; '.join(said)}", what_helps(findings))
+
+
+def what_helps(findings: list[Finding]) -> str:
+    """What to do about a host that has drifted out of its pool.
+
+    Args:
+        findings: of `check_member` or `confirm`; at least one.
+    """
+    of_library = all(finding.kind in OF_LIBRARY for finding in findings)
+    return texts(findings[0])["remedy"] if of_library else ANEW
 
 
 def _decode(document: Any, baseline: str) -> Pool:

@@ -95,7 +95,8 @@ def texts(finding: Finding, domain: str = DOMAIN, boots: bool = False) -> dict[s
         # Found on the way from this host to the pool's others.
         said["recorded"], said["local"] = said["local"], said["recorded"]
         said["rule"] = shown(
-            f"a guest started on it could not move to the rest of {words['pool']:}: {said['rule']}",
+            f"a guest started on it could not move to the rest of pool {words['pool']:}:"
+            f" {said['rule']}",
             _TEXT,
         )
     return {"kind": finding.kind, **said, "severity": row["severity"]}
@@ -147,6 +148,7 @@ def in_short(
     local: str = "here",
     domain: str = DOMAIN,
     boots: bool = False,
+    helps: bool = True,
 ) -> list[str]:
     """The first findings, a line each, and how many more there are; the arguments are as for
     `line`. Where nothing helps against one, that is among them, and the others' remedies, which do
@@ -157,7 +159,9 @@ def in_short(
     if hopeless and not any(finding.is_hopeless for finding in findings[:limit]):
         findings = [*findings[: limit - 1], hopeless[0]]
     said = [
-        line(finding, recorded, local, domain, boots, finding.is_hopeless or not hopeless)
+        line(
+            finding, recorded, local, domain, boots, helps and (finding.is_hopeless or not hopeless)
+        )
         for finding in findings[:limit]
     ]
     return [*said, *([f"and {more} more"] if more > 0 else [])]

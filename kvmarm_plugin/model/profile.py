@@ -25,6 +25,7 @@ PARTS = (
     *("cpus", "revidr", "capacity", "models", "sve_lengths", "seen"),
     *("vcpus", "registers", "reglist", "writable"),
 )
+BASELINE = "baseline of "  # what the origin of a pool's baseline begins with
 SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
 
 # Versions of QEMU.
@@ -206,6 +207,21 @@ class HostProfile(Value):
         names = cluster.names[least:]
         others = [other.names[least:] for other in self.clusters if other != cluster]
         return next((name for name, *same in zip(names, *others) if name not in same), names[-1])
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is no host's, but what a pool's members all give."""
+        return self.origin.startswith(BASELINE)
+
+    @property
+    def title(self) -> str:
+        """What messages call it: "host alpha", "pool rack-7"."""
+        return f"{'pool' if self.is_baseline else 'host'} {self.name}"
+
+    @property
+    def where(self) -> str:
+        """The same behind what is there: KVM "on host alpha", "in pool rack-7"."""
+        return f"{'in' if self.is_baseline else 'on'} {self.title}"
 
     @property
     def kvm_architecture(self) -> str:

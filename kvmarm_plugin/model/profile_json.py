@@ -406,7 +406,7 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
         if not taken.isdisjoint(cpus):
             raise Misshapen(f"clusters[{index}].cpus has a CPU of another cluster's")
         taken.update(cpus)
-        if cluster.level and not profile.origin.startswith("baseline of "):
+        if cluster.level and not profile.is_baseline:
             raise Misshapen(f"clusters[{index}] is levelled, as no host is by itself")
     return profile
 

@@ -16,14 +16,14 @@ from .wish import ResolveError
 
 
 def guest_ipa_bits(
-    memory: int, host_ipa_bits: int, host: str, qemu: tuple[int, int] = (0, 0), room: int = 0
+    memory: int, host_ipa_bits: int, where: str, qemu: tuple[int, int] = (0, 0), room: int = 0
 ) -> int:
     """The guest physical address space that QEMU's virt machine asks KVM for, in bits.
 
     Args:
         memory, room: bytes of RAM, and how much of that is still to come, as in `Wish`.
         host_ipa_bits: the host's limit.
-        host: its name.
+        where: that is, for messages: see `HostProfile.where`.
         qemu: major and minor version of its QEMU; (0, 0) for one of today.
 
     Raises:
@@ -32,18 +32,17 @@ def guest_ipa_bits(
     limit = 1 << host_ipa_bits
     top = RAM_START + memory
     if top > limit:
-        raise _too_large(top, top - room > limit, limit, host)
+        raise _too_large(top, top - room > limit, limit, where)
     if memory > ram_limit(qemu):
         raise ResolveError(
-            f"QEMU {_version(qemu)} on host {host} has at most {ram_limit(qemu) // GIB} GiB of"
-            " memory",
+            f"QEMU {_version(qemu)} {where} has at most {ram_limit(qemu) // GIB} GiB of memory",
             "give the guest less memory, or install QEMU 4.0 or newer there",
         )
     bits = ipa_bits(memory, host_ipa_bits, qemu)
     if bits > host_ipa_bits and not leaves_out(qemu):
         less = "" if lacks_addresses(host_ipa_bits, qemu) else ", or give the guest less memory"
         raise ResolveError(
-            f"QEMU {_version(qemu)} on host {host} lays out {bits} bits of guest addresses, whether"
+            f"QEMU {_version(qemu)} {where} lays out {bits} bits of guest addresses, whether"
             f" it needs them or not, and KVM there has {host_ipa_bits}",
             f"install QEMU {_version(LEAVES_OUT_FROM)} or newer there{less}",
         )
@@ -54,15 +53,14 @@ def _version(release: tuple[int, int]) -> str:
     return ".".join(map(str, release))
 
 
-def _too_large(top: int, at_once: bool, limit: int, host: str) -> ResolveError:
+def _too_large(top: int, at_once: bool, limit: int, where: str) -> ResolveError:
     """
     Args:
         at_once: whether the memory that the guest starts with is too large already.
     """
     what = "the guest's memory ends" if at_once else "<maxMemory> and its slots end"
     return ResolveError(
-        f"{what} at {-(-top // GIB)} GiB, KVM on host {host} has addresses up to"
-        f" {limit // GIB} GiB",
+        f"{what} at {-(-top // GIB)} GiB, KVM {where} has addresses up to {limit // GIB} GiB",
         (
             "give the guest less memory"
             if at_once

@@ -36,8 +36,7 @@ def choose_features(
             vcpu += feature.bits
     knobs = knobs_of(profile)
     speaker = (
-        f"{f'libvirt {profile.libvirt}' if profile.libvirt is not None else 'QEMU'} on host"
-        f" {profile.name}"
+        f"{f'libvirt {profile.libvirt}' if profile.libvirt is not None else 'QEMU'} {profile.where}"
     )
     for feature in CPU_FEATURES:
         name, offered = feature.libvirt, cluster.has(feature.bit)
@@ -56,7 +55,7 @@ def _check_architecture(
 ) -> None:
     if wish.architecture == "aarch64" and profile.kvm_architecture == "arm":
         raise ResolveError(
-            f"host {profile.name} is 32-bit and the guest is {wish.architecture}",
+            f"{profile.title} is 32-bit and the guest is {wish.architecture}",
             "use an aarch64 host",
         )
     if (
@@ -65,7 +64,7 @@ def _check_architecture(
         and not cluster.has(AARCH32.bit)
     ):
         raise ResolveError(
-            f"host {profile.name} cannot run 32-bit guests: {profile.name_of(cluster)} has no"
+            f"{profile.title} cannot run 32-bit guests: {profile.name_of(cluster)} has no"
             " AArch32 at EL1",
             "use an aarch64 guest",
         )
@@ -125,7 +124,7 @@ def _is_on(
     if wanted and not offered:
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(
-            f"{by} wants {feature.noun}, which KVM on host {profile.name} does not offer",
+            f"{by} wants {feature.noun}, which KVM {profile.where} does not offer",
             # not "off": that is itself refused where there is none (starting.check_start)
             "remove <pmu>" if feature is PMU and asked else f"turn {feature.noun} off there",
         )
@@ -144,7 +143,7 @@ def _has_pmu(
     if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
         return False
     raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and a PMU"
+        f"{profile.where} the guest may run on CPUs of several kinds ({roams}), and a PMU"
         " counts on one",
         "turn it off (<pmu state='off'/>, or pmu: off in the policy), or pin the guest to one kind",
     )
@@ -163,7 +162,7 @@ def _sve_lengths(
     if missing:
         have = ", ".join(map(str, cluster.sve_lengths))
         raise ResolveError(
-            f"the domain wants sve{missing[0]}, host {profile.name} has lengths {have}",
+            f"the domain wants sve{missing[0]}, {profile.title} has lengths {have}",
             "remove that feature",
         )
     longest = max(required, default=policy.sve_max_length or max(cluster.sve_lengths, default=0))
@@ -174,7 +173,7 @@ def _sve_lengths(
     )
     if not lengths or any(length not in lengths for length in required):
         raise ResolveError(
-            f"no SVE vector length is left for the guest on host {profile.name}",
+            f"no SVE vector length is left for the guest {profile.where}",
             "turn SVE off, or allow a longer one",
         )
     return lengths

@@ -93,7 +93,7 @@ def partial_target(profile: HostProfile, machine: str, policy: Policy) -> Target
         unsaid=(),
         machine=machine,
         gic=max(profile.gic_versions, default=0),
-        ipa_bits=guest_ipa_bits(0, profile.ipa_bits, profile.name) if profile.ipa_bits else 0,
+        ipa_bits=guest_ipa_bits(0, profile.ipa_bits, profile.where) if profile.ipa_bits else 0,
         sve_lengths=lengths,
         seen=readable(cluster.seen, vcpu.features),
         registers=registers,

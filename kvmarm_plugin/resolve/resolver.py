@@ -194,13 +194,13 @@ class Resolver:
                 problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU")
             )
             why = next(others, Problem("", "its profile has no CPU cluster"))
-            hint = why.hint or "probe the host again once that is mended"
-            raise ResolveError(f"host {profile.name} cannot run KVM guests: {why.reason}", hint)
+            hint = why.hint or "probe again once that is mended"
+            raise ResolveError(f"{profile.title} cannot run KVM guests: {why.reason}", hint)
         if profile.qemu is None:
             of_qemu = (problem for problem in profile.problems if problem.part == "QEMU")
             why = next(of_qemu, Problem("QEMU", "not probed"))
             hint = why.hint or "install QEMU there and probe again"
-            raise ResolveError(f"host {profile.name} has no usable {why.reason}", hint)
+            raise ResolveError(f"{profile.title} has no usable {why.reason}", hint)
         pinnings = self._pinnings(wish)
         clusters = [self._measured(pinning) for pinning in pinnings] or [
             _preferred(profile, self.policy, wish.vcpus)
@@ -243,7 +243,7 @@ class Resolver:
             have = ", ".join(map(self.profile.name_of, self.profile.clusters))
             raise ResolveError(
                 f"the guest may run on CPUs {pinning.cpus}, of MIDR {pinning.midr:#x}, which"
-                f" {self.profile.name} does not have",
+                f" {self.profile.title} does not have",
                 f"it has {have}: pin the guest to such CPUs, or remove its pins",
             )
         return cluster
@@ -254,7 +254,7 @@ class Resolver:
         if pinning is None:
             raise ResolveError(
                 f"this host has no {self.profile.name_of(cluster)} to pin the guest to",
-                f"{self.profile.name} gives guests that CPU",
+                f"{self.profile.title} gives guests that CPU",
             )
         return pinning
 
@@ -285,17 +285,17 @@ class Resolver:
         )
         if form is None:
             raise ResolveError(
-                f"KVM on host {profile.name} takes no guest of model {shown(wish.model, 60)}",
+                f"KVM {profile.where} takes no guest of model {shown(wish.model, 60)}",
                 "it runs on hosts of that CPU only: write <cpu mode='host-passthrough'/>",
             )
-        machine, gic = _choose_machine(wish, qemu, profile.name), _choose_gic(wish, profile)
+        machine, gic = _choose_machine(wish, qemu, profile.where), _choose_gic(wish, profile)
         check_start(wish, form, machine, gic, profile, qemu)
         vcpu = cluster.vcpu(form.number, features.vcpu)
         if vcpu is None:
             raise ResolveError(
-                f"host {profile.name} makes no vCPU of target {form.number} with features"
+                f"{profile.title} makes no vCPU of target {form.number} with features"
                 f" {', '.join(features.vcpu) or 'none'}",
-                "turn features off in the policy, or probe the host again",
+                "turn features off in the policy, or probe again",
             )
         registers = vcpu.registers
         if features.sve_lengths:
@@ -311,7 +311,7 @@ class Resolver:
             machine=machine,
             gic=gic,
             ipa_bits=guest_ipa_bits(
-                wish.memory, profile.ipa_bits, profile.name, qemu.release, wish.room
+                wish.memory, profile.ipa_bits, profile.where, qemu.release, wish.room
             ),
             sve_lengths=features.sve_lengths,
             seen=readable(cluster.seen, features.vcpu),
@@ -414,7 +414,7 @@ def _preferred(profile: HostProfile, policy: Policy, vcpus: int) -> Cluster:
         f"{cluster.midr:#x} ({cluster.part or 'unknown part'})" for cluster in by_size
     )
     raise ResolveError(
-        f"host {profile.name} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}"
+        f"{profile.title} has no cluster with MIDR {policy.cluster:#x}", f"it has {known}"
     )
 
 
@@ -462,7 +462,7 @@ def _check_roaming(
     else:
         return
     raise ResolveError(
-        f"on host {profile.name} the guest may run on CPUs of several kinds ({roams}), and cannot:"
+        f"{profile.where} the guest may run on CPUs of several kinds ({roams}), and cannot:"
         f" {reason}",
         "pin it to one kind"
         if has_pins
@@ -470,13 +470,13 @@ def _check_roaming(
     )
 
 
-def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
+def _choose_machine(wish: Wish, qemu: Qemu, where: str) -> str:
     written = wish.machine or "virt"
     machine = qemu.aliases.get(written, written)
     if machine not in qemu.machines:
         newest = qemu.machines[0] if qemu.machines else "none"
         raise ResolveError(
-            f"QEMU {qemu.version} on host {host} has no machine type {shown(written, 60)!r} that"
+            f"QEMU {qemu.version} {where} has no machine type {shown(written, 60)!r} that"
             " can migrate",
             f"its newest is {shown(newest, 60)}: use that, or virt",
         )
@@ -486,7 +486,7 @@ def _choose_machine(wish: Wish, qemu: Qemu, host: str) -> str:
 def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     if not profile.gic_versions:
         raise ResolveError(
-            f"KVM on host {profile.name} offers no virtual GIC",
+            f"KVM {profile.where} offers no virtual GIC",
             "this board cannot run QEMU's virt machine under KVM",
         )
     if wish.gic in ("", "host"):
@@ -499,7 +499,7 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
     if int(wish.gic) not in profile.gic_versions:
         have = ", ".join(map(str, profile.gic_versions))
         raise ResolveError(
-            f"the domain wants GIC version {wish.gic}, KVM on host {profile.name} offers {have}",
+            f"the domain wants GIC version {wish.gic}, KVM {profile.where} offers {have}",
             "remove <gic>",
         )
     return int(wish.gic)

@@ -31,13 +31,13 @@ def check_start(
 def _check_model(form: Form, profile: HostProfile, qemu: Qemu) -> None:
     if not qemu.has_kvm(profile.kvm_architecture):
         raise ResolveError(
-            f"host {profile.name} is 32-bit, and QEMU {shown(qemu.version, 40)} has no KVM for"
+            f"{profile.title} is 32-bit, and QEMU {shown(qemu.version, 40)} has no KVM for"
             " 32-bit hosts",
             "install QEMU 5.1 or older there, or use an aarch64 host",
         )
     if not qemu.has_model(form.model, profile.kvm_architecture):
         raise ResolveError(
-            f"QEMU {shown(qemu.version, 40)} on host {profile.name} has no CPU"
+            f"QEMU {shown(qemu.version, 40)} {profile.where} has no CPU"
             f" {shown(form.model, 60)!r} under KVM",
             "install a QEMU that is built with KVM there, and probe again",
         )
@@ -54,7 +54,7 @@ def _check_pmu_off(wish: Wish, form: Form, profile: HostProfile, qemu: Qemu) -> 
         profile.kvm_architecture == "arm" and PMU.qemu not in qemu.host_properties
     ):
         raise ResolveError(
-            f"the domain says <pmu state='off'/>, KVM on host {profile.name} has no PMU, and QEMU"
+            f"the domain says <pmu state='off'/>, KVM {profile.where} has no PMU, and QEMU"
             f" {shown(qemu.version, 40)} does not start a guest that says so",
             "remove <pmu>",
         )
@@ -74,7 +74,7 @@ def _check_vcpus(wish: Wish, machine: str, gic: int, profile: HostProfile, qemu:
         hint = "use virt-3.0 or newer" if most < board.MOST_VCPUS else ""
     if wish.vcpus > most:
         raise ResolveError(
-            f"the domain has {wish.vcpus} vCPUs, and QEMU starts up to {most} {why} (host"
-            f" {profile.name})",
+            f"the domain has {wish.vcpus} vCPUs, and QEMU starts up to {most} {why}"
+            f" ({profile.title})",
             f"give it {most} at most" + (f", or {hint}" if hint else ""),
         )

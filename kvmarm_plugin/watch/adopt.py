@@ -318,7 +318,11 @@ def _asked(
         machine="virt",
         gic=gic,
         ipa_bits=guest_ipa_bits(
-            memory + room, system.ipa_bits(), uname.nodename, installed_version(), room
+            memory + room,
+            system.ipa_bits(),
+            f"on host {uname.nodename}",
+            installed_version(),
+            room,
         ),
         sve_lengths=(),
         seen=dict.fromkeys(GUEST_REGISTERS, 0) if architecture == "arm64" else {},

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import jsonschema
@@ -347,13 +348,13 @@ def test_a_board_in_a_pool_of_hosts_of_one_cluster_pins() -> None:
     """The pool's CPU is one of the board's, and there the guest has to stay."""
     board = host("hand-made-rk3588")
     plain = board.replace(name="plain", clusters=(board.clusters[1].replace(cpus="0-7"),))
-    formed = Pool("pool", {}, plain.replace(name="pool"))
+    formed = Pool("pool", {}, plain.replace(name="pool", origin="baseline of 2 kinds of hosts"))
     assert b"cpuset='4-7'" in _resolved(formed, board, template("big-little"))
     assert b"cpuset='" not in _resolved(formed, plain, template("direct-kernel"))
     # The user's own pins, or a policy, that lead elsewhere.
     little = template("big-little").replace(b"<vcpu>", b"<vcpu cpuset='0-3'>")
     with pytest.raises(
-        KvmarmError, match="may run on CPUs 0-3, of MIDR 0x412fd050, which pool does not have"
+        KvmarmError, match="may run on CPUs 0-3, of MIDR 0x412fd050, which pool pool does not have"
     ):
         _resolved(formed, board, little)
     only_little = board.replace(
@@ -599,8 +600,55 @@ def test_a_members_kernel_says_what_its_profile_says(
 
 def test_what_the_pool_does_not_have_is_refused_by_name() -> None:
     formed = _formed("trixie-max", "max-nosve")
-    with pytest.raises(KvmarmError, match="host pool does not offer"):
+    with pytest.raises(KvmarmError, match="KVM in pool pool does not offer"):
         _resolved(formed, _HOSTS["trixie-max"], template("sve"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("<cpu ", "<features><gic version='2'/></features><cpu ", "KVM in pool rack-7 offers 3"),
+        ("<cpu ", "<features><pmu state='on'/></features><cpu ", "KVM in pool rack-7 does not"),
+        ("<cpu ", "<features><pmu state='off'/></features><cpu ", "KVM in pool rack-7 has no PMU"),
+        ("'aarch64'", "'armv7l'", "pool rack-7 cannot run 32-bit guests"),
+        ("'virt'", "'virt-99.0'", "in pool rack-7 has no machine type"),
+        ("'MiB'>512<", "'TiB'>512<", "KVM in pool rack-7 has addresses up to"),
+        ("<vcpu>1<", "<vcpu>999<", r"512 on virt-10.0 \(pool rack-7\)"),
+        ("<cpu mode='host-model'/>", "<cpu mode='host-model'>", "pool rack-7 has lengths"),
+    ],
+)
+def test_a_pool_is_called_a_pool(old: str, new: str, says: str) -> None:
+    """Not a host, which nobody would find."""
+    name = "trixie-a64fx" if "lengths" in says else "trixie-neoverse-n1"
+    here = host(name)
+    if "PMU" in says or "does not" in says:
+        bare = {n: v for n, v in here.capabilities.items() if n != "ARM_PMU_V3"}
+        (cluster,) = here.clusters
+        vcpus = tuple(vcpu for vcpu in cluster.vcpus if "pmu_v3" not in vcpu.features)
+        assert here.qemu
+        here = here.replace(
+            capabilities=bare,
+            clusters=(cluster.replace(vcpus=vcpus),),
+            qemu=here.qemu.replace(version="11.1.0"),
+        )
+    formed = baseline([here.replace(name="alpha")], "rack-7").pool
+    assert formed is not None
+    source = template("direct-kernel").decode()
+    if "lengths" in says:
+        new += "<feature policy='require' name='sve1024'/></cpu>"
+    assert old in source
+    with pytest.raises(KvmarmError, match=says) as refused:
+        _resolved(formed, here.replace(name="alpha"), source.replace(old, new).encode())
+    assert "host rack-7" not in str(refused.value)
+
+
+def test_nothing_that_a_resolver_says_calls_a_pool_a_host() -> None:
+    """Neither does what nobody has reproduced: whoever is named there is named by its profile."""
+    room = TESTS.parent / "kvmarm_plugin/resolve"
+    for path in room.glob("*.py"):
+        source = re.sub(r'"\s+f?"', "", path.read_text(encoding="utf-8"))
+        assert "host {profile.name}" not in source, path
+        assert "host {host}" not in source, path
 
 
 def test_a_member_that_has_drifted_says_so() -> None:
@@ -619,7 +667,12 @@ def test_a_member_that_has_drifted_says_so() -> None:
         _resolved(formed, rebooted, template("direct-kernel"))
     text = one_line(refused.value)
     assert "alpha has drifted out of pool pool: ID_AA64PFR1_EL1.BT" in text
-    assert "a guest started on it could not move to the rest of pool" in text
+    assert "a guest started on it could not move to the rest of pool pool:" in text
+    # No guest comes from anywhere, and the pool is no host to boot.
+    assert "remedy" not in text
+    assert text.endswith(
+        "(hint: probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE)"
+    )
     assert pool.check_member(formed, rebooted)
     with pytest.raises(KvmarmError, match="sid-max does not fit into pool pool"):
         _resolved(formed, host("sid-max"), template("direct-kernel"))

@@ -165,15 +165,15 @@ def test_a_guest_that_runs_is_judged_by_what_runs(run: Run, daemon: Daemon) -> N
     status, out, _ = run("check", "guest", "--host", there)
     assert status == 3
     assert f"guest on {_ALPHA}: no\n" in out
-    assert f"recorded on {_BETA} 0x10003, on {_ALPHA} 0x10001" in out
+    assert f"recorded for {_BETA} 0x10003, on {_ALPHA} 0x10001" in out
     assert "\nNote: its stored definition, which counts from the next boot, is another;" in out
     assert run("check", "--inactive", "guest", "--host", there) == (
         0,
         f"guest on {_ALPHA}: yes, it would start as recorded\n{_SCOPE}",
         "",
     )
-    assert f"made        on {_BETA} by" in run("show", "guest").out
-    assert f"made        on {_ALPHA} by" in run("show", "guest", "--inactive").out
+    assert f"made        for {_BETA} by" in run("show", "guest").out
+    assert f"made        for {_ALPHA} by" in run("show", "guest", "--inactive").out
     assert "\nnote        its stored definition" in run("show", "guest").out
 
 
@@ -332,7 +332,7 @@ def test_a_guest_that_is_shut_off_only_has_to_start(
     on(_slow_clock())
     drift = (
         "guest on slow: yes, it would start, but not as recorded\n"
-        "  CNTFRQ_EL0 (generic timer frequency): recorded on trixie-neoverse-n1 62.5 MHz,"
+        "  CNTFRQ_EL0 (generic timer frequency): recorded for trixie-neoverse-n1 62.5 MHz,"
         f" on slow 25 MHz\n{_SCOPE}"
     )
     assert run("check", "guest") == (0, f"{drift}Remedy: kvmarm refresh guest\n", "")
@@ -761,7 +761,7 @@ def test_names_in_a_command_are_quoted() -> None:
 
 def test_a_host_that_has_changed_since() -> None:
     text = check_view.as_text(Report("guest", ARRIVAL, {"alpha": [_TIMER]}, origin="alpha"))
-    assert "recorded on alpha 62.5 MHz, now on alpha 25 MHz; guest would be wrong" in text
+    assert "recorded for alpha 62.5 MHz, now on alpha 25 MHz; guest would be wrong" in text
 
 
 def test_a_pool_has_what_is_the_pool_s() -> None:
@@ -788,14 +788,14 @@ def test_a_pool_has_what_is_the_pool_s() -> None:
     ("changes", "subject", "remedy"),
     [
         ({"CNTFRQ_EL0": 25_000_000}, "CNTFRQ_EL0", "leave odd out of the pool"),
-        ({"gic_versions": (2,)}, "GIC", "probe all members and make the baseline anew"),
-        ({"ipa_bits": 40}, "IPA size", "probe all members and make the baseline anew"),
+        ({"gic_versions": (2,)}, "GIC", pool.ANEW),
+        ({"ipa_bits": 40}, "IPA size", pool.ANEW),
         (
             {"machines": 1},
             "machine type",
             "upgrade QEMU on odd, or make the baseline anew",
         ),
-        ({"PSCI_VERSION": 0x10000}, "PSCI_VERSION", "probe all members and make the baseline anew"),
+        ({"PSCI_VERSION": 0x10000}, "PSCI_VERSION", pool.ANEW),
         (
             {"ID_AA64PFR1_EL1": 1},
             "ID_AA64PFR1_EL1.BT",

@@ -279,6 +279,10 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "level-library": lambda: check(
         Resolver(_levelled(), Policy()).target(Wish("aarch64")), host(_N1)
     ),
+    "level-library-other": lambda: check(
+        Resolver(_levelled(), Policy()).target(Wish("aarch64")),
+        host(_N1).replace(level_library="0"),
+    ),
     "level-refused": lambda: _levelled_on("SMCCC_ARCH_WORKAROUND_1", 3),
     "level-refused-field": lambda: _levelled_on("ID_AA64MMFR2_EL1", 0x1110001011),
     "level-refused-identity": lambda: _levelled_on("MIDR_EL1", 0x410FD083),
@@ -552,8 +556,8 @@ def test_a_finding_seen_from_a_pool() -> None:
     finding = _one("gic-refused")
     seen = finding.replace(values={**finding.values, "pool": "alpha\n"})
     assert (
-        texts(seen)["rule"]
-        == f"a guest started on it could not move to the rest of alpha\\n: {texts(finding)['rule']}"
+        texts(seen)["rule"] == "a guest started on it could not move to the rest of pool alpha\\n:"
+        f" {texts(finding)['rule']}"
     )
 
 

@@ -648,7 +648,7 @@ def test_what_only_some_records_have_is_shown() -> None:
     for words in (
         "\npinned      no: it may roam between CPUs of several kinds\n",
         "\nintent      none: it was adopted as it is\n",
-        f"\nmade        on {found.origin.host} by {found.origin.by}, renewed on beta\n",
+        f"\nmade        for {found.origin.host} by {found.origin.by}, renewed on beta\n",
         "\nhome        its pins were for CPUs 4-5\n",
     ):
         assert words in text
