@@ -69,7 +69,7 @@ def _level(
 ) -> int:
     # All will have to have the library: those that do not are no kind of their own.
     kinds = kinds_of(host.replace(level_library=LEVEL_TEXT) for host in hosts)
-    lacking = [host.name for host in hosts if host.level_library != LEVEL_TEXT]
+    lacking = {h.name: h.level_library for h in hosts if h.level_library != LEVEL_TEXT}
     speakers = [
         next((host for host in kind.hosts if host.name == identity), kind.host) for kind in kinds
     ]

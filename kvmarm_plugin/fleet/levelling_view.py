@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..model.profile import SINCE_2
+from ..model.target import LEVEL_TEXT
 from ..registers.table import describe, fields_of
 from .baseline import costs_of, facts_of
 from .common_ground import some
@@ -26,7 +27,7 @@ def as_text(
     result: Levelled,
     name: str,
     kinds: list[Kind],
-    lacking: list[str],
+    lacking: dict[str, str],
     accepted: bool,
     explain: bool,
 ) -> str:
@@ -35,7 +36,8 @@ def as_text(
     Args:
         name: of the pool.
         kinds: of all of them.
-        lacking: names of those that libkvmarm-level has to be installed on.
+        lacking: name of each that libkvmarm-level has to be installed on → its version there; empty
+            where it is missing.
         accepted: whether missed workarounds are accepted, whatever they are for.
         explain: nothing is left out.
     """
@@ -85,11 +87,20 @@ def as_text(
         texts += _cut([f"    {field}" for field in lowered], most)
     texts += _errata(result, kinds, most)
     if lacking and not unknown:
-        texts.append(f"To do: install kvmarm-level on {some(lacking)}")
+        missing = [host for host, version in lacking.items() if not version]
+        others = [f"{host} (version {version})" for host, version in lacking.items() if version]
+        if missing:
+            texts.append(f"To do: install kvmarm-level on {some(missing)}")
+        if others:
+            texts.append(
+                f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}"
+            )
     return lines(texts)
 
 
-def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) -> dict[str, Any]:
+def as_json(
+    result: Levelled, name: str, kinds: list[Kind], lacking: dict[str, str]
+) -> dict[str, Any]:
     """The same for tools. What is said of one host of a kind is said of all."""
     profile = result.profile
     level = profile.clusters[0].level if profile else None
@@ -102,7 +113,7 @@ def as_json(result: Levelled, name: str, kinds: list[Kind], lacking: list[str]) 
         "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
         "baseline": profile and dict(facts_of(profile)),
         "identity": result.identity,
-        "lacking": lacking,
+        "lacking": [*lacking],
         "without": level.left_out if level else (),
         "missing": result.missing,
         "lowered": {

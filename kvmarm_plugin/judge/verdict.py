@@ -43,14 +43,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if target.level is not None and offer.level_library != LEVEL_TEXT:
-        findings.append(
-            Finding(
-                "level-library",
-                recorded=LEVEL_TEXT,
-                local=offer.level_library or "missing",
-                host=offer.host,
-            )
-        )
+        findings.append(_judge_library(offer))
     if (target.registers, target.reglist, target.seen) != (
         offer.registers,
         offer.reglist,
@@ -63,6 +56,16 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
     return sorted(_with_unknown(findings, target, offer, unknown), key=_rank)
+
+
+def _judge_library(offer: Offer) -> Finding:
+    """It is missing there, or reads another version of its text."""
+    version = offer.level_library
+    values = {"recorded": LEVEL_TEXT, "local": version or "missing", "host": offer.host}
+    if not version:
+        return Finding("level-library", **values)
+    change = "upgrade" if int(version) < int(LEVEL_TEXT) else "downgrade"
+    return Finding("level-library-other", **values, change=change)
 
 
 def _with_unknown(

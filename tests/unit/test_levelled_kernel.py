@@ -327,7 +327,7 @@ def test_the_hook_stops_an_arrival_without_the_library(
     stopped, said = arrives(_xml(_TRIXIE, _SID), host(_SID), "migrate", capfd)
     assert stopped
     assert "libkvmarm-level" in said
-    assert "install kvmarm-level" in said
+    assert f"{'downgrade' if version else 'install'} kvmarm-level on {_SID}" in said
 
 
 def test_the_hook_stops_an_arrival_whose_text_was_edited(

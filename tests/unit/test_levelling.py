@@ -780,9 +780,12 @@ def test_a_host_whose_kernel_has_not_the_register_runs_no_guest() -> None:
 def test_without_the_library_no_guest_starts(version: str, boots: bool) -> None:
     here = _here(_SID).replace(level_library=version)
     (finding,) = _judged(_resolved(_TRIXIE, _SID), here, boots)
-    assert finding.kind == "level-library"
+    assert finding.kind == ("level-library-other" if version else "level-library")
     assert finding.stops_start
-    assert texts(finding)["local"] == (version or "missing")
+    said = texts(finding)
+    assert said["local"] == (version or "missing")
+    change = {"": "install", "0": "upgrade", "2": "downgrade"}[version]
+    assert said["remedy"].startswith(f"{change} kvmarm-level on {_SID}")
 
 
 def test_of_a_host_that_is_known_in_part_nothing_is_claimed() -> None:
@@ -790,7 +793,7 @@ def test_of_a_host_that_is_known_in_part_nothing_is_claimed() -> None:
     target = _target(_TRIXIE, _SID)
     for name in _KNOWN:
         kinds = {f.kind for f in check(target, known.read(name), cpus=())}
-        assert "level-library" not in kinds
+        assert not kinds & {*pool.OF_LIBRARY}
         assert "level-unknown" not in kinds
     given = _profile("graviton3@6.18", "graviton4@6.18")
     (vcpu, *_) = given.clusters[0].vcpus
@@ -928,15 +931,23 @@ def test_a_guest_whose_level_was_taken_out_starts_and_is_another() -> None:
     assert not any(finding.stops_start for finding in found)
 
 
+@pytest.mark.parametrize(
+    ("version", "what"),
+    [
+        ("", f"install kvmarm-level on {_SID}"),
+        ("0", f"upgrade kvmarm-level on {_SID} from version 0 of its text to 1"),
+    ],
+)
 def test_a_member_without_the_library_is_told_what_to_install(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    version: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     formed = pool.Pool("pool", {}, _profile(_TRIXIE, _SID))
     file = tmp_path / "pool.yaml"
     file.write_text(pool.dumps(formed), encoding="utf-8")
-    assert cli.main(["check", str(file), "--host", _file(tmp_path, host(_SID))]) == 3
+    here = host(_SID).replace(level_library=version)
+    assert cli.main(["check", str(file), "--host", _file(tmp_path, here)]) == 3
     said = capsys.readouterr().out
-    assert f"Remedy: install kvmarm-level on {_SID}" in said
+    assert f"Remedy: {what}" in said
     assert "baseline anew" not in said
     assert cli.main(["check", str(file), "--host", _file(tmp_path, _here(_SID))]) == 0
 
@@ -968,13 +979,14 @@ def _file(directory: Path, here: HostProfile) -> str:
 def test_hosts_of_a_kind_are_counted_and_all_need_the_library(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without, twin = host(_SID), _here(_SID).replace(name="a-twin")
+    without, twin = host(_SID), _here(_SID).replace(name="a-twin", level_library="0")
     files = [_file(tmp_path, each) for each in (_here(_TRIXIE), without, twin)]
     out = tmp_path / "pool.yaml"
     assert cli.main(["baseline", "--level", "-o", str(out), *files]) == 0
     said = capsys.readouterr().out
     assert "pool: 3 hosts, guests that libkvmarm-level levels" in said
     assert f"To do: install kvmarm-level on {without.name}\n" in said
+    assert "To do: kvmarm-level of version 1 of its text on a-twin (version 0)\n" in said
     assert f"  a-twin, {without.name}: virt-11.1 (has virt-10.0)" in said
     assert set(pool.loads(out.read_text(encoding="utf-8")).members) == {
         _TRIXIE,
@@ -985,7 +997,7 @@ def test_hosts_of_a_kind_are_counted_and_all_need_the_library(
     document = json.loads(capsys.readouterr().out)
     assert sorted(document["hosts"]) == sorted([_TRIXIE, without.name, twin.name])
     assert document["kinds"] == [["a-twin", without.name], [_TRIXIE]]
-    assert document["lacking"] == [without.name]
+    assert document["lacking"] == [without.name, "a-twin"]
     assert "PSCI_VERSION" in document["lowered"]["a-twin"]
 
 
@@ -1047,8 +1059,8 @@ def test_a_text_is_short_and_explained_on_request() -> None:
     names = ("graviton3@6.18", "graviton4@6.18")
     kinds = kinds_of([_here(name) for name in names])
     result = _of(*names)
-    short = levelling_view.as_text(result, "pool", kinds, [], False, False)
-    whole = levelling_view.as_text(result, "pool", kinds, [], False, True)
+    short = levelling_view.as_text(result, "pool", kinds, {}, False, False)
+    whole = levelling_view.as_text(result, "pool", kinds, {}, False, True)
     assert "--explain has all" in short
     assert "--explain" not in whole
     assert len(whole.splitlines()) > len(short.splitlines())
@@ -1065,7 +1077,7 @@ def test_errata_are_said_of_all_hosts_of_a_kind() -> None:
     one = _with(_here(_A57), {"MIDR_EL1": 0x411FD070}, midr=0x411FD070)
     kinds = kinds_of([one.replace(name="alpha"), one.replace(name="beta"), _here(_A72)])
     result = levelled([kind.host for kind in kinds], "pool", identity=_A72)
-    said = levelling_view.as_text(result, "pool", kinds, [], True, False).splitlines()
+    said = levelling_view.as_text(result, "pool", kinds, {}, True, False).splitlines()
     (place,) = (number for number, line in enumerate(said) if "ARM64_ERRATUM_832075" in line)
     assert "  alpha, beta:" in said[:place]
 
@@ -1075,9 +1087,9 @@ def test_a_hostile_name_is_shown(name: str) -> None:
     here = _here(_SID).replace(name=name)
     result = levelled([here, _here(_TRIXIE)], name)
     kinds = kinds_of([here, _here(_TRIXIE)])
-    said = levelling_view.as_text(result, name, kinds, [name], False, True)
+    said = levelling_view.as_text(result, name, kinds, {name: ""}, False, True)
     assert all(line.isprintable() for line in said.splitlines())
-    json.dumps(levelling_view.as_json(result, name, kinds, []))
+    json.dumps(levelling_view.as_json(result, name, kinds, {}))
 
 
 def _clusters(here: HostProfile) -> Cluster:

@@ -277,6 +277,15 @@ def _install_level(world: World, remedy: str) -> World:
     return world._replace(destination=world.destination.replace(level_library="1"))
 
 
+def _other_level(world: World, remedy: str) -> World:
+    before = world.destination.level_library
+    change = "upgrade" if before == "0" else "downgrade"
+    assert f"{change} kvmarm-level on {world.destination.name}" in remedy
+    assert _said(r"from version (\S+) of its text", remedy) == before
+    version = _said(r"of its text to (\S+)", remedy)
+    return world._replace(destination=world.destination.replace(level_library=version))
+
+
 def _newer_linux(world: World, remedy: str) -> World:
     since = _said(r"run Linux (\S+) or newer on", remedy)
     newer = host(world.destination.name.replace("trixie", "sid"))
@@ -332,6 +341,7 @@ _FIELD: dict[str, tuple[Way, ...]] = {
 }
 _WAYS: dict[str, tuple[Way, ...]] = {
     "level-library": (_install_level,),
+    "level-library-other": (_other_level,),
     "level-refused-identity": (_newer_linux,),
     "level-edited": (_refresh, _undo),
     "level-unrecorded": (_unlevel,),
@@ -400,6 +410,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "argument-overrules",
             "host-model-asked",
             "level-library",
+            "level-library-other",
             "level-refused-identity",
             "level-unrecorded",
         )
@@ -787,6 +798,10 @@ _FOUND.update(
     {
         "level-library": lambda: [
             _world(_pool(_N1, "sid-neoverse-n1"), name) for name in (_N1, "sid-neoverse-n1")
+        ],
+        "level-library-other": lambda: [
+            _world(_pool(_N1, "sid-neoverse-n1"), host(_N1).replace(level_library=version))
+            for version in ("0", "2")
         ],
         "level-refused-identity": lambda: [
             _world(
