@@ -24,8 +24,11 @@ from ..registers.left_out import may_be_left_out
 from ..registers.rules import (
     IDENTITIES_SINCE,
     IMPLEMENTATION_ID,
+    OF_THE_HOST,
     KernelFacts,
+    accepts,
     differing_fields,
+    ignores,
     keeps,
     kernel_facts,
     kernel_version,
@@ -135,6 +138,13 @@ class _Member:
         """Whether its kernel lets a vCPU of these registers have this value, and shows it."""
         return keeps(name, value, registers, self.kernel)
 
+    def refuses(self, name: str, value: int, registers: dict[str, int]) -> bool:
+        """Whether its kernel does not even let it be set."""
+        return not (
+            ignores(name, value, registers, self.kernel)
+            or accepts(name, value, registers[name], self.kernel)
+        )
+
     def would_take(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether it would with the newest kernel that is known."""
         newest = KernelFacts(kernel_version(_NEWEST), masks_of(_NEWEST)[0], identities=True)
@@ -157,10 +167,21 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         return Levelled(None, "", {}, {}, {}, tuple(obstacles))
     members = [_Member(host) for host in hosts]
     alike = len({member.identity for member in members}) == 1
-    model = next(
-        (member for member in members if member.host.name == identity),
-        min(members, key=lambda member: _misses_as(member, members)),
-    )
+    # Of those of one CPU, the first speaks for all.
+    models = [*{member.identity: member for member in reversed(members)}.values()]
+    models = [member for member in members if member.host.name == identity] or models
+    results = [(_levelled_as(model, members, name, alike), model) for model in models]
+    return min(results, key=lambda pair: _misses(*pair))[0]
+
+
+def _levelled_as(model: _Member, members: list[_Member], name: str, alike: bool) -> Levelled:
+    """What these can give to guests that see this one's CPU.
+
+    Args:
+        name: for the profile.
+        alike: whether all have that CPU.
+    """
+    hosts = [member.host for member in members]
     results = {features: _level(members, features, model) for features in _common_features(members)}
     made = {features: made for features, made in results.items() if not isinstance(made, list)}
     kept, missing = _keep(members, [*results], made, alike)
@@ -170,7 +191,7 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
         return Levelled(None, "", missing, {}, {}, tuple(obstacles))
     unknown = {*SINCE_2, *(part for host in hosts for part in host.unknown)}
-    profile = profile_head(list(hosts), name).replace(
+    profile = profile_head(hosts, name).replace(
         clusters=(clusters,),
         gic_versions=tuple(version for version in (_GIC,) if "gic_versions" not in unknown),
         level_library=LEVEL_TEXT,
@@ -184,6 +205,20 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
         {member.host.name: _lowered(member, clusters) for member in members},
         {member.host.name: _errata(member, clusters) for member in members},
         tuple(obstacles),
+    )
+
+
+def _misses(result: Levelled, model: _Member) -> tuple[object, ...]:
+    """What orders identities: how many workarounds of each severity guests miss that see this one's
+    CPU, and where there are no guests, how much is in the way.
+    """
+    found = [each.severity for errata in result.errata.values() for each in errata]
+    return (
+        result.profile is None,
+        len(result.obstacles),
+        *map(found.count, SEVERITIES),
+        model.cpu[0],
+        model.cpu[1] or 0,
     )
 
 
@@ -270,7 +305,7 @@ def _level(
         wanted = _common_value(name, told, model.vcpu(features).registers.get(name, told[0]))
         possible = [
             value
-            for value in dict.fromkeys([wanted, *told])
+            for value in dict.fromkeys([wanted, *(told if name not in IMPLEMENTATION_ID else ())])
             if len(told) == len(own)
             and all(
                 member.takes(name, value, vcpu.registers) for member, vcpu in zip(members, vcpus)
@@ -340,11 +375,11 @@ def _not_taken(
     """Why a register cannot have one value on all hosts, by field."""
     own = {member.host.name: vcpu.registers[name] for member, vcpu in zip(members, vcpus)}
     refusing = [
-        member
+        (member, vcpu.registers)
         for member, vcpu in zip(members, vcpus)
         if not member.takes(name, wanted, vcpu.registers)
     ]
-    names = some([member.host.name for member in refusing])
+    names = some([member.host.name for member, _ in refusing])
     if name in IMPLEMENTATION_ID:
         since = ".".join(map(str, IDENTITIES_SINCE))
         return [
@@ -356,18 +391,24 @@ def _not_taken(
                 f"Linux {since} or newer on {names}",
             )
         ]
-    helps = all(
-        member.would_take(name, wanted, vcpu.registers)
-        for member, vcpu in zip(members, vcpus)
-        if member in refusing
-    )
+    helps = all(member.would_take(name, wanted, registers) for member, registers in refusing)
     remedy = f"Linux {_NEWEST.rpartition('.')[0]} or newer on {names} may help" if helps else ""
     fields = {
         field.name: field
-        for member in refusing
-        for field in refused_fields(name, wanted, own[member.host.name], member.kernel)
+        for member, registers in refusing
+        for field in refused_fields(name, wanted, registers[name], member.kernel)
     }
-    why = f"KVM on {names} does not let user space write a value that all have"
+    strict = [m.host.name for m, registers in refusing if m.refuses(name, wanted, registers)]
+    if name in OF_THE_HOST:
+        why = (
+            "KVM refuses more than its host has, and where it takes less, it still answers what its"
+            " host has (kvm_arm_set_fw_reg, kvm_arm_get_fw_reg)"
+        )
+        remedy = "the same firmware and the same Linux on all hosts may help"
+    elif strict:
+        why = f"KVM on {some(strict)} does not let user space write a value that all have"
+    else:
+        why = f"KVM on {names} takes a value that all have, and does not keep it"
     return [
         Unlevelled(
             f"{name}.{field.name}",
@@ -510,17 +551,6 @@ def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
         if not fields:
             lowered[name] = own[name], value
     return lowered
-
-
-def _misses_as(identity: _Member, members: list[_Member]) -> tuple[object, ...]:
-    """What orders identities: how many workarounds of each severity guests miss that see it."""
-    found = [
-        erratum.severity
-        for member in members
-        for erratum in missed(*member.cpu, *identity.cpu)
-        if erratum.guest
-    ]
-    return (*map(found.count, SEVERITIES), identity.cpu[0], identity.cpu[1] or 0)
 
 
 def _errata(member: _Member, cluster: Cluster) -> tuple[Erratum, ...]:

@@ -83,7 +83,7 @@ _IMP_DEF_IS_NONE = (("ID_AA64DFR0_EL1", "PMUVer"), ("ID_DFR0_EL1", "PerfMon"))
 
 # KVM takes less than the host has, and goes on answering what the host has (kvm_arm_set_fw_reg,
 # kvm_arm_get_fw_reg).
-_OF_THE_HOST = tuple(f"SMCCC_ARCH_WORKAROUND_{number}" for number in (1, 2, 3))
+OF_THE_HOST = tuple(f"SMCCC_ARCH_WORKAROUND_{number}" for number in (1, 2, 3))
 
 # The AArch32 ID registers that are read-as-zero and write-ignored on CPUs without AArch32
 # (aa32_id_visibility, since 6.1). ID_AFR0_EL1 and ID_DFR1_EL1, which are hidden everywhere, take
@@ -301,7 +301,7 @@ def keeps(register: str, value: int, registers: Mapping[str, int], kernel: Kerne
     limit = registers[register]
     if value == limit:
         return True
-    kept = register not in _OF_THE_HOST and not ignores(register, value, registers, kernel)
+    kept = register not in OF_THE_HOST and not ignores(register, value, registers, kernel)
     if register == "CLIDR_EL1" and kernel.version < _CLIDR_STAYS_SINCE:
         return False
     return (

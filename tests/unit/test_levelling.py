@@ -39,6 +39,7 @@ from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import SINCE_2, Cluster, HostProfile
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import Level, Target, check_target
+from kvmarm_plugin.registers.errata import SEVERITIES
 from kvmarm_plugin.registers.left_out import agreed_value, may_be_left_out
 from kvmarm_plugin.registers.table import fields_of, id_of, rows
 from kvmarm_plugin.registers.text import pack_ids, unpack_ids
@@ -235,6 +236,47 @@ def test_an_identity_needs_a_kernel_that_lets_it_be_written() -> None:
     )
 
 
+def _shown(found: Levelled) -> list[int]:
+    """How many missed workarounds of each severity are shown, the worst first."""
+    severities = [each.severity for errata in found.errata.values() for each in errata]
+    return [*map(severities.count, SEVERITIES)]
+
+
+@pytest.mark.parametrize("midrs", [(0x413FD0C1, 0x411FD401), (0x411FD070, 0x411FD401)])
+def test_the_identity_is_the_one_with_the_fewest_workarounds_that_are_shown(
+    midrs: tuple[int, int],
+) -> None:
+    """Neoverse N1, Cortex-A57 and Neoverse V1, without AArch32: what ID registers rule out does not
+    count.
+    """
+    pfr0 = _here(_SID).clusters[0].vcpus[0].registers["ID_AA64PFR0_EL1"] & ~0xF | 1
+    hosts = [
+        _with(_here(_SID), {"MIDR_EL1": midr, "ID_AA64PFR0_EL1": pfr0}, midr=midr).replace(
+            name=name
+        )
+        for name, midr in zip(("alpha", "beta"), midrs)
+    ]
+    by_itself = levelled(hosts, "pool")
+    assert _shown(by_itself) == min(_shown(levelled(hosts, "pool", host.name)) for host in hosts)
+    assert by_itself.identity == "beta"
+    assert levelled(hosts, "pool", "alpha").identity == "alpha"
+
+
+@pytest.mark.parametrize(("old", "new"), [("trixie-cortex-a72", _A57), ("trixie-cortex-a57", _A72)])
+def test_the_identity_is_the_one_that_guests_see(old: str, new: str) -> None:
+    """Linux 6.12 lets nobody write it, so that all see that host's, or nothing is promised."""
+    found = _of(old, new)
+    assert found.profile is not None
+    assert found.identity == old
+    (cluster,) = found.profile.clusters
+    assert {vcpu.registers["MIDR_EL1"] for vcpu in cluster.vcpus} == {cluster.midr}
+    other = levelled([_here(old), _here(new)], "pool", new)
+    assert other.profile is None
+    assert {each.subject: each.helps for each in other.obstacles} == {
+        "MIDR_EL1": f"Linux 6.15 or newer on {old}"
+    }
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_answers_of_firmware_are_the_host_s_whatever_is_set(number: int) -> None:
     """KVM_SET_ONE_REG takes less than there is, and KVM_GET_ONE_REG shows what there is."""
@@ -242,11 +284,21 @@ def test_answers_of_firmware_are_the_host_s_whatever_is_set(number: int) -> None
     lower = _with(_here(_TRIXIE), {name: 0}).replace(name="lower")
     higher = _with(_here(_TRIXIE), {name: 2}).replace(name="higher")
     found = levelled([lower, higher], "pool")
-    assert [each.subject for each in found.obstacles] == [name]
+    (obstacle,) = found.obstacles
+    assert obstacle.subject == name
+    assert "kvm_arm_set_fw_reg" in obstacle.why
+    assert "does not let user space write" not in obstacle.why
+    assert "firmware" in obstacle.helps
     # A guest that was promised less is refused, as the library would.
     target = Resolver(_profile(_TRIXIE, _SID), Policy()).resolve(GUEST)
     there = _with(_here(_TRIXIE), {name: 3})
     assert [f.kind for f in _judged(target, there)] == ["level-refused"]
+
+
+def test_what_is_taken_and_not_kept_is_not_called_refused() -> None:
+    """Before 6.10, CLIDR_EL1 can be written, and a vCPU that PSCI turns on has the host's again."""
+    obstacles = {each.subject: each.why for each in _of("bookworm-cortex-a53", "rpi4").obstacles}
+    assert obstacles["CLIDR_EL1"] == "KVM on rpi4 takes a value that all have, and does not keep it"
 
 
 def test_what_the_kernel_hides_is_not_kept() -> None:
