@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines
-from ..diagnosis.host import SYSTEMD, UNITS
+from ..diagnosis.host import RENEWAL, START_RENEWAL, SYSTEMD, UNITS
 from ..hook import install, whose
 from ..host import marks
 from ..model import policy
@@ -23,7 +23,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_UNIT = "kvmarm-renew.socket"
 # Where an installation for one Python, or the source tree, has them.
 _ELSEWHERE = (
     f"{sysconfig.get_path('data')}/lib/systemd/system",
@@ -50,19 +49,21 @@ def run(arguments: Namespace) -> int:
 
 
 def _how_to_renew() -> list[str]:
-    """Where systemd could have records renewed and nobody listens for the hook's ring: how to."""
+    """Where nobody listens for the hook's ring: how to have records renewed."""
     try:
-        if not os.path.isdir(SYSTEMD) or marks.is_heard():
+        if marks.is_heard():
             return []
     except OSError:
         return []
-    if os.path.realpath(f"{UNITS[0]}/{_UNIT}") == os.devnull:
+    what, enable = "nobody renews records here", f"systemctl enable --now {RENEWAL}"
+    if not os.path.isdir(SYSTEMD):
+        return [f"{what}; {START_RENEWAL}"]
+    if os.path.realpath(f"{UNITS[0]}/{RENEWAL}") == os.devnull:
         return []  # masked, by somebody who does not want it
-    what, enable = "nobody renews records here", f"systemctl enable --now {_UNIT}"
-    if any(os.path.exists(f"{directory}/{_UNIT}") for directory in UNITS):
+    if any(os.path.exists(f"{directory}/{RENEWAL}") for directory in UNITS):
         return [f"{what}; have it done with: {enable}"]
     units = next(
-        (directory for directory in _ELSEWHERE if os.path.exists(f"{directory}/{_UNIT}")),
+        (directory for directory in _ELSEWHERE if os.path.exists(f"{directory}/{RENEWAL}")),
         "systemd/ of kvmarm's sources",
     )
     return [

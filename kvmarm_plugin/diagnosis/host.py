@@ -31,6 +31,8 @@ OK, BAD, UNKNOWN = "ok", "not ok", "unknown"
 AS_ROOT = "run this as root"  # a remedy
 
 SYSTEMD = "/run/systemd/system"  # there while systemd is what runs this host: sd_booted(3)
+RENEWAL = "kvmarm-renew.socket"
+START_RENEWAL = "have the host's init start this at every boot, as root: kvmarm renew"
 UNITS = (  # where systemd looks for units, systemd.unit(5)
     "/etc/systemd/system",
     "/run/systemd/system",

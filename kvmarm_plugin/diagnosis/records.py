@@ -12,7 +12,7 @@ from ..fleet.pool import ANEW, check_member, what_helps
 from ..host import files, marks
 from ..judge.wording import in_short
 from ..model import policy, profile_json
-from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
+from .host import AS_ROOT, BAD, OK, RENEWAL, START_RENEWAL, UNKNOWN, Line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _MOST_PROFILES = 1000
 _DAY = 24 * 3600
 _OLD = 90  # days
 _AGENT = "kvmarm-agent.service"
-_SOCKET = "kvmarm-renew.socket"
 _SHOWN = 3  # findings, and names of marked guests
 
 
@@ -132,9 +131,9 @@ def check_renewal(host: Host) -> Iterator[Line]:
         yield Line(OK, f"somebody listens at {marks.DIRECTORY}/{marks.SOCKET}")
     else:
         if not host.has_systemd():
-            remedy = "have the host's init start this at every boot, as root: kvmarm renew"
-        elif host.has_unit(_SOCKET):
-            remedy = f"systemctl enable --now {_SOCKET}"
+            remedy = START_RENEWAL
+        elif host.has_unit(RENEWAL):
+            remedy = f"systemctl enable --now {RENEWAL}"
         else:
             remedy = "kvmarm hook install, which says where the units are to be"
         yield Line(BAD, "nobody renews records when guests start as something else", remedy)

@@ -23,6 +23,7 @@ import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
+from kvmarm_plugin.diagnosis.host import START_RENEWAL
 from kvmarm_plugin.hook import confined, whose
 from kvmarm_plugin.hook import install as hookfile
 from kvmarm_plugin.host import daemons, marks
@@ -686,7 +687,7 @@ def test_units_that_systemd_would_not_find(
 def test_nothing_is_said_where_records_are_renewed(
     installing: Callable[[], str], run_directory: Path, place: Path
 ) -> None:
-    """Or where they are not to be, or by nobody that systemd could start."""
+    """Or where they are not to be."""
     run_directory.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
         bell.bind(str(run_directory / marks.SOCKET))
@@ -700,5 +701,16 @@ def test_nothing_is_said_where_records_are_renewed(
     (place / "etc/kvmarm-renew.socket").symlink_to("/dev/null")
     assert installing() == "", "it is masked"
     (place / "etc/kvmarm-renew.socket").unlink()
+
+
+def test_how_to_have_records_renewed_without_systemd(
+    installing: Callable[[], str], run_directory: Path, place: Path
+) -> None:
+    """In the words of `kvmarm doctor`."""
     (place / "systemd").rmdir()
-    assert installing() == ""
+    assert installing() == f"nobody renews records here; {START_RENEWAL}\n"
+    assert START_RENEWAL.endswith(": kvmarm renew")
+    run_directory.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+        bell.bind(str(run_directory / marks.SOCKET))
+        assert installing() == ""
