@@ -3,7 +3,7 @@
 
 The main thread works (watch/agent.py), since scratch guests are stopped by signals; others wait for
 the hook to ring, for libvirt's events, and for the signal to end. Being ended at any moment does no
-harm, so a call that libvirt does not answer is not waited for.
+harm but that a collision may go untold, so a call that libvirt does not answer is not waited for.
 """
 
 from __future__ import annotations

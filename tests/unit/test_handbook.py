@@ -11,12 +11,15 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
+import subprocess
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvmarm_plugin import cli
+from kvmarm_plugin.domain.levelling import LIBRARY
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.resolve.resolver import Resolver
 
@@ -373,6 +376,22 @@ def test_every_message_is_said_somewhere(section: str, message: str) -> None:
     assert fragments
     for fragment in fragments:
         assert fragment in sources, fragment
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-aarch64") is None, reason="needs QEMU")
+def test_qemu_says_what_is_quoted_where_the_library_is_missing() -> None:
+    """The same in QEMU 7.2, 10.0 and 11.1."""
+    proof = f"secret,id=kvmarm-level,file=/proc/{LIBRARY}/is-not-loaded"
+    done = subprocess.run(
+        ["qemu-system-aarch64", "-M", "none", "-display", "none", "-object", proof],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"    {done.stderr}" in (DOCS / "levelling.md").read_text(encoding="utf-8")
 
 
 @cache
