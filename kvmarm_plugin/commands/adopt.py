@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
@@ -70,31 +71,24 @@ def _not_excepted(connection: Connection, policy: Policy) -> list[Domain]:
     return [each for each in not_left(connection) if adopts(named, each.name) != "off"]
 
 
-class _Adopter:
+class _Adopter(NamedTuple):
     """Adopts one domain after the other.
 
-    Args:
+    Attributes:
         resolver: made on the first use, which probes this host.
         system: this host's kernel, opened on the first use.
         dry_run: only say what would be done.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        resolver: Callable[[], Resolver],
-        system: Callable[[], System],
-        dry_run: bool,
-    ) -> None:
-        self._connection = connection
-        self._resolver = resolver
-        self._system = system
-        self._dry_run = dry_run
+    connection: Connection
+    resolver: Callable[[], Resolver]
+    system: Callable[[], System]
+    dry_run: bool
 
     def by_name(self, name: str) -> Guest:
         """A domain that the user names has to be there, and is not left alone any more."""
         try:
-            domain = self._connection.domain(name)
+            domain = self.connection.domain(name)
             guest = self.adopt(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
@@ -102,7 +96,7 @@ class _Adopter:
             xml = domain.xml(live=not domain.is_persistent(), secrets=False)
             reason = why_not_adopted(parse(xml.encode()))
             return guest._replace(stored=Outcome(FAILED, reason=reason))
-        if not self._dry_run:
+        if not self.dry_run:
             leave_alone_no_more(domain.uuid, shown(name))
         return guest
 
@@ -120,16 +114,16 @@ class _Adopter:
             if why_not_adopted(xml):
                 return None
             if live:
-                return self._said(adopt_live(domain, self._system(), self._dry_run))
+                return self._said(adopt_live(domain, self.system(), self.dry_run))
             pinned = pin_stored(
                 domain,
-                self._resolver,
-                functools.partial(redefine, self._connection, domain),
-                self._dry_run,
+                self.resolver,
+                functools.partial(redefine, self.connection, domain),
+                self.dry_run,
             )
             if pinned is not None or not _is_the_users(xml):
                 return self._said(pinned)
-            outcome = self._said(adopt_stored(domain, self._system(), self._dry_run))
+            outcome = self._said(adopt_stored(domain, self.system(), self.dry_run))
             return outcome._replace(
                 reason="its <cpu> was written anew since it was pinned, and stays"
             )
@@ -142,7 +136,7 @@ class _Adopter:
         if adopted is None:
             return Outcome(KEPT)
         differences = refresh_view.adoption_differences(adopted.before, adopted.after)
-        return Outcome(ADOPTS if self._dry_run else ADOPTED, tuple(differences))
+        return Outcome(ADOPTS if self.dry_run else ADOPTED, tuple(differences))
 
 
 def _is_the_users(xml: Element) -> bool:

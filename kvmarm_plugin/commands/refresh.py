@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, shown
@@ -26,7 +27,17 @@ from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
 from .inputs import how_to_resolve, read_policy, read_profile
 from .output import say, write_text
-from .refresh_view import CHANGED, CHANGES, FAILED, KEPT, UNRESOLVED, UNTOLD, Guest, Outcome
+from .refresh_view import (
+    CHANGED,
+    CHANGES,
+    FAILED,
+    KEPT,
+    UNRESOLVED,
+    UNTOLD,
+    Difference,
+    Guest,
+    Outcome,
+)
 from .resolving import Choices, check_host_of, resolver_for
 
 TYPE_CHECKING = False
@@ -87,10 +98,10 @@ def not_left(connection: Connection) -> list[Domain]:
     return found
 
 
-class _Refresher:
+class _Refresher(NamedTuple):
     """Refreshes one domain after the other.
 
-    Args:
+    Attributes:
         resolver: made on the first use, which probes this host.
         keeper: the same, of guests that keep what they have.
         system: this host's kernel, opened on the first use.
@@ -98,30 +109,19 @@ class _Refresher:
         here: whether libvirt's guests run on this host.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        resolver: Callable[[], Resolver],
-        keeper: Callable[[], Resolver],
-        system: Callable[[], System],
-        machine: str,
-        dry_run: bool,
-        validate: bool,
-        here: bool,
-    ) -> None:
-        self._connection = connection
-        self._resolver = resolver
-        self._keeper = keeper
-        self._system = system
-        self._machine = machine
-        self._dry_run = dry_run
-        self._validate = validate
-        self._here = here
+    connection: Connection
+    resolver: Callable[[], Resolver]
+    keeper: Callable[[], Resolver]
+    system: Callable[[], System]
+    machine: str
+    dry_run: bool
+    validate: bool
+    here: bool
 
     def by_name(self, name: str) -> Guest:
         """A domain that the user names has to be there, and have a record."""
         try:
-            domain = self._connection.domain(name)
+            domain = self.connection.domain(name)
             guest = self.refresh(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
@@ -149,7 +149,7 @@ class _Refresher:
             stored, running = Outcome(FAILED, reason=str(error)), None
         guest = Guest(domain.name, domain.uuid, stored, running)
         # What was saved has the record that the mark is about.
-        if not self._dry_run and self._here and not is_saved:
+        if not self.dry_run and self.here and not is_saved:
             _unmark(guest, stamp)
         return guest
 
@@ -165,52 +165,47 @@ class _Refresher:
             if not asks_for_host_model(parse(written)):
                 intent = _intent_of(xml)
                 if intent is None:  # adopted as it is: it has what the host makes of its XML
-                    return self._renewed(renew_stored(domain, self._system(), self._dry_run))
+                    return self._renewed(renew_stored(domain, self.system(), self.dry_run))
                 if intent.attributes.get("mode") == "host-model":
                     return Outcome(UNRESOLVED, reason=_left(xml))
                 return self._pinned(domain)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
-        resolver = self._resolver()  # its errors are not of one guest
+        resolver = self.resolver()  # its errors are not of one guest
         try:
-            result = resolver.resolve(written, self._machine or _machine_of(xml))
+            result = resolver.resolve(written, self.machine or _machine_of(xml))
         except KvmarmError as error:
             return Outcome(UNRESOLVED, reason=str(error))
         try:
             differences = refresh_view.domain_differences(xml, parse(result))
-            if not differences:
-                return Outcome(KEPT)
-            if not self._dry_run:
-                redefine(self._connection, domain, read, result.decode(), self._validate)
+            if differences and not self.dry_run:
+                redefine(self.connection, domain, read, result.decode(), self.validate)
         except KvmarmError as error:
             return Outcome(FAILED, reason=str(error))
-        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+        return self._changed(differences)
 
     def _pinned(self, domain: Domain) -> Outcome:
         """What becomes of a guest that was adopted and pinned to what it had."""
-        define = functools.partial(redefine, self._connection, domain, validate=self._validate)
-        pinned = pin_stored(domain, self._keeper, define, self._dry_run, anew=True)
+        define = functools.partial(redefine, self.connection, domain, validate=self.validate)
+        pinned = pin_stored(domain, self.keeper, define, self.dry_run, anew=True)
         if pinned is None or pinned.before is None:
             anew = KvmarmError(
                 "its <cpu> was written anew since it was pinned",
                 f"kvmarm adopt {domain_word(domain.name, domain.uuid)}",
             )
             return Outcome(UNRESOLVED, reason=str(anew))
-        differences = refresh_view.target_differences(pinned.before, pinned.after)
-        if not differences:
-            return Outcome(KEPT)
-        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+        return self._changed(refresh_view.target_differences(pinned.before, pinned.after))
 
     def _running(self, domain: Domain) -> Outcome | None:
         """What becomes of the live record; None if there is none."""
-        if not self._here:
+        if not self.here:
             say(
                 f"{shown(domain.name)} runs on another host: only its stored record is refreshed"
                 " (hint: refresh it there)"
             )
             return None
         try:
-            return self._renewed(renew_live(domain, self._system(), self._dry_run))
+            return self._renewed(renew_live(domain, self.system(), self.dry_run))
         except UntoldError as error:
             return Outcome(UNTOLD, reason=str(error))
         except KvmarmError as error:
@@ -219,10 +214,12 @@ class _Refresher:
     def _renewed(self, renewed: Renewed | None) -> Outcome | None:
         if renewed is None:
             return None
-        differences = refresh_view.target_differences(*renewed)
+        return self._changed(refresh_view.target_differences(*renewed))
+
+    def _changed(self, differences: list[Difference]) -> Outcome:
         if not differences:
             return Outcome(KEPT)
-        return Outcome(CHANGES if self._dry_run else CHANGED, tuple(differences))
+        return Outcome(CHANGES if self.dry_run else CHANGED, tuple(differences))
 
 
 def _intent_of(domain: Element) -> Element | None:

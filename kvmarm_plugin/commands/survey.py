@@ -16,7 +16,7 @@ from ..basics.value import Value
 from ..domain import record as records
 from ..domain.emulator import emulator_of
 from ..domain.likeness import likeness
-from ..domain.xml import asks_for_host_model, parse, parse_fragment
+from ..domain.xml import asks_for_host_model, parse
 from ..host import marks
 from ..host.libvirt_host_model import is_noted
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote
@@ -309,14 +309,7 @@ class _Surveyor:
 
 def _read(element: Element) -> _Recorded:
     record = records.read(element)
-    return _Recorded(record, _is_adopted(record), _target_text(record.target))
-
-
-def _is_adopted(record: Record) -> bool:
-    """Whether the guest never asked for host-model."""
-    written = b"".join(record.intent.kept).decode(errors="replace")
-    cpu = parse_fragment(written, "utf-8").find("cpu") if written else None
-    return cpu is None or cpu.attributes.get("mode") != "host-model"
+    return _Recorded(record, records.is_adopted(record), _target_text(record.target))
 
 
 def _target_text(target: Target) -> str:

@@ -67,7 +67,8 @@ _BITS = ("STD_BMAP", "STD_HYP_BMAP", "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2")
 
 
 class Unlevelled(Value):
-    """One reason why hosts cannot be levelled.
+    """One reason why hosts cannot be levelled: of all of them, where `common_ground.Obstacle` is of
+    a guest of one on another.
 
     Attributes:
         subject: REGISTER.FIELD, or another such as "machine type".

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from kvmarm_plugin import __version__, cli
-from kvmarm_plugin.commands import inputs, metrics_view, survey
+from kvmarm_plugin.commands import inputs, metrics_view
 from kvmarm_plugin.domain import record, record_text
 from kvmarm_plugin.domain.record import Intent
 from kvmarm_plugin.domain.xml import parse
@@ -175,9 +175,9 @@ def test_what_never_asked_for_host_model_is_adopted(cpu: str) -> None:
     element = record.find(parse(_XML.encode()))
     assert element is not None
     found = record.read(element)
-    assert not survey._is_adopted(found)
+    assert not record.is_adopted(found)
     kept = (cpu.encode(),) if cpu else (b"<features/>",)
-    assert survey._is_adopted(found.replace(intent=Intent((), kept)))
+    assert record.is_adopted(found.replace(intent=Intent((), kept)))
 
 
 def _record_text() -> str:
