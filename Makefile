@@ -12,8 +12,10 @@ RUNTIME := python3-venv python3-lxml python3-yaml python3-libvirt
 PACKAGES := $(RUNTIME) linux-libc-dev-arm64-cross mandoc graphviz zsh gcc libc6-dev
 # What makes the chroots in which the Debian package is built and tried.
 CHROOTS := mmdebstrap debian-archive-keyring
-# What builds the RPM package and looks at it.
-RPM := git rpm rpmlint checkpolicy semodule-utils python3-pip python3-setuptools python3-wheel
+# What builds libkvmarm-level.
+CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc libc6-dev,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+# What builds the RPM packages and looks at them.
+RPM := $(CROSS) git make rpm rpmlint checkpolicy semodule-utils python3-pip python3-setuptools python3-wheel
 
 # Tests that need no hosts run on all CPUs, and the others' images are built meanwhile. Hosts are emulated by all CPUs anyway.
 PURE := $(RUN) -m pytest -n auto
@@ -39,14 +41,14 @@ deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=â
 rpm:  ## the RPM packages in dist/rpm, to look at; for Fedora and RHEL they are built there, of what dist makes
 	@tests/install-packages $(RPM)
 	@rpm/build dist/rpm
-	@rpmlint --config rpm/rpmlint.toml dist/rpm/*.rpm rpm/kvmarm.spec
+	@rpmlint --config rpm/rpmlint.toml dist/rpm/*.rpm rpm/kvmarm.spec preload/rpm/kvmarm-level.spec
 
 dist:  ## the sources of this version in dist/, of a commit always the same bytes; rpmbuild -ta takes them
 	@tests/install-packages git
 	@rpm/dist dist
 
 preload:  ## libkvmarm-level.so.1 for arm64, in preload/ (preload/README.md)
-	@tests/install-packages $(if $(filter aarch64,$(shell uname -m)),gcc libc6-dev,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	@tests/install-packages $(CROSS)
 	@$(MAKE) --no-print-directory -C preload
 
 test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 20 minutes)

@@ -101,9 +101,9 @@ class KernelOffer(Offer):
             return
         vcpu = self._scratch.vcpu
         if target.level is not None:
-            from .host.level_library import installed_version  # few guests are levelled
+            from .host.level_library import usable_version  # few guests are levelled
 
-            self.level_library = installed_version()
+            self.level_library = usable_version()
         _level(vcpu, target)
         ids = _listed(vcpu, target)
         held = frozenset(ids)

@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[Host], Iterable[Line]]] = {
     "hook seen": libvirt.check_seen,
     "AppArmor": confinement.check_apparmor,
     "SELinux": confinement.check_selinux,
+    "levelling": confinement.check_library,
     "policy": records.check_policy,
     "pool": records.check_pool,
     "profiles": records.check_profiles,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""AppArmor and SELinux: whether they let libvirt's daemon run the hook."""
+"""AppArmor and SELinux: whether they let libvirt's daemon run the hook, and QEMU load
+libkvmarm-level.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import shlex
 from contextlib import suppress
 
 from ..basics.untrusted import shown
+from ..domain.levelling import LIBRARY
 from ..hook import install
 from ..hook.confined import AS_FILE, AS_LINK, selinux_denies
+from ..host import level_library
 from ..host.daemons import DAEMONS
 from ..host.selinux import SELinux
 from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
@@ -24,6 +28,9 @@ _PROFILES = "/sys/kernel/security/apparmor/profiles"
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 _RULES = "/etc/apparmor.d"
 _LOCAL = "/etc/apparmor.d/local"
+
+# preload/rpm of the sources.
+_NOATSECURE = "install kvmarm-level-selinux"
 
 # A rule for files of apparmor.d(5): "/usr/bin/* PUx,".
 _RULE = re.compile(
@@ -145,3 +152,21 @@ def check_selinux(host: Host) -> Iterator[Line]:
         yield Line(BAD, what, remedy)
     if not denied:
         yield Line(OK, "SELinux enforces, and lets libvirt run the hook")
+
+
+def check_library(host: Host) -> Iterator[Line]:
+    """Whether libkvmarm-level is here, and SELinux lets QEMU load it."""
+    version = level_library.installed_version()
+    if not version:
+        yield Line(OK, f"{LIBRARY} is not installed, and levelled guests do not start here")
+        return
+    selinux = SELinux(host.root)
+    daemons = selinux.securing_qemu() if selinux.enforces() else []
+    for daemon in daemons:
+        yield Line(
+            BAD,
+            f"SELinux has {daemon} run QEMU under secure execution, where {LIBRARY} is not loaded",
+            _NOATSECURE,
+        )
+    if not daemons:
+        yield Line(OK, f"{LIBRARY} is installed, and reads version {version} of its text")

@@ -153,7 +153,7 @@ class _Probe:
             problems=tuple(self.problems[:255]),
             page_size=page_size,
             gicd_iidr=gicd_iidr,
-            level_library=level_library.installed_version() if clusters else "",
+            level_library=level_library.usable_version() if clusters else "",
             unknown=tuple(
                 part
                 for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""SELinux: whether the policy that this kernel has loaded lets libvirt's daemon run the hook. The
+"""SELinux: what the policy that this kernel has loaded lets libvirt's daemon run, and how. The
 kernel is asked, through selinuxfs (security/selinux/selinuxfs.c in Linux), and not the policy's
 sources: those of Fedora and of RHEL differ, and an administrator may have added to them.
 """
@@ -21,7 +21,7 @@ class SELinux:
     Args:
         root: where the host's directories are.
 
-    Its methods raise OSError or ValueError where the kernel does not answer.
+    Its methods raise OSError or ValueError where the host does not answer.
     """
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
@@ -71,6 +71,24 @@ class SELinux:
             wanted.append((context, becomes, "process", "transition"))
             wanted.append((becomes, label, "file", "entrypoint"))
         return becomes if all(self.allows(*each) for each in wanted) else ""
+
+    def securing_qemu(self) -> list[str]:
+        """The daemons whose guests' QEMU is run under secure execution, by name: those that may not
+        run it without (noatsecure; selinux_bprm_creds_for_exec, security/selinux/hooks.c in Linux).
+        """
+        guests = self._context_of_guests()
+        return [
+            name
+            for name, context in self.daemons().items()
+            if not self.allows(context, guests, "process", "noatsecure")
+        ]
+
+    def _context_of_guests(self) -> str:
+        """What libvirt runs QEMU as if it uses KVM (virSecuritySELinuxQEMUInitialize)."""
+        lines = self._text("etc/selinux/config").splitlines()
+        policy = dict(line.partition("=")[::2] for line in lines).get("SELINUXTYPE", "").strip()
+        contexts = self._text(f"etc/selinux/{policy}/contexts/virtual_domain_context")
+        return contexts.partition("\n")[0].strip()
 
     def allows(self, source: str, target: str, kind: str, permissions: str) -> bool:
         """Whether one context may do all of this to another, or may do whatever it likes.

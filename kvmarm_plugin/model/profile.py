@@ -175,7 +175,7 @@ class HostProfile(Value):
         problems: what could not be measured, and why.
         page_size: of the host's kernel, in bytes; 0 where nobody looked.
         gicd_iidr: GICD_IIDR of the virtual GIC of the newest version; None without one.
-        level_library: version of libkvmarm-level (host.level_library); empty where it is missing.
+        level_library: version of libkvmarm-level that QEMU can load (host.level_library); or empty.
         unknown: of PARTS, in their order, what nobody measured; each part then has the value that
             stands for nothing.
     """

@@ -15,7 +15,7 @@ from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record, record_text, rewrite
 from ..domain.emulator import emulator_of
-from ..domain.levelling import elements_for, preloads, says
+from ..domain.levelling import LIBRARY, elements_for, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
@@ -168,10 +168,10 @@ class Resolver:
                 "remove that <qemu:env>",
             )
         pins = self._pins(domain, target.pinning) if several else ("", ())
-        self._warn_of_emulator(domain)
+        self._warn_of_emulator(domain, target)
         return rewrite.concretise(source, domain, emission, facts, *pins)
 
-    def _warn_of_emulator(self, domain: Element) -> None:
+    def _warn_of_emulator(self, domain: Element, target: Target) -> None:
         emulator, asked = emulator_of(domain), self.profile.qemu and self.profile.qemu.binary
         if emulator and asked and emulator != asked:
             other = shlex.quote(shown(emulator, 500))
@@ -181,6 +181,12 @@ class Resolver:
                 f" the other asked: kvmarm probe --qemu {other} -o FILE; then give FILE with"
                 " --host)"
             )
+            if target.level is not None:
+                self._advise(
+                    f"{_title(domain)} is levelled: if {shown(emulator, 120)} is a script that"
+                    f" starts QEMU, that does not load {LIBRARY}, and ends (hint: name QEMU itself"
+                    " in <emulator>)"
+                )
 
     def target(self, wish: Wish) -> Target:
         """The target that a domain with this wish gets here. Raises ResolveError."""

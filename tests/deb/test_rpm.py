@@ -38,7 +38,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def build(directory: Path) -> list[Path]:
-    """What `make rpm` builds: kvmarm and kvmarm-selinux."""
+    """What `make rpm` builds: kvmarm, kvmarm-level, and a module of SELinux's for each."""
     machine.run(_PROJECT / "rpm/build", directory)
     return sorted(directory.iterdir())
 
@@ -101,8 +101,20 @@ def test_rpmlint_has_nothing_to_say(packages: list[Path]) -> None:
         f"--config={_PROJECT / 'rpm/rpmlint.toml'}",
         *packages,
         _PROJECT / "rpm/kvmarm.spec",
+        _PROJECT / "preload/rpm/kvmarm-level.spec",
     )
     assert " 0 errors, 0 warnings, " in said
+
+
+def test_what_the_packages_of_libkvmarm_level_have(packages: list[Path]) -> None:
+    level, module = packages[1:3]
+    names = machine.run("rpm", "--query", "--list", "--package", level).split()
+    assert "/usr/lib64/libkvmarm-level.so.1" in names
+    assert machine.run("rpm", "--query", "--queryformat=%{ARCH}", "--package", level) == "aarch64"
+    provided = machine.run("rpm", "--query", "--provides", "--package", level)
+    assert "libkvmarm-level.so.1()(64bit)" in provided
+    names = machine.run("rpm", "--query", "--list", "--package", module).split()
+    assert "/usr/share/selinux/packages/targeted/kvmarm_level.pp" in names
 
 
 def test_from_the_installation_to_the_removal(chroot: Chroot) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .guest import REGISTER_READER, Guest, domain_xml
+from .guest import LINUX_KERNEL, REGISTER_READER, Guest, console_path, domain_xml
 from .host import Host
 from .pair import migrate
 from .test_travel import record, ticks_on
@@ -21,6 +21,7 @@ from .truth_table import HOOK, LEVELLED, WORKS, Case, Table, make_levelled_pool,
 
 LIBRARY = "/usr/lib/aarch64-linux-gnu/libkvmarm-level.so.1"
 QEMU = "/usr/bin/qemu-system-aarch64"
+_FIRMWARE_SECONDS = 300.0  # and then Linux, emulated in an emulated machine
 
 
 def _specs(case: Case) -> tuple[object, object]:
@@ -94,6 +95,41 @@ def test_a_life(pair: tuple[Host, Host]) -> None:
     ticks_on(other.on(alpha))
     for host in pair:
         other.on(host).destroy()
+
+
+@pytest.mark.slow
+def test_uefi(pair: tuple[Host, Host]) -> None:
+    """Linux, with two vCPUs, which the firmware starts: there, reset through the firmware, home."""
+    alpha, beta = pair
+    xml = domain_xml(
+        "uefi",
+        "<cpu mode='host-model'/>",
+        "<acpi/>",
+        kernel=LINUX_KERNEL,
+        vcpus=2,
+        machine=_case(pair).guests[0].machine,
+    )
+    xml = xml.replace("<os>", "<os firmware='efi'>").replace(
+        "    <kernel>",
+        "    <firmware><feature enabled='no' name='secure-boot'/></firmware>\n    <kernel>",
+    )
+    alpha.run("kvmarm define -", xml.replace("'MiB'>128<", "'MiB'>512<"))
+    guest = Guest(alpha, "uefi").start()
+    guest.wait_for("UEFI firmware|EFI stub", _FIRMWARE_SECONDS)
+    guest.wait_for("guest: tick 2", _FIRMWARE_SECONDS)
+    promised = record(guest)["target"]
+    migrate(guest, beta)
+    guest = guest.on(beta)
+    ticks_on(guest)
+    beta.run(f"truncate --size 0 {console_path(guest.name)} && virsh reset {guest.name}")
+    guest.wait_for("guest: tick 2", _FIRMWARE_SECONDS)
+    assert "EFI stub" in guest.console()
+    migrate(guest, alpha)
+    guest = guest.on(alpha)
+    ticks_on(guest)
+    assert record(guest)["target"] == promised
+    for host in pair:
+        guest.on(host).destroy()
 
 
 def test_a_reader_sees_what_was_promised_on_both(pair: tuple[Host, Host]) -> None:

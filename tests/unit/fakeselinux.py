@@ -11,7 +11,7 @@ from kvmarm_plugin.host import marks, selinux
 
 _CLASSES = {
     "file": ("read", "execute", "open", "execute_no_trans", "entrypoint", "unlink"),
-    "process": ("transition",),
+    "process": ("transition", "noatsecure"),
     "chr_file": ("read", "write", "ioctl", "open"),
 }
 
@@ -23,6 +23,7 @@ allow virtqemud_t virt_hook_t:file { open read };
 allow virtqemud_t var_run_t:file { open read };
 allow virtqemud_t kvmarm_var_run_t:file { open read unlink };
 allow virtqemud_t kvm_device_t:chr_file { ioctl open read write };
+allow virtqemud_t svirt_t:process { transition };
 type_transition init_t virtqemud_exec_t:process virtqemud_t;
 """
 # RHEL 9's, where virtqemud is virtd_exec_t, and virtd_t unconfined.
@@ -31,6 +32,7 @@ allow virtd_t bin_t:file { execute execute_no_trans open read unlink };
 allow virtd_t virt_hook_t:file { execute execute_no_trans open read unlink };
 allow virtd_t kvmarm_var_run_t:file { execute execute_no_trans open read unlink };
 allow virtd_t kvm_device_t:chr_file { ioctl open read write };
+allow virtd_t svirt_t:process { noatsecure transition };
 type_transition init_t virtqemud_exec_t:process virtd_t;
 """
 
@@ -63,6 +65,11 @@ class FakeSELinux:
         self._write("proc/1/attr/current", _context("init_t") + "\0")
         self._write("proc/self/attr/current", _context("unconfined_t") + "\n")
         self._write("usr/sbin/virtqemud", "")
+        self._write(
+            "etc/selinux/config", "# of libselinux\nSELINUX=enforcing\nSELINUXTYPE=targeted\n"
+        )
+        contexts = f"{_context('svirt_t')}\n{_context('svirt_tcg_t')}\n"
+        self._write("etc/selinux/targeted/contexts/virtual_domain_context", contexts)
         monkeypatch.setattr(selinux.SELinux, "_ask", lambda _, *arguments: self._answer(*arguments))
         monkeypatch.setattr(selinux.SELinux, "label", lambda _, path: self._label(path))
 

@@ -29,7 +29,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import baseline, pool
 from kvmarm_plugin.hook import install
-from kvmarm_plugin.host import libvirt_host_model, marks
+from kvmarm_plugin.host import level_library, libvirt_host_model, marks
 from kvmarm_plugin.host.selinux import SELinux
 from kvmarm_plugin.model import policy, profile_json
 from kvmarm_plugin.model.policy import Policy
@@ -599,6 +599,27 @@ def test_without_a_hook_selinux_has_nothing_to_keep_it_from(
     policy = _confine_by_selinux(here, monkeypatch)
     del policy.labels["/etc/libvirt/hooks"]
     assert here.states(confinement.check_selinux) == [OK]
+
+
+def test_libkvmarm_level_and_secure_execution(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(level_library, "installed_version", lambda: "")
+    (line,) = here.look(confinement.check_library)
+    assert (line.state, "is not installed" in line.text) == (OK, True)
+    monkeypatch.setattr(level_library, "installed_version", lambda: "1")
+    assert here.states(confinement.check_library) == [OK]
+    policy = _confine_by_selinux(here, monkeypatch)
+    (line,) = here.look(confinement.check_library)
+    assert line.state == BAD
+    assert line.text.startswith("SELinux has virtqemud run QEMU under secure execution")
+    assert line.remedy == "install kvmarm-level-selinux"
+    policy.rules += "allow virtqemud_t svirt_t:process { noatsecure };"
+    assert here.states(confinement.check_library) == [OK]
+    policy.rules = RHEL9
+    assert here.states(confinement.check_library) == [OK]
+    here.host.path("/etc/selinux/config").unlink()
+    assert [line.state for _, line in examine(here.host, {"": confinement.check_library})] == [
+        UNKNOWN
+    ]
 
 
 # -- policy, pool, profiles, marks ---------------------------------------------------------------

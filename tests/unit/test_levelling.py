@@ -964,6 +964,16 @@ def test_a_library_of_the_user_s(name: str) -> None:
     assert restore(made, parse(made)) == source
 
 
+def test_an_emulator_that_may_be_a_script_gets_a_word() -> None:
+    """A script's children get no library, and QEMU ends."""
+    named = b"<devices><emulator>/opt/qemu.sh</emulator></devices>"
+    source = GUEST.replace(b"<devices/>", named)
+    for here, words in ((_profile(_TRIXIE, _SID), 1), (host(_SID), 0)):
+        said: list[str] = []
+        Resolver(here, Policy(), advise=said.append).resolve(source)
+        assert sum("if /opt/qemu.sh is a script" in line for line in said) == words, said
+
+
 def test_what_was_left_behind_is_not_taken_for_the_user_s() -> None:
     """Whoever takes the record out of a levelled guest, and then asks for host-model."""
     made = _resolved(_TRIXIE, _SID)

@@ -42,8 +42,13 @@ def test_one_version_everywhere() -> None:
     version = kvmarm_plugin.__version__
     assert "\nversion = attr: kvmarm_plugin.__version__\n" in _SETUP
     assert _read("changelog").startswith(f"kvmarm ({version}) ")
-    assert f"\nVersion:        {version}\n" in _SPEC
-    assert _sections()["changelog"].splitlines()[0].endswith(f" - {version}-1")
+    preload = _PROJECT / "preload"
+    assert (
+        (preload / "debian/changelog").read_text("utf-8").startswith(f"kvmarm-level ({version}) ")
+    )
+    for spec in (_SPEC, (preload / "rpm/kvmarm-level.spec").read_text(encoding="utf-8")):
+        assert f"\nVersion:        {version}\n" in spec
+        assert re.search(rf"%changelog\n\* .* - {version}-1\n", spec)
     assert f"\nversion: {version}\n" in (_PROJECT / "ansible/galaxy.yml").read_text("utf-8")
     (newest, *older) = re.findall(
         r"^## (.*)$", (_PROJECT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
@@ -120,7 +125,7 @@ def test_issue_templates_name_what_there_is() -> None:
 
 @pytest.mark.skipif(not (_PROJECT / ".git").exists(), reason="these are no sources from git")
 def test_two_tarballs_have_the_same_bytes(tmp_path: Path) -> None:
-    made = []
+    version = kvmarm_plugin.__version__
     for number, mask in enumerate((0o022, 0o077)):
         before = os.umask(mask)
         try:
@@ -131,17 +136,29 @@ def test_two_tarballs_have_the_same_bytes(tmp_path: Path) -> None:
             )
         finally:
             os.umask(before)
-        (path,) = (tmp_path / str(number)).iterdir()
-        made.append(path.read_bytes())
-        assert path.name == f"kvmarm-{kvmarm_plugin.__version__}.tar.gz"
-    assert made[0] == made[1]
-    with tarfile.open(path) as archive:
-        members = archive.getmembers()
-    assert {member.name.partition("/")[0] for member in members} == {path.name[: -len(".tar.gz")]}
-    assert {member.mode for member in members} <= {0o644, 0o755, 0o777}
-    assert {(member.uid, member.gid, member.uname) for member in members} == {(0, 0, "")}
-    names = {member.name.partition("/")[2] for member in members}
-    assert {"rpm/kvmarm.spec", "debian/control", "setup.cfg", "tests/hosts/README.md"} <= names
+    made = {path.name: path for path in (tmp_path / "0").iterdir()}
+    wanted = {
+        f"kvmarm-{version}": (
+            "rpm/kvmarm.spec",
+            "debian/control",
+            "setup.cfg",
+            "tests/lab/host.py",
+        ),
+        f"kvmarm-level-{version}": ("rpm/kvmarm-level.spec", "kvmarm-level.c", "LICENSE"),
+    }
+    assert made.keys() == {f"{name}.tar.gz" for name in wanted}
+    for name, files in wanted.items():
+        path = made[f"{name}.tar.gz"]
+        assert path.read_bytes() == (tmp_path / "1" / path.name).read_bytes()
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+        assert {member.mode for member in members} <= {0o644, 0o755, 0o777}
+        assert {(member.uid, member.gid, member.uname) for member in members} == {(0, 0, "")}
+        names = {member.name for member in members}
+        assert {f"{name}/{file}" for file in files} <= names
+        assert all(each.startswith(f"{name}/") for each in names)
+        # rpmbuild -ta takes a tarball that has one.
+        assert [each for each in names if each.endswith(".spec")] == [f"{name}/{files[0]}"]
 
 
 # -- docs/policy.yaml, from which /etc/kvmarm/policy.yaml is written -------------------------------

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmarm_plugin.host import level_library, qemu
+from kvmarm_plugin.host import level_library, qemu, selinux
 from kvmarm_plugin.host.probe import Host, probe
 from kvmarm_plugin.host.qemu import QemuError
+from kvmarm_plugin.host.selinux import SELinux
 from kvmarm_plugin.kvm import scratch, uapi
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
@@ -32,6 +33,7 @@ from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write, write_cpu, write_emulator, write_host, write_online
 from .fakekernel import ARM_FEATURE_BITS, FakeKernel, Made, kind
+from .fakeselinux import FEDORA, RHEL9, FakeSELinux
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -760,3 +762,24 @@ def test_a_profile_tells_of_the_library(lab: Lab, monkeypatch: pytest.MonkeyPatc
     for version in ("", "1"):
         monkeypatch.setattr(level_library, "installed_version", lambda: version)  # noqa: B023
         assert lab.probe().level_library == version
+
+
+def test_a_library_that_selinux_keeps_from_qemu_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(level_library, "installed_version", lambda: "1")
+    policy = FakeSELinux(tmp_path, monkeypatch)
+    monkeypatch.setattr(selinux, "SELinux", lambda: SELinux(tmp_path))
+    assert level_library.usable_version() == ""
+    policy.permissive = True
+    assert level_library.usable_version() == "1"
+    policy.permissive = False
+    policy.off()
+    assert level_library.usable_version() == "1"
+    (tmp_path / "sys/fs/selinux/enforce").write_text("1")
+    assert level_library.usable_version() == ""
+    policy.rules = RHEL9
+    assert level_library.usable_version() == "1"
+    policy.rules = FEDORA
+    (tmp_path / "etc/selinux/config").write_text("")
+    assert level_library.usable_version() == "1", "nothing says that it is kept away"
