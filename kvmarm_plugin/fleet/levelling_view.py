@@ -90,7 +90,10 @@ def as_text(
         missing = [host for host, version in lacking.items() if not version]
         others = [f"{host} (version {version})" for host, version in lacking.items() if version]
         if missing:
-            texts.append(f"To do: install kvmarm-level on {some(missing)}")
+            texts.append(
+                f"To do: install kvmarm-level on {some(missing)}; where it is there, `kvmarm"
+                " doctor` says what keeps it from QEMU"
+            )
         if others:
             texts.append(
                 f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}"

@@ -176,7 +176,7 @@ def test_nothing_runs_at_another_level(pair: tuple[Host, Host]) -> None:
             failed = _start(alpha, xml)
         finally:
             alpha.run(f"mv /tmp/library {LIBRARY} && ldconfig")
-        assert "libkvmarm-level.so.1/is-not-loaded" in failed
+        assert "Unable to read /proc/libkvmarm-level.so.1/is-not-loaded" in failed
     finally:
         alpha.run(f"mv /tmp/hook {HOOK}")
     guest.destroy()
@@ -200,7 +200,7 @@ def test_secure_execution(pair: tuple[Host, Host]) -> None:
     secure = _as_nobody(alpha, command % "/tmp/secure")
     assert plain.rc == 0, plain.stderr
     assert secure.rc != 0
-    assert "libkvmarm-level.so.1/is-not-loaded" in secure.stderr
+    assert "Unable to read /proc/libkvmarm-level.so.1/is-not-loaded" in secure.stderr
 
 
 def _as_nobody(host: Host, command: str):  # type: ignore[no-untyped-def]
