@@ -439,7 +439,8 @@ def test_those_that_are_left_alone_are_named(
     for name in ("a", "b", "c\x1b[2J", "d", "e", "f"):
         left.add(_guest(libvirt, name=name).uuid)
     assert run("refresh", "--all", *newer).err == (
-        "kvmarm: a, b, c\\x1b[2J, d and 2 more are left alone, since they were forgotten or undone\n"
+        "kvmarm: a, b, c\\x1b[2J, d and 2 more are left alone, since they were forgotten or"
+        " undone\n"
     )
 
 
