@@ -1197,6 +1197,7 @@ def test_the_command(
 
     for function in (hookfile.install, hookfile.uninstall):
         monkeypatch.setattr(function, "__defaults__", (libvirt,))
+    monkeypatch.setattr(hookfile, "DIRECTORIES", ())
     calls: list[Callable[[], int]] = [
         lambda: main(["hook", "install"]),
         lambda: main(["hook", "uninstall"]),
