@@ -37,10 +37,10 @@ def run(arguments: Namespace) -> int:
             f"hook {action} is root's to do: libvirt runs the hook as root", "run it as root"
         )
     if action == "uninstall":
-        write_text(lines(install.uninstall()))
+        write_text(lines(install.uninstall() + install.remove_directories()))
         return DONE
     read_policy(None)  # a file that the hook would read otherwise is refused before it matters
-    write_text(lines(install.install() + notes))
+    write_text(lines(install.install() + install.make_directories() + notes))
     write_text(lines(_how_to_renew()))
     _note_host_model()
     return DONE

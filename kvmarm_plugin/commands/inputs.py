@@ -16,12 +16,12 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, host_policy, marks
-from ..host.libvirtd import Connection, NoDomainError
+from ..host.libvirtd import Connection, LibvirtError, NoDomainError
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
 from ..model import profile_json
-from ..resolve.wish import why_not_adopted
+from ..resolve.wish import why_not_adopted, why_not_ours
 from .output import is_watched, say
 
 TYPE_CHECKING = False
@@ -109,7 +109,17 @@ def read_source(name: str, uri: str, inactive: bool) -> Source:
     """
     if is_file(name):
         return Source(name, files.read(name), STORED if inactive else FILE)
-    with Connection(uri) as connection:
+    try:
+        connection = Connection(uri)
+    except LibvirtError as error:
+        if not name.endswith((".xml", ".yaml")):
+            raise
+        raise KvmarmError(
+            f"cannot read {name}: there is no such file, and libvirt cannot be asked for a domain"
+            f" that is called so: {error.message}",
+            "check the name",
+        ) from None
+    with connection:
         try:
             domain = connection.domain(name)
         except NoDomainError as error:
@@ -184,10 +194,13 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
         )
     if asks_for_host_model(domain):
         hint = f"resolve it first: {_how_to_resolve(source, domain)}"
+    elif why_not_ours(domain):
+        return NoRecordError(
+            f"{source.name} holds no kvmarm record, and is not judged: {why_not_ours(domain)}",
+            "kvmarm is about KVM guests for ARM",
+        )
     elif not why_not_adopted(domain):
         hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
-    elif domain.attributes.get("type") != "kvm":
-        hint = why_not_adopted(domain)
     else:
         hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
     return NoRecordError(f"{source.name} holds no kvmarm record", hint)
@@ -213,6 +226,13 @@ def how_to_resolve(domain: str) -> str:
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
+    uuid = _text(domain, "uuid")
+    mark = marks.mark_of(uuid) if uuid and is_file(source.name) else None
+    if mark is not None:  # perhaps of a guest that is no longer here
+        yield (
+            f"on this host is a mark of that guest, whose record may not be true ({shown(mark)});"
+            f" ask for it by its name: kvmarm check {_word(domain)}"
+        )
     if source.definition == SAVED:
         yield "this is its managed save, which its next start loads"
     yield from find_unjudged(domain, found.target)
@@ -309,5 +329,11 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
         emulator: its path. It is run: of what a file names, only what `qemu.may_be_asked`.
     """
     from ..host import qemu
+    from ..host.qemu_version import BINARIES
 
+    if not emulator and platform.machine() not in BINARIES:
+        raise KvmarmError(
+            f"this host is {platform.machine()}: KVM on ARM is not here to be asked",
+            "where a command takes --host PROFILE, name an ARM host",
+        )
     return qemu.ask(emulator or qemu.find_binary(platform.machine())).machines

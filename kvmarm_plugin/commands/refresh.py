@@ -16,12 +16,13 @@ from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import Element, asks_for_host_model, parse
+from ..fleet.common_ground import some
 from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..host.qemu import ask_named
 from ..kvm.device import System
-from ..resolve.wish import why_not_adopted
+from ..resolve.wish import why_not_adopted, why_not_ours
 from ..watch.adopt import keeper, pin_stored
 from ..watch.renewal import UntoldError, renew_live, renew_stored
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
@@ -91,9 +92,11 @@ def not_left(connection: Connection) -> list[Domain]:
         return domains
     found = [domain for domain in domains if not left.has(domain.uuid)]
     if len(found) < len(domains):
+        names = [domain.name for domain in domains if left.has(domain.uuid)]
+        one = len(names) == 1
         say(
-            f"{len(domains) - len(found)} of {len(domains)} domains are left alone, since they were"
-            " forgotten or undone"
+            f"{some(names)} {'is' if one else 'are'} left alone, since"
+            f" {'it was' if one else 'they were'} forgotten or undone"
         )
     return found
 
@@ -127,9 +130,12 @@ class _Refresher(NamedTuple):
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
         if guest.stored or guest.running:
             return guest
+        xml = parse(domain.xml(domain.is_active(), secrets=False).encode())
+        if why_not_ours(xml):
+            return guest._replace(stored=Outcome(FAILED, reason=why_not_ours(xml)))
         word = domain_word(guest.name, guest.uuid)
         hint = f"to record what it has: kvmarm adopt {word}"
-        if why_not_adopted(parse(domain.xml(domain.is_active(), secrets=False).encode())):
+        if why_not_adopted(xml):
             hint = f"resolve it first: {how_to_resolve(word)}"
         missing = KvmarmError("it holds no kvmarm record", hint)
         return guest._replace(stored=Outcome(FAILED, reason=str(missing)))

@@ -55,7 +55,12 @@ RECORDS = (TRUE, NOT_KNOWN, RENEWED, ADOPTED, NONE, BROKEN)
 YES, NO, UNKNOWN, UNJUDGED = "yes", "no", "not known", "not judged"
 
 _UNRESOLVED = (
-    "it asks for host-model, and libvirt does not start it: make it concrete with kvmarm define"
+    "it asks for host-model, and libvirt does not start it; make it concrete:"
+    f" {inputs.how_to_resolve('DOMAIN')}"
+)
+_STORED_UNRESOLVED = (
+    "stored: host-model, which libvirt does not start again; make it concrete:"
+    f" {inputs.how_to_resolve('DOMAIN')}"
 )
 
 
@@ -69,6 +74,9 @@ class Drift(Value):
 
     differences: int
     starts: bool
+
+
+_NO_START = Drift(0, False)
 
 
 class Standing(Value):
@@ -219,7 +227,7 @@ class _Surveyor:
         if definition.error:
             return blank.replace(record=BROKEN, answer=UNKNOWN, reasons=(definition.error,))
         if definition.record is None:
-            return self._without_record(blank, definition, which)
+            return self._without_record(blank, definition, which, texts.get(STORED))
         return self._recorded(blank, definition, which, texts.get(STORED), mark)
 
     def _definition(self, document: bytes) -> _Definition:
@@ -238,13 +246,25 @@ class _Surveyor:
         except KvmarmError as error:
             return _Definition(document, domain, error=str(error))
 
-    def _without_record(self, blank: Standing, definition: _Definition, which: str) -> Standing:
+    def _without_record(
+        self, blank: Standing, definition: _Definition, which: str, stored: bytes | None
+    ) -> Standing:
         assert definition.domain is not None
         standing = blank.replace(target=_wish(definition.domain))
-        unresolved = asks_for_host_model(definition.domain, platform.machine())
-        if which == STORED and unresolved and not self._takes_host_model:
+        if stored is None or not self._is_unresolved(self._definition(stored)):
+            return standing
+        if which == STORED:
             return standing.replace(answer=NO, reasons=(_UNRESOLVED,))
-        return standing
+        return standing.replace(drift=_NO_START, reasons=(_STORED_UNRESOLVED,))
+
+    def _is_unresolved(self, definition: _Definition) -> bool:
+        """Whether libvirt does not start it as long as nobody makes it concrete."""
+        return (
+            definition.domain is not None
+            and definition.record is None
+            and asks_for_host_model(definition.domain, platform.machine())
+            and not self._takes_host_model
+        )
 
     def _recorded(
         self,
@@ -294,6 +314,8 @@ class _Surveyor:
             return None
         try:
             definition = self._definition(stored)
+            if self._is_unresolved(definition):
+                return _NO_START
             return _drift(self._judge(definition, True)) if definition.record else None
         except KvmarmError:
             return None

@@ -14,6 +14,7 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Intent, Origin, Record
 from ..domain.xml import domain_of, parse
 from ..host.libvirtd import Connection
+from ..host.qemu_version import BINARIES
 from ..judge.arguments import find_unjudged
 from ..kvm.device import System
 from ..resolve.wish import why_not_adopted
@@ -53,6 +54,11 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         with System() as system:
             target, untold = _measured(source, uri, domain, system)
     except KvmarmError as failure:
+        if platform.machine() not in BINARIES:
+            raise NoRecordError(
+                f"{error.message}, and this {platform.machine()} host cannot tell what it has",
+                f"on its own host, {error.hint}",
+            ) from None
         raise NoRecordError(f"{error.message}, and what it has is not known: {failure}") from None
     name = domain.find("name")
     origin = Origin(platform.node(), "", f"kvmarm {__version__}")

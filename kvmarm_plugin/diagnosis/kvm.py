@@ -8,6 +8,7 @@ import sys
 from .. import __version__
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
+from ..host.packages import how_to_install
 from ..kvm.device import System
 from ..model.features import PMU, SVE
 from .host import BAD, OK, UNKNOWN, Line
@@ -45,7 +46,7 @@ def check_python(host: Host) -> Iterator[Line]:
             yield Line(
                 BAD,
                 f"Python has no module {module}, which is for {use}",
-                f"install {package}",
+                how_to_install(package),
             )
 
 

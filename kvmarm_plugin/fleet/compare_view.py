@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # More kinds make no matrix that fits a terminal, and more different reasons are told only in short.
 _MATRIX = 20
 _REASONS = 12
+_SHOWN = 4  # findings of pairs
 _LABEL = 1000  # characters of a line in the picture
 
 
@@ -234,14 +235,26 @@ def _not_known(findings: list[Finding]) -> list[str]:
     others = [finding for finding in findings if finding.kind != "not-known"]
     return [
         *([f"not known: {', '.join(parts)}"] if parts else []),
-        *in_short(others, recorded="on the source", local="on the destination"),
+        *_in_short(others),
     ]
 
 
 def _why(pair: Pair) -> list[str]:
     if pair.problem:
         return [pair.problem]
-    return in_short(pair.blocking, recorded="on the source", local="on the destination")
+    return _in_short(pair.blocking)
+
+
+def _in_short(findings: list[Finding]) -> list[str]:
+    """The first findings, a line each; then what to do about them, each once: where nothing helps
+    against one, the others' remedies help neither.
+    """
+    said = in_short(
+        findings, _SHOWN, recorded="on the source", local="on the destination", helps=False
+    )
+    decide = [finding for finding in findings if finding.is_hopeless] or findings[:_SHOWN]
+    remedies = dict.fromkeys(texts(finding)["remedy"] for finding in decide)
+    return [*said, *(f"Remedy: {remedy}" for remedy in remedies if remedy)]
 
 
 def _first(pair: Pair) -> Finding:

@@ -33,6 +33,9 @@ _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parents[1]
 
+# Where policy, pool and profiles are put by hand. Packages bring these, too.
+DIRECTORIES = (Path("/etc/kvmarm"), Path("/var/lib/kvmarm"), Path("/var/lib/kvmarm/profiles"))
+
 
 def install(directory: Path = DIRECTORY) -> list[str]:
     """Install or renew the hook, and tell libvirt. Returns what was done, a line each. Of a
@@ -116,6 +119,30 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
     except OSError as error:
         raise KvmarmError(f"cannot remove {path}: {error.strerror}", "run as root") from None
     return [f"removed {path}", _reload()]
+
+
+def make_directories() -> list[str]:
+    """Make those of DIRECTORIES that are not there. Returns what was done, a line each.
+
+    Raises:
+        KvmarmError: no permission, or others can change what they are in.
+    """
+    done = []
+    for path in DIRECTORIES:
+        if not os.path.lexists(path):
+            _make_directory(path)
+            done.append(f"made {path}")
+    return done
+
+
+def remove_directories() -> list[str]:
+    """Remove those in which nothing is. Returns what was done, a line each."""
+    done = []
+    for path in reversed(DIRECTORIES):
+        with suppress(OSError):  # it is not there, or in use
+            path.rmdir()
+            done.append(f"removed {path}, which was empty")
+    return done
 
 
 def script() -> str:

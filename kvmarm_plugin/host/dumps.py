@@ -25,7 +25,7 @@ from ..basics.shape import Misshapen
 from ..basics.untrusted import decimal, hexadecimal, shown
 from ..model.features import AARCH32, FEATURES, SVE
 from ..model.profile import PARTS, Cluster, HostProfile, Vcpu
-from ..model.profile_json import KERNEL, NAME, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.profile_json import KERNEL, NAME, SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
 from ..model.target import SVE_LENGTHS, sve_lengths
 from ..model.vcpu import TARGETS, in_order
 from ..registers.rules import IMPLEMENTATION_ID, kernel_version
@@ -88,6 +88,8 @@ _ALWAYS_UNKNOWN = (
     *("page_size", "gicd_iidr", "cpus", "capacity", "models", "sve_lengths", "seen", "vcpus"),
 )
 
+_MIDR = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+
 # Lines of system-litmus-harness and of cpusysregs that have no register.
 _TABLE = re.compile(
     r"\s*(ID REGISTERS PER CPU|(CPU[0-9]+\s*)+|(Implementor|Part|Variant|Revision):.*)"
@@ -125,6 +127,11 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
         )
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     form = form or _guess(text)
+    if form == "firecracker" and f'"{SCHEMA_STEM}' in text:
+        raise DumpError(
+            f"{name} is a profile of kvmarm's already",
+            "give it as it is, wherever a profile is read: --host, compare, baseline",
+        )
     if form == "firecracker":
         dump = _fingerprint(text, name)
         if kernel and kernel != dump.kernel:
@@ -406,7 +413,8 @@ def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
     midr = registers.get("MIDR_EL1")
     if not midr:
         raise DumpError(
-            f"{name} has no MIDR_EL1, which says what CPU it is of", "add it, as sysfs tells it"
+            f"{name} has no MIDR_EL1, which says what CPU it is of",
+            f"add it, as the host has it in {_MIDR}",
         )
     if registers.get("SVE_VLS") and not _shows(registers, SVE):
         raise DumpError(

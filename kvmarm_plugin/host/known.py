@@ -6,6 +6,7 @@ docs/known-cpus.md.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..basics.errors import KvmarmError
@@ -48,15 +49,30 @@ def read(name: str) -> HostProfile:
         path = str(HOSTS / f"{name}.json")
         return profile_json.loads(files.read_text(path), path)
     if name not in names():
-        known = ", ".join(
-            shown(each, 60) for each in (*hosts()[:_HOSTS], *(_like(name) or names()))
-        )
         raise KvmarmError(
             f"cannot read {shown(name, 100)}: there is no such file, no profile in {HOSTS}, and no"
             " known CPU of that name",
-            f"known are {known}",
+            _what_helps(name),
         )
     return profile_json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"), name)
+
+
+def _what_helps(name: str) -> str:
+    """What to say where there is no profile of this name: a host's can be had."""
+    meant = [shown(each, 60) for each in _like(name)]
+    cpus = sorted({each.partition("@")[0] for each in names()})
+    if meant:
+        said = f"did you mean {', '.join(meant[:-1])}{' or ' if meant[1:] else ''}{meant[-1]}?"
+    else:
+        kept = [shown(each, 60) for each in hosts()[:_HOSTS]]
+        said = f"known are {', '.join([*kept, *cpus])}."
+    is_host = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}", name) and name not in cpus
+    if not is_host or name.endswith(".json"):
+        return said.rstrip(".")
+    return (
+        f"{said} A host of that name is asked as ssh://root@{name}; to keep its profile: ssh"
+        f" root@{name} kvmarm probe >{HOSTS}/{name}.json"
+    )
 
 
 def _like(name: str) -> list[str]:
@@ -65,5 +81,5 @@ def _like(name: str) -> list[str]:
 
     cpu = name.partition("@")[0].lower()
     return [each for each in names() if each.partition("@")[0] == cpu] or get_close_matches(
-        name.lower(), names(), n=6
+        name.lower(), [*hosts(), *names()], n=6
     )

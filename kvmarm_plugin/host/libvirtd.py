@@ -17,6 +17,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, quoted, shown
 from ..domain.xml import DomainXMLError, parse, parse_fragment
 from .marks import RUNNING
+from .packages import how_to_install
 
 PROC = "/proc"
 
@@ -127,7 +128,7 @@ def _binding() -> Any:
     except ImportError:
         raise LibvirtError(
             "the Python binding of libvirt is missing",
-            "install python3-libvirt (Debian: apt install python3-libvirt)",
+            how_to_install("python3-libvirt"),
         ) from None
     # Its own handler prints to standard error what is raised as well.
     libvirt.registerErrorHandler(lambda *_: None, None)

@@ -19,7 +19,7 @@ from ..domain.levelling import LIBRARY, elements_for, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
-from ..domain.xml import Element, asks_for_host_model, parse, quoted
+from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, parse, quoted
 from ..judge.arguments import find_overruled
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
@@ -200,7 +200,10 @@ class Resolver:
                 problem for problem in profile.problems if problem.part not in ("libvirt", "QEMU")
             )
             why = next(others, Problem("", "its profile has no CPU cluster"))
-            hint = why.hint or "probe again once that is mended"
+            mended = "probe again once that is mended"
+            if profile.architecture not in ARCHITECTURES:
+                mended = "name an ARM host: --host PROFILE"
+            hint = why.hint or mended
             raise ResolveError(f"{profile.title} cannot run KVM guests: {why.reason}", hint)
         if profile.qemu is None:
             of_qemu = (problem for problem in profile.problems if problem.part == "QEMU")

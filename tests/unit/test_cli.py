@@ -591,7 +591,8 @@ def test_show_a_domain_without_a_record(run: Callable[..., Run], driver: Driver)
     assert run("show", *_TEST, "test") == (
         1,
         "",
-        "kvmarm: test holds no kvmarm record (hint: it is no KVM guest (<domain type='test'>))\n",
+        "kvmarm: test holds no kvmarm record, and is not judged: it is no KVM guest (<domain"
+        " type='test'>) (hint: kvmarm is about KVM guests for ARM)\n",
     )
 
 
@@ -1038,13 +1039,49 @@ def test_resolve_without_dev_kvm(
 @pytest.mark.usefixtures("elsewhere")
 def test_resolve_on_x86(run: Callable[..., Run]) -> None:
     _check_failure(run("resolve", "guest.xml"), "this host is x86_64")
+    assert "(hint: name an ARM host: --host PROFILE)" in run("resolve", "guest.xml").err
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_check_on_x86(run: Callable[..., Run], here: Path) -> None:
+    """What helps is said: another host, or the guest's own."""
+    resolved = run("resolve", "guest.xml", "--host", _MAX).out
+    (here / "resolved.xml").write_text(resolved)
+    _check_failure(run("check", "resolved.xml"), "this host is x86_64")
+    assert "--host PROFILE, name an ARM host)" in run("check", "resolved.xml").err
+    assert run("check", "resolved.xml", "--host", _MAX).status == 0
+    (here / "plain.xml").write_text(_DOMAIN.replace("host-model", "host-passthrough"))
+    for options in ((), ("--host", _MAX)):
+        said = run("check", "plain.xml", *options)
+        _check_failure(said, "this x86_64 host cannot tell what it has")
+        assert "(hint: on its own host, to record what it has: kvmarm adopt guest)" in said.err
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+@pytest.mark.parametrize("name", ["nofile.xml", "pool.yaml"])
+def test_a_file_that_is_not_there(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
+    """A domain may be called so, and is looked for; where libvirt cannot be asked, the file is what
+    was meant.
+    """
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    said = run(command, name)
+    _check_failure(said, f"cannot read {name}: there is no such file, and libvirt cannot be asked")
+    assert said.err.endswith(" (hint: check the name)\n")
+    _check_failure(run(command, "guest"), "the Python binding of libvirt is missing")
 
 
 def test_without_libvirts_binding(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libvirt", None)
-    _check_failure(
-        run("define", "guest.xml", "--host", _MAX), "the Python binding of libvirt is missing"
-    )
+    environment = "/opt/kvm arm"
+    for prefix in (sys.base_prefix, environment):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        said = run("define", "guest.xml", "--host", _MAX)
+        _check_failure(said, "the Python binding of libvirt is missing")
+        assert "(hint: install python3-libvirt" in said.err
+        command = f"/usr/bin/python3 -m venv --system-site-packages '{environment}'"
+        assert (command in said.err) == (prefix == environment)
 
 
 # -- output that cannot be written ---------------------------------------------------------------

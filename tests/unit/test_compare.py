@@ -286,7 +286,8 @@ def test_few_hosts_get_a_matrix_and_all_reasons() -> None:
         "  PSCI_VERSION (PSCI version that the guest is offered): on the source 0x10003, on the"
         " destination 0x10001; refuses"
     )
-    assert len(lines) == start + 8  # QEMU 10.0 loses VENDOR_HYP_BMAP_2, which is 0, in silence
+    assert lines[start + 8].startswith("  Remedy: run the same Linux on both hosts, or ")
+    assert len(lines) == start + 9  # QEMU 10.0 loses VENDOR_HYP_BMAP_2, which is 0, in silence
 
 
 def test_pairs_with_the_same_reasons_are_told_together() -> None:
@@ -368,6 +369,21 @@ def test_the_json_is_by_kind_and_complete() -> None:
         "kind", "subject", "meaning", "recorded", "local", "rule", "severity", "remedy",
         "stops_start",
     }  # fmt: skip
+
+
+def test_what_to_do_is_said_once_for_each_reason() -> None:
+    """Below the reasons of a pair; where nothing helps against one, the others' do not help."""
+    names = ("trixie-neoverse-n1", "sid-neoverse-n1", "bookworm-neoverse-n1", "trixie-max")
+    parts = as_text(_compare(*map(host, names))).split("\n\n")
+    reasons = [part.splitlines() for part in parts if re.search(": no$", part, re.MULTILINE)]
+    assert len(reasons) > 4
+    for said in reasons:
+        remedies = [line for line in said if line.startswith("  Remedy: ")]
+        assert remedies
+        assert said[-len(remedies) :] == remedies
+        assert len({*remedies}) == len(remedies)
+        assert "remedy: " not in "".join(said[: -len(remedies)]).lower()
+        assert len(remedies) == 1 or not any("none: " in remedy for remedy in remedies)
 
 
 def test_the_json_is_as_documented() -> None:

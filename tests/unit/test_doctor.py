@@ -186,11 +186,15 @@ def test_one_that_fails_does_not_hide_the_others(here: _Here) -> None:
 # -- Python, KVM, QEMU ---------------------------------------------------------------------------
 
 
-def test_a_module_that_is_missing(here: _Here) -> None:
+def test_a_module_that_is_missing(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     here.host.has_module = lambda name: name != "lxml"
     fine, missing = here.look(kvm.check_python)
     assert fine.state == OK
     assert (missing.state, missing.remedy) == (BAD, "install python3-lxml")
+    monkeypatch.setattr(sys, "prefix", "/opt/kvmarm")
+    _, missing = here.look(kvm.check_python)
+    assert missing.remedy.endswith("/usr/bin/python3 -m venv --system-site-packages /opt/kvmarm")
 
 
 @pytest.mark.parametrize("errno", [2, 13, 6])

@@ -499,6 +499,22 @@ def test_the_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "line 1: " in capsys.readouterr().err
 
 
+def test_a_profile_is_one_already(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "alpha.json"
+    for form in ([], ["--format", "firecracker"]):
+        path.write_text(json.dumps({"schema": "urn:kvmarm-plugin:profile:2", "name": "alpha"}))
+        assert cli.main(["import", str(path), *form]) == 1
+        assert (
+            f"{path} is a profile of kvmarm's already (hint: give it as it is, wherever a profile"
+            " is read: --host, compare, baseline)" in capsys.readouterr().err
+        )
+
+
+def test_an_empty_dump_is_told_where_the_cpu_is_named() -> None:
+    with pytest.raises(DumpError, match="/sys/devices/system/cpu/cpu0/regs/identification/midr_el"):
+        read("", "empty")
+
+
 def test_the_formats_of_the_command_are_those_that_are_read() -> None:
     (subparsers,) = (a for a in cli._parser()._actions if isinstance(a.choices, dict))
     (choices,) = (

@@ -427,12 +427,24 @@ def test_refresh_of_all_leaves_them_alone(run: Callable[..., _Run], libvirt: Fak
     assert run("refresh", "--all", *newer) == (
         0,
         "other: changed\n",
-        "kvmarm: 1 of 2 domains are left alone, since they were forgotten or undone\n",
+        "kvmarm: one is left alone, since it was forgotten or undone\n",
     )
     assert one.calls == []
     assert run("refresh", "one", *newer).out == "one: changed\n"
     assert left.has(one.uuid)
     assert other.calls == [("define", "")]
+
+
+def test_those_that_are_left_alone_are_named(
+    run: Callable[..., _Run], libvirt: FakeLibvirt
+) -> None:
+    newer = ("--host", str(HOSTS["sid-neoverse-n1"]))
+    for name in ("a", "b", "c\x1b[2J", "d", "e", "f"):
+        left.add(_guest(libvirt, name=name).uuid)
+    assert run("refresh", "--all", *newer).err == (
+        "kvmarm: a, b, c\\x1b[2J, d and 2 more are left alone, since they were forgotten or"
+        " undone\n"
+    )
 
 
 def test_renewal_leaves_them_alone(libvirt: FakeLibvirt) -> None:

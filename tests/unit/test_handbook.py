@@ -90,6 +90,16 @@ def _guests_of_others(played: PlayedHost) -> None:
     played.start("web")
 
 
+def _one_guest(played: PlayedHost) -> None:
+    """As one-host.md leaves it."""
+    played.define(GUEST.decode())
+
+
+def _one_resolved(played: PlayedHost) -> None:
+    """As two-hosts.md leaves it."""
+    played.define(_made_on(_OLDER, "guest"))
+
+
 def _guests_to_move(played: PlayedHost) -> None:
     for name in ("web", "mail"):
         played.define(_made_on(_OLDER, name))
@@ -124,6 +134,8 @@ _ALPHAS = {"big-little.md": "hand-made-rk3588", "upgrade.md": _NEWER}
 _BEFORE: dict[str, Callable[[PlayedHost], None]] = {
     "adopt.md": _guests_of_others,
     "evacuate.md": _guests_to_move,
+    "pool.md": _one_resolved,
+    "two-hosts.md": _one_guest,
     "upgrade.md": _upgraded,
     "will-not-start.md": _guests_that_do_not_start,
     "remove.md": _adopted,

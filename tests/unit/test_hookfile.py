@@ -639,6 +639,55 @@ def test_what_selinux_denies_to_the_hook_of_a_package_is_said(
     assert link.is_symlink()
 
 
+# -- where policy, pool and profiles go ----------------------------------------------------------
+
+
+@needs_root
+def test_the_directories_of_what_is_written_by_hand(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are there after `hook install`, and gone after `hook uninstall` unless in use."""
+    names = ("etc/kvmarm", "lib/kvmarm", "lib/kvmarm/profiles")
+    config, state, profiles = paths = tuple(place / name for name in names)
+    config.parent.mkdir()
+    state.parent.mkdir()
+    monkeypatch.setattr(hookfile, "DIRECTORIES", paths)
+    monkeypatch.setattr(hookfile, "install", lambda: ["installed"])
+    monkeypatch.setattr(hookfile, "uninstall", lambda: ["removed the hook"])
+    monkeypatch.setattr(command, "_note_host_model", lambda: None)
+    monkeypatch.setattr(command, "_how_to_renew", list)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(config / "policy.yaml"))
+
+    def hook(action: str) -> list[str]:
+        assert command.run(SimpleNamespace(action=action)) == 0  # type: ignore[arg-type]
+        return capsys.readouterr().out.splitlines()
+
+    os.umask(0o077)
+    assert hook("install") == ["installed", *(f"made {path}" for path in paths)]
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        assert path.stat().st_uid == 0
+    assert hook("install") == ["installed"]
+    (config / "policy.yaml").write_text("")
+    assert hook("uninstall") == [
+        "removed the hook",
+        f"removed {profiles}, which was empty",
+        f"removed {state}, which was empty",
+    ]
+    assert config.exists()
+    assert hook("uninstall") == ["removed the hook"]
+
+
+def test_directories_that_are_links_stay(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "elsewhere").mkdir()
+    (place / "kvmarm").symlink_to("elsewhere")
+    (place / "lost").symlink_to("nowhere")
+    monkeypatch.setattr(hookfile, "DIRECTORIES", (place / "kvmarm", place / "lost"))
+    assert hookfile.make_directories() == []
+    assert hookfile.remove_directories() == []
+    assert (place / "elsewhere").is_dir()
+
+
 # -- who renews records --------------------------------------------------------------------------
 
 _ENABLE = "systemctl enable --now kvmarm-renew.socket\n"
@@ -656,6 +705,7 @@ def installing(
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(place / "policy.yaml"))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(hookfile, "install", lambda: ["installed"])
+    monkeypatch.setattr(hookfile, "DIRECTORIES", ())
 
     def call() -> str:
         assert command.run(SimpleNamespace(action="install")) == 0  # type: ignore[arg-type]

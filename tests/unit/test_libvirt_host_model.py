@@ -211,6 +211,7 @@ def test_installing_the_hook_asks_libvirt(
     monkeypatch.setattr("kvmarm_plugin.host.marks.is_heard", lambda: True)
     monkeypatch.setattr(hookfile, "install", lambda: ["installed"])
     monkeypatch.setattr(hookfile, "uninstall", lambda: ["removed"])
+    monkeypatch.setattr(hookfile, "DIRECTORIES", ())
     assert command.run(SimpleNamespace(action="install")) == 0  # type: ignore[arg-type]
     out, err = capfd.readouterr()
     assert (out.startswith(f"installed\n{expected}"), err) == (True, "")

@@ -59,6 +59,13 @@ def test_one_version_everywhere() -> None:
     assert "Unreleased" not in "".join(older)
 
 
+def test_both_packages_have_the_directories_of_hook_install() -> None:
+    for path in map(str, install.DIRECTORIES):
+        assert any(line.startswith(path[1:]) for line in _read("kvmarm.dirs").splitlines())
+        path = path.replace("/etc", "%{_sysconfdir}").replace("/var", "%{_localstatedir}")
+        assert f"\n%dir {path}\n" in _SPEC
+
+
 def test_both_packages_need_what_python_imports() -> None:
     needed = re.search(r"^install_requires =\n((?: .*\n)+)", _SETUP, re.MULTILINE)
     assert needed

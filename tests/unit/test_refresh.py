@@ -234,10 +234,12 @@ def test_a_guest_that_is_not_there_and_one_without_a_record(
     run: Callable[..., _Run], libvirt: FakeLibvirt
 ) -> None:
     _guest(libvirt, GUEST.decode(), name="plain")
+    _guest(libvirt, GUEST.decode().replace("'kvm'", "'qemu'"), name="emulated")
     guest = _guest(libvirt)
-    status, out, _ = run("nobody", "plain", "guest")
+    status, out, _ = run("nobody", "plain", "emulated", "guest")
     assert status == 1
-    missing, plain, found = out.splitlines()
+    missing, plain, emulated, found = out.splitlines()
+    assert emulated == "emulated: error: it is no KVM guest (<domain type='qemu'>)"
     assert missing.startswith("nobody: error: libvirt: Domain not found: nobody (hint: ")
     assert plain.startswith(
         "plain: error: it holds no kvmarm record (hint: resolve it first: virsh "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from kvmarm_plugin import __version__, cli
-from kvmarm_plugin.commands import inputs, metrics_view
+from kvmarm_plugin.commands import inputs, metrics_view, survey
 from kvmarm_plugin.domain import record, record_text
 from kvmarm_plugin.domain.record import Intent
 from kvmarm_plugin.domain.xml import parse
@@ -207,7 +207,34 @@ def test_what_is_not_resolved_would_not_start(run: Callable[..., _Run], here: _H
     here.add("asks", GUEST.decode())
     status, out, _ = run("status")
     assert status == 3
-    assert "\nasks: no: it asks for host-model, and libvirt does not start it" in out
+    assert (
+        "\nasks: no: it asks for host-model, and libvirt does not start it; make it concrete: virsh"
+        " dumpxml --inactive --security-info DOMAIN | kvmarm define -\n" in out
+    )
+
+
+def test_a_guest_that_runs_and_is_stored_with_host_model(
+    run: Callable[..., _Run], here: _Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `forget --restore` leaves one: it runs, and libvirt does not start it again."""
+    here.add("forgotten", GUEST.decode(), live=_PLAIN)
+    here.add("recorded", GUEST.decode(), live=_XML)
+    here.add("plain", _PLAIN, live=_PLAIN)
+    status, out, _ = run("status")
+    assert status == 0
+    rows = _rows(run("status", "--json"))
+    for name in ("forgotten", "recorded"):
+        assert rows[name]["drift"] == {"differences": 0, "starts": False}
+    assert rows["plain"]["drift"] is None
+    assert rows["forgotten"]["here"] == "not judged"
+    assert (
+        "\nforgotten: not judged: stored: host-model, which libvirt does not start again; make it"
+        " concrete: virsh dumpxml --inactive --security-info DOMAIN | kvmarm define -\n" in out
+    )
+    assert "\nDrift at the next cold start: 2 domains\n" in out
+    monkeypatch.setattr(survey, "is_noted", lambda: True)  # libvirt offers it itself
+    assert "stored: host-model" not in run("status").out
+    assert "\nDrift at the next cold start: 0 domains\n" in run("status").out
 
 
 def test_another_architecture_may_ask_for_host_model(run: Callable[..., _Run], here: _Host) -> None:
