@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 from ..basics.errors import KvmarmError
 from ..fleet.pool import DEFAULT_PATH as HOST_POOL
-from ..host import doorbell, qemu_version
+from ..host import changes, doorbell, qemu_version
 from ..host.libvirtd import Connection, is_remote, run_events
 from ..model.policy import DEFAULT_PATH as HOST_POLICY
 from ..watch.agent import Agent, Tools
@@ -56,6 +56,7 @@ def run(arguments: Namespace) -> int:
         bell = stack.enter_context(doorbell.bound() if passed is None else passed)
         _end_on_signals(stack)
         _start(_listen, agent, bell)
+        _start(changes.watch, os.path.dirname(HOST_POLICY), agent.change)  # and that of HOST_POOL
         agent.run(functools.cache(lambda: _notify("READY=1")))
     return DONE
 

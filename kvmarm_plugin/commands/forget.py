@@ -157,7 +157,7 @@ class _Forgetter:
         return Outcome(
             RESTORES if self._dry_run else RESTORED,
             (*_differences(xml, given_back), _record_gone(xml)),
-            why_it_will_not_start(given_back),
+            why_it_will_not_start(given_back, domain_word(domain.name, domain.uuid)),
         )
 
     def _running(self, domain: Domain) -> Outcome | None:

@@ -14,7 +14,6 @@ from ..basics.untrusted import lines
 from ..diagnosis.host import RENEWAL, START_RENEWAL, SYSTEMD, UNITS
 from ..hook import install, whose
 from ..host import marks
-from ..model import policy
 from . import DONE
 from .inputs import read_policy
 from .output import write_text
@@ -42,8 +41,7 @@ def run(arguments: Namespace) -> int:
         return DONE
     read_policy(None)  # a file that the hook would read otherwise is refused before it matters
     write_text(lines(install.install() + install.make_directories() + notes))
-    if policy.for_hook(policy.DEFAULT_PATH).on_drift == "renew":
-        write_text(lines(_how_to_renew()))
+    write_text(lines(_how_to_renew()))
     _note_host_model()
     return DONE
 

@@ -9,14 +9,13 @@ import os
 import platform
 
 from ..basics.errors import KvmarmError
-from ..basics.ownership import others_can_change
 from ..basics.untrusted import domain_word, quoted, shown
 from ..basics.value import Value
 from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
-from ..host import files, marks
+from ..host import files, host_policy, marks
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
@@ -299,16 +298,9 @@ def read_policy(name: str | None) -> Policy:
     """The policy in a file; for None the host's, else the default. Raises KvmarmError, also where
     the hook would not obey it.
     """
-    if name is None and not os.path.exists(policies.DEFAULT_PATH):
-        return policies.Policy()
-    path = name or policies.DEFAULT_PATH
-    text = files.read_text(path)
-    if name is None and others_can_change(os.stat(path)):
-        raise policies.PolicyError(
-            f"others than root can change {path}, and the hook does not obey it so",
-            f"chown root {path} && chmod go-w {path}",
-        )
-    return policies.loads(text, path)
+    if name is None:
+        return host_policy.read()
+    return policies.loads(files.read_text(name), name)
 
 
 def read_pool(name: str | None) -> Pool | None:
@@ -341,7 +333,7 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
 
     if not emulator and platform.machine() not in BINARIES:
         raise KvmarmError(
-            f"this is a {platform.machine()} host: KVM on ARM is not here to be asked",
+            f"this host is {platform.machine()}: KVM on ARM is not here to be asked",
             "where a command takes --host PROFILE, name an ARM host",
         )
     return qemu.ask(emulator or qemu.find_binary(platform.machine())).machines

@@ -20,7 +20,7 @@ from ..host.qemu import ask_named
 from ..judge.contradictions import find_contradictions
 from ..judge.wording import difference
 from ..resolve.wish import what_emulation_needs, why_not_adopted, why_not_ours
-from .inputs import machines_here, read_policy, read_pool, read_profile
+from .inputs import how_to_resolve, machines_here, read_policy, read_pool, read_profile
 from .output import say
 
 TYPE_CHECKING = False
@@ -197,15 +197,18 @@ def leave_alone_no_more(uuid: str, name: str) -> None:
         say(f"{name} may still be left alone by renewal and --all: {error}")
 
 
-def why_it_will_not_start(domain: Element) -> str:
+def why_it_will_not_start(domain: Element, word: str) -> str:
     """What to say of a stored definition that is given back and asks for host-model; else
     nothing.
+
+    Args:
+        word: the domain's name, as one word of a command.
     """
     from ..host.libvirt_host_model import is_noted
 
     if not asks_for_host_model(domain) or is_noted():
         return ""
-    return "it asks for host-model, and does not start without kvmarm (kvmarm define)"
+    return f"it asks for host-model, and does not start without: {how_to_resolve(word)}"
 
 
 def _summary(result: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import domain_word, lines, shown
 from ..domain import record
 from ..domain.xml import parse
 from ..host import left, previous
@@ -51,12 +51,12 @@ def run(arguments: Namespace) -> int:
     write_text(
         lines(
             [
-                f"Domain '{shown(domain.name)}' is defined as it was until {when}; its other"
-                f" definition is kept in {kept.path}"
+                f"Domain '{shown(domain.name)}' is defined as it was until {when}, without what was"
+                f" edited since; its other definition is kept in {kept.path}"
             ]
         )
     )
-    why = why_it_will_not_start(now)
+    why = why_it_will_not_start(now, domain_word(domain.name, domain.uuid))
     if why:
         say(f"{shown(domain.name)}: {why}")
     return DONE

@@ -53,7 +53,7 @@ def check_python(host: Host) -> Iterator[Line]:
 def check_kvm(host: Host) -> Iterator[Line]:
     """/dev/kvm."""
     if host.architecture not in _ARCHITECTURES:
-        yield Line(BAD, f"this is a {shown(host.architecture, 40)} host: KVM on ARM is not here")
+        yield Line(BAD, f"this host is {shown(host.architecture, 40)}: KVM on ARM is not here")
         return
     try:
         with System(host.kvm, str(host.path("/dev/kvm"))):

@@ -115,9 +115,6 @@ def _outdated(host: Host, path: Path) -> Line | None:
 
 def check_renewal(host: Host) -> Iterator[Line]:
     """Whether somebody hears when the hook tells that a record may not be true."""
-    if policy.for_hook(policy.DEFAULT_PATH).on_drift != "renew":
-        yield Line(OK, "the policy leaves records as they are (on-drift)")
-        return
     try:
         is_heard = marks.is_heard()
     except OSError as error:

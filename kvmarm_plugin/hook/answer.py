@@ -20,7 +20,7 @@ import os
 import sys
 
 from ..basics.untrusted import domain_word, shown
-from .tell import say
+from .tell import log, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,16 +52,23 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
         recorded: whether the mark of a record is anywhere in the domain, in `xml` or behind.
             Otherwise it mentions host-model.
     """
-    stop = verify(name, operation, xml) if recorded else explain_host_model(name, xml)
+    judge = verify if recorded else explain_host_model
+    stop = judge(name, operation, xml)
     os._exit(3 if stop else 0)  # nothing is left to write
 
 
-def explain_host_model(name: str, xml: bytes) -> bool:
+def explain_host_model(name: str, operation: str, xml: bytes) -> bool:
     """Whether to stop a guest without a record whose XML mentions host-model.
 
     Unless libvirt here offers host-model, it is about to refuse the guest with a message that helps
     nobody; fail first, with one that does. libvirt shows a hook's standard error only if the hook
     fails (virRunScript, src/util/virhook.c).
+
+    Whether libvirt has a definition of it, nobody can tell here: a guest that was never defined is
+    gone after the refusal, so both ways are said.
+
+    Args:
+        operation: libvirt's, for the log.
     """
     from kvmarm_plugin.basics.errors import KvmarmError
     from kvmarm_plugin.domain.xml import asks_for_host_model, parse
@@ -75,11 +82,14 @@ def explain_host_model(name: str, xml: bytes) -> bool:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
     uuid = domain.find("uuid")
     word = domain_word(name, uuid.content.strip() if uuid else "")
-    say(
+    message = (
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
         f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"
-        " kvmarm define -"
+        " kvmarm define -. If it is not defined: kvmarm create FILE, or virt-install OPTIONS"
+        " --print-xml | kvmarm define -"
     )
+    say(message)
+    log(operation, "ERR", message)
     return True
 
 

@@ -6,6 +6,9 @@ QEMU would not start it. What differs is drift: a mark says that the record may 
 whoever renews records is told. A snapshot that a guest reverts to looks like a cold start here; it
 is refused only for what QEMU would accept in silence. Guests that never asked for host-model are
 refused for nothing else.
+
+Whoever renews records is told whatever the policy says: what runs has to have a true record. The
+policy says whether the stored one follows (watch/renewal.py).
 """
 
 from __future__ import annotations
@@ -106,7 +109,8 @@ def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
     if reaction == "refuse" and not _is_adopted(guest) and refuse(guest, refusal, drift, advice):
         return True
     unnoted = mark(guest, f"{why}: {drift}")
-    if reaction == "renew" and not unnoted and ring(guest):
+    is_told = not unnoted and ring(guest)
+    if reaction == "renew" and is_told:
         level = "NOTICE" if start.checked else "WARNING"
         tell(guest, level, heading, drift, "kvmarm renew has been told")
     else:

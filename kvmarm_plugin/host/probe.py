@@ -111,7 +111,7 @@ class _Probe:
         if host.architecture not in _ARCHITECTURES:
             self._problem(
                 "KVM",
-                f"this is a {host.architecture} host: KVM on ARM needs an aarch64 or armv7l one",
+                f"this host is {host.architecture}: KVM on ARM needs aarch64 or armv7l",
             )
         else:
             system = self._or_problem(

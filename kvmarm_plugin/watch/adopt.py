@@ -199,7 +199,7 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
         raise ResolveError(reason)
     kind = os.uname().machine
     if kind not in _HOSTS:
-        raise ResolveError(f"this is a {shown(kind, 40)} host: KVM on ARM is not here to be asked")
+        raise ResolveError(f"this host is {shown(kind, 40)}: KVM on ARM is not here to be asked")
     clusters = find_clusters()
     target, cpus = _asked(domain, system, machine, clusters)
     try:

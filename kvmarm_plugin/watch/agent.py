@@ -37,7 +37,7 @@ from ..host.qemu import ask_named
 from ..kvm.device import KvmError, System
 from ..model.policy import adopts
 from .adopt import adopt_live, adopt_stored, keeper, pin_stored
-from .renewal import PATIENCE, renew_live, renew_stored
+from .renewal import PATIENCE, KeptError, renew_live, renew_stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,11 +90,13 @@ class Agent:
         self._renewer = renewer
         self._tell = tell
         self._told: deque[str] = deque(maxlen=_MOST_TOLD)
+        self._failed: set[str] = set()  # UUIDs of guests that were looked at in vain
         # What other threads leave here, under the lock.
         self._news = threading.Condition()
         self._wanted: dict[str, float] = {}  # UUID → when to look at it, by the monotonic clock
         self._rung = True
         self._lost = False
+        self._changed = False
         self._windows: dict[str, _Window] = {}  # by UUID
         self._since: dict[str, float] = {}  # UUID → since when it is to be looked at again
 
@@ -113,6 +115,12 @@ class Agent:
                 self._windows[uuid].events.append((event, detail))
             self._since.pop(uuid, None)  # what was not ready may be so now
             self._wanted[uuid] = 0.0
+            self._news.notify()
+
+    def change(self) -> None:
+        """The policy or the pool is another: what failed by it may not fail now."""
+        with self._news:
+            self._changed = True
             self._news.notify()
 
     def lose(self) -> None:
@@ -180,6 +188,10 @@ class Agent:
         with self._news:
             rung, self._rung = self._rung, False
             now = time.monotonic()
+            if self._changed:
+                self._changed = False
+                self._told.clear()
+                self._wanted.update(dict.fromkeys(self._failed, now))
             due = [uuid for uuid, when in self._wanted.items() if when <= now]
             if not (rung or due):
                 later = min(self._wanted.values(), default=None)
@@ -187,6 +199,7 @@ class Agent:
                 return
             for uuid in due:
                 del self._wanted[uuid]
+        self._failed.difference_update(due)
         if rung:
             self._renewer.again()
         if self._renewer.work(connection):
@@ -211,6 +224,7 @@ class Agent:
                     if self._look(connection, uuid, system):
                         self._look_again(uuid)
         except KvmarmError as error:  # no KVM
+            self._failed.update(uuids)
             self._tell_once(str(error))
 
     def _look(self, connection: Connection, uuid: str, system: System) -> bool:
@@ -230,6 +244,7 @@ class Agent:
                 self._windows.pop(uuid, None)
             return False
         except KvmarmError as error:
+            self._failed.add(uuid)
             self._tell_once(str(error))
             return isinstance(error, LibvirtError)
         if not any(again):
@@ -248,6 +263,8 @@ class Agent:
             )
             if not again or domain.uuid in self._since:  # not for what is over in a second
                 self._tell_once(f"{shown(domain.name)}: {error}")
+            if not again:
+                self._failed.add(domain.uuid)
             return again
 
     def _stored(self, connection: Connection, domain: Domain, system: System) -> bool:
@@ -263,7 +280,10 @@ class Agent:
         elif record.find(xml) is None:
             self._adopt_stored(connection, domain, system)
         else:
-            renewed = renew_stored(domain, system)
+            try:
+                renewed = renew_stored(domain, system, asked=False)
+            except KeptError:
+                return False  # the hook says so when it starts
             if renewed is None or renewed.before == renewed.after:
                 system.answers[is_true] = True
             else:

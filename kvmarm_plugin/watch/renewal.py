@@ -5,6 +5,10 @@ The hook marks a guest that has started as something else than its record says, 
 libvirt waits for it. What the guest has is known when it runs: libvirt then says whether it booted
 here or arrived with its state, and a scratch vCPU of this kernel what follows from that
 (rehearse.renewed). Nothing that a mark says is believed.
+
+A live record is made true whatever the policy says: it is about what runs. A stored one is what a
+start is compared with, so nothing that works by itself changes it unless the policy says `on-drift:
+renew`; whoever types `kvmarm refresh` does.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from ..basics.untrusted import domain_word, shown
 from ..domain import record, record_text
 from ..domain.record import Record
 from ..domain.xml import Element, parse
-from ..host import left, marks
+from ..host import host_policy, left, marks
 from ..host.cpus import find_clusters
 from ..host.libvirt_host_model import note_host_model
 from ..host.libvirtd import (
@@ -67,6 +71,10 @@ class UntoldError(KvmarmError):
     """What a guest has here cannot be told, so its record cannot be made true."""
 
 
+class KeptError(KvmarmError):
+    """A stored record is not true, and stays: the policy does not have it renewed."""
+
+
 def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
     """Make the record of a guest that runs true. None for one that has no record.
 
@@ -85,13 +93,28 @@ def renew_live(domain: Domain, system: System, dry_run: bool = False) -> Renewed
     return _renew(domain, True, _WAYS.get(beginning, _EITHER), system, dry_run)
 
 
-def renew_stored(domain: Domain, system: System, dry_run: bool = False) -> Renewed | None:
-    """The same of a domain's stored definition: what it gives at a cold start here."""
-    return _renew(domain, False, _WAYS[BOOTED], system, dry_run)
+def renew_stored(
+    domain: Domain, system: System, dry_run: bool = False, asked: bool = True
+) -> Renewed | None:
+    """The same of a domain's stored definition: what it gives at a cold start here.
+
+    Args:
+        asked: whether somebody has typed a command for it; else the policy decides.
+
+    Raises:
+        KeptError: the policy has it stay as it is, and it would change.
+        KvmarmError: as above; PolicyError: nobody can tell what the policy says.
+    """
+    return _renew(domain, False, _WAYS[BOOTED], system, dry_run, asked)
 
 
 def _renew(
-    domain: Domain, live: bool, ways: tuple[bool, ...], system: System, dry_run: bool
+    domain: Domain,
+    live: bool,
+    ways: tuple[bool, ...],
+    system: System,
+    dry_run: bool,
+    asked: bool = True,
 ) -> Renewed | None:
     was_left = left.has(domain.uuid)
     xml = parse(domain.xml(live, secrets=False).encode())
@@ -102,6 +125,13 @@ def _renew(
     word = domain_word(domain.name, domain.uuid)
     target = _what_it_has(xml, old, ways, system, word, live)
     changes = target != old.target
+    if changes and not asked:
+        reaction = host_policy.reaction_to_drift()
+        if reaction != "renew":
+            raise KeptError(
+                f"the policy says on-drift: {reaction}",
+                f"to record what it has here: kvmarm refresh {word}",
+            )
     if changes and not dry_run:
         new = old.replace(target=target, origin=old.origin.replace(renewed=platform.node()))
         put_record(domain, new, live, was_left)
@@ -304,26 +334,33 @@ class Renewer:
         now = time.monotonic()
         if now - self._off.setdefault(mark, now) < SETTLING:
             return True
+        del self._off[mark]  # its next mark is of another start
+        is_true = False
         if domain is not None:
-            self._renew_stored(domain, system)
+            is_true = self._renew_stored(domain, system)
             if domain.is_saved():
                 return self._give_up(mark, KvmarmError("it was saved with that"))
-        return self._done(mark, domain, stamp)
+        return self._done(mark, domain, stamp, is_true)
 
-    def _renew_stored(self, domain: Domain, system: System) -> None:
-        """Where it cannot be renewed, it stays: a guest's next start, and `kvmarm check`, compare
-        it with this host. Nobody could do that with a live record.
+    def _renew_stored(self, domain: Domain, system: System) -> bool:
+        """Where it cannot be renewed, or the policy keeps it, it stays: a guest's next start, and
+        `kvmarm check`, compare it with this host. Nobody could do that with a live record. Returns
+        whether it is true.
         """
         if not domain.is_persistent():
-            return
+            return False
         try:
-            renew_stored(domain, system)
+            renew_stored(domain, system, asked=False)
         except LibvirtError:
             raise
         except KvmarmError as error:
             self._tell_once(f"{shown(domain.name)}: its stored record stays as it is: {error}")
+            return False
+        return True
 
-    def _done(self, mark: _Mark, domain: Domain | None, stamp: object) -> bool:
+    def _done(
+        self, mark: _Mark, domain: Domain | None, stamp: object, is_true: bool = True
+    ) -> bool:
         """Remove the mark, unless it is another one by now."""
         uuid, name = (domain.uuid, domain.name) if domain else mark
         if marks.stamp(uuid, name) != stamp:
@@ -332,7 +369,7 @@ class Renewer:
             marks.unmark(uuid, name)
         except OSError as error:
             return self._give_up(mark, KvmarmError(f"its mark stays: {error.strerror}"))
-        if domain is not None:
+        if domain is not None and is_true:
             self._tell(f"{shown(name)}: its record is true")
         return False
 

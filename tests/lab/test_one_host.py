@@ -148,7 +148,7 @@ def test_the_hook_says_what_to_type_and_that_works(lab: Set) -> None:
     guest = Guest(lab.host, "demo").define(domain_xml("demo", HOST_MODEL, kernel=LINUX_KERNEL))
     refusal = lab.host.run("virsh start demo", check=False)
     advice = re.search(
-        r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*kvmarm define -)", refusal.stderr
+        r"kvmarm: demo asks for host-model.*: (virsh dumpxml .*?kvmarm define -)\.", refusal.stderr
     )
     assert advice, refusal.stderr
     lab.host.run(advice[1])

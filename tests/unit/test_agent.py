@@ -22,7 +22,8 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.host import left, marks, previous
 from kvmarm_plugin.host.libvirtd import ADDED, DEFINED, Connection
-from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model import policy as policies
+from kvmarm_plugin.model.policy import Policy, PolicyError
 from kvmarm_plugin.model.profile import HostProfile
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.watch import agent as agents
@@ -69,6 +70,9 @@ class Watched:
         """What is due; where nothing is, it would wait."""
         if not any(when <= self.clock for when in self.agent._wanted.values()):
             return
+        self.turn()
+
+    def turn(self) -> None:
         with Connection("qemu:///system") as connection:
             self.agent._work(connection)
 
@@ -161,6 +165,28 @@ def test_other_guests_are_adopted_as_the_policy_says(
     assert guest.calls == calls
 
 
+@pytest.mark.parametrize("reaction", ["renew", "warn", "refuse"])
+def test_a_stored_record_follows_this_host_if_the_policy_says_so(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reaction: str
+) -> None:
+    """Else the hook would find no drift at the next start. What runs is recorded in any case."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"on-drift: {reaction}\n")
+    path.chmod(0o644)
+    monkeypatch.setattr(policies, "DEFAULT_PATH", str(path))
+    resolved = Resolver(host("sid-neoverse-n1"), Policy()).resolve(_host_model(watched).encode())
+    guest = watched.guest(resolved.decode(), "RUNNING_BOOTED")
+    for _ in range(2):
+        watched.look()
+        guest.state = "SHUTOFF_SHUTDOWN"
+        watched.happened("STOPPED", 0)
+        watched.work()
+    stored = [call for call in guest.calls if call[0] == "config"]
+    assert stored == ([("config", record.NAMESPACE)] if reaction == "renew" else [])
+    assert ("live", record.NAMESPACE) in guest.calls
+    assert any("stored" in line for line in watched.said) == bool(stored)
+
+
 def test_a_guest_that_starts_without_a_record_gets_one(watched: Watched) -> None:
     guest = watched.guest(_written(watched.profile), "RUNNING_BOOTED")
     guest.config = None  # transient
@@ -201,6 +227,45 @@ def test_what_is_refused_for_ever_is_given_up(watched: Watched) -> None:
     assert not watched.agent._wanted
     watched.look()  # until something happens to it
     assert watched.agent._wanted
+
+
+def test_what_failed_by_a_broken_policy_is_done_when_that_is_mended(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = watched.guest(_host_model(watched))
+    tools = watched.agent._tools
+    broken = PolicyError("policy.yaml, line 1: sve cannot be 'maybe'")
+
+    def fail() -> Any:
+        raise broken
+
+    watched.agent._tools = tools._replace(resolver=fail)
+    watched.look()
+    assert (guest.calls, watched.said) == ([], [f"guest: {broken}"])
+    watched.clock += 100
+    watched.work()
+    assert not watched.agent._wanted, "it is not waited for"
+    for told in (2, 3):
+        watched.agent.change()
+        watched.turn()
+        assert watched.said == [f"guest: {broken}"] * told, "what is changed in vain is told again"
+    watched.agent._tools = tools
+    watched.agent.change()
+    watched.turn()
+    assert guest.calls == [("define", "")]
+    assert not watched.agent._failed
+
+
+def test_a_policy_that_changes_moves_no_guest_that_is_done(watched: Watched) -> None:
+    guest = watched.guest(_host_model(watched))
+    watched.look()
+    watched.clock += 5
+    watched.work()
+    guest.calls.clear()
+    watched.agent.change()
+    watched.agent.ring()  # or it would wait
+    watched.turn()
+    assert (guest.calls, watched.agent._wanted) == ([], {})
 
 
 def test_an_edit_between_reading_and_writing_is_seen_and_kept(watched: Watched) -> None:

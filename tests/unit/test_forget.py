@@ -40,7 +40,10 @@ _WENT = (
     "kvmarm: what their users had written went with the records (hint: to have it back: kvmarm undo"
     " guest && kvmarm forget --restore guest)\n"
 )
-_VAIN = "it asks for host-model, and does not start without kvmarm (kvmarm define)"
+_VAIN = (
+    "it asks for host-model, and does not start without: virsh dumpxml --inactive --security-info"
+    " guest | kvmarm define -"
+)
 
 
 class _Run(NamedTuple):

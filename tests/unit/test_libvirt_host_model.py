@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import syslog
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,12 +175,17 @@ def test_a_note_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, note: Pa
 def test_the_hook_stands_aside(
     monkeypatch: pytest.MonkeyPatch, note: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert answer.explain_host_model("guest", GUEST) is True
-    assert "asks for host-model" in capfd.readouterr().err
+    logged: list[tuple[int, str]] = []
+    monkeypatch.setattr("syslog.syslog", lambda *line: logged.append(line))
+    assert answer.explain_host_model("guest", "prepare", GUEST) is True
+    err = capfd.readouterr().err
+    assert "asks for host-model" in err
+    assert logged == [(syslog.LOG_ERR, f"prepare: {err[len('kvmarm: ') : -1]}")]
+    logged.clear()
     note.parent.mkdir(parents=True)
     note.write_text("12.1.0\n")
-    assert answer.explain_host_model("guest", GUEST) is False
-    assert capfd.readouterr() == ("", "")
+    assert answer.explain_host_model("guest", "prepare", GUEST) is False
+    assert (capfd.readouterr(), logged) == (("", ""), [])
 
 
 @pytest.mark.parametrize(

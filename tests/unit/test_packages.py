@@ -118,6 +118,61 @@ def test_every_unit_is_installed_and_handled() -> None:
     assert set(stopped.split()) == units
 
 
+# -- the handbook that is installed ---------------------------------------------------------------
+
+
+def _installed_documents(package: str) -> dict[str, Path]:
+    """Every file of /usr/share/doc/kvmarm, relative to that → where it comes from, by what debian/
+    and the spec say of it: files and directories that are copied.
+    """
+    if package == "deb":
+        copied = {"": _read("kvmarm.docs").split(), "examples": _read("kvmarm.examples").split()}
+        into = r"^\tcp -r (.*) \$\(ROOT\)/usr/share/doc/kvmarm/(\S*)$"
+        lines = re.findall(into, _read("rules"), re.MULTILINE)
+    else:
+        copied = {}
+        into = r"^cp -r?p (.*) %{buildroot}%{_docdir}/kvmarm/(\S*)$"
+        lines = re.findall(into, _SPEC, re.MULTILINE)
+    for patterns, directory in lines:
+        copied.setdefault(directory, []).extend(patterns.split())
+    found = {}
+    for directory, patterns in copied.items():
+        for path in (path for pattern in patterns for path in _PROJECT.glob(pattern)):
+            for file in [path] if path.is_file() else path.rglob("*"):
+                name = Path(directory, path.name, file.relative_to(path))
+                found[os.path.normpath(name)] = file
+    return found
+
+
+@pytest.mark.parametrize("package", ["deb", "rpm"])
+def test_links_of_the_installed_handbook_lead_somewhere(package: str) -> None:
+    """What is not installed is named in words."""
+    installed = _installed_documents(package)
+    assert {"README.md", "docs/one-host.md", "docs/managers/nova.md"} < installed.keys()
+    places = {str(parent) for name in installed for parent in Path(name).parents}
+    broken = [
+        f"{name}: {target}"
+        for name, path in installed.items()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", path.read_text("utf-8"))
+        if "://" not in target
+        and os.path.normpath(Path(name).parent / target) not in installed.keys() | places
+    ]
+    assert broken == []
+
+
+def test_both_packages_install_the_same_documents() -> None:
+    """debhelper leaves those that are linked to as they are: not compressed."""
+    (deb, rpm) = (_installed_documents(package) for package in ("deb", "rpm"))
+    assert deb == rpm
+    (left,) = re.findall(r"^\tdh_compress (.*)$", _read("rules"), re.MULTILINE)
+    parts = [option.partition("-X")[2] for option in left.split()]
+    for name in deb.keys() - {"examples/policy.yaml"}:
+        assert any(part in f"usr/share/doc/kvmarm/{name}" for part in parts), name
+    for name in {name.partition("/")[0] for name in rpm if "/" in name}:
+        assert f"\n%doc %{{_docdir}}/kvmarm/{name}\n" in _sections()["files"]
+
+
 # -- what contributors are told, and the sources of a release --------------------------------------
 
 

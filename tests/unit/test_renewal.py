@@ -10,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -23,6 +23,7 @@ from kvmarm_plugin.host import left, libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
+from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -125,6 +126,70 @@ def test_the_live_record_follows_the_start_and_the_stored_one_this_host(
     assert guest.calls == [("config", record.NAMESPACE), ("live", record.NAMESPACE)]
     assert marks.marked() == ([], [])
     assert here.log == ["guest: its record is true"]
+
+
+# -- what the policy keeps -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Writes this host's policy."""
+    path = tmp_path / "policy.yaml"
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(path))
+
+    def write(text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o644)
+
+    return write
+
+
+@pytest.mark.parametrize("reaction", ["warn", "refuse"])
+def test_the_policy_keeps_what_is_stored_and_not_what_runs(
+    here: _Host, says: Callable[[str], None], reaction: str
+) -> None:
+    says(f"on-drift: {reaction}\n")
+    guest = here.guest("RUNNING_BOOTED")  # warned of, or allowed
+    assert here.renewer.work() is False
+    assert guest.config == _XML
+    assert _record(guest.live).target == here.renewed(_RECORDED, arrived=False)
+    assert marks.marked() == ([], []), "its next start is compared with what is stored"
+    assert here.log == [
+        f"guest: its stored record stays as it is: the policy says on-drift: {reaction} (hint: to"
+        " record what it has here: kvmarm refresh guest)",
+        "guest: its record is true",
+    ]
+
+
+@pytest.mark.parametrize("reaction", ["warn", "refuse"])
+def test_the_policy_keeps_the_record_of_a_guest_that_is_off(
+    here: _Host, says: Callable[[str], None], reaction: str
+) -> None:
+    says(f"on-drift: {reaction}\n")
+    guest = here.guest("SHUTOFF_SHUTDOWN")
+    assert here.renewer.work()
+    assert here.passes(11) is False
+    assert (guest.config, guest.calls) == (_XML, [])
+    assert marks.marked() == ([], [])
+    assert "guest: its record is true" not in here.log
+    says("on-drift: renew\n")
+    marks.mark(_UUID, "it has started as something else")
+    assert here.renewer.work()
+    assert here.passes(11) is False
+    assert _record(guest.config).target == here.renewed(_RECORDED, arrived=False)
+
+
+@pytest.mark.parametrize("text", ["on-drift: refuse\nsve: maybe\n", "on-drift: [refuse\n"])
+def test_a_policy_that_nobody_can_use_keeps_it_too(
+    here: _Host, says: Callable[[str], None], text: str
+) -> None:
+    says(text)
+    guest = here.guest("SHUTOFF_SHUTDOWN")
+    assert here.renewer.work()
+    assert here.passes(11) is False
+    assert (guest.config, guest.calls) == (_XML, [])
+    assert "its stored record stays as it is: " in here.log[0]
+    assert "policy.yaml" in here.log[0]
 
 
 _SNAPSHOT = """\
