@@ -75,7 +75,7 @@ def _level(
     ]
     result = levelled(speakers, name, identity)
     profile = result.profile
-    whole = profile is not None and not {*profile.unknown}.difference(SINCE_2)
+    whole = not result.unknown
     wanted = not result.needs_consent or accepts
     if profile is not None and whole and wanted and output:
         made = profile.replace(made_by=f"kvmarm {__version__}")
