@@ -20,7 +20,7 @@ from lxml import etree
 
 from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.commands import inputs
+from kvmarm_plugin.commands import inputs, resolving
 from kvmarm_plugin.domain import levelling, record, record_text
 from kvmarm_plugin.domain.record import Intent, Origin, Record
 from kvmarm_plugin.domain.rewrite import restore
@@ -1252,6 +1252,40 @@ def test_a_member_without_the_library_is_told_what_to_install(
     assert cli.main(["check", str(file), "--host", _file(tmp_path, _here(_SID))]) == 0
 
 
+def test_a_member_without_the_library_has_not_drifted() -> None:
+    """It is as it was when the pool was made, and what helps is said once."""
+    formed = pool.Pool("rack-7", {_SID: digest(host(_SID))}, _profile(_TRIXIE, _SID))
+
+    def refused(here: HostProfile) -> KvmarmError:
+        ask = lambda target: ProfileOffer(target, here, here.clusters[0])  # noqa: E731
+        with pytest.raises(ResolveError) as error:
+            pool.resolver(formed, Policy(), _SID, (), ask).resolve(GUEST)
+        return error.value
+
+    error = refused(host(_SID))
+    assert error.message.startswith(f"{_SID} is not ready for pool rack-7: libkvmarm-level")
+    assert str(error).count("install kvmarm-level") == 1
+    changed = _with(host(_SID), {"ID_AA64ISAR0_EL1": 0}).replace(level_library="")
+    assert f"{_SID} has drifted out of pool rack-7" in str(refused(changed))
+    assert pool.has_drifted(pool.check_member(formed, changed))
+    assert not pool.has_drifted(pool.check_member(formed, host(_SID)))
+
+
+def test_what_is_refused_is_said_before_what_is_unknown() -> None:
+    """Of a member, as of a guest."""
+    formed = pool.Pool("pool", {}, _profile(_TRIXIE, _SID))
+    for here in (known.read("graviton2@6.18"), known.read("graviton3@6.18"), host(_TRIXIE)):
+        ranks = [finding.rank for finding in pool.check_member(formed, here)]
+        assert ranks == sorted(ranks)
+        assert ranks
+
+
+def test_what_became_of_host_model_says_that_it_is_levelled() -> None:
+    said = resolving._summary(_resolved(_TRIXIE, _SID))
+    assert re.fullmatch(r": host-model is now .*, levelled by libkvmarm-level", said)
+    assert "levelled" not in resolving._summary(Resolver(host(_SID), Policy()).resolve(GUEST))
+
+
 def test_a_levelled_guest_is_shown_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1287,6 +1321,10 @@ def test_hosts_of_a_kind_are_counted_and_all_need_the_library(
     assert "pool: 3 hosts, guests that libkvmarm-level levels" in said
     assert f"To do: install kvmarm-level on {without.name}; where it is there, " in said
     assert "To do: kvmarm-level of version 1 of its text on a-twin (version 0)\n" in said
+    assert said.endswith(
+        f"Until then define, check and doctor refuse on {without.name}, a-twin, and guests of the"
+        " pool do not start there\n"
+    )
     assert f"  a-twin, {without.name}: virt-11.1 (has virt-10.0)" in said
     assert set(pool.loads(out.read_text(encoding="utf-8")).members) == {
         _TRIXIE,
@@ -1351,7 +1389,7 @@ def test_an_identity_is_a_host_s(
 def test_what_is_for_levelled_pools_needs_one(
     option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["baseline", *option, str(HOSTS[_SID])]) == 1
+    assert cli.main(["baseline", *option, str(HOSTS[_SID])]) == 2  # as all wrong usage
     assert "add --level" in capsys.readouterr().err
 
 
