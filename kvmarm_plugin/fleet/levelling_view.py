@@ -94,6 +94,10 @@ def as_text(
             texts.append(
                 f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}"
             )
+        texts.append(
+            f"Until then define, check and doctor refuse on {some(list(lacking))}, and guests of"
+            " the pool do not start there"
+        )
     return lines(texts)
 
 
