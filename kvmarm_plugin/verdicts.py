@@ -12,7 +12,7 @@ from .host import cpus as host_cpus
 from .host.libvirt_host_model import is_noted
 from .judge.contradictions import as_written, find_contradictions, memory_too_large
 from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
-from .judge.verdict import which_counts
+from .judge.verdict import in_order, which_counts
 from .rehearse import rehearse
 
 TYPE_CHECKING = False
@@ -61,7 +61,7 @@ def judge_guest(
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(document, domain, record, clusters, movable=not boots)
     if not boots:
-        return pins + judge(target, cpus)
+        return in_order(pins + judge(target, cpus))
     too_large = memory_too_large(domain, ipa_bits) if ipa_bits else []
     if not changes:
         return too_large + pins + judge(target, cpus)

@@ -17,9 +17,9 @@ from ..fleet.pool import Pool, dumps
 from ..model.profile import SINCE_2, HostProfile
 from ..model.profile_json import digest
 from ..model.target import LEVEL_TEXT
-from . import DONE, INCOMPATIBLE, NOT_KNOWN
+from . import DONE, INCOMPATIBLE, NOT_KNOWN, USAGE
 from .inputs import read_profiles
-from .output import write_data, write_text
+from .output import say, write_data, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def run(arguments: Namespace) -> int:
     in_json, explain = arguments.json, arguments.explain
     level, identity, accepts = arguments.level, arguments.identity, arguments.accept_errata
     if (identity or accepts) and not level:
-        raise KvmarmError("--identity and --accept-errata are for levelled pools", "add --level")
+        say(
+            str(KvmarmError("--identity and --accept-errata are for levelled pools", "add --level"))
+        )
+        return USAGE
     hosts = read_profiles(profiles)
     names = [host.name for host in hosts]
     if identity and identity not in names:
@@ -75,7 +78,7 @@ def _level(
     ]
     result = levelled(speakers, name, identity)
     profile = result.profile
-    whole = profile is not None and not {*profile.unknown}.difference(SINCE_2)
+    whole = not result.unknown
     wanted = not result.needs_consent or accepts
     if profile is not None and whole and wanted and output:
         made = profile.replace(made_by=f"kvmarm {__version__}")

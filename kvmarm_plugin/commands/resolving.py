@@ -219,7 +219,10 @@ def _summary(result: bytes) -> str:
     from .show_view import target_name
 
     target = record.read(element).target
-    return f": host-model is now {target.model} on {target.machine}, {target_name(target)}"
+    levelled = ", levelled by libkvmarm-level" if target.level else ""
+    return (
+        f": host-model is now {target.model} on {target.machine}, {target_name(target)}{levelled}"
+    )
 
 
 @contextmanager

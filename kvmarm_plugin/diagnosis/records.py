@@ -8,7 +8,7 @@ import time
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
-from ..fleet.pool import ANEW, check_member, what_helps
+from ..fleet.pool import ANEW, check_member, has_drifted, what_helps
 from ..host import files, marks
 from ..judge.wording import in_short
 from ..model import policy, profile_json
@@ -60,11 +60,12 @@ def check_pool(host: Host) -> Iterator[Line]:
     findings = check_member(pool, profile)
     if findings:
         said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here", helps=False))
-        yield Line(
-            BAD,
-            f"this host has drifted out of pool {name}: {said}",
-            what_helps(findings),
+        what = (
+            f"this host has drifted out of pool {name}"
+            if has_drifted(findings)
+            else f"this host is not ready for pool {name}"
         )
+        yield Line(BAD, f"{what}: {said}", what_helps(findings))
     elif host.name in pool.members:
         yield Line(OK, f"this host is a member of pool {name} like the others")
 

@@ -6,21 +6,24 @@ The result is the profile of a host that gives just that: a pool of it is resolv
 checked like any other. A register gets the value that the kernel's own rules make of the hosts'
 (`rules.safe_value`), and the kernel of each has to take it (`rules.accepts`). What user space may
 not write, and what no register tells, has to be the same everywhere.
+
+What nobody measured of a host (`HostProfile.unknown`) is never in the way: there the answer is the
+best that it may be, and no pool is made of it. What is in the way by what is known stays there.
 """
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 from ..basics.value import Value
 from ..judge import wording
-from ..judge.by_profile import check, writes_identities
+from ..judge.by_profile import check, possible_kernels
 from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE, Feature
-from ..model.guest_registers import GUEST_REGISTERS, readable
+from ..model.guest_registers import GUEST_REGISTERS, GuestRegister, readable
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from ..model.target import LEVEL_TEXT, Level, sve_bitmap
 from ..registers.errata import SEVERITIES, Erratum, missed
-from ..registers.left_out import may_be_left_out
+from ..registers.left_out import may_be_left_out, sign_of
 from ..registers.rules import (
     IDENTITIES_SINCE,
     IMPLEMENTATION_ID,
@@ -30,13 +33,12 @@ from ..registers.rules import (
     differing_fields,
     ignores,
     keeps,
-    kernel_facts,
     kernel_version,
     masks_of,
     refused_fields,
     safe_value,
 )
-from ..registers.table import describe, fields_of, id_of, name_of
+from ..registers.table import Field, describe, fields_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids, unpack_ids
 from ..resolve.forms import knobs_of
 from .common_ground import (
@@ -53,13 +55,24 @@ from .kinds import kernel_age
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
+    from typing import Callable, TypeVar
 
+    T = TypeVar("T")
     FeatureSet = tuple[str, ...]
+    Made = tuple[Vcpu, frozenset[str]]  # with the names of what it is without
 
 GRAVE = ("corrupting", "hangs")  # severities of errata that nobody accepts unasked
 _GIC = 3  # a GICv2 is taken from the ID registers when it is made, which is after levelling
 _NEWEST = "7.2.8"  # the newest kernel whose masks were read (registers/writable.tsv)
+_UNKNOWN = "unknown"  # what a host has of a part that nobody measured
+_LEAST: FeatureSet = ("psci_0_2",)  # the vCPU that every host makes
+
+# What differs between vCPUs of one CPU that have other features.
+_BY_FEATURES = frozenset(
+    ["ID_AA64ZFR0_EL1", "SVE_VLS"]
+    + [field.partition(".")[0] for feature in FEATURES for field in feature.fields]
+)
 
 # Registers of firmware, by what is common to their values.
 _SMALLER = ("PSCI_VERSION",)
@@ -98,6 +111,8 @@ class Levelled(Value):
         errata: name of each host → what Linux works around on its CPU, and a guest that sees the
             other does not know of; the worst first.
         obstacles: why there is no profile.
+        unknown: of profile.PARTS, what nobody measured of some host: a profile is then what they
+            give as far as is known.
     """
 
     profile: HostProfile | None
@@ -106,6 +121,7 @@ class Levelled(Value):
     lowered: dict[str, dict[str, tuple[int, int]]]
     errata: dict[str, tuple[Erratum, ...]]
     obstacles: tuple[Unlevelled, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def needs_consent(self) -> bool:
@@ -121,30 +137,83 @@ class _Member:
     def __init__(self, host: HostProfile) -> None:
         self.host = host
         self.cluster: Cluster = host.clusters[0]
-        registers = self.cluster.vcpus[0].registers
-        writable = self.cluster.writable
-        if "writable" in host.unknown:
-            writable = masks_of(host.kernel)[0]
-        kernel = kernel_facts(host.kernel, registers, writable)
-        self.kernel: KernelFacts = kernel.replace(identities=writes_identities(host))
+        self.kernels = possible_kernels(host, self.cluster, levels=True)
+        self.first = self._with_identity(self.cluster.vcpus[0])
+        registers = self.first.registers
         self.identity = tuple(registers.get(name) for name in IMPLEMENTATION_ID)
         self.cpu = registers.get("MIDR_EL1", self.cluster.midr), registers.get("REVIDR_EL1")
 
+    def knows(self, part: str) -> bool:
+        return part not in self.host.unknown
+
+    def _with_identity(self, vcpu: Vcpu) -> Vcpu:
+        """A vCPU of which not all registers are known; sysfs tells two, if the CPUs are of one
+        kind.
+        """
+        told = {"MIDR_EL1": self.cluster.midr, "REVIDR_EL1": self.cluster.revidr}
+        if self.knows("registers"):
+            return vcpu
+        known = {name: value for name, value in told.items() if value is not None}
+        return vcpu.replace(registers={**known, **vcpu.registers})
+
+    def measured(self, features: FeatureSet) -> Vcpu | None:
+        return self.cluster.vcpu(self.cluster.target, features)
+
+    def makes(self, features: FeatureSet) -> bool:
+        """Whether it makes such a vCPU, as far as is known."""
+        return self.measured(features) is not None or not self.knows("vcpus")
+
     def vcpu(self, features: FeatureSet) -> Vcpu:
-        found = self.cluster.vcpu(self.cluster.target, features)
-        assert found is not None  # of `_common_features`
-        return found
+        """One of those that it `makes`. Where nobody made it, with the registers that all vCPUs of
+        the CPU have in common.
+        """
+        found = self.measured(features)
+        if found is not None:
+            return self._with_identity(found)
+        registers = self.first.registers
+        return Vcpu(
+            self.cluster.target,
+            features,
+            {name: registers[name] for name in registers if name not in _BY_FEATURES},
+            "",
+        )
+
+    def reglist(self, features: FeatureSet) -> frozenset[int] | None:
+        """The list of all registers; None where it is unknown."""
+        found = self.measured(features)
+        return unpack_ids(found.reglist) if found and self.knows("reglist") else None
+
+    def lacks(self, name: str, features: FeatureSet) -> bool:
+        """Whether such a vCPU is for certain without a register that identifies vCPUs."""
+        return name not in self.vcpu(features).registers and not self.may_have(name, features)
+
+    def may_have(self, name: str, features: FeatureSet) -> bool:
+        """Whether nobody knows what such a vCPU has in a register, or whether it has it."""
+        vcpu = self.vcpu(features)
+        if name in vcpu.registers:
+            return False
+        if self.measured(features) is None:
+            if name in _BY_FEATURES:
+                return True
+            vcpu = self.first
+        listed = not self.knows("reglist") or id_of(name) in unpack_ids(vcpu.reglist)
+        return listed and not self.knows("registers")
 
     def takes(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether its kernel lets a vCPU of these registers have this value, and shows it."""
-        return keeps(name, value, registers, self.kernel)
+        return any(keeps(name, value, registers, kernel) for kernel in self.kernels)
 
     def refuses(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether its kernel does not even let it be set."""
-        return not (
-            ignores(name, value, registers, self.kernel)
-            or accepts(name, value, registers[name], self.kernel)
+        return not any(
+            ignores(name, value, registers, kernel) or accepts(name, value, registers[name], kernel)
+            for kernel in self.kernels
         )
+
+    def refused_fields(self, name: str, value: int, limit: int) -> list[Field]:
+        """The fields that whatever kernel it may have refuses."""
+        every = [refused_fields(name, value, limit, kernel) for kernel in self.kernels]
+        return [field for field in every[0] if all(field in fields for fields in every)]
 
     def would_take(self, name: str, value: int, registers: dict[str, int]) -> bool:
         """Whether it would with the newest kernel that is known."""
@@ -163,42 +232,61 @@ def levelled(hosts: Sequence[HostProfile], name: str, identity: str = "") -> Lev
             miss the fewest workarounds for errata, the worst counting first.
     """
     hosts = sorted(hosts, key=lambda host: (kernel_age(host), host.name))
+    some_lack = {part for host in hosts for part in host.unknown}.difference(SINCE_2)
+    unknown = tuple(part for part in PARTS if part in some_lack)
     obstacles = _of_hosts(hosts)
     if obstacles:
-        return Levelled(None, "", {}, {}, {}, tuple(obstacles))
+        return Levelled(None, "", {}, {}, {}, tuple(obstacles), unknown)
     members = [_Member(host) for host in hosts]
-    alike = len({member.identity for member in members}) == 1
+    alike = _are_alike(members)
     # Of those of one CPU, the first speaks for all.
     models = [*{member.identity: member for member in reversed(members)}.values()]
     models = [member for member in members if member.host.name == identity] or models
-    results = [(_levelled_as(model, members, name, alike), model) for model in models]
+    results = [(_levelled_as(model, members, name, alike, unknown), model) for model in models]
     return min(results, key=lambda pair: _misses(*pair))[0]
 
 
-def _levelled_as(model: _Member, members: list[_Member], name: str, alike: bool) -> Levelled:
+def _are_alike(members: list[_Member]) -> bool:
+    """Whether all have one CPU, as far as is known."""
+    return all(
+        len({m.identity[place] for m in members if not m.may_have(name, m.first.features)}) < 2
+        for place, name in enumerate(IMPLEMENTATION_ID)
+    )
+
+
+def _levelled_as(
+    model: _Member, members: list[_Member], name: str, alike: bool, unknown: tuple[str, ...]
+) -> Levelled:
     """What these can give to guests that see this one's CPU.
 
     Args:
         name: for the profile.
         alike: whether all have that CPU.
+        unknown: as in `Levelled`.
     """
     hosts = [member.host for member in members]
     results = {features: _level(members, features, model) for features in _common_features(members)}
+    if any(not isinstance(found, list) for found in results.values()):
+        # What some host may not make is in nobody's way.
+        results = {
+            features: found
+            for features, found in results.items()
+            if not isinstance(found, list) or all(member.measured(features) for member in members)
+        }
     made = {features: made for features, made in results.items() if not isinstance(made, list)}
     kept, missing = _keep(members, [*results], made, alike)
     clusters = _cluster(members, model, [*results], made, kept)
     if clusters is None:
         failed = [found for found in results.values() if isinstance(found, list)]
         obstacles = min(failed, key=len, default=[_no_vcpu(members, missing)])
-        return Levelled(None, "", missing, {}, {}, tuple(obstacles))
-    unknown = {*SINCE_2, *(part for host in hosts for part in host.unknown)}
+        return Levelled(None, "", missing, {}, {}, tuple(obstacles), unknown)
     profile = profile_head(hosts, name).replace(
         clusters=(clusters,),
         gic_versions=tuple(version for version in (_GIC,) if "gic_versions" not in unknown),
         level_library=LEVEL_TEXT,
-        unknown=tuple(part for part in PARTS if part in unknown),
+        unknown=tuple(part for part in PARTS if part in (*unknown, *SINCE_2)),
     )
-    obstacles = [] if {*profile.unknown}.difference(SINCE_2) else _refused(members, profile)
+    obstacles = [] if unknown else _refused(members, profile)
     return Levelled(
         None if obstacles else profile,
         "" if alike else model.host.name,
@@ -206,6 +294,7 @@ def _levelled_as(model: _Member, members: list[_Member], name: str, alike: bool)
         {member.host.name: _lowered(member, clusters) for member in members},
         {member.host.name: _errata(member, clusters) for member in members},
         tuple(obstacles),
+        unknown,
     )
 
 
@@ -229,71 +318,92 @@ def _misses(result: Levelled, model: _Member) -> tuple[object, ...]:
 def _of_hosts(hosts: list[HostProfile]) -> list[Unlevelled]:
     """What has to be the same of all, or have something in common, as far as it is known."""
 
-    def unless(
-        fits: bool, part: str, subject: str, meaning: str, values: Iterable[object], why: str
-    ) -> None:
-        if not fits and not any(part in host.unknown for host in hosts):
-            names = (host.name for host in hosts)
-            found.append(Unlevelled(subject, meaning, dict(zip(names, map(str, values))), why))
-
     found: list[Unlevelled] = []
-    sizes = [len(host.clusters) for host in hosts]
+
+    def unless(
+        fits: Callable[[list[T]], bool],
+        parts: tuple[str, ...],
+        subject: str,
+        meaning: str,
+        value: Callable[[HostProfile], T],
+        text: Callable[[T], str],
+        why: str,
+    ) -> None:
+        """An obstacle, unless the values fit that are known: of hosts that tell all parts."""
+        known = {host.name: value(host) for host in hosts if not {*parts} & {*host.unknown}}
+        if known and not fits([*known.values()]):
+            names = (host.name for host in hosts)
+            values = {name: text(known[name]) if name in known else _UNKNOWN for name in names}
+            found.append(Unlevelled(subject, meaning, values, why))
+
     unless(
-        {*sizes} == {1}, "clusters", "CPUs", "kinds of CPU that it has KVM on", sizes,
+        lambda sizes: {*sizes} == {1}, (), "CPUs", "kinds of CPU that it has KVM on",
+        lambda host: len(host.clusters), str,
         "levelling is for hosts with KVM on CPUs of one kind",
     )  # fmt: skip
-    architectures = [host.kvm_architecture for host in hosts]
     unless(
-        {*architectures} == {"arm64"}, "architecture", "architecture", "KVM's", architectures,
+        lambda architectures: {*architectures} == {"arm64"}, (), "architecture", "KVM's",
+        lambda host: host.kvm_architecture, str,
         "levelling is for arm64",
     )  # fmt: skip
-    newest = [machines(host)[:1] for host in hosts]
     unless(
-        bool(frozenset(machines(hosts[0])).intersection(*map(machines, hosts[1:]))),
-        "qemu", "machine types", "the newest of QEMU", ("".join(each) for each in newest),
+        lambda types: bool(frozenset(types[0]).intersection(*types[1:])),
+        ("qemu",), "machine types", "the newest of QEMU",
+        machines, lambda types: "".join(types[:1]),
         "QEMU refuses a machine type it does not know",
     )  # fmt: skip
-    gics = [host.gic_versions for host in hosts]
     unless(
-        all(_GIC in versions for versions in gics),
-        "gic_versions", "GIC", "interrupt controller version",
-        (", ".join(map(str, each)) for each in gics),
+        lambda versions: all(_GIC in each for each in versions),
+        ("gic_versions",), "GIC", "interrupt controller version",
+        lambda host: host.gic_versions, lambda versions: ", ".join(map(str, versions)),
         "KVM takes an older GIC from the ID registers when it is made, after they have been"
         " levelled (kvm_vgic_create)",
     )  # fmt: skip
-    addresses = [least_addresses(host) for host in hosts]
     unless(
-        len({*addresses}) == 1, "ipa_bits", "IPA size", "guest physical address bits", addresses,
+        lambda bits: len({*bits}) == 1,
+        ("ipa_bits", "qemu"), "IPA size", "guest physical address bits", least_addresses, str,
         "QEMU lays the guest's addresses out by the host's limit (virt_set_high_memmap)",
     )  # fmt: skip
     for register, row in GUEST_REGISTERS.items():
-        read = [host.clusters[0].seen.get(register) if host.clusters else None for host in hosts]
-        unless(
-            not row.fixed or len({*read} - {None}) < 2,
-            "seen", register, describe(register),
-            ("unknown" if value is None else row.text(value) for value in read),
-            "no register of KVM's has it, so that nothing can level it",
-        )  # fmt: skip
+        if row.fixed:
+            unless(
+                lambda values: len({*values} - {None}) < 2,
+                ("seen",), register, describe(register),
+                partial(_seen, register), partial(_seen_text, row),
+                "no register of KVM's has it, so that nothing can level it",
+            )  # fmt: skip
     return found
+
+
+def _seen(register: str, host: HostProfile) -> int | None:
+    return host.clusters[0].seen.get(register) if host.clusters else None
+
+
+def _seen_text(row: GuestRegister, value: int | None) -> str:
+    return _UNKNOWN if value is None else row.text(value)
 
 
 # -- registers -----------------------------------------------------------------------------------
 
 
 def _common_features(members: list[_Member]) -> list[FeatureSet]:
-    """The sets of features with which every host makes a vCPU for QEMU's "host"."""
-    first = members[0].cluster
-    return [
+    """The sets of features with which every host makes a vCPU for QEMU's "host", as far as is
+    known.
+    """
+    # A host of which all vCPUs are known makes no others.
+    known = [member for member in members if member.knows("vcpus")]
+    sets = dict.fromkeys(
         vcpu.features
-        for vcpu in first.vcpus
-        if vcpu.number == first.target
-        and all(member.cluster.vcpu(member.cluster.target, vcpu.features) for member in members)
-    ]
+        for member in known[:1] or members
+        for vcpu in member.cluster.vcpus
+        if vcpu.number == member.cluster.target
+    )
+    if not known:
+        sets[_LEAST] = None
+    return [features for features in sets if all(member.makes(features) for member in members)]
 
 
-def _level(
-    members: list[_Member], features: FeatureSet, model: _Member
-) -> tuple[Vcpu, frozenset[str]] | list[Unlevelled]:
+def _level(members: list[_Member], features: FeatureSet, model: _Member) -> Made | list[Unlevelled]:
     """The vCPU of these features that all can give, with the names of what it is without; or why
     there is none.
     """
@@ -301,33 +411,37 @@ def _level(
     registers: dict[str, int] = {}
     failed: dict[str, int | None] = {}
     for name in dict.fromkeys(name for vcpu in vcpus for name in vcpu.registers):
-        own = [vcpu.registers.get(name) for vcpu in vcpus]
-        told = [value for value in own if value is not None]
-        wanted = _common_value(name, told, model.vcpu(features).registers.get(name, told[0]))
+        told = [(m, vcpu.registers) for m, vcpu in zip(members, vcpus) if name in vcpu.registers]
+        own = [known[name] for _, known in told]
+        of_model = model.vcpu(features).registers.get(name)
+        wanted = _common_value(name, own, own[0] if of_model is None else of_model)
+        # Whoever's identity it is, the model's is the one that all see.
+        others = () if name in IMPLEMENTATION_ID and of_model is not None else own
         possible = [
             value
-            for value in dict.fromkeys([wanted, *(told if name not in IMPLEMENTATION_ID else ())])
-            if len(told) == len(own)
-            and all(
-                member.takes(name, value, vcpu.registers) for member, vcpu in zip(members, vcpus)
-            )
+            for value in dict.fromkeys([wanted, *others])
+            if all(member.takes(name, value, known) for member, known in told)
         ]
+        lacking = any(member.lacks(name, features) for member in members)
         if name == "SVE_VLS":
-            registers[name] = sve_bitmap(common_sve_lengths([m.cluster for m in members]))
-        elif possible:
+            lengths = _sve_lengths(members)
+            if lengths is not None:
+                registers[name] = sve_bitmap(lengths)
+        elif lacking or not possible:
+            failed[name] = None if lacking else wanted
+        elif len(told) == len(members):
             registers[name] = possible[0]
-        else:
-            failed[name] = wanted if len(told) == len(own) else None
-    lists = [unpack_ids(vcpu.reglist) for vcpu in vcpus]
-    listed = lists[0].intersection(*lists[1:])
-    some_list = frozenset(map(name_of, lists[0].union(*lists[1:]) - listed))
+    lists = [member.reglist(features) for member in members]
+    known_lists = [listed for listed in lists if listed is not None] or [frozenset()]
+    listed = known_lists[0].intersection(*known_lists[1:])
+    some_list = frozenset(map(name_of, known_lists[0].union(*known_lists[1:]) - listed))
     without = some_list.union(failed)
     found: list[Unlevelled] = []
     for name in sorted(without, key=id_of):
-        if not may_be_left_out(name, registers):
+        if not _may_be_left_out(name, registers, members, features):
             wanted_value = failed.get(name)
             found += (
-                [_not_listed(name, members, lists)]
+                [_not_listed(name, members, features)]
                 if wanted_value is None
                 else _not_taken(name, wanted_value, members, vcpus)
             )
@@ -335,6 +449,37 @@ def _level(
         return found
     reglist = pack_ids(listed - frozenset(map(id_of, without)))
     return Vcpu(model.cluster.target, features, registers, reglist), without
+
+
+def _may_be_left_out(
+    name: str, registers: dict[str, int], members: list[_Member], features: FeatureSet
+) -> bool:
+    """Whether a guest with these registers loses nothing without another, as far as is known.
+
+    Args:
+        registers: that all can give; those of which some host's value is unknown are not there.
+    """
+    if may_be_left_out(name, registers):
+        return True
+    sign = sign_of(name)
+    if sign is None or not any(member.may_have(sign[0].register, features) for member in members):
+        return False
+    field, value = sign
+    for member in members:
+        own = member.vcpu(features).registers
+        if field.register in own and field.of(own[field.register]) != value:
+            bits = (1 << field.msb + 1) - (1 << field.lsb)
+            lowered = own[field.register] & ~bits | value << field.lsb
+            if not member.takes(field.register, lowered, own):
+                return False
+    return True
+
+
+def _sve_lengths(members: list[_Member]) -> tuple[int, ...] | None:
+    """The vector lengths that all give; None where some host's are unknown."""
+    if all(member.knows("sve_lengths") for member in members):
+        return common_sve_lengths([member.cluster for member in members])
+    return None
 
 
 def _common_value(name: str, values: list[int], model: int) -> int:
@@ -354,12 +499,18 @@ def _common_value(name: str, values: list[int], model: int) -> int:
     return value
 
 
-def _not_listed(name: str, members: list[_Member], lists: list[frozenset[int]]) -> Unlevelled:
-    reg = id_of(name)
-    values = {
-        member.host.name: "there" if reg in listed else "missing"
-        for member, listed in zip(members, lists)
-    }
+def _not_listed(name: str, members: list[_Member], features: FeatureSet) -> Unlevelled:
+    def has(member: _Member) -> bool | None:
+        listed = member.reglist(features)
+        if listed is not None:
+            return id_of(name) in listed
+        if name in member.vcpu(features).registers:
+            return True
+        is_told = is_identity(id_of(name)) and member.lacks(name, features)
+        return False if is_told else None
+
+    said = {True: "there", False: "missing", None: _UNKNOWN}
+    values = {member.host.name: said[has(member)] for member in members}
     return Unlevelled(
         name,
         describe(name),
@@ -374,12 +525,18 @@ def _not_taken(
     name: str, wanted: int, members: list[_Member], vcpus: list[Vcpu]
 ) -> list[Unlevelled]:
     """Why a register cannot have one value on all hosts, by field."""
-    own = {member.host.name: vcpu.registers[name] for member, vcpu in zip(members, vcpus)}
+    told = [(m, vcpu.registers) for m, vcpu in zip(members, vcpus) if name in vcpu.registers]
+    own = {member.host.name: registers[name] for member, registers in told}
     refusing = [
-        (member, vcpu.registers)
-        for member, vcpu in zip(members, vcpus)
-        if not member.takes(name, wanted, vcpu.registers)
+        (member, registers)
+        for member, registers in told
+        if not member.takes(name, wanted, registers)
     ]
+
+    def values(text: Callable[[int], str]) -> dict[str, str]:
+        names = (member.host.name for member in members)
+        return {host: text(own[host]) if host in own else _UNKNOWN for host in names}
+
     names = some([member.host.name for member, _ in refusing])
     if name in IMPLEMENTATION_ID:
         since = ".".join(map(str, IDENTITIES_SINCE))
@@ -387,7 +544,7 @@ def _not_taken(
             Unlevelled(
                 name,
                 describe(name),
-                {host: hex(value) for host, value in own.items()},
+                values(hex),
                 f"KVM lets user space write it since Linux {since}",
                 f"Linux {since} or newer on {names}",
             )
@@ -397,7 +554,7 @@ def _not_taken(
     fields = {
         field.name: field
         for member, registers in refusing
-        for field in refused_fields(name, wanted, registers[name], member.kernel)
+        for field in member.refused_fields(name, wanted, registers[name])
     }
     strict = [m.host.name for m, registers in refusing if m.refuses(name, wanted, registers)]
     if name in OF_THE_HOST:
@@ -414,16 +571,12 @@ def _not_taken(
         Unlevelled(
             f"{name}.{field.name}",
             field.meaning,
-            {host: hex(field.of(value)) for host, value in own.items()},
+            values(lambda value, field=field: hex(field.of(value))),  # type: ignore[misc]
             why,
             remedy,
         )
         for field in fields.values()
-    ] or [
-        Unlevelled(
-            name, describe(name), {host: hex(value) for host, value in own.items()}, why, remedy
-        )
-    ]
+    ] or [Unlevelled(name, describe(name), values(hex), why, remedy)]
 
 
 # -- features, and the cluster -------------------------------------------------------------------
@@ -432,18 +585,18 @@ def _not_taken(
 def _keep(
     members: list[_Member],
     common: list[FeatureSet],
-    made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
+    made: dict[FeatureSet, Made],
     alike: bool,
 ) -> tuple[set[str], dict[str, str]]:
     """The vCPU features that guests get, and why they get no others: name of a feature → why."""
-    hosts = [member.host for member in members]
-    knobs = knobs_of(profile_head(hosts, ""))
-    # What libvirt and QEMU have no word for, QEMU gives wherever KVM has it.
-    unsaid = [
-        feature
-        for feature in CPU_FEATURES
-        if feature.libvirt not in knobs and not any("qemu" in host.unknown for host in hosts)
+    hosts = [
+        member.host
+        for member in members
+        if all(map(member.knows, ("qemu", "libvirt", "cpu_features")))
     ]
+    knobs = knobs_of(profile_head(hosts, "")) if hosts else frozenset()
+    # What libvirt and QEMU have no word for, QEMU gives wherever KVM has it.
+    unsaid = [feature for feature in CPU_FEATURES if hosts and feature.libvirt not in knobs]
     kept = {
         "psci_0_2",
         *(bit for feature in unsaid if _some_have(feature, members) for bit in feature.bits),
@@ -456,6 +609,8 @@ def _keep(
         with_it = kept.union(feature.bits)
         sets = [each for each in common if feature.is_in(each)]
         sets = [each for each in sets if with_it.issuperset(each)]
+        if not why and not sets and not all(member.knows("vcpus") for member in members):
+            continue  # nobody knows
         if not why and not (sets and all(each in made for each in sets)):
             why = "the hosts' CPUs differ in it, and no kernel lets user space level that"
         if why:
@@ -470,7 +625,7 @@ def _some_have(feature: Feature, members: list[_Member]) -> bool:
 
 
 def _why_not(feature: Feature, members: list[_Member], alike: bool) -> str:
-    without = [m.host.name for m in members if not m.cluster.has(feature.bit)]
+    without = [m.host.name for m in members if m.knows("vcpus") and not m.cluster.has(feature.bit)]
     if without:
         return f"{some(without)} {'has' if len(without) == 1 else 'have'} none"
     if feature is PMU and not alike:
@@ -480,7 +635,7 @@ def _why_not(feature: Feature, members: list[_Member], alike: bool) -> str:
         said = sorted({*map(row.text, seen)}) if row.needs is feature else []
         if len(said) > 1:
             return f"the hosts have {some(said)}"
-    if feature is SVE and not common_sve_lengths([member.cluster for member in members]):
+    if feature is SVE and _sve_lengths(members) == ():
         return "no set of vector lengths is every host's own up to its longest"
     return ""
 
@@ -489,7 +644,7 @@ def _cluster(
     members: list[_Member],
     model: _Member,
     common: list[FeatureSet],
-    made: dict[FeatureSet, tuple[Vcpu, frozenset[str]]],
+    made: dict[FeatureSet, Made],
     kept: set[str],
 ) -> Cluster | None:
     """The CPU that guests get; None if there is no vCPU of it."""
@@ -498,7 +653,11 @@ def _cluster(
         return None
     chosen = [made[features] for features in sets]
     left_out = frozenset(name for _, without in chosen for name in without)
-    if not all(may_be_left_out(name, vcpu.registers) for vcpu, _ in chosen for name in left_out):
+    if not all(
+        _may_be_left_out(name, vcpu.registers, members, vcpu.features)
+        for vcpu, _ in chosen
+        for name in left_out
+    ):
         return None  # what means nothing to one set of features means something to another
     ids = frozenset(map(id_of, left_out))
     vcpus = tuple(
@@ -517,9 +676,7 @@ def _cluster(
     return model.cluster.replace(
         vcpus=vcpus,
         models={},
-        sve_lengths=(
-            common_sve_lengths([member.cluster for member in members]) if SVE.is_in(kept) else ()
-        ),
+        sve_lengths=(_sve_lengths(members) or ()) if SVE.is_in(kept) else (),
         seen=readable(seen, kept),
         writable=None if None in masks else common_bits([mask for mask in masks if mask]),
         level=Level(tuple(sorted(left_out, key=id_of))),
@@ -545,7 +702,7 @@ def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
     own = member.vcpu(vcpu.features).registers
     lowered = {}
     for name, value in vcpu.registers.items():
-        if own[name] == value or name in IMPLEMENTATION_ID:
+        if own.get(name, value) == value or name in IMPLEMENTATION_ID:
             continue
         fields = differing_fields(name, own[name], value)
         lowered.update({f"{name}.{f.name}": (f.of(own[name]), f.of(value)) for f in fields})

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
-from ..model.profile import SINCE_2
 from ..model.target import LEVEL_TEXT
 from ..registers.table import describe, fields_of
 from .baseline import costs_of, facts_of
@@ -49,8 +48,7 @@ def as_text(
         texts = [f"{head}: {these} cannot be levelled", "What is in the way:"]
         texts += _cut([line for each in _alike(result.obstacles) for line in each], 2 * most)
         return lines(texts)
-    unknown = [part for part in result.profile.unknown if part not in SINCE_2]
-    unsaid = _OF_HOSTS if unknown else ()
+    unknown = result.unknown
     if unknown:
         texts = [
             f"{head}: as far as is known, {these} can be levelled; no pool is made"
@@ -67,9 +65,7 @@ def as_text(
             f"{head}: {len(hosts)} hosts, guests that libkvmarm-level levels move freely between"
             " them"
         ]
-    texts += [
-        f"  {what:<10} {value}" for what, value in facts_of(result.profile) if what not in unsaid
-    ]
+    texts += [f"  {what:<10} {value}" for what, value in _facts(result).items()]
     level = result.profile.clusters[0].level
     if result.identity:
         texts.append(f"  {'identity':<10} that of {shown(result.identity)}")
@@ -82,7 +78,7 @@ def as_text(
         losses = costs_of(kind.host, result.profile, []) if not unknown else ()
         (fields,) = (result.lowered[host] for host in kind.names if host in result.lowered)
         lowered = _lowered(fields)
-        nothing = "" if lowered else " nothing"
+        nothing = "" if lowered else " nothing that is known" if unknown else " nothing"
         texts.append(f"  {some(kind.names)}:{' ' + ', '.join(losses) if losses else nothing}")
         texts += _cut([f"    {field}" for field in lowered], most)
     texts += _errata(result, kinds, most)
@@ -98,6 +94,10 @@ def as_text(
             texts.append(
                 f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}"
             )
+        texts.append(
+            f"Until then define, check and doctor refuse on {some(list(lacking))}, and guests of"
+            " the pool do not start there"
+        )
     return lines(texts)
 
 
@@ -113,8 +113,8 @@ def as_json(
         "kinds": [kind.names for kind in kinds],
         "possible": profile is not None,
         "needs_consent": result.needs_consent,
-        "unknown": [part for part in profile.unknown if part not in SINCE_2] if profile else [],
-        "baseline": profile and dict(facts_of(profile)),
+        "unknown": result.unknown,
+        "baseline": _facts(result) or None,
         "identity": result.identity,
         "lacking": [*lacking],
         "without": level.left_out if level else (),
@@ -137,6 +137,16 @@ def as_json(
         },
         "obstacles": [each.as_dict() for each in result.obstacles],
     }
+
+
+def _facts(result: Levelled) -> dict[str, str]:
+    """What guests get, in words, as far as is known."""
+    if result.profile is None:
+        return {}
+    unsaid = {*_OF_HOSTS} if result.unknown else set()
+    if "PSCI_VERSION" not in result.profile.clusters[0].vcpus[0].registers and result.unknown:
+        unsaid.add("PSCI")
+    return {what: value for what, value in facts_of(result.profile) if what not in unsaid}
 
 
 def _alike(obstacles: tuple[Unlevelled, ...]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from ..domain.record import Origin
 from ..judge.by_profile import ProfileOffer, check, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
-from ..judge.verdict import gic_refused, judge
+from ..judge.verdict import gic_refused, in_order, judge
 from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
 from ..model.profile_json import NAME, ProfileError, decode, digest, encode
@@ -202,8 +202,8 @@ def confirm(pool: Pool, target: Target, offer: Offer) -> list[Finding]:
 
 
 def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
-    """Why a host would not be a member like the others, whatever guest of the pool is asked for;
-    empty if it would.
+    """Why a host would not be a member like the others, whatever guest of the pool is asked for,
+    the most blocking first; empty if it would.
     """
     found: dict[Finding, None] = {}  # a set in order
     for cluster in pool.baseline.clusters:
@@ -231,10 +231,8 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
         ),
     }
     told = {finding.kind for finding in found}
-    return [
-        *found,
-        *(new for kind, new in of_some.items() if new and not told & {kind, new.kind}),
-    ]
+    new = (each for kind, each in of_some.items() if each and not told & {kind, each.kind})
+    return in_order([*found, *new])
 
 
 def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
@@ -265,26 +263,34 @@ def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:
 
 
 def _drifted(pool: Pool, host: str, findings: list[Finding]) -> KvmarmError:
-    what = (
-        f"{host} has drifted out of pool {pool.name}"
-        if host in pool.members
-        else f"{host} does not fit into pool {pool.name}"
-    )
     # Remedies are for a guest that comes from a host, and here is none.
     said = in_short(
         findings, recorded=f"pool {shown(pool.name, 60)}", local=shown(host, 60), helps=False
     )
-    return ResolveError(f"{what}: {'; '.join(said)}", what_helps(findings))
+    if host not in pool.members:
+        how = "does not fit into"
+    else:
+        how = "has drifted out of" if has_drifted(findings) else "is not ready for"
+    return ResolveError(f"{host} {how} pool {pool.name}: {'; '.join(said)}", what_helps(findings))
 
 
 def what_helps(findings: list[Finding]) -> str:
-    """What to do about a host that has drifted out of its pool.
+    """What to do about a host that would not be a member like the others.
 
     Args:
         findings: of `check_member` or `confirm`; at least one.
     """
-    of_library = all(finding.kind in OF_LIBRARY for finding in findings)
-    return texts(findings[0])["remedy"] if of_library else ANEW
+    return ANEW if has_drifted(findings) else texts(findings[0])["remedy"]
+
+
+def has_drifted(findings: list[Finding]) -> bool:
+    """Whether a member is not what it was when the pool was made. Where only libkvmarm-level is in
+    the way, it is, and not ready yet.
+
+    Args:
+        findings: as for `what_helps`.
+    """
+    return any(finding.kind not in OF_LIBRARY for finding in findings)
 
 
 def _decode(document: Any, baseline: str) -> Pool:

@@ -22,6 +22,7 @@ from ..registers.rules import (
     keeps,
     kernel_facts,
     kernel_version,
+    kvm_version,
     masks_of,
 )
 from ..registers.table import id_of
@@ -29,7 +30,11 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import judge, which_counts
+from .verdict import in_order, judge, which_counts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _EXTREMES = ("9999.0", "0.0")  # releases of kernels
 
@@ -91,17 +96,16 @@ class ProfileOffer(Offer):
                 each for each in PARTS if each in (*self.unknown, "registers", "reglist")
             )
             if target.level is not None:
-                self._level(target, target.level)
+                self._level(target, target.level, cluster)
             return
         self.registers = vcpu.registers
         self.reglist = vcpu.reglist
         if target.level is not None:
-            self._level(target, target.level)
+            self._level(target, target.level, cluster)
 
-    def _level(self, target: Target, level: Level) -> None:
+    def _level(self, target: Target, level: Level, cluster: Cluster) -> None:
         """What libkvmarm-level makes of the vCPU, where KVM lets it."""
-        writes = writes_identities(self._profile)
-        self._kernels = tuple(kernel.replace(identities=writes) for kernel in self._kernels)
+        self._kernels = _with_identities(self._kernels, self._profile, cluster)
         own = {name: value for name, value in self.registers.items() if name not in level.left_out}
         taken = {
             name: value
@@ -137,24 +141,52 @@ class ProfileOffer(Offer):
         return accepts(register, value, self.registers[register], kernel)
 
 
+def possible_kernels(
+    profile: HostProfile, cluster: Cluster, levels: bool = False
+) -> list[KernelFacts]:
+    """The kernel; where its version, its masks or what shows them is unknown, all extremes that it
+    may be: what they agree on is known.
+
+    Args:
+        cluster: of that host, with a vCPU.
+        levels: whether libkvmarm-level is there, and lets identities be written if the kernel does.
+    """
+    registers = cluster.vcpus[0].registers
+    releases = _EXTREMES if "kernel" in profile.unknown else (profile.kernel,)
+    if "registers" in profile.unknown and profile.kernel:
+        releases = (profile.kernel, _EXTREMES[0])  # what shows a newer KVM may be among the others
+    kernels = [
+        kernel_facts(release, registers, masks)
+        for masks in _masks(profile, cluster)
+        for release in releases
+    ]
+    return _with_identities(kernels, profile, cluster) if levels else kernels
+
+
+def _with_identities(
+    kernels: Iterable[KernelFacts], profile: HostProfile, cluster: Cluster
+) -> list[KernelFacts]:
+    """The kernels where libkvmarm-level is, as far as is known."""
+    possible = [bool(profile.capabilities.get("ARM_WRITABLE_IMP_ID_REGS"))]
+    if "capabilities" in profile.unknown:
+        version = kvm_version(profile.kernel, cluster.vcpus[0].registers, cluster.writable)
+        # Vendors carry newer KVM in older kernels.
+        possible = [True] if version >= IDENTITIES_SINCE else [True, False]
+    return [kernel.replace(identities=writes) for writes in possible for kernel in kernels]
+
+
 def _kernels(
     profile: HostProfile, cluster: Cluster | None, recorded: dict[str, int]
-) -> tuple[KernelFacts, ...]:
-    """The kernel; where its version, its masks or its command line are unknown, all extremes that
-    it may be: what they agree on is known.
+) -> list[KernelFacts]:
+    """The possible kernels, as a guest's registers find them.
 
     Args:
         recorded: registers of the guest, by name.
     """
     if cluster is None or not cluster.vcpus:
-        return (KernelFacts((0, 0), None),)
+        return [KernelFacts((0, 0), None)]
     local = cluster.vcpus[0].registers
-    releases = _EXTREMES if "kernel" in profile.unknown else (profile.kernel,)
-    kernels = [
-        kernel_facts(release, local, masks)
-        for masks in _masks(profile, cluster, local)
-        for release in releases
-    ]
+    kernels = possible_kernels(profile, cluster)
     # KVM shows what all CPUs of a host have in common, and others may lack what this one has.
     if len(profile.clusters) == 1:
         hidden = [hidden_fields(recorded, local, each, profile.overrides) for each in kernels]
@@ -166,27 +198,20 @@ def _kernels(
             *(each.replace(hidden=fields) for each, fields in zip(kernels, hidden)),
             *maybe,
         ]
-    return tuple(kernels)
+    return kernels
 
 
-def _masks(
-    profile: HostProfile, cluster: Cluster, local: dict[str, int]
-) -> list[dict[str, int] | None]:
+def _masks(profile: HostProfile, cluster: Cluster) -> list[dict[str, int] | None]:
     """The writable masks; where they are unknown, the most and the least that they may be."""
     if "writable" not in profile.unknown:
         return [cluster.writable]
-    everything = dict.fromkeys(local, (1 << 64) - 1)
+    everything = dict.fromkeys(
+        (name for vcpu in cluster.vcpus for name in vcpu.registers), (1 << 64) - 1
+    )
     if "kernel" in profile.unknown or kernel_version(profile.kernel) < MASKS_SINCE:
         return [everything, {}, None]  # a vendor may carry newer KVM in an older kernel
     least, most = masks_of(profile.kernel)
     return [everything if most is None else most, least]
-
-
-def writes_identities(profile: HostProfile) -> bool:
-    """Whether its kernel lets libkvmarm-level write MIDR_EL1, as far as is known."""
-    if "capabilities" in profile.unknown:
-        return kernel_version(profile.kernel) >= IDENTITIES_SINCE
-    return bool(profile.capabilities.get("ARM_WRITABLE_IMP_ID_REGS"))
 
 
 def given(target: Target, offer: Offer) -> Target:
@@ -246,7 +271,7 @@ def check(
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
-    return found + (with_cluster(verdict, pinning, clusters) if clusters else verdict)
+    return in_order(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
 
 
 def counted(profile: HostProfile) -> list[CountedCluster]:

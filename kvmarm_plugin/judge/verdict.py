@@ -13,6 +13,10 @@ from ..model.target import LEVEL_TEXT, Target
 from .finding import HARMLESS, REFUSES, WRONG, Finding, worst
 from .offer import Offer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _ENOUGH_IPA_BITS = 40  # for whatever the board lays out behind the least of guests
 _NONE_STARTS = ("no-kvm", "no-qemu", "qemu-without-kvm")  # whatever its architecture
 
@@ -39,7 +43,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
             from .registers import differences_of_identity
 
             identity = differences_of_identity(target, offer)
-        return sorted([*findings, offer.problem, *identity], key=_rank)
+        return in_order([*findings, offer.problem, *identity])
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if target.level is not None and offer.level_library != LEVEL_TEXT:
@@ -55,7 +59,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         findings += differences(target, offer)
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
-    return sorted(_with_unknown(findings, target, offer, unknown), key=_rank)
+    return in_order(_with_unknown(findings, target, offer, unknown))
 
 
 def _judge_library(offer: Offer) -> Finding:
@@ -116,11 +120,14 @@ def _blocks(finding: Finding) -> bool:
     return finding.severity != HARMLESS
 
 
-def _rank(finding: Finding) -> tuple[int, bool]:
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.
     """
-    return finding.rank, finding.values.get("register", "").startswith("CCSIDR")
+    return sorted(
+        findings,
+        key=lambda each: (each.rank, each.values.get("register", "").startswith("CCSIDR")),
+    )
 
 
 def _judge_machine(target: Target, offer: Offer) -> list[Finding]:

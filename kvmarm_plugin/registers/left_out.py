@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .table import Field
+
 _table: dict[str, tuple[str, int | None]] = {}
 
 
@@ -19,18 +21,23 @@ def may_be_left_out(name: str, registers: Mapping[str, int]) -> bool:
         name: of the other.
         registers: name → value, of those that identify the guest's vCPU.
     """
-    if name not in _rows():
-        return False
-    owner, agreed = _rows()[name]
-    if agreed is not None:
-        return True
-    field, _, value = owner.partition("=")
-    register, _, field = field.partition(".")
-    return any(
-        each.name == field and each.of(registers[register]) == int(value)
-        for each in fields_of(register)
-        if register in registers
-    )
+    sign = sign_of(name)
+    if sign is None:
+        return agreed_value(name) is not None
+    field, value = sign
+    return field.register in registers and field.of(registers[field.register]) == value
+
+
+def sign_of(name: str) -> tuple[Field, int] | None:
+    """The field whose value shows that a guest does not have what a register is for; None for those
+    that no field decides.
+    """
+    owner, _ = _rows().get(name, ("-", None))
+    if owner == "-":
+        return None
+    place, _, value = owner.partition("=")
+    register, _, name = place.partition(".")
+    return next(field for field in fields_of(register) if field.name == name), int(value)
 
 
 def agreed_value(name: str) -> int | None:

@@ -20,7 +20,7 @@ from lxml import etree
 
 from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.commands import inputs
+from kvmarm_plugin.commands import inputs, resolving
 from kvmarm_plugin.domain import levelling, record, record_text
 from kvmarm_plugin.domain.record import Intent, Origin, Record
 from kvmarm_plugin.domain.rewrite import restore
@@ -28,7 +28,14 @@ from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import levelling_view, pool
 from kvmarm_plugin.fleet.common_ground import targets
 from kvmarm_plugin.fleet.kinds import kinds_of
-from kvmarm_plugin.fleet.levelling import Levelled, _Member, levelled
+from kvmarm_plugin.fleet.levelling import (
+    Levelled,
+    _common_features,
+    _level,
+    _Member,
+    _of_hosts,
+    levelled,
+)
 from kvmarm_plugin.host import known
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.by_profile import given as given_there
@@ -36,7 +43,7 @@ from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, Finding
 from kvmarm_plugin.judge.wording import texts
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
-from kvmarm_plugin.model.profile import SINCE_2, Cluster, HostProfile
+from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import Level, Target, check_target
 from kvmarm_plugin.registers.errata import SEVERITIES
@@ -49,7 +56,7 @@ from kvmarm_plugin.verdicts import judge_guest
 from tests.corpus import GUEST, HOSTS, RECORD_SCHEMA, TESTS, host, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from kvmarm_plugin.judge.offer import Offer
 
@@ -297,8 +304,11 @@ def test_answers_of_firmware_are_the_host_s_whatever_is_set(number: int) -> None
 
 def test_what_is_taken_and_not_kept_is_not_called_refused() -> None:
     """Before 6.10, CLIDR_EL1 can be written, and a vCPU that PSCI turns on has the host's again."""
-    obstacles = {each.subject: each.why for each in _of("bookworm-cortex-a53", "rpi4").obstacles}
-    assert obstacles["CLIDR_EL1"] == "KVM on rpi4 takes a value that all have, and does not keep it"
+    old = _here("bookworm-cortex-a53").replace(kernel="6.6.9")
+    other = _with(old, {"CLIDR_EL1": 0xB200123}).replace(name="other")
+    (obstacle,) = levelled([old, other], "pool").obstacles
+    assert obstacle.subject == "CLIDR_EL1"
+    assert re.fullmatch("KVM on .* takes a value that all have, and does not keep it", obstacle.why)
 
 
 def test_what_the_kernel_hides_is_not_kept() -> None:
@@ -383,6 +393,220 @@ def _hold_to_the_law(names: list[str]) -> None:
         started = given_there(target, ProfileOffer(target, here, here.clusters[0], boots=True))
         check_target(started)
         assert {n: started.registers[n] for n in target.registers} == target.registers
+
+
+# -- what nobody measured ------------------------------------------------------------------------
+
+_NOTHING = profile_json._NOTHING
+_COUNT = tuple(part for part in PARTS if part not in SINCE_2)
+
+
+def _forgotten(
+    here: HostProfile, parts: Collection[str], some: Callable[[Any], Any] = lambda _: ()
+) -> HostProfile:
+    """A host of one cluster of which nobody measured some parts.
+
+    Args:
+        some: items of a list → those that are left of it.
+    """
+    (cluster,) = here.clusters
+    own = [vcpu for vcpu in cluster.vcpus if vcpu.number == cluster.target]
+    if "vcpus" in parts:
+        own = [vcpu for vcpu in own if vcpu in some(own)] or own[:1]
+        cluster = cluster.replace(vcpus=tuple(own))
+    if "registers" in parts:
+        left = {*some(sorted({name for vcpu in cluster.vcpus for name in vcpu.registers}))}
+        cluster = cluster.replace(
+            vcpus=tuple(
+                vcpu.replace(registers={n: v for n, v in vcpu.registers.items() if n in left})
+                for vcpu in cluster.vcpus
+            )
+        )
+    if "reglist" in parts:
+        cluster = cluster.replace(vcpus=tuple(v.replace(reglist="") for v in cluster.vcpus))
+    of = {part: _NOTHING[part] for part in parts if part in _NOTHING and part != "reglist"}
+    cluster = cluster.replace(**{p: of.pop(p) for p in (*of,) if p in cluster.as_dict()})
+    known_before = (part in here.unknown or part in parts for part in PARTS)
+    return here.replace(
+        **of, clusters=(cluster,), unknown=tuple(itertools.compress(PARTS, known_before))
+    )
+
+
+@cache
+def _varied(name: str, other: str, registers: frozenset[str], kernel: str) -> HostProfile:
+    """A host with some of another's values, and another kernel: hosts as they might be."""
+    here, (there,) = _here(name), _here(other).clusters
+    values = {n: v for n, v in there.vcpus[0].registers.items() if n in registers}
+    (cluster,) = here.clusters
+    vcpus = tuple(
+        vcpu.replace(
+            registers={n: values.get(n, v) for n, v in vcpu.registers.items() if n != "SVE_VLS"}
+            | {n: v for n, v in vcpu.registers.items() if n == "SVE_VLS"}
+        )
+        for vcpu in cluster.vcpus
+    )
+    midr = vcpus[0].registers["MIDR_EL1"]
+    cluster = cluster.replace(vcpus=vcpus, midr=midr, revidr=vcpus[0].registers["REVIDR_EL1"])
+    changes: dict[str, Any] = {"kernel": kernel} if kernel else {}
+    return here.replace(clusters=(cluster,), **changes)
+
+
+_register_names = sorted(
+    {name for each in _SINGLE for name in host(each).clusters[0].vcpus[0].registers}
+)
+
+
+@st.composite
+def _fleets(draw: st.DrawFn) -> list[HostProfile]:
+    """Two hosts or three, all of which is known."""
+    names = draw(
+        st.one_of(
+            st.sampled_from(_POOLS),
+            st.lists(st.sampled_from(_SINGLE), min_size=2, max_size=3, unique=True),
+        )
+    )
+    other = draw(st.sampled_from(_SINGLE))
+    strange = draw(st.booleans())
+    kernels = ["", "", "5.14.0-503.11.1.el9", "6.6.9", "6.18.3"]
+    hosts = []
+    for name in names:
+        some = draw(st.frozensets(st.sampled_from(_register_names), max_size=4)) if strange else ()
+        kernel = draw(st.sampled_from(kernels)) if strange else ""
+        here = _varied(name, other, frozenset(some), kernel)
+        if strange and draw(st.booleans()):
+            changes = {each: draw(st.sampled_from([0, 1])) for each in ["ARM_WRITABLE_IMP_ID_REGS"]}
+            capabilities = {**here.capabilities, **changes}
+            here = here.replace(capabilities={n: v for n, v in capabilities.items() if v})
+        hosts.append(here)
+    return hosts
+
+
+@st.composite
+def _less_known(draw: st.DrawFn, hosts: list[HostProfile]) -> list[HostProfile]:
+    forgotten = []
+    for here in hosts:
+        parts = draw(st.one_of(st.just(_COUNT), st.frozensets(st.sampled_from(_COUNT))))
+        left = draw(st.sampled_from(["none", "some", "all"]))
+
+        def some(items: list[Any], left: str = left) -> list[Any]:
+            if left != "some":
+                return items if left == "all" else []
+            return draw(st.lists(st.sampled_from(items), max_size=len(items), unique_by=str))
+
+        forgotten.append(_forgotten(here, parts, some))
+    return forgotten
+
+
+def _everything_in_the_way(hosts: list[HostProfile]) -> set[str]:
+    """The subjects of all obstacles, whichever vCPU is asked for, and whose CPU guests see."""
+    found = {each.subject for each in _of_hosts(hosts)}
+    members = [_Member(each) for each in hosts]
+    for model, features in itertools.product(members, _common_features(members)):
+        made = _level(members, features, model)
+        found |= {each.subject for each in made} if isinstance(made, list) else set()
+    for each in hosts:
+        found |= {each.subject for each in levelled(hosts, "pool", each.name).obstacles}
+    return found
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=80)
+def test_what_is_unknown_is_in_nobody_s_way(data: st.DataObject) -> None:
+    hosts = data.draw(_fleets())
+    less = data.draw(_less_known(hosts))
+    whole, found = levelled(hosts, "pool"), levelled(less, "pool")
+    assert whole.unknown == ()
+    assert {*found.unknown} == {part for each in less for part in each.unknown} - {*SINCE_2}
+    assert {each.subject for each in found.obstacles} <= _everything_in_the_way(hosts)
+    if whole.profile is not None:
+        assert found.profile is not None
+    assert (found.profile is None) == bool(found.obstacles)
+    shuffled = data.draw(st.permutations(less))
+    assert levelled(shuffled, "pool").as_dict() == found.as_dict()
+    kinds = kinds_of(less)
+    if len(kinds) == len(less):
+        said = levelling_view.as_text(found, "pool", kinds, {}, False, True)
+        said_as_far = "as far as is known" in said.splitlines()[0]
+        assert said_as_far == bool(found.unknown and not found.obstacles)
+        json.dumps(levelling_view.as_json(found, "pool", kinds, {}))
+
+
+_UNLEVELLED = [
+    (_SID, _A57), (_TRIXIE, "trixie-cortex-a57"), ("bookworm-neoverse-n1", _TRIXIE),
+    ("bookworm-cortex-a53", "bookworm-cortex-a57"), ("trixie-cortex-a76", "sid-a64fx"),
+]  # fmt: skip
+_OF_VCPUS = ("kernel", "capabilities", "vcpus", "registers", "reglist", "writable")
+
+
+@given(st.sampled_from(_UNLEVELLED), st.data())
+@settings(deadline=None)
+def test_what_is_in_the_way_stays_there_whatever_else_is_unknown(
+    names: tuple[str, str], data: st.DataObject
+) -> None:
+    hosts = [_here(name) for name in names]
+    whole = _of(*names)
+    assert whole.profile is None
+    others = [part for part in _COUNT if part not in _OF_VCPUS]
+    subjects = {each.subject for each in whole.obstacles}
+    if not subjects & {each.subject for each in _of_hosts(hosts)}:
+        less = [
+            _forgotten(each, data.draw(st.frozensets(st.sampled_from(others)))) for each in hosts
+        ]
+        assert {each.subject for each in levelled(less, "pool").obstacles} == subjects
+    # What no register tells.
+    part = data.draw(st.sampled_from(["gic_versions", "seen", "qemu"]))
+    with_it: dict[str, Any] = {"gic_versions": (2,)}
+    for number, each in enumerate(hosts):
+        if part == "seen":
+            seen = {"CNTFRQ_EL0": 1_000_000 + number}
+            with_it = {"clusters": (each.clusters[0].replace(seen=seen),)}
+        elif part == "qemu":
+            with_it = {"qemu": None}
+        rest = data.draw(st.frozensets(st.sampled_from([p for p in _COUNT if p != part])))
+        hosts[number] = _forgotten(each.replace(**with_it), rest)
+    subject = {"gic_versions": "GIC", "seen": "CNTFRQ_EL0", "qemu": "machine types"}[part]
+    assert subject in {each.subject for each in levelled(hosts, "pool").obstacles}
+    # A third of which nothing is known changes nothing in that.
+    third = _forgotten(_here("sid-max"), _COUNT)
+    assert subject in {each.subject for each in levelled([*hosts, third], "pool").obstacles}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("altra", "graviton2@6.18"),
+        ("kunpeng920", "altra"),
+        ("rpi4", "rpi5"),
+        ("m1-firestorm", _SID),
+        ("altra", _TRIXIE),
+    ],
+)
+def test_hosts_of_which_little_is_known_may_be_levelled(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = [name if name in _KNOWN else str(TESTS / "hosts" / f"{name}.json") for name in names]
+    file = tmp_path / "pool.yaml"
+    assert cli.main(["baseline", "--level", "-o", str(file), *hosts]) == 1
+    assert not file.exists()
+    said = capsys.readouterr().out
+    assert "as far as is known, these 2 hosts can be levelled" in said
+    assert "Linux" not in said
+    assert ": nothing\n" not in said
+    assert cli.main(["baseline", "--level", "--json", *hosts]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["possible"], document["obstacles"]) == (True, [])
+    assert {"seen", "qemu", "registers", "reglist"} <= {*document["unknown"]}
+    assert {*document["baseline"]} <= {"CPU", "PSCI"}
+    # What is definite stays, and it is said all the same what is unknown.
+    more = ["graviton2@6.18", "graviton4@6.18"]
+    hosts = [name for name in hosts if name not in more] + more
+    assert cli.main(["baseline", "--level", "--json", *hosts]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["possible"] is False
+    assert {"seen", "qemu"} <= {*document["unknown"]}
+    (fwb,) = (o for o in document["obstacles"] if o["subject"] == "ID_AA64MMFR2_EL1.FWB")
+    assert fwb["values"]["graviton4@6.18"] == "0x1"
+    assert cli.main(["baseline", "altra", "graviton2@6.18"]) == 1
 
 
 @pytest.mark.parametrize("name", _SINGLE)
@@ -856,8 +1080,22 @@ def test_of_a_host_that_is_known_in_part_nothing_is_claimed() -> None:
     for name in ("graviton3@6.18", "graviton4@6.18"):
         found = _blocking(check(target, known.read(name), cpus=()))
         assert {f.severity for f in found} <= {UNKNOWN}, found
-    unasked = known.read("graviton3@6.18").replace(kernel="6.12.0")
-    assert "level-refused-identity" in {f.kind for f in check(target, unasked, cpus=())}
+
+    # A kernel that is older by its number may be a vendor's, with a newer KVM.
+    here = known.read("graviton3@6.18").replace(kernel="6.12.0")
+    (cluster,) = here.clusters
+    (vcpu,) = cluster.vcpus
+    registers = {n: value for n, value in vcpu.registers.items() if n != "VENDOR_HYP_BMAP_2"}
+    cluster = cluster.replace(vcpus=(vcpu.replace(registers=registers),))
+    unasked = here.replace(clusters=(cluster,))
+    of_midr = {f.kind for f in check(target, unasked, cpus=()) if "MIDR_EL1" in _register(f)}
+    assert of_midr == {"register-not-known"}
+    asked = unasked.replace(unknown=tuple(p for p in here.unknown if p != "capabilities"))
+    assert "level-refused-identity" in {f.kind for f in check(target, asked, cpus=())}
+
+
+def _register(finding: Finding) -> str:
+    return str(finding.values.get("register", ""))
 
 
 def test_what_nobody_measured_is_not_known() -> None:
@@ -1014,6 +1252,40 @@ def test_a_member_without_the_library_is_told_what_to_install(
     assert cli.main(["check", str(file), "--host", _file(tmp_path, _here(_SID))]) == 0
 
 
+def test_a_member_without_the_library_has_not_drifted() -> None:
+    """It is as it was when the pool was made, and what helps is said once."""
+    formed = pool.Pool("rack-7", {_SID: digest(host(_SID))}, _profile(_TRIXIE, _SID))
+
+    def refused(here: HostProfile) -> KvmarmError:
+        ask = lambda target: ProfileOffer(target, here, here.clusters[0])  # noqa: E731
+        with pytest.raises(ResolveError) as error:
+            pool.resolver(formed, Policy(), _SID, (), ask).resolve(GUEST)
+        return error.value
+
+    error = refused(host(_SID))
+    assert error.message.startswith(f"{_SID} is not ready for pool rack-7: libkvmarm-level")
+    assert str(error).count("install kvmarm-level") == 1
+    changed = _with(host(_SID), {"ID_AA64ISAR0_EL1": 0}).replace(level_library="")
+    assert f"{_SID} has drifted out of pool rack-7" in str(refused(changed))
+    assert pool.has_drifted(pool.check_member(formed, changed))
+    assert not pool.has_drifted(pool.check_member(formed, host(_SID)))
+
+
+def test_what_is_refused_is_said_before_what_is_unknown() -> None:
+    """Of a member, as of a guest."""
+    formed = pool.Pool("pool", {}, _profile(_TRIXIE, _SID))
+    for here in (known.read("graviton2@6.18"), known.read("graviton3@6.18"), host(_TRIXIE)):
+        ranks = [finding.rank for finding in pool.check_member(formed, here)]
+        assert ranks == sorted(ranks)
+        assert ranks
+
+
+def test_what_became_of_host_model_says_that_it_is_levelled() -> None:
+    said = resolving._summary(_resolved(_TRIXIE, _SID))
+    assert re.fullmatch(r": host-model is now .*, levelled by libkvmarm-level", said)
+    assert "levelled" not in resolving._summary(Resolver(host(_SID), Policy()).resolve(GUEST))
+
+
 def test_a_levelled_guest_is_shown_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1049,6 +1321,10 @@ def test_hosts_of_a_kind_are_counted_and_all_need_the_library(
     assert "pool: 3 hosts, guests that libkvmarm-level levels" in said
     assert f"To do: install kvmarm-level on {without.name}; where it is there, " in said
     assert "To do: kvmarm-level of version 1 of its text on a-twin (version 0)\n" in said
+    assert said.endswith(
+        f"Until then define, check and doctor refuse on {without.name}, a-twin, and guests of the"
+        " pool do not start there\n"
+    )
     assert f"  a-twin, {without.name}: virt-11.1 (has virt-10.0)" in said
     assert set(pool.loads(out.read_text(encoding="utf-8")).members) == {
         _TRIXIE,
@@ -1113,7 +1389,7 @@ def test_an_identity_is_a_host_s(
 def test_what_is_for_levelled_pools_needs_one(
     option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["baseline", *option, str(HOSTS[_SID])]) == 1
+    assert cli.main(["baseline", *option, str(HOSTS[_SID])]) == 2  # as all wrong usage
     assert "add --level" in capsys.readouterr().err
 
 
