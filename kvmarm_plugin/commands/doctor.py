@@ -24,12 +24,11 @@ def run(arguments: Namespace) -> int:
         raise KvmarmError(f"{uri} is another host", "run kvmarm doctor there")
     host = Host(uri, lambda: read_policy(None), lambda: read_pool(None), probe_here)
     found = examine(host)
+    write_text(doctor_view.as_json(found) if as_json else doctor_view.as_text(found))
     if report:
         from ..diagnosis.bug_report import pack
 
         said = {"doctor.txt": doctor_view.as_text(found), "doctor.json": doctor_view.as_json(found)}
         write_data(report, pack(host, said), _MODE)
-    write_text(doctor_view.as_json(found) if as_json else doctor_view.as_text(found))
-    if report:
         say(f"wrote {report}: look through it before you give it away")
     return DONE if all(line.state == OK for _, line in found) else ERROR

@@ -181,7 +181,7 @@ def read_guest(source: Source) -> Guest:
 
 def _text(domain: Element, path: str) -> str:
     element = domain.find(path)
-    return element.body.decode(errors="replace").strip() if element else ""
+    return element.content.strip() if element else ""
 
 
 def _without_record(source: Source, domain: Element) -> NoRecordError:

@@ -34,12 +34,12 @@ def run(arguments: Namespace) -> int:
                 "it is gone when it is shut off",
             )
         # First, so that nobody resolves it again meanwhile.
-        was_left = left.has(domain.uuid)
+        was_left, before = left.has(domain.uuid), domain.xml(live=False, secrets=False)
         left.add(domain.uuid)
         try:
             kept = previous.undo(connection, domain)
-        except KvmarmError:
-            if not was_left:
+        except BaseException:  # an interrupt, too, of which nobody knows where it came
+            if not was_left and domain.xml(live=False, secrets=False) == before:
                 left.discard(domain.uuid)
             raise
         now = parse(domain.xml(live=False, secrets=False).encode())

@@ -67,7 +67,7 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
         notes.append("its stored definition, which counts from the next boot, has a record")
     where = f"had booted on this host, {platform.node()}" if is_file else "were adopted"
     return Guest(
-        name.body.decode(errors="replace").strip() if name else source.name,
+        name.content.strip() if name else source.name,
         domain,
         document,
         Record(target, Intent((), ()), origin),

@@ -45,7 +45,7 @@ SIZE_LIMIT = 2 << 20  # characters; a member takes a hundred, the baseline some 
 _SHAPE = shape.members(
     {
         "schema": shape.text(NAME),
-        "name": shape.text(NAME),
+        "name": shape.text(NAME, r".*\S.*", "a name"),
         "members": shape.table(
             shape.text(NAME),
             shape.text(71, "sha256:[0-9a-f]{64}", "the digest of a profile"),

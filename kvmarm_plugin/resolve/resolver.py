@@ -359,7 +359,7 @@ class Resolver:
 
 def _title(domain: Element) -> str:
     name = domain.find("name")
-    return " ".join(name.body.decode(errors="replace").split()) if name else "the domain"
+    return " ".join(name.content.split()) if name else "the domain"
 
 
 def _overruled(finding: Finding) -> ResolveError:

@@ -659,6 +659,21 @@ def test_a_mark_leaves_nothing_known(
     assert "Note" not in run("check", "guest.xml").out
 
 
+def test_a_name_with_references_is_what_they_mean(
+    run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
+) -> None:
+    """libvirt writes Tom&apos;s, and the hook leaves its mark by the name."""
+    on(host(_ALPHA))
+    daemon.stored = _resolved().replace("<name>guest</name>", "<name>Tom&apos;s</name>")
+    directory = Path(marks.DIRECTORY) / "marks"
+    directory.mkdir(parents=True)
+    (directory / "name-Tom's").write_text("its start was not checked\n")
+    status, out, _ = run("check", "Tom's")
+    assert status == 1
+    assert f"Tom's on {_ALPHA}: not known" in out
+    assert json.loads(run("check", "Tom's", "--json").out)["domain"] == "Tom's"
+
+
 @pytest.mark.parametrize("definition", ["live", "saved"])
 def test_no_renewal_makes_the_record_of_an_old_state_true(
     definition: str, run: Run, daemon: Daemon, on: Callable[[HostProfile], None]

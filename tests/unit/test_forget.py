@@ -417,6 +417,21 @@ def test_undo_without_anything_kept(run: Callable[..., _Run], libvirt: FakeLibvi
     assert not left.has(guest.uuid)
 
 
+def test_an_interrupted_undo_leaves_nothing_listed(
+    run: Callable[..., _Run], libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = _guest(libvirt)
+    before = guest.config
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(previous, "undo", interrupted)
+    assert run("undo", "guest").status == 130
+    assert guest.config == before
+    assert not left.has(guest.uuid)
+
+
 # -- who leaves them alone -----------------------------------------------------------------------
 
 
