@@ -852,6 +852,7 @@ def test_what_the_hook_s_installer_says(
 ) -> None:
     monkeypatch.setattr("kvmarm_plugin.hook.install.install", lambda: [evil, evil])
     monkeypatch.setattr("kvmarm_plugin.hook.install.DIRECTORIES", ())
+    monkeypatch.setattr("kvmarm_plugin.hook.install.DIRECTORIES", ())
     monkeypatch.setattr("kvmarm_plugin.host.marks.is_heard", lambda: True)
     assert run("hook", "install").out.count("\n") == 2
 
