@@ -12,6 +12,7 @@ from ..fleet.pool import ANEW, check_member, has_drifted, what_helps
 from ..host import files, marks
 from ..judge.wording import in_short
 from ..model import policy, profile_json
+from ..model.profile_json import digest
 from .host import AS_ROOT, BAD, OK, RENEWAL, START_RENEWAL, UNKNOWN, Line
 
 TYPE_CHECKING = False
@@ -51,23 +52,29 @@ def check_pool(host: Host) -> Iterator[Line]:
         yield Line(OK, "this host is in no pool")
         return
     name = shown(pool.name, 60)
-    if host.name not in pool.members:
-        yield Line(BAD, f"pool {name} has no member {shown(host.name, 60)}", ANEW)
     profile = host.profile()
     if not profile.clusters:
         yield Line(UNKNOWN, f"whether this host fits into pool {name}: KVM cannot be asked")
         return
+    # Ansible's inventory, or whoever probed it, may call a host otherwise than it calls itself.
+    is_named, is_known = host.name in pool.members, digest(profile) in pool.members.values()
     findings = check_member(pool, profile)
     if findings:
         said = "; ".join(in_short(findings, _SHOWN, f"pool {name}", "here", helps=False))
-        what = (
-            f"this host has drifted out of pool {name}"
-            if has_drifted(findings)
-            else f"this host is not ready for pool {name}"
-        )
+        if not is_named and not is_known:
+            what = f"this host does not fit into pool {name}"
+        elif has_drifted(findings):
+            what = f"this host has drifted out of pool {name}"
+        else:
+            what = f"this host is not ready for pool {name}"
         yield Line(BAD, f"{what}: {said}", what_helps(findings))
-    elif host.name in pool.members:
+    elif is_named:
         yield Line(OK, f"this host is a member of pool {name} like the others")
+    elif is_known:
+        yield Line(OK, f"this host has the profile of a member of pool {name}")
+    else:
+        here = shown(host.name, 60)
+        yield Line(BAD, f"pool {name} has no member {here}, nor one with its profile", ANEW)
 
 
 def check_profiles(host: Host) -> Iterator[Line]:

@@ -19,7 +19,7 @@ import yaml
 from kvmarm_plugin import __version__
 from kvmarm_plugin.fleet import pool
 from kvmarm_plugin.hook import install as hookfile
-from kvmarm_plugin.model import policy
+from kvmarm_plugin.model import policy, profile_json
 from tests import playbook
 
 ROLE = playbook.COLLECTION / "roles/kvmarm"
@@ -229,6 +229,41 @@ def test_what_cannot_be_is_said_before_anything_is_installed(
     assert said in run.output
     assert "alpha" in "".join(run.plan)
     assert fleet.installed("alpha") | fleet.installed("beta") == set()
+
+
+def test_the_policy_is_what_the_hook_reads(fleet: Fleet) -> None:
+    """One setting a line, with lists in brackets."""
+    fleet.add("alpha", "trixie-cortex-a57")
+    settings: dict[str, object] = {
+        "on-drift": "refuse",
+        "except": ["scratch-*", "bürö, 2", "true"],
+        "arrival-seconds": 20,
+        "adopt": False,
+        "sve": "auto",
+        "cluster": 0x411FD070,
+    }
+    run = fleet.run(kvmarm_policy=settings)
+    assert run.rc == 0, run.output
+    path = fleet.directory / f"alpha{policy.DEFAULT_PATH}"
+    made = policy.loads(path.read_text(encoding="utf-8"))
+    assert made == policy.Policy(
+        excepted=("scratch-*", "bürö, 2", "true"), adopt="off", cluster=0x411FD070
+    )
+    read = policy.for_hook(str(path))
+    assert read == policy.HookPolicy(on_drift="refuse", arrival_seconds=20)
+    assert fleet.run(kvmarm_policy=settings).changed == {"alpha": 0}
+
+
+def test_members_that_the_inventory_calls_otherwise(fleet: Fleet) -> None:
+    """The digests in the pool are those of the profiles that the hosts have measured."""
+    names = {"alpha.example.com", "10.0.0.2"}
+    for name in names:
+        fleet.add(name, "trixie-cortex-a57")
+    assert fleet.run(kvmarm_serial="100%").rc == 0
+    profile = profile_json.loads((PROFILES / "trixie-cortex-a57.json").read_text())
+    for name in names:
+        made = pool.loads((fleet.directory / f"{name}{pool.DEFAULT_PATH}").read_text())
+        assert made.members == dict.fromkeys(names, profile_json.digest(profile))
 
 
 # -- the collection ------------------------------------------------------------------------------

@@ -648,12 +648,35 @@ def _pool_of(*hosts: HostProfile) -> Pool:
 def test_the_pool(here: _Here) -> None:
     here.pool = _pool_of(here.profile)
     assert here.states(records.check_pool) == [OK]
-    here.host.name = "stranger"
-    (line,) = here.look(records.check_pool)
-    assert (line.state, "has no member stranger" in line.text) == (BAD, True)
-    here.host.name = here.profile.name
     here.profile = here.profile.replace(clusters=())
     assert here.states(records.check_pool) == [UNKNOWN]
+
+
+def test_a_pool_that_calls_this_host_otherwise(here: _Here) -> None:
+    """As an inventory of Ansible's does, with names of domains, or numbers."""
+    named = [here.profile.replace(name=f"{name}.example.com") for name in ("alpha", "beta")]
+    for members in (named, named[1:]):  # equal hosts cannot be told apart, and need not be
+        here.pool = _pool_of(*members)
+        assert here.look(records.check_pool) == [
+            Line(OK, "this host has the profile of a member of pool rack-7")
+        ]
+    here.profile = here.profile.replace(level_library="1")  # is no part of what it gives
+    assert here.states(records.check_pool) == [OK]
+
+
+def test_a_host_that_is_in_no_way_a_member(here: _Here) -> None:
+    here.pool = _pool_of(here.profile)
+    here.host.name = "stranger"
+    here.profile = here.profile.replace(name="stranger", kernel=here.profile.kernel + "-1")
+    (line,) = here.look(records.check_pool)
+    assert (line.state, line.remedy) == (BAD, pool.ANEW)
+    assert line.text == "pool rack-7 has no member stranger, nor one with its profile"
+    (cluster,) = here.profile.clusters
+    slow = {**cluster.seen, "CNTFRQ_EL0": 25_000_000}
+    here.profile = here.profile.replace(clusters=(cluster.replace(seen=slow),))
+    (line,) = here.look(records.check_pool)
+    assert (line.state, line.remedy) == (BAD, pool.ANEW)
+    assert line.text.startswith("this host does not fit into pool rack-7: CNTFRQ_EL0")
 
 
 def test_a_host_that_has_drifted_out_of_its_pool(here: _Here) -> None:

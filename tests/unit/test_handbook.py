@@ -133,6 +133,7 @@ def _adopted(played: PlayedHost) -> None:
 _ALPHAS = {"big-little.md": "hand-made-rk3588", "upgrade.md": _NEWER}
 _BEFORE: dict[str, Callable[[PlayedHost], None]] = {
     "adopt.md": _guests_of_others,
+    "big-little.md": _one_guest,
     "evacuate.md": _guests_to_move,
     "pool.md": _one_resolved,
     "two-hosts.md": _one_guest,
