@@ -104,6 +104,7 @@ class KernelOffer(Offer):
             from .host.level_library import usable_version  # few guests are levelled
 
             self.level_library = usable_version()
+            self.cpu = vcpu.get(id_of("MIDR_EL1")), vcpu.get(id_of("REVIDR_EL1"))
         _level(vcpu, target)
         ids = _listed(vcpu, target)
         held = frozenset(ids)
@@ -280,9 +281,15 @@ def renewed(target: Target, system: System, arrived: bool, cpus: tuple[int, ...]
 
 
 def _level(vcpu: VCPU, target: Target) -> None:
-    """Do what libkvmarm-level does. What is not taken, the registers then show."""
+    """Do what libkvmarm-level does. The registers show what is not taken, or does not stay."""
+    if target.level is None:
+        return
+    from .registers.rules import is_reset, kernel_version
+
+    version = kernel_version(os.uname().release)
     for name, value in target.levelled.items():
-        _push(vcpu, name, value)
+        if not is_reset(name, version):
+            _push(vcpu, name, value)
 
 
 def _listed(vcpu: VCPU, target: Target) -> list[int]:

@@ -77,7 +77,7 @@ def as_json(record: Record) -> dict[str, Any]:
             "seen": _hex(target.seen),
             "registers": _hex(target.registers),
             "pinning": _pinning_json(target.pinning) if target.pinning else None,
-            "level": target.level.as_dict() if target.level else None,
+            "level": target.level and {**target.level.as_dict(), "cpus": target.level.cpu_words},
         },
         "intent": {
             "added": intent.added,

@@ -49,7 +49,7 @@ _CHILDREN_1: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _CHILDREN_2 = {
     **_CHILDREN_1,
     "roams": ((), ()),
-    "level": ((), ("without", "own")),
+    "level": ((), ("without", "own", "cpus")),
     "home": (("cpus",), ("cpuset",)),
     "origin": (("host", "by"), ("profile", "renewed")),
 }
@@ -318,8 +318,13 @@ def _read_level(element: Element | None) -> Level | None:
         return None
     said = {name: tuple(words(text)) for name, text in element.attributes.items()}
     if not all(said.values()):
-        raise ValueError("a list of registers without any")
-    return Level(said.get("without", ()), said.get("own", ()))
+        raise ValueError("an empty list")
+    cpus = (word.partition("/") for word in said.get("cpus", ()))
+    return Level(
+        said.get("without", ()),
+        said.get("own", ()),
+        tuple((parse_value(midr), parse_value(revidr)) for midr, _, revidr in cpus),
+    )
 
 
 def _read_pinning(element: Element | None) -> Pinning | None:

@@ -169,7 +169,8 @@ def _format_pinning(pinning: Pinning) -> str:
 def _format_level(level: Level) -> str:
     without = f" without={_list(level.left_out)}" if level.left_out else ""
     own = f" own={_list(level.own)}" if level.own else ""
-    return f"<kvmarm:level{without}{own}/>"
+    cpus = f" cpus={_list(level.cpu_words)}" if level.cpus else ""
+    return f"<kvmarm:level{without}{own}{cpus}/>"
 
 
 def _format_home(home: Home) -> str:

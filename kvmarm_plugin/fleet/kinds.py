@@ -98,7 +98,7 @@ def _cluster(cluster: Cluster) -> Hashable:
         tuple(cluster.models.items()),  # the first that fits is chosen
         frozenset(cluster.seen.items()),
         None if cluster.writable is None else frozenset(cluster.writable.items()),
-        cluster.level and (cluster.level.left_out, cluster.level.own),
+        cluster.level and (cluster.level.left_out, cluster.level.own, cluster.level.cpus),
         tuple(map(_vcpu, cluster.vcpus)),
     )
 

@@ -673,13 +673,14 @@ def _cluster(
         for name, value in model.cluster.seen.items()
         if all(name in member.cluster.seen for member in members)
     }
+    cpus = tuple(sorted({(midr, revidr or 0) for midr, revidr in (m.cpu for m in members)}))
     return model.cluster.replace(
         vcpus=vcpus,
         models={},
         sve_lengths=(_sve_lengths(members) or ()) if SVE.is_in(kept) else (),
         seen=readable(seen, kept),
         writable=None if None in masks else common_bits([mask for mask in masks if mask]),
-        level=Level(tuple(sorted(left_out, key=id_of))),
+        level=Level(tuple(sorted(left_out, key=id_of)), cpus=cpus if len(cpus) > 1 else ()),
     )
 
 

@@ -34,6 +34,8 @@ class Offer:
         overrides: words of its kernel's command line; empty where nobody looked.
         level_library: version of libkvmarm-level there; empty where it is missing, or the guest is
             not levelled.
+        cpu: MIDR_EL1 and REVIDR_EL1 of the CPU, whatever a levelled guest is told; REVIDR_EL1 is
+            None where nobody knows it, all is for other guests.
         boots: whether the guest boots there, and nothing that was recorded binds it; else it
             arrives with its state.
         unknown: of profile.PARTS, what nobody measured there. Each is then as if there were
@@ -54,6 +56,7 @@ class Offer:
         self.seen: dict[str, int] = {}
         self.overrides: tuple[str, ...] = ()
         self.level_library = ""
+        self.cpu: tuple[int, int | None] | None = None
         self.unknown: tuple[str, ...] = ()
 
     def cannot_make(self, kind: str, target: Target, **values: str) -> None:

@@ -48,6 +48,8 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     findings += _judge_sve(target, offer)
     if target.level is not None and offer.level_library != LEVEL_TEXT:
         findings.append(_judge_library(offer))
+    if target.level is not None and offer.cpu is not None:
+        findings += _judge_cpu(target, *offer.cpu, offer.host)
     if (target.registers, target.reglist, target.seen) != (
         offer.registers,
         offer.reglist,
@@ -60,6 +62,20 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
     return in_order(_with_unknown(findings, target, offer, unknown))
+
+
+def _judge_cpu(target: Target, midr: int, revidr: int | None, host: str) -> list[Finding]:
+    """Whether a levelled guest's pool has the CPU there: else nobody has looked which of its errata
+    the guest would not know of. A PMU's events are the CPU's own, too.
+    """
+    if target.is_levelled_for(midr, revidr):
+        return []
+    name, local = "MIDR_EL1", midr
+    if target.is_levelled_for(midr, None):
+        assert revidr is not None
+        name, local = "REVIDR_EL1", revidr
+    recorded = target.registers.get(name, 0)
+    return [Finding("level-other-cpu", register=name, recorded=recorded, local=local, host=host)]
 
 
 def _judge_library(offer: Offer) -> Finding:

@@ -352,6 +352,9 @@ _PROBLEM: dict[str, Shape] = {"part": _name, "message": _line, "hint": _line}
 
 
 _LEVEL: dict[str, Shape] = {"left_out": shape.items(shape.text(64), 64)}
+_CPUS = shape.items(
+    shape.text(40, "0x[0-9a-f]{1,16}/0x[0-9a-f]{1,16}", "MIDR_EL1/REVIDR_EL1 of a CPU"), 64
+)
 _level_library = shape.text(16, "[0-9]{1,4}", "a version of the library's text")
 
 
@@ -453,7 +456,11 @@ def _cluster(value: Any, place: str, unknown: tuple[str, ...]) -> Cluster:
 
 def _level(value: Any, place: str, vcpus: tuple[Vcpu, ...]) -> Level:
     """How guests of any of these vCPUs are levelled."""
+    value, told = _without(value, "cpus")
     level = Level(**shape.members(_LEVEL)(value, place))
+    for cpus in told:
+        pairs = (text.partition("/") for text in _CPUS(cpus, f"{place}.cpus"))
+        level = level.replace(cpus=tuple((int(m, 16), int(r, 16)) for m, _, r in pairs))
     for vcpu in vcpus:
         try:
             check_left_out(level, vcpu.registers, vcpu.reglist)
@@ -540,7 +547,10 @@ def _encode_cluster(cluster: Cluster, unknown: tuple[str, ...]) -> dict[str, Any
         "writable": None if cluster.writable is None else _hexes(cluster.writable),
     }
     if cluster.level is not None:
-        document["level"] = {"left_out": cluster.level.left_out}
+        level: dict[str, Any] = {"left_out": cluster.level.left_out}
+        if cluster.level.cpus:
+            level["cpus"] = cluster.level.cpu_words
+        document["level"] = level
     return _told(document, unknown)
 
 

@@ -63,10 +63,18 @@ class Level(Value):
             by their ids.
         own: names of those recorded registers that nothing levels, sorted by their ids: its pool
             knew none of them, and the kernel that it has come to lists them.
+        cpus: MIDR_EL1 and REVIDR_EL1 of each CPU that its pool has, ascending: what is known of
+            their PMUs and errata holds of no other. Empty where it has only the guest's.
     """
 
     left_out: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    cpus: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def cpu_words(self) -> tuple[str, ...]:
+        """`cpus` as they are written."""
+        return tuple(f"{midr:#x}/{revidr:#x}" for midr, revidr in self.cpus)
 
 
 class Target(Value):
@@ -136,6 +144,19 @@ class Target(Value):
             name: registers.get(name, value) if name in self.levelled else value
             for name, value in seen.items()
         }
+
+    def is_levelled_for(self, midr: int, revidr: int | None) -> bool:
+        """Whether its pool has this CPU.
+
+        Args:
+            midr, revidr: of the host, whatever the guest is told; None where that is not known.
+        """
+        assert self.level is not None
+        own = tuple(self.registers.get(name) for name in ("MIDR_EL1", "REVIDR_EL1"))
+        return any(
+            cpu[0] == midr and (revidr is None or cpu[1] in (revidr, None))
+            for cpu in self.level.cpus or (own,)
+        )
 
     def level_with(self, registers: Iterable[str]) -> Level | None:
         """How the guest is levelled once its vCPUs have these registers: those that were not
@@ -230,6 +251,8 @@ def _check_level(target: Target, level: Level) -> None:
     check_left_out(level, target.levelled, target.reglist)
     if list(level.own) != sorted({*level.own} & target.registers.keys(), key=id_of):
         raise ValueError("registers of the host's own, not in their order, or not recorded")
+    if list(level.cpus) != sorted({*level.cpus}):
+        raise ValueError("CPUs of the pool, not in their order, or one of them twice")
 
 
 def check_left_out(level: Level, registers: dict[str, int], reglist: str) -> None:

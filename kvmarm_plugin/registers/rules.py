@@ -290,6 +290,11 @@ def ignores(register: str, value: int, registers: Mapping[str, int], kernel: Ker
 _CLIDR_STAYS_SINCE = (6, 10)
 
 
+def is_reset(register: str, version: tuple[int, int]) -> bool:
+    """Whether a vCPU of this KVM that is turned on has the host's value again, whatever was set."""
+    return register == "CLIDR_EL1" and version < _CLIDR_STAYS_SINCE
+
+
 def keeps(register: str, value: int, registers: Mapping[str, int], kernel: KernelFacts) -> bool:
     """Whether KVM_SET_ONE_REG of `value` succeeds in a fresh vCPU that has these registers, and
     KVM_GET_ONE_REG then gives it back.
@@ -302,7 +307,7 @@ def keeps(register: str, value: int, registers: Mapping[str, int], kernel: Kerne
     if value == limit:
         return True
     kept = register not in OF_THE_HOST and not ignores(register, value, registers, kernel)
-    if register == "CLIDR_EL1" and kernel.version < _CLIDR_STAYS_SINCE:
+    if is_reset(register, kernel.version):
         return False
     return (
         kept

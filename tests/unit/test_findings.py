@@ -205,6 +205,16 @@ def _levelled_on(name: str, value: int | None) -> list[Finding]:
     return check(target, _host(cluster={"vcpus": tuple(vcpus)}, level_library="1"))
 
 
+def _other_cpu(profile: HostProfile) -> HostProfile:
+    """Of another revision: Neoverse N1 r3p1 in place of r4p1."""
+    midr = 0x413FD0C1
+    (cluster,) = profile.clusters
+    vcpus = tuple(
+        vcpu.replace(registers={**vcpu.registers, "MIDR_EL1": midr}) for vcpu in cluster.vcpus
+    )
+    return profile.replace(clusters=(cluster.replace(midr=midr, vcpus=vcpus),))
+
+
 def _with_record_of(xml_of: HostProfile, record_of: HostProfile) -> list[Finding]:
     domain = parse(Resolver(xml_of, Policy()).resolve(GUEST))
     return find_contradictions(
@@ -287,6 +297,10 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "level-refused-field": lambda: _levelled_on("ID_AA64MMFR2_EL1", 0x1110001011),
     "level-refused-identity": lambda: _levelled_on("MIDR_EL1", 0x410FD083),
     "level-unknown": lambda: _levelled_on("STD_BMAP", None),
+    "level-other-cpu": lambda: check(
+        Resolver(_levelled(), Policy()).target(Wish("aarch64")),
+        _other_cpu(host(_N1.replace("trixie", "sid"))).replace(level_library="1"),
+    ),
     "level-edited": lambda: _with_record_of(host(_N1), _levelled()),
     "level-unrecorded": lambda: _with_record_of(_levelled(), host(_N1)),
     "not-known": lambda: check(_target(), _host(unknown=("seen",), cluster={"seen": {}})),

@@ -154,6 +154,28 @@ def test_a_failure_that_says_nothing_is_not_taken_for_an_answer() -> None:
 # -- rehearsal and check -------------------------------------------------------------------------
 
 
+def test_a_cpu_that_is_not_the_pool_s_is_no_home() -> None:
+    target = _target(_A57, "trixie-cortex-a57")
+    assert _rehearsed(target, _here(_A57)) == []
+    (finding,) = _blocking(_rehearsed(target, _here(_A72)))
+    assert finding == ("level-other-cpu", "MIDR_EL1")
+    assert ("level-other-cpu", "MIDR_EL1") in _blocking(check(target, _here(_A72)))
+
+
+def test_what_a_vcpu_that_is_turned_on_loses_is_refused() -> None:
+    """CLIDR_EL1, before Linux 6.10."""
+    target = _target(_TRIXIE, _SID)
+    (cluster,) = _here(_TRIXIE).clusters
+    vcpus = tuple(
+        vcpu.replace(registers={**vcpu.registers, "CLIDR_EL1": 0xA000003 | 1 << 33})
+        for vcpu in cluster.vcpus
+    )
+    other = _here(_TRIXIE).replace(clusters=(cluster.replace(vcpus=vcpus),))
+    for kernel, refused in (("6.8.12", True), ("6.12.8", False)):
+        found = _blocking(_rehearsed(target, other.replace(kernel=kernel)))
+        assert ("CLIDR_EL1" in {name.partition(".")[0] for _, name in found}) is refused, found
+
+
 @pytest.mark.parametrize("boots", [False, True])
 @pytest.mark.parametrize("names", _POOLS, ids=" ".join)
 def test_members_take_every_guest(names: tuple[str, ...], boots: bool) -> None:

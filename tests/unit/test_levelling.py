@@ -1298,7 +1298,30 @@ def test_a_levelled_guest_is_shown_as_one(
     assert level == {
         "left_out": ["TCR2_EL1", "PIRE0_EL1", "PIR_EL1", "VENDOR_HYP_BMAP_2"],
         "own": [],
+        "cpus": [],
     }
+
+
+def test_a_cpu_that_is_not_the_pool_s_is_no_home(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its errata nobody has looked at, and its PMU counts other events."""
+    kernels = ("sid-cortex-a57", "trixie-cortex-a57")
+    both = _profile(_A57, _A72)
+    assert both.clusters[0].level is not None
+    assert len(both.clusters[0].level.cpus) == 2
+    assert profile_json.loads(profile_json.dumps(both)) == both
+    made = _resolved(_A57, _A72)
+    assert b" cpus='0x" in made
+    assert restore(made, parse(made)) == GUEST
+    for name in (_A57, _A72):
+        assert _blocking(check(_target(_A57, _A72), _here(name))) == []
+        kinds = {finding.kind for finding in check(_target(*kernels), _here(name))}
+        assert ("level-other-cpu" in kinds) is (name == _A72)
+    file = tmp_path / "pool.yaml"
+    file.write_text(pool.dumps(pool.Pool("pool", {}, _profile(*kernels))), encoding="utf-8")
+    assert cli.main(["check", str(file), "--host", _file(tmp_path, _here(_A72))]) == 3
+    assert "would not know of the errata of another" in capsys.readouterr().out
 
 
 # -- what is printed -----------------------------------------------------------------------------
