@@ -579,9 +579,10 @@ def test_iothreads_that_are_none() -> None:
 @pytest.mark.parametrize("mode", ["strict", "preferred", "interleave", "restrictive"])
 def test_numad_and_pins(mode: str) -> None:
     auto = "<vcpu placement='auto'>2</vcpu><numatune><memory mode='{}'{}/></numatune>"
-    text = refused("hand-made-rk3399", domain(auto.format(mode, "")))
-    assert "<numatune>" in text
-    assert "write placement='auto' into that <memory>, or a nodeset" in text
+    for more in ("", " placement='default'"):
+        text = refused("hand-made-rk3399", domain(auto.format(mode, more)))
+        assert "<numatune>" in text
+        assert "write placement='auto' into that <memory>, or a nodeset" in text
     for more in (" placement='auto'", " nodeset='0'"):
         result, _ = resolved("hand-made-rk3399", domain(auto.format(mode, more)))
         assert b"<vcpu placement='static' cpuset='4-5'>2</vcpu>" in result
