@@ -353,7 +353,7 @@ _REFUSALS = {
         _host(),
         domain(cpu(("sve256", "require"), ("sve128", "disable"))),
         Policy(),
-        "no SVE vector length is left",
+        "wants sve256 and turns sve128 off",
     ),
     "SVE, by the domain": (
         _host("trixie-neoverse-n1"),
