@@ -369,7 +369,7 @@ def _overruled(finding: Finding) -> ResolveError:
     return ResolveError(
         "{argument} in <qemu:commandline> overrules what the domain would get: {what} is"
         " {recorded}, and would be {local}".format(**values),
-        "remove it; what it is for can be said in <cpu>, <features> and <type machine>",
+        "remove it; what it is for can be said in <vcpu>, <cpu>, <features> and <type machine>",
     )
 
 
