@@ -16,7 +16,7 @@ def pinned_cpus(domain: Element) -> tuple[int, ...]:
         DomainXMLError: an element twice that there is one of, what is no list of CPUs, or too many
             of them.
     """
-    for name in ("vcpu", "cputune", "iothreads", "iothreadids"):
+    for name in ("vcpu", "cputune", "numatune", "iothreads", "iothreadids"):
         if len(domain.find_all(name)) > 1:
             raise DomainXMLError(f"the domain has more than one <{name}>", "write one")
     cpus = 0
@@ -63,15 +63,17 @@ def _pin(name: str, number: str | None, cpus: str) -> bytes:
 
 def _check_numatune(domain: Element) -> None:
     """Where the vCPUs are numad's to place, the memory is, too, unless <numatune> says otherwise;
-    where they are pinned, it has to say (virDomainNumatuneSet). Raises DomainXMLError.
+    where they are pinned, it has to say: without nodes, "default" is "static" then, which needs
+    some (virDomainNumatuneSet). Raises DomainXMLError.
     """
     vcpu, memory = domain.find("vcpu"), domain.find("numatune/memory")
     if (
         vcpu is not None
         and vcpu.attributes.get("placement") == "auto"
         and memory is not None
-        and "mode" in memory.attributes
-        and not {"nodeset", "placement"} & memory.attributes.keys()
+        and {"mode", "placement"} & memory.attributes.keys()
+        and "nodeset" not in memory.attributes
+        and memory.attributes.get("placement", "default") == "default"
     ):
         raise DomainXMLError(
             "<vcpu placement='auto'> has to become a list of CPUs on this host of several kinds,"

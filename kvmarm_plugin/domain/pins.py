@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..basics import cpulist
 from ..basics.untrusted import libvirt_number
 from ..basics.value import Value
+from .memory import vcpus_of
 from .xml import DomainXMLError, Element
 
 TYPE_CHECKING = False
@@ -49,12 +50,14 @@ _MOST_TEXT = 1 << 20  # characters of all their lists of CPUs: a thousand for ea
 
 
 def pins_of(domain: Element) -> list[Element]:
-    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune>.
-    Raises DomainXMLError.
+    """The elements that pin threads of a domain: <vcpu> with a cpuset, and those of <cputune> but
+    for vCPUs that it does not have, which libvirt ignores (virDomainVcpuPinDefParseXML). Raises
+    DomainXMLError.
     """
     vcpu, cputune = domain.find("vcpu"), domain.find("cputune")
     own = [vcpu] if vcpu is not None and cpuset_of(vcpu) else []
-    return own + pins_in(cputune) if cputune else own
+    most = vcpus_of(domain) or MOST_THREADS
+    return own + [pin for pin in pins_in(cputune) if _is_of(pin, most)] if cputune else own
 
 
 def pins_in(cputune: Element) -> list[Element]:
@@ -88,6 +91,12 @@ def thread_of(pin: Element) -> tuple[str, str | None]:
         return pin.name, number and str(libvirt_number(number, _MOST_NUMBER))
     except ValueError:
         return pin.name, number
+
+
+def _is_of(pin: Element, vcpus: int) -> bool:
+    """Whether a pin is for a thread of a domain with that many vCPUs, as far as can be told."""
+    kind, number = thread_of(pin)
+    return kind != "vcpupin" or not (number and number.isdigit()) or int(number) < vcpus
 
 
 def cpuset_of(vcpu: Element) -> str:

@@ -169,7 +169,13 @@ def _concrete_cpu(edits: Edits, kept: list[bytes], cpu: Element, emission: Emiss
     edits.replace(
         cpu.start,
         cpu.end,
-        _compose_cpu(cpu, emission.cpu, emission.model, emission.features, _unowned(cpu)),
+        _compose_cpu(
+            cpu,
+            b" ".join([emission.cpu, *cpu.declarations.values()]),  # what is not ours may use them
+            emission.model,
+            emission.features,
+            _unowned(cpu),
+        ),
     )
 
 
@@ -215,7 +221,7 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element, emitted: Emit
     theirs = [child for child in cpu.children if not emitted.has_child(child)]
     if (anew and len(theirs) == len(cpu.children)) or not (anew or emitted.has_cpu(cpu)):
         return  # the user's, as it is
-    head = cpu.head if anew and not emitted.has_mode_attributes(cpu) else original.head
+    tag = cpu if anew and not emitted.has_mode_attributes(cpu) else original
     others = _unowned(cpu)
     written_since = [child for child in theirs if child.name in _OWNED_BY_CPU]
     taken = [_identity(child) for child in written_since]
@@ -228,16 +234,19 @@ def _restore_cpu(edits: Edits, domain: Element, original: Element, emitted: Emit
         *written_since,
     ]
     if (
-        head == original.head
+        tag.head == original.head
         and others.split() == _unowned(original).split()
         and owned == [child for child in original.children if child.name in _OWNED_BY_CPU]
     ):
         text = original.text
     else:
         # The user has changed <cpu> since: keep that, and put back what was there before.
+        declared = {**original.declarations, **cpu.declarations}
+        attributes = [tag.head[len(b"<cpu") :].rstrip(b"/>").strip()]
+        attributes += [text for name, text in declared.items() if name not in tag.declarations]
         text = _compose_cpu(
             cpu,
-            head[len(b"<cpu") :].rstrip(b"/>").strip(),
+            b" ".join(attributes),
             b"".join(child.text for child in owned if child.name != "feature"),
             tuple(child.text for child in owned if child.name == "feature"),
             others,

@@ -144,6 +144,20 @@ class Element:
         space = self._source[line : self.start]
         return space if line >= 0 and space.isspace() else b""
 
+    @property
+    def declarations(self) -> dict[str, bytes]:
+        """The prefixes that its start tag declares, as "xmlns:PREFIX", and each as it is
+        written.
+        """
+        head = self.head
+        if b"xmlns:" not in head:
+            return {}
+        return {
+            name: head[start:end]
+            for name, (_, start, end) in _attribute_places(head).items()
+            if name.startswith("xmlns:")
+        }
+
     def find(self, path: str) -> Element | None:
         """The first element at a path of names, such as "os/type"."""
         element = self

@@ -2,15 +2,18 @@
 """The words that a domain has for QEMU itself, in <qemu:commandline>: what they make of the vCPU.
 
 QEMU reads them after what libvirt makes of the rest of the XML. The last -cpu counts, alone; a
-property of -machine counts as it is said last. <qemu:override> is not read: it is about devices
-(qemuBuildDeviceAddProps), and a vCPU is none.
+property of -machine counts as it is said last; -global counts where -cpu is silent.
+<qemu:override> is not read: it is about devices (qemuBuildDeviceAddProps), and a vCPU is none.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 from ..basics.untrusted import shown
 from ..domain.levelling import LIBRARY
 from ..domain.xml import Element
+from ..model.board import most_vcpus
 from ..model.features import AARCH32, FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target
 from .finding import Finding
@@ -21,9 +24,10 @@ if TYPE_CHECKING:
 
 _NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
-# Those that are read, without their dashes. A number of vCPUs (-smp) is no part of a record, and
-# QEMU refuses one that the GIC has no room for.
-_OPTIONS = frozenset({"cpu", "machine", "M", "accel", "global", "m", "set", "readconfig", "device"})
+# Those that are read, without their dashes.
+_OPTIONS = frozenset(
+    {"cpu", "machine", "M", "accel", "global", "m", "set", "readconfig", "device", "smp"}
+)
 
 # Of "host" and of named models: none of them changes a register that a record holds. Steal time and
 # the adjusted timer are no registers of the vCPU, and the virt machine itself decides the conduit.
@@ -36,7 +40,7 @@ _HARMLESS_OF_MACHINE = frozenset(
      "default-bus-bypass-iommu", "dtb", "dtb-kaslr-seed", "dtb-randomness", "dump-guest-core",
      "dumpdtb", "firmware", "graphics", "hmat", "initrd", "iommu", "kernel", "mem-merge",
      "memory-backend", "msi", "nvdimm", "nvdimm-persistence", "pflash0", "pflash1",
-     "phandle-start", "shim", "smp", "smp-cache", "spcr", "suppress-vmdesc", "usb",
+     "phandle-start", "shim", "smp-cache", "spcr", "suppress-vmdesc", "usb",
      "x-oem-id", "x-oem-table-id"}
 )  # fmt: skip
 
@@ -47,6 +51,13 @@ _HARMLESS_OF_ACCEL = frozenset(
 
 # What kvmarm never gives to a guest.
 _OFF_IN_MACHINE = ("virtualization", "secure", "mte")
+
+# What a -global may name for a vCPU's type: those that it is derived from.
+_TYPES_OF_CPU = frozenset({"object", "device", "cpu", "arm-cpu", "aarch64-cpu"})
+
+# Of -smp, beside cpus and maxcpus.
+_TOPOLOGY = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+_LONG = 20  # characters of a number that nobody means
 
 _SWITCHES = {
     **dict.fromkeys(("on", "yes", "true", "y"), "on"),
@@ -190,6 +201,9 @@ def _of_machine(value: str, target: Target) -> Iterator[tuple[str, str, str]]:
             recorded = "on"
         elif name in _OFF_IN_MACHINE:
             recorded = "off"
+        elif name.startswith("smp."):
+            yield from _of_smp(f"{name[len('smp.') :]}={word}", target)
+            continue
         elif name.partition(".")[0] in _HARMLESS_OF_MACHINE:
             continue
         else:
@@ -220,10 +234,41 @@ def _of_global(value: str, target: Target) -> Iterator[tuple[str, str, str]]:
         parts = dict(map(_property, value.split(",")))
         driver, name, word = (parts.get(key, "") for key in ("driver", "property", "value"))
     models = {target.model, "max"} if target.model == "host" else {target.model}
-    if driver in {"device", "cpu", "arm-cpu", *(f"{model}-arm-cpu" for model in models)}:
-        yield from _of_property(name, word, target)
+    if driver in {*_TYPES_OF_CPU, *(f"{model}-arm-cpu" for model in models)}:
+        if name not in _said_by_libvirt(target):
+            yield from _of_property(name, word, target)
     elif "arm-gic" in driver:
         yield f"{driver}.{name}", "", ""
+
+
+def _said_by_libvirt(target: Target) -> set[str]:
+    """The properties in the -cpu of a recorded guest. One that the user puts in its place has to
+    say what counts of them, too (see `_of_cpu`).
+    """
+    words = {*_words(target)}
+    if target.sve_lengths and not SVE.is_in(target.unsaid):
+        words.update(f"sve{n}" for n in SVE_LENGTHS if n <= max(target.sve_lengths))
+    return words
+
+
+def _of_smp(value: str, target: Target) -> Iterator[tuple[str, str, str]]:
+    """How many vCPUs there can ever be is no part of a record: all is well that the GIC has room
+    for. Words of a topology are multiplied with those of libvirt, if nothing says maxcpus
+    (machine_parse_smp_config).
+    """
+    first, *rest = value.split(",")
+    said = dict(map(_property, [first if "=" in first else f"cpus={first}", *rest]))
+    try:
+        counts = {name: int(word, 0) for name, word in said.items() if len(word) < _LONG}
+    except ValueError:
+        counts = {}
+    most = most_vcpus(target.gic, target.machine, target.ipa_bits)
+    topology = prod(counts.get(name, 1) for name in _TOPOLOGY)
+    vcpus = max(counts.get("cpus", 0), counts.get("maxcpus", topology))
+    if vcpus > most:
+        yield "vCPUs", f"up to {most}", str(vcpus)
+    elif len(counts) < len(said) or ("maxcpus" not in said and said.keys() - {"cpus"}):
+        yield "vCPUs", "", ""
 
 
 def _of_device(value: str, _target: Target) -> Iterator[tuple[str, str, str]]:
@@ -263,4 +308,5 @@ _READERS = {
     "machine": _of_machine,
     "M": _of_machine,
     "set": _of_set,
+    "smp": _of_smp,
 }

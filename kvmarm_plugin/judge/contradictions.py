@@ -16,6 +16,8 @@ from ..model.target import SVE_LENGTHS, Target, is_name
 from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
 
+_POLICIES = {"force": "on", "require": "on", "disable": "off", "forbid": "off"}
+
 
 def find_contradictions(
     domain: Element, target: Target, takes_host_model: bool = False, host_ipa_bits: int = 0
@@ -143,7 +145,11 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
 
 def _says(domain: Element, target: Target) -> dict[str, str]:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
-    gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    # libvirt walks all of ./features/*, and the last word counts (virDomainFeaturesDefParse).
+    features = {
+        child.name: child for each in domain.find_all("features") for child in each.children
+    }
+    gic, pmu = features.get("gic"), features.get("pmu")
     # Without a word, the guest's architecture is the host's.
     own = "aarch64" if target.architecture == "arm64" else "armv7l"
     says = {
@@ -159,9 +165,7 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
         # As libvirt has it: optional features are dropped, the last word on a name counts.
         policy = feature.attributes.get("policy", "require")
         if policy != "optional":
-            says[f"<feature {feature.attributes.get('name')}>"] = (
-                "off" if policy in ("disable", "forbid") else "on"
-            )
+            says[f"<feature {feature.attributes.get('name')}>"] = _POLICIES.get(policy, policy)
     return says
 
 

@@ -32,7 +32,7 @@ def choose_features(
     if wish.model:  # the named models that KVM takes have none of the others
         return Features(in_order(vcpu), ())
     for feature in CPU_FEATURES:
-        if _is_on(feature, asked.get(feature.libvirt), policy, cluster, profile):
+        if _is_on(feature, asked.get(feature.libvirt), wish, policy, cluster, profile):
             vcpu += feature.bits
     knobs = knobs_of(profile)
     speaker = (
@@ -116,7 +116,12 @@ def _read_cpu_features(wish: Wish) -> dict[str, bool | None]:
 
 
 def _is_on(
-    feature: Feature, asked: bool | None, policy: Policy, cluster: Cluster, profile: HostProfile
+    feature: Feature,
+    asked: bool | None,
+    wish: Wish,
+    policy: Policy,
+    cluster: Cluster,
+    profile: HostProfile,
 ) -> bool:
     """What the domain asked, else what the policy says, else what the host has."""
     wanted: bool | None = getattr(policy, feature.policy) if asked is None else asked
@@ -125,10 +130,23 @@ def _is_on(
         by = "the policy" if asked is None else "the domain"
         raise ResolveError(
             f"{by} wants {feature.noun}, which KVM {profile.where} does not offer",
-            # not "off": that is itself refused where there is none (starting.check_start)
-            "remove <pmu>" if feature is PMU and asked else f"turn {feature.noun} off there",
+            _without(feature, wish) if asked else f"turn {feature.noun} off there",
         )
     return offered if wanted is None else wanted
+
+
+def _without(feature: Feature, wish: Wish) -> str:
+    """How a domain asks for a feature no more. Not by turning it off: that is refused of a PMU that
+    is not there (starting.check_start), and beside lengths of SVE.
+    """
+    if feature is PMU:
+        return "remove <pmu>"
+    said = (
+        name
+        for name, required in wish.features
+        if (required if name == feature.libvirt else feature is SVE and name.startswith("sve"))
+    )
+    return f"remove the <feature> of {' and '.join(said)}"
 
 
 def _has_pmu(
@@ -137,7 +155,7 @@ def _has_pmu(
     """A VM has the PMU of one cluster, whose counters stand still while a vCPU runs on another
     (kvm_pmu_create_perf_event).
     """
-    pmu = _is_on(PMU, wish.pmu, policy, cluster, profile)
+    pmu = _is_on(PMU, wish.pmu, wish, policy, cluster, profile)
     if not (pmu and roams):
         return pmu
     if policy.cluster == "all" and wish.pmu is None and policy.pmu is None:
@@ -171,7 +189,13 @@ def _sve_lengths(
         for length in cluster.sve_lengths
         if length <= longest and length < min(refused, default=longest + 1)
     )
-    if not lengths or any(length not in lengths for length in required):
+    if required and longest not in lengths:
+        raise ResolveError(
+            f"the domain wants sve{longest} and turns sve{refused[0]} off, and KVM {profile.where}"
+            " gives the longer length with the shorter only",
+            f"remove the <feature> of sve{refused[0]}, or of sve{longest}",
+        )
+    if not lengths:
         raise ResolveError(
             f"no SVE vector length is left for the guest {profile.where}",
             "turn SVE off, or allow a longer one",

@@ -20,7 +20,7 @@ from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
 from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, parse, quoted
-from ..judge.arguments import find_overruled
+from ..judge.arguments import find_overruled, find_unjudged
 from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
@@ -154,6 +154,8 @@ class Resolver:
         target, emission, facts = self._answers[wish]
         for overruled in find_overruled(domain, target):
             raise _overruled(overruled)
+        for note in find_unjudged(domain, target):
+            self._advise(f"{_title(domain)}: {note}")
         if domain.find("cpu/maxphysaddr"):
             raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
         if says(domain):
@@ -367,7 +369,7 @@ def _overruled(finding: Finding) -> ResolveError:
     return ResolveError(
         "{argument} in <qemu:commandline> overrules what the domain would get: {what} is"
         " {recorded}, and would be {local}".format(**values),
-        "remove it; what it is for can be said in <cpu>, <features> and <type machine>",
+        "remove it; what it is for can be said in <vcpu>, <cpu>, <features> and <type machine>",
     )
 
 

@@ -12,6 +12,11 @@ from ..domain.memory import memory_and_room, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
 from ..model.vcpu import NAMED_MODELS
 
+# virCPUFeaturePolicy, and what is asked of a feature by each.
+_POLICIES = {"force": True, "require": True, "optional": None, "disable": False, "forbid": False}
+
+_LAST_COUNTS = "libvirt takes the last word: remove the others"
+
 
 class ResolveError(KvmarmError):
     """This host cannot give what the domain asks for."""
@@ -53,20 +58,17 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     run.
 
     Raises:
-        ResolveError: an element twice that there is one of.
+        ResolveError: an element twice that there is one of, or a word that libvirt does not know.
         DomainXMLError: a memory size that is none.
     """
-    for parent, name in (
-        (domain, "cpu"),
-        (domain, "features"),
-        (domain.find("features"), "gic"),
-        (domain.find("features"), "pmu"),
+    for parent, name, counts in (
+        (domain, "cpu", "libvirt reads only the first: remove the others"),
+        (domain, "features", "libvirt reads them all: put what they have into one"),
+        (domain.find("features"), "gic", _LAST_COUNTS),
+        (domain.find("features"), "pmu", _LAST_COUNTS),
     ):
         if parent is not None and len(parent.find_all(name)) > 1:
-            raise ResolveError(
-                f"the domain has more than one <{name}>",
-                "libvirt reads only one: remove the others",
-            )
+            raise ResolveError(f"the domain has more than one <{name}>", counts)
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     assert cpu is not None  # asks_for_host_model, or why_not_adopted, has seen both
     assert os_type is not None
@@ -76,8 +78,8 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     return Wish(
         architecture=os_type.attributes.get("arch", host_architecture),
         machine=os_type.attributes.get("machine", ""),
-        gic=gic.attributes.get("version", "") if gic else "",
-        pmu=None if pmu is None else pmu.attributes.get("state", "on") == "on",
+        gic=_word(gic, "version", "host", ("2", "3", "host")) if gic else "",
+        pmu=_word(pmu, "state", "on", ("on", "off")) == "on" if pmu else None,
         features=tuple(_read_feature(feature) for feature in cpu.find_all("feature")),
         memory=memory + room,
         room=room,
@@ -149,9 +151,19 @@ def what_emulation_needs(domain: Element, host_architecture: str = "aarch64") ->
 
 
 def _read_feature(feature: Element) -> tuple[str, bool | None]:
-    policy = feature.attributes.get("policy", "require")
-    return feature.attributes.get("name", ""), {
-        "optional": None,
-        "disable": False,
-        "forbid": False,
-    }.get(policy, True)
+    policy = _word(feature, "policy", "require", tuple(_POLICIES))
+    return feature.attributes.get("name", ""), _POLICIES[policy]
+
+
+def _word(element: Element, attribute: str, default: str, known: tuple[str, ...]) -> str:
+    """An attribute of which libvirt knows a few words, and refuses others: virCPUDefParseXML,
+    virDomainFeaturesDefParse. Raises ResolveError.
+    """
+    word = element.attributes.get(attribute, default)
+    if word not in known:
+        *others, last = known
+        raise ResolveError(
+            f"<{element.name} {attribute}='{shown(word, 20)}'/> is none that libvirt knows",
+            f"it knows {', '.join(others)} and {last}",
+        )
+    return word

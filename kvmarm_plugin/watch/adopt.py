@@ -291,7 +291,7 @@ def _check_overruled(findings: list[Finding]) -> None:
         said = texts(findings[0])
         raise UntoldError(
             f"{said['subject']} makes another CPU than the rest of its XML: {said['local']}",
-            "what it is for can be said in <cpu>, <features> and <type machine>",
+            "what it is for can be said in <vcpu>, <cpu>, <features> and <type machine>",
         )
 
 

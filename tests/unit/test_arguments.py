@@ -75,10 +75,14 @@ def _unjudged(name: str, commandline: bytes) -> list[str]:
         # the last one counts
         (["-cpu", "cortex-a57", "-cpu", _AS_LIBVIRT], []),
         (["-cpu", _AS_LIBVIRT, "-cpu", "cortex-a57"], ["CPU host cortex-a57"]),
-        (["-global", "host-arm-cpu.pmu=off"], ["pmu on off"]),
-        (["-global=arm-cpu.pmu=off"], ["pmu on off"]),
-        (["-global", "driver=max-arm-cpu,property=pauth,value=on"], ["pauth off on"]),
+        # -cpu says these
+        (["-global", "host-arm-cpu.pmu=off"], []),
+        (["-global=arm-cpu.pmu=off"], []),
+        (["-global", "driver=max-arm-cpu,property=pauth,value=on"], []),
         (["-global", "host-arm-cpu.pauth=off"], []),
+        # and not these
+        (["-global", "host-arm-cpu.aarch64=off"], ["aarch64 on off"]),
+        (["-global=aarch64-cpu.sve256=on"], ["sve256 off on"]),
         (["-global", "cortex-a57-arm-cpu.pmu=off"], []),  # another CPU's
         (["-global", "virtio-net-pci.romfile="], []),
         (["-global", "host-arm-cpu.kvm-steal-time=off"], []),
@@ -93,6 +97,12 @@ def _unjudged(name: str, commandline: bytes) -> list[str]:
         (["-machine", "virt-9.2,accel=tcg"], ["type virt-10.0 virt-9.2", "accel kvm tcg"]),
         (["-machine", "virt-10.0,accel=kvm:tcg,kernel-irqchip=off"], ["kernel-irqchip on off"]),
         (["-accel", "tcg,thread=multi"], ["accel kvm tcg"]),
+        (["-smp", "512"], []),
+        (["-smp", "4,maxcpus=8,sockets=2,cores=4"], []),
+        (["-smp", "600"], ["vCPUs up to 512 600"]),
+        (["-smp", "cpus=0x4,maxcpus=0x201"], ["vCPUs up to 512 513"]),
+        (["-smp", "sockets=64,cores=16"], ["vCPUs up to 512 1024"]),
+        (["-machine", "smp.cpus=2,smp.maxcpus=513"], ["vCPUs up to 512 513"]),
         (["-accel", "kvm,dirty-ring-size=4096"], []),
         (["-accel=kvm,kernel-irqchip=split"], ["kernel-irqchip on split"]),
         (["-device", "virtio-rng-pci", "-smp", "4", "-overcommit", "cpu-pm=on"], []),
@@ -137,6 +147,27 @@ def test_what_was_left_to_qemu_may_be_said() -> None:
     assert _said(name, "-cpu", "host,pmu=on,sve=off") == []
 
 
+@pytest.mark.parametrize("driver", ["object", "device", "cpu", "arm-cpu", "aarch64-cpu",
+                                    "host-arm-cpu", "max-arm-cpu"])  # fmt: skip
+def test_what_was_left_to_qemu_may_be_said_otherwise(driver: str) -> None:
+    for form in ("{}.pauth=off", "driver={},property=pauth,value=off"):
+        assert _said("bookworm-max", "-global", form.format(driver)) == ["pauth on off"]
+    assert _said("bookworm-max", "-global", f"{driver}.sve=off") == []  # said
+
+
+def test_vcpus_that_an_argument_says() -> None:
+    here = Resolver(host("trixie-cortex-a72").replace(gic_versions=(2,)), Policy())
+    for words in ("10", "cpus=4,maxcpus=10", "sockets=5,cores=2"):
+        argument = _commandline("-smp", words)
+        (finding,) = find_contradictions(*_read(_with(here.resolve(GUEST), argument)))
+        assert line(finding).startswith(
+            f"-smp {words} (in <qemu:commandline>): recorded vCPUs up to 8"
+        )
+        with pytest.raises(KvmarmError, match=r"-smp .*: vCPUs is up to 8, and would be 10"):
+            here.resolve(_with(GUEST, argument))
+    here.resolve(_with(GUEST, _commandline("-smp", "8")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -151,6 +182,8 @@ def test_what_was_left_to_qemu_may_be_said() -> None:
         (["-readconfig", "/etc/x"], "vCPU or addresses"),
         (["-device", "host-arm-cpu,id=x"], "vCPUs"),
         (["-set", "machine.x.mte=on"], "machine"),
+        (["-smp", "many"], "vCPUs"),
+        (["-smp", "4,cores=2"], "vCPUs"),
     ],
 )
 def test_what_cannot_be_judged_is_named(arguments: list[str], what: str) -> None:
@@ -187,9 +220,19 @@ def test_a_guest_that_would_be_overruled_is_not_resolved() -> None:
     here.resolve(_with(GUEST, _commandline("-cpu", _AS_LIBVIRT)))
 
 
+@pytest.mark.parametrize(
+    "argument", [("-machine", "highmem=off"), ("-m", "size=1G,maxmem=4T"), ("-readconfig", "/x")]
+)
+def test_what_cannot_be_judged_is_told_as_it_is_resolved(argument: tuple[str, str]) -> None:
+    said: list[str] = []
+    Resolver(host(_N1), Policy(), advise=said.append).resolve(_with(GUEST, _commandline(*argument)))
+    (note,) = said
+    assert note.startswith(f"guest: {' '.join(argument)} in <qemu:commandline>: what it makes of")
+
+
 @pytest.mark.parametrize("argument", ["x" * 10**6, "host,&#10;=\x85", ",,,", "=", "host,pmu"])
 def test_an_argument_of_any_kind(argument: str) -> None:
-    for option in ("-cpu", "-machine", "-accel", "-global", "-set", "-device"):
+    for option in ("-cpu", "-machine", "-accel", "-global", "-set", "-device", "-smp"):
         xml = _with(resolver(_N1).resolve(GUEST), _commandline(option, argument))
         domain, target = _read(xml)
         said = [*map(line, find_contradictions(domain, target)), *find_unjudged(domain, target)]

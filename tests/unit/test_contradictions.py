@@ -69,6 +69,28 @@ def test_what_runs_the_guest(
     assert (said["subject"], said["recorded"], said["local"]) == (subject, recorded, local)
 
 
+_GIC, _PMU = b"<gic version='3'/>", b"<pmu state='on'/>"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "subjects"),
+    [
+        (_GIC, _GIC + b"<gic version='2'/>", ["<gic>"]),
+        (_GIC, b"<gic version='2'/>" + _GIC, []),
+        (_PMU, _PMU + b"<pmu state='off'/>", ["<pmu>"]),
+        (_PMU, b"<pmu state='off'/>" + _PMU, []),
+        (_PMU, b"<pmu state='On'/>", ["<pmu>"]),
+        (b"</features>", b"</features><features><gic version='2'/><pmu state='off'/></features>",
+         ["<gic>", "<pmu>"]),
+        (b"<features>", b"<features><acpi/></features><features>", []),
+        (b"policy='require' name='pauth'", b"policy='Require' name='pauth'", ["<feature pauth>"]),
+    ],
+)  # fmt: skip
+def test_the_last_word_counts(old: bytes, new: bytes, subjects: list[str]) -> None:
+    findings = _findings(_edited(old, new))
+    assert [texts(finding)["subject"] for finding in findings] == subjects
+
+
 _ARMV7L = GUEST.replace(b"aarch64", b"armv7l")
 
 

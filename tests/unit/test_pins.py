@@ -185,6 +185,11 @@ _CPUTUNE = "<vcpu>2</vcpu><cputune>{}</cputune>"
             "vcpu 0-3|vcpupin 1 0|vcpupin 0 0-3|emulatorpin 0-3",
         ),
         (
+            # of a vCPU that is not there
+            _CPUTUNE.format("<vcpupin vcpu='2' cpuset='0'/><emulatorpin cpuset='4'/>"),
+            "vcpu 4-5|emulatorpin 4|vcpupin 0 4-5|vcpupin 1 4-5",
+        ),
+        (
             _CPUTUNE.format("<emulatorpin cpuset='3'/><shares>9</shares>"),
             "vcpu 0-3|emulatorpin 3|vcpupin 0 0-3|vcpupin 1 0-3",
         ),
@@ -258,6 +263,7 @@ def test_the_users_pins_choose_the_cluster_and_the_rest_is_pinned_there(
         ("<vcpu>1</vcpu><iothreads>99999999</iothreads>", "<iothreads> is not a number of threads"),
         ("<vcpu>1</vcpu><vcpu>2</vcpu>", "more than one <vcpu>"),
         ("<cputune/><cputune/>", "more than one <cputune>"),
+        ("<numatune/><numatune/>", "more than one <numatune>"),
     ],
 )
 def test_pins_that_cannot_be(inside: str, why: str) -> None:
@@ -488,6 +494,12 @@ def reconcile_pins(
     return after, cpus, [line(finding) for finding in findings]
 
 
+def test_a_pin_of_a_vcpu_that_is_not_there_is_no_obstacle() -> None:
+    xml = pinned().replace(b"</cputune>", b"<vcpupin vcpu='07' cpuset='0'/></cputune>")
+    for movable in (True, False):
+        assert reconcile_pins(xml, _ALPHA, movable) == (xml, (4, 5), [])
+
+
 def test_pins_move_to_the_same_cluster_and_back() -> None:
     xml = pinned(
         "<vcpu>3</vcpu><cputune><vcpupin vcpu='0' cpuset='5'/><shares>9</shares></cputune>"
@@ -543,6 +555,7 @@ def test_as_many_pins_as_there_can_be_take_no_time(movable: bool) -> None:
     xml = (
         pinned()
         .replace(b"cpus='4-5'", b"cpus='0-16383'")
+        .replace(b">2</vcpu>", b">512</vcpu>")
         .replace(b"</cputune>", "".join(extra).encode() + b"</cputune>")
     )
     start = time.process_time()

@@ -353,7 +353,7 @@ _REFUSALS = {
         _host(),
         domain(cpu(("sve256", "require"), ("sve128", "disable"))),
         Policy(),
-        "no SVE vector length is left",
+        "wants sve256 and turns sve128 off",
     ),
     "SVE, by the domain": (
         _host("trixie-neoverse-n1"),
@@ -522,6 +522,34 @@ _REFUSALS = {
         "makes no vCPU of target 5 with features",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "word", ["Disable", "DISABLE", "disabled", "off", "", " disable ", "x" * 99]
+)
+def test_words_that_libvirt_does_not_know(word: str) -> None:
+    for written in (
+        cpu(("sve", word)),
+        f"<features><pmu state='{word.replace('off', 'On')}'/></features>{cpu()}",
+        f"<features><gic version='{word}'/></features>{cpu()}",
+    ):
+        with pytest.raises(ResolveError, match="is none that libvirt knows"):
+            chosen(host(_HOST_WITH_EVERYTHING), domain(written))
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        (f"<features/><features/>{cpu()}", "libvirt reads them all"),
+        (f"<features><gic/><gic/></features>{cpu()}", "libvirt takes the last word"),
+        (f"<features><pmu/><pmu/></features>{cpu()}", "libvirt takes the last word"),
+        (f"{cpu()}<cpu/>", "libvirt reads only the first"),
+    ],
+)
+def test_what_libvirt_makes_of_an_element_written_twice(written: str, hint: str) -> None:
+    with pytest.raises(ResolveError) as caught:
+        chosen(host(_HOST_WITH_EVERYTHING), domain(written))
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("name", _REFUSALS)

@@ -555,6 +555,39 @@ def test_two_intents_are_not_restored(version: Callable[[bytes], bytes]) -> None
         restored(source[: intent.end] + intent.text + source[intent.end :])
 
 
+_DECLARING = b"<cpu mode='host-model' xmlns:p='urn:p' xmlns:q = \"urn:q\">%s</cpu>"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"<topology sockets='1' cores='1' threads='1'/><p:note/>",
+        b"<topology sockets='1' cores='1' threads='1' p:z='1'/>",
+        b"<q:note p:z='1'><p:note/></q:note><feature policy='require' name='pauth' q:z='1'/>",
+        b"",
+    ],
+)
+def test_a_cpu_keeps_the_prefixes_that_it_declares(inside: bytes) -> None:
+    here = resolver("trixie-max")
+    source = with_cpu(template("uefi"), _DECLARING % inside)
+    once = here.resolve(source)
+    assert cpu_of(once).declarations == cpu_of(source).declarations
+    assert restored(once) == source
+    written, ours = cpu_of(once).text, b"mode='host-passthrough' check='none'"
+    for edited in (
+        written.replace(b"threads='1'", b"threads='2'"),
+        written.replace(b"mode='host-passthrough'", b"mode='host-model'"),
+        written.replace(ours, b"mode='host-model' migratable='on'"),
+        written.replace(ours, b"mode='host-model' migratable='on' xmlns:r='urn:r'").replace(
+            b"</cpu>", b"<r:note/></cpu>"
+        ),
+        written.replace(ours, ours + b" xmlns:r='urn:r'").replace(b"</cpu>", b"<r:note/></cpu>"),
+        _CPU,
+    ):
+        parse(restored(with_cpu(once, edited)))
+        parse(here.resolve(with_cpu(once, edited)))
+
+
 @pytest.mark.parametrize("place", [b"<metadata", b"<kvmarm:target", b"<kvmarm:intent"])
 @pytest.mark.parametrize(
     "cpu", [b"<cpu mode='host-model' x:y='1'/>", b"<cpu mode='host-model'><model x:y='1'/></cpu>"]

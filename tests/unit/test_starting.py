@@ -416,6 +416,25 @@ def test_the_largest_guest_fits_and_no_larger(bits: int, qemu: tuple[int, int]) 
 # -- SVE -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sve384": "disable"}, "sve384"),
+        ({"sve256": "optional"}, "sve256"),
+        ({"pauth": "disable", "sve": "require", "sve256": "require"}, "sve and sve256"),
+        ({"sve": "force"}, "sve"),
+        ({"pauth": "require"}, "pauth"),
+    ],
+)
+def test_a_feature_that_the_host_lacks_is_no_longer_asked_for(
+    asked: dict[str, str], said: str
+) -> None:
+    text = refused("trixie-neoverse-n1", domain(cpu=features(**asked)))
+    assert text.endswith(f"(hint: remove the <feature> of {said})")
+    left = {name: policy for name, policy in asked.items() if name not in said.split()}
+    resolved("trixie-neoverse-n1", domain(cpu=features(**left)))
+
+
 def test_a_length_that_the_host_lacks_is_no_gap() -> None:
     asked = features(sve="require", sve128="require", sve256="require", sve384="disable")
     for inside in (asked, asked.replace("</cpu>", "<feature name='sve512'/></cpu>")):
@@ -425,7 +444,10 @@ def test_a_length_that_the_host_lacks_is_no_gap() -> None:
     only = features(sve384="disable", sve640="forbid", sve2048="disable")
     assert resolved("trixie-a64fx", domain(cpu=only))[1].sve_lengths == (128, 256, 512)
     gap = features(sve256="disable", sve512="require")
-    assert "no SVE vector length is left" in refused("trixie-a64fx", domain(cpu=gap))
+    assert refused("trixie-a64fx", domain(cpu=gap)).endswith(
+        "wants sve512 and turns sve256 off, and KVM on host trixie-a64fx gives the longer length"
+        " with the shorter only (hint: remove the <feature> of sve256, or of sve512)"
+    )
     assert resolved("trixie-a64fx", domain(cpu=features(sve512="disable")))[1].sve_lengths == (
         128,
         256,
@@ -579,9 +601,10 @@ def test_iothreads_that_are_none() -> None:
 @pytest.mark.parametrize("mode", ["strict", "preferred", "interleave", "restrictive"])
 def test_numad_and_pins(mode: str) -> None:
     auto = "<vcpu placement='auto'>2</vcpu><numatune><memory mode='{}'{}/></numatune>"
-    text = refused("hand-made-rk3399", domain(auto.format(mode, "")))
-    assert "<numatune>" in text
-    assert "write placement='auto' into that <memory>, or a nodeset" in text
+    for more in ("", " placement='default'"):
+        text = refused("hand-made-rk3399", domain(auto.format(mode, more)))
+        assert "<numatune>" in text
+        assert "write placement='auto' into that <memory>, or a nodeset" in text
     for more in (" placement='auto'", " nodeset='0'"):
         result, _ = resolved("hand-made-rk3399", domain(auto.format(mode, more)))
         assert b"<vcpu placement='static' cpuset='4-5'>2</vcpu>" in result
