@@ -92,6 +92,7 @@ class World(NamedTuple):
             self.boots,
             counted(here),
             here.ipa_bits,
+            lambda: here.qemu.release if here.qemu else (0, 0),
             lambda target, cpus: check(target, here, cpus, self.boots),
         )
 
@@ -359,6 +360,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "gic-refused-version-2": (_gic,),
     "addresses-too-few-memory": (_less_memory,),
     "memory-too-large": (_less_memory,),
+    "memory-needs-newer-qemu": (_upgrade_qemu, _less_memory),
     "features-left-to-qemu": (_boot, _upgrade_qemu_there),
     "pmu-off-refused": (_without_pmu,),
     "sve-lengths-refused-limit": (_policy,),
@@ -402,6 +404,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "qemu-without-model",
             "addresses-laid-out",
             "memory-too-large",
+            "memory-needs-newer-qemu",
             "addresses-other-beyond",
             "pmu-off-refused",
             "cpu-replaced",
@@ -641,6 +644,17 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     ),
     "memory-too-large": lambda: [
         _world(_MAX, _host(_MAX, ipa_bits=40), GUEST.replace(b"'MiB'>512<", b"'TiB'>3<"))
+    ],
+    "memory-needs-newer-qemu": lambda: [
+        _edited(
+            _world(here, here.replace(name="there")),
+            b"<memory unit='MiB'>512<",
+            b"<maxMemory slots='4' unit='GiB'>%d</maxMemory><memory unit='GiB'>1<" % most,
+        )
+        for here, most in (
+            (_with_version(_N1, "6.2.0").replace(ipa_bits=40), 600),
+            (_with_version(_N1, "2.12.0"), 300),
+        )
     ],
     "features-left-to-qemu": lambda: [
         _world(_without_word("trixie-max-nosve-nopauth", "pauth"), _MAX),
