@@ -176,14 +176,14 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
 def _says(domain: Element, target: Target) -> dict[str, str]:
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
-    # Without a word, the guest's architecture is the host's.
+    # Without a word, or with an empty one (virXPathString), the architecture is the host's.
     own = "aarch64" if target.architecture == "arm64" else "armv7l"
     says = {
         "domain type": domain.attributes.get("type", "none"),
-        "architecture": os_type.attributes.get("arch", own) if os_type else own,
+        "architecture": (os_type.attributes.get("arch") if os_type else "") or own,
         "<cpu mode>": _mode(cpu, target) if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
-        "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
+        "machine type": (os_type.attributes.get("machine") if os_type else "") or "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",
         "<pmu>": pmu.attributes.get("state", "on") if pmu else "none",
     }
