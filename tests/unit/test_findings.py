@@ -67,7 +67,7 @@ def _host(of: str = _N1, cluster: dict[str, Any] | None = None, **changes: Any) 
 def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
     qemu = host(_N1).qemu
     assert qemu is not None
-    return _host(qemu=qemu.replace(machines=machines))
+    return _host(qemu=qemu.replace(machines=machines, aliases={"virt": machines[0]}))
 
 
 _OPEN = Policy(prefer_named=False)
@@ -318,8 +318,13 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
     "machines-unknown": _missing_machines,
+    "machines-apart": lambda: _between(_with_qemu(("virt-9.0",)), _with_qemu(("virt-4.2",))),
+    "machines-apart-foreign": lambda: _between(
+        _with_qemu(("virt-9.0",)), _with_qemu(("virt-rhel9.6.0",))
+    ),
     "gic-refused": lambda: check(_target(gic=2), _host(gic_versions=(3,))),
     "gic-refused-version-2": lambda: check(_target(), _host(gic_versions=(2,))),
+    "gic-none": lambda: check(_target(), _host(gic_versions=())),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
     "addresses-too-few-memory": lambda: check(_target(ipa_bits=44), _host(ipa_bits=40)),
     "memory-too-large": lambda: memory_refused(

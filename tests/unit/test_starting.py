@@ -23,6 +23,7 @@ from kvmarm_plugin.judge.by_profile import check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import HARMLESS, Finding
 from kvmarm_plugin.judge.pinning import reconcile_pins
+from kvmarm_plugin.judge.wording import texts
 from kvmarm_plugin.model.board import GIB, most_memory, needed_qemu
 from kvmarm_plugin.model.features import OFFERED_BY, PMU
 from kvmarm_plugin.model.policy import Policy
@@ -674,6 +675,7 @@ def _not_started() -> dict[str, tuple[HostProfile, str]]:
         ),
         "32 bits": (with_qemu(board, "5.2.0"), "qemu-without-kvm"),
         "36 bits": (with_qemu(n1.replace(ipa_bits=36), "6.2.0"), "addresses-laid-out"),
+        "no GIC": (n1.replace(gic_versions=()), "gic-none"),
         "39 bits": (with_qemu(n1.replace(ipa_bits=39), "6.2.0"), "addresses-laid-out"),
     }
 
@@ -690,7 +692,11 @@ def test_what_does_not_resolve_does_not_arrive_either(name: str, boots: bool) ->
     target = resolved(able.replace(ipa_bits=here.ipa_bits), text)[1]
     (finding,) = check(target, here, boots=boots)
     assert (finding.kind, finding.stops_start) == (kind, True)
-    unknown = here.replace(qemu=None, unknown=(*here.unknown, "qemu"))
+    if kind == "addresses-laid-out":  # what it would have, and what is recorded, are two things
+        assert texts(finding)["recorded"] == str(target.ipa_bits)
+    part = "gic_versions" if kind == "gic-none" else "qemu"
+    qemu = None if part == "qemu" else here.qemu
+    unknown = here.replace(qemu=qemu, unknown=(*here.unknown, part))
     assert {each.severity for each in check(target, unknown, boots=boots)} == {"unknown"}
 
 
