@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from .basics.errors import KvmarmError
 from .host import cpus as host_cpus
+from .host import qemu_version
 from .host.libvirt_host_model import is_noted
-from .judge.contradictions import as_written, find_contradictions, memory_too_large
+from .judge.contradictions import as_written, find_contradictions, memory_refused
 from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
 from .judge.verdict import in_order, which_counts
 from .rehearse import rehearse
@@ -35,6 +36,7 @@ def judge_guest(
     boots: bool,
     clusters: Sequence[Counted],
     ipa_bits: int,
+    qemu: Callable[[], tuple[int, int]],
     judge: Callable[[Target, tuple[int, ...]], list[Finding]],
     takes_host_model: bool = False,
     ignored: tuple[str, ...] = (),
@@ -46,6 +48,7 @@ def judge_guest(
         record: the one in it.
         boots: whether it boots there; otherwise it arrives.
         ipa_bits: the host's limit of guest physical addresses; 0 where KVM was not asked.
+        qemu: tells the version of the host's QEMU, as `Offer.qemu_version`.
         judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
         takes_host_model: whether the host's libvirt does.
         ignored: kinds of findings about the XML that say nothing of this guest.
@@ -60,9 +63,9 @@ def judge_guest(
         return changes  # what else is recorded is of another guest
     # The hook moves the pins of a guest that arrives.
     _, cpus, pins = reconcile_pins(document, domain, record, clusters, movable=not boots)
+    too_large = memory_refused(domain, ipa_bits, qemu, boots) if ipa_bits else []
     if not boots:
-        return in_order(pins + judge(target, cpus))
-    too_large = memory_too_large(domain, ipa_bits) if ipa_bits else []
+        return in_order(too_large + pins + judge(target, cpus))
     if not changes:
         return too_large + pins + judge(target, cpus)
     # It boots as its XML says, of which the record says nothing.
@@ -112,6 +115,7 @@ class HostHere:
             boots,
             self._clusters,
             self._ipa_bits,
+            qemu_version.installed_version,
             lambda target, cpus: self._rehearse(target, cpus, machines, boots),
             self._takes_host_model,
             ignored,

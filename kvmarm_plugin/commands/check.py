@@ -129,6 +129,7 @@ def _of_guest(
                 boots,
                 counted(host),
                 host.ipa_bits,
+                lambda host=host: host.qemu.release if host.qemu else (0, 0),  # type: ignore[misc]
                 lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
                 ignored=ignored,
             )

@@ -238,7 +238,7 @@ def _left(domain: Element) -> str:
     """By what a domain has left host-model, and how it comes back, or leaves for good."""
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     kind = domain.attributes.get("type", "none")
-    arch = os_type.attributes.get("arch", "aarch64") if os_type else "none"
+    arch = (os_type.attributes.get("arch") or "aarch64") if os_type else "none"
     if kind != "kvm":
         now, before = f"<domain type='{shown(kind, 40)}'>", "<domain type='kvm'>"
     elif arch not in ("aarch64", "armv7l"):

@@ -322,7 +322,7 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
         and cpu.attributes.get("mode") == "host-model"
         and domain.attributes.get("type") == "kvm"
         and os_type is not None
-        and os_type.attributes.get("arch", host_architecture) in ARCHITECTURES
+        and (os_type.attributes.get("arch") or host_architecture) in ARCHITECTURES
     )
 
 

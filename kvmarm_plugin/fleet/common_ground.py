@@ -142,7 +142,9 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                 continue
             found += [
                 Obstacle(source.name, destination.name, finding)
-                for finding in blocking(check(targets[wish], destination))
+                for finding in between(
+                    blocking(check(targets[wish], destination)), source, destination
+                )
             ]
             if destination.ipa_bits:
                 here, there = (least_addresses(host) for host in (source, destination))
@@ -155,6 +157,34 @@ def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
                         )
                     )
     return found
+
+
+def between(
+    findings: list[Finding], source: HostProfile, destination: HostProfile
+) -> list[Finding]:
+    """The findings of a guest that moves between these hosts, on a machine type that both know if
+    there is one. Where it is refused there is none, and both lists are at hand to say what helps.
+    """
+    return [
+        _machines_apart(finding, source, destination)
+        if finding.kind in ("machine-unknown", "machine-dropped", "machine-foreign")
+        else finding
+        for finding in findings
+    ]
+
+
+def _machines_apart(finding: Finding, source: HostProfile, destination: HostProfile) -> Finding:
+    its, theirs = machines(source), machines(destination)
+    values = {"recorded": _from_to(its), "local": _from_to(theirs)}
+    if finding.kind == "machine-foreign":
+        return Finding("machines-apart-foreign", **values)
+    older, needed = (source, theirs) if finding.kind == "machine-dropped" else (destination, its)
+    return Finding("machines-apart", **values, older=older.name, needed=needed[-1])
+
+
+def _from_to(names: tuple[str, ...]) -> str:
+    """Machine types in short, given newest first."""
+    return names[0] if len(names) == 1 else f"{names[-1]} to {names[0]}"
 
 
 def least_addresses(host: HostProfile) -> int:

@@ -18,6 +18,7 @@ from ..model.profile import HostProfile
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
+from .common_ground import between
 from .kinds import Kind, kinds_of
 
 TYPE_CHECKING = False
@@ -213,7 +214,11 @@ class _Source:
         if isinstance(target, str):
             return (), target
         unknown = unknown_of_guests(target, self._host, self._policy)
-        found = check(target, destination, unknown=unknown)
+        found = between(
+            check(target, destination, unknown=unknown),
+            self._host.replace(name="the source"),
+            destination,
+        )
         return tuple(in_order([*found, *_host_differences(self._host, destination)])), ""
 
     def _target(self, machine: str) -> Target:

@@ -96,7 +96,7 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
 
 def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding], Target | None]:
     from kvmarm_plugin.domain.xml import asks_for_host_model
-    from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
+    from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
     from kvmarm_plugin.judge.finding import REFUSES
 
     domain, record = guest.known()
@@ -108,7 +108,7 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
 
         takes_host_model = is_noted()
     edited = find_contradictions(domain, target, takes_host_model, ipa_bits)
-    too_large = [] if arrived else memory_too_large(domain, ipa_bits)
+    too_large = memory_refused(domain, ipa_bits, _qemu_version, not arrived)
     if edited and not arrived:
         from kvmarm_plugin.judge.contradictions import as_written
 
@@ -159,6 +159,12 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
         found = with_cluster(found, target.pinning, clusters)
     # On CPUs of which kind it runs, nobody knows then.
     return found, after if len(found) == len(findings) else None
+
+
+def _qemu_version() -> tuple[int, int]:
+    from kvmarm_plugin.host.qemu_version import installed_version  # few guests make it matter
+
+    return installed_version()
 
 
 def digest_of(found: Record | None) -> str:

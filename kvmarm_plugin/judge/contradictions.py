@@ -8,13 +8,25 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..domain.memory import memory_of, vcpus_of
+from ..domain.memory import memory_and_room, memory_of, vcpus_of
 from ..domain.xml import Element, asks_for_host_model
-from ..model.board import GIB, RAM_START, ipa_bits, most_vcpus
+from ..model.board import (
+    GIB,
+    RAM_START,
+    ipa_bits,
+    lacks_addresses,
+    most_memory,
+    most_vcpus,
+    needed_qemu,
+)
 from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
 from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _POLICIES = {"force": "on", "require": "on", "disable": "off", "forbid": "off"}
 
@@ -66,20 +78,40 @@ def find_contradictions(
     return findings
 
 
-def memory_too_large(domain: Element, host_ipa_bits: int) -> list[Finding]:
+def memory_refused(
+    domain: Element, host_ipa_bits: int, qemu: Callable[[], tuple[int, int]], boots: bool
+) -> list[Finding]:
     """Whether QEMU does not start a guest for its memory, which the XML says and no record.
 
     Args:
         host_ipa_bits: the host's limit.
+        qemu: tells the version of its QEMU, as `Offer.qemu_version`. Only asked if it matters.
+        boots: whether the guest boots there. For one that arrives, its recorded addresses say what
+            no QEMU has room for.
 
     Raises:
         DomainXMLError: a size of memory that is none.
     """
-    end = RAM_START + memory_of(domain)
-    if end <= 1 << host_ipa_bits:
+    memory, room = memory_and_room(domain)
+    end, limit = RAM_START + memory + room, 1 << host_ipa_bits
+    if end > limit:
+        too_much = end - room if end - room > limit else end
+        values = {"recorded": -(-too_much // GIB), "local": limit // GIB}
+        return [Finding("memory-too-large", **values)] if boots else []
+    needed = needed_qemu(memory + room, host_ipa_bits)
+    release = qemu() if needed > (0, 0) else (0, 0)
+    # Of a QEMU that starts no guest at all, `verdict.judge` says so.
+    if not (0, 0) < release < needed or lacks_addresses(host_ipa_bits, release):
         return []
-    limit = (1 << host_ipa_bits) // GIB
-    return [Finding("memory-too-large", recorded=-(-end // GIB), local=limit)]
+    most = RAM_START + most_memory(host_ipa_bits, release) * GIB
+    return [
+        Finding(
+            "memory-needs-newer-qemu",
+            recorded=-(-end // GIB),
+            local=most // GIB,
+            needed=".".join(map(str, needed)),
+        )
+    ]
 
 
 def as_written(domain: Element, target: Target) -> Target:
@@ -150,14 +182,14 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
         child.name: child for each in domain.find_all("features") for child in each.children
     }
     gic, pmu = features.get("gic"), features.get("pmu")
-    # Without a word, the guest's architecture is the host's.
+    # Without a word, or with an empty one (virXPathString), the architecture is the host's.
     own = "aarch64" if target.architecture == "arm64" else "armv7l"
     says = {
         "domain type": domain.attributes.get("type", "none"),
-        "architecture": os_type.attributes.get("arch", own) if os_type else own,
+        "architecture": (os_type.attributes.get("arch") if os_type else "") or own,
         "<cpu mode>": _mode(cpu, target) if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
-        "machine type": os_type.attributes.get("machine", "none") if os_type else "none",
+        "machine type": (os_type.attributes.get("machine") if os_type else "") or "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",
         "<pmu>": pmu.attributes.get("state", "on") if pmu else "none",
     }

@@ -150,21 +150,25 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     if offer.machines and target.machine and target.machine not in offer.machines:
         findings.append(_judge_machine_type(target.machine, offer))
-    if offer.gic_versions and target.gic and target.gic not in offer.gic_versions:
+    runs = offer.problem is None or offer.problem.kind not in _NONE_STARTS
+    is_known = "gic_versions" not in offer.unknown and (offer.gic_versions or runs)
+    if is_known and target.gic and target.gic not in offer.gic_versions:
         findings.append(gic_refused(target.gic, offer.gic_versions, offer.host))
     if offer.ipa_bits and target.ipa_bits > offer.ipa_bits:
         findings.append(_judge_addresses(target.ipa_bits, offer))
-    return findings + _judge_layout(offer)
+    return findings + _judge_layout(target, offer)
 
 
 def gic_refused(recorded: int, local: tuple[int, ...], host: str) -> Finding:
     """A GIC that a host does not have.
 
     Args:
-        local: the versions that it has.
+        local: the versions that it has; empty where KVM makes none.
     """
+    if not local:
+        return Finding("gic-none", recorded=recorded, host=host)
     values = {"recorded": recorded, "local": local, "host": host}
-    newest = max(local, default=0)
+    newest = max(local)
     if newest != 2:
         return Finding("gic-refused", **values, newest=newest)
     from ..model.board import MOST_OF_GIC_2  # few hosts need it
@@ -199,7 +203,7 @@ def _judge_addresses(recorded: int, offer: Offer) -> Finding:
     return Finding("addresses-too-few", **values, host=offer.host)
 
 
-def _judge_layout(offer: Offer) -> list[Finding]:
+def _judge_layout(target: Target, offer: Offer) -> list[Finding]:
     """An older QEMU lays out regions that no guest needs, and starts none without them."""
     if not 0 < offer.ipa_bits < _ENOUGH_IPA_BITS:
         return []
@@ -209,7 +213,15 @@ def _judge_layout(offer: Offer) -> list[Finding]:
     if not lacks_addresses(offer.ipa_bits, qemu):
         return []
     laid_out = ipa_bits(0, offer.ipa_bits, qemu)
-    return [Finding("addresses-laid-out", recorded=laid_out, local=offer.ipa_bits, host=offer.host)]
+    return [
+        Finding(
+            "addresses-laid-out",
+            recorded=target.ipa_bits,
+            laid_out=laid_out,
+            local=offer.ipa_bits,
+            host=offer.host,
+        )
+    ]
 
 
 def _split(machine: str) -> tuple[str, tuple[int, ...]]:

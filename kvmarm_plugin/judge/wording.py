@@ -31,6 +31,7 @@ _OF_THE_XML = {
     "maxphysaddr-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
     "memory-too-large": ("in the XML", ""),
+    "memory-needs-newer-qemu": ("in the XML", ""),
     "cluster-open": ("in the XML", ""),
     "pin-missing": ("in the XML", ""),
     "pin-elsewhere": ("in the XML", ""),

@@ -77,6 +77,20 @@ def most_memory(host_ipa_bits: int, qemu: tuple[int, int]) -> int:
     return min(largest, ram_limit(qemu) // GIB)
 
 
+def needed_qemu(memory: int, host_ipa_bits: int) -> tuple[int, int]:
+    """The QEMU from which on a guest with so much memory starts; (0, 0) if any starts it, or none.
+
+    Args:
+        memory, host_ipa_bits: as for `ipa_bits`.
+    """
+    top, limit = RAM_START + memory, 1 << host_ipa_bits
+    if top > limit:
+        return 0, 0
+    if _region_ends(top)[-1] > limit:
+        return LEAVES_OUT_FROM
+    return _MOVES_FROM if memory > _LEGACY_RAM_LIMIT else (0, 0)
+
+
 def most_vcpus(
     gic: int, machine: str, host_ipa_bits: int, memory: int = 0, qemu: tuple[int, int] = (0, 0)
 ) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from ..model.board import (
     GIB,
-    LEAVES_OUT_FROM,
     RAM_START,
     ipa_bits,
     lacks_addresses,
     leaves_out,
+    most_memory,
+    needed_qemu,
     ram_limit,
 )
 from .wish import ResolveError
@@ -30,40 +31,38 @@ def guest_ipa_bits(
         ResolveError: the memory does not fit, or the regions do not and QEMU needs them.
     """
     limit = 1 << host_ipa_bits
-    top = RAM_START + memory
-    if top > limit:
-        raise _too_large(top, top - room > limit, limit, where)
-    if memory > ram_limit(qemu):
+    # Where what the guest starts with is too much already, less room would not help.
+    at_once = memory - room > most_memory(host_ipa_bits, qemu) * GIB
+    size, what, less = (
+        (memory - room, "the guest's memory ends", "give the guest less memory")
+        if at_once
+        else (
+            memory,
+            "<maxMemory> and its slots end",
+            "lower <maxMemory>, or its slots, of which each takes 1 GiB of addresses",
+        )
+    )
+    if RAM_START + size > limit:
+        raise ResolveError(
+            f"{what} at {-(-(RAM_START + size) // GIB)} GiB, KVM {where} has addresses up to"
+            f" {limit // GIB} GiB",
+            less,
+        )
+    newer = f"install QEMU {_version(needed_qemu(size, host_ipa_bits))} or newer there"
+    if size > ram_limit(qemu):
         raise ResolveError(
             f"QEMU {_version(qemu)} {where} has at most {ram_limit(qemu) // GIB} GiB of memory",
-            "give the guest less memory, or install QEMU 4.0 or newer there",
+            f"{newer}, or {less}",
         )
-    bits = ipa_bits(memory, host_ipa_bits, qemu)
+    bits = ipa_bits(size, host_ipa_bits, qemu)
     if bits > host_ipa_bits and not leaves_out(qemu):
-        less = "" if lacks_addresses(host_ipa_bits, qemu) else ", or give the guest less memory"
         raise ResolveError(
             f"QEMU {_version(qemu)} {where} lays out {bits} bits of guest addresses, whether"
             f" it needs them or not, and KVM there has {host_ipa_bits}",
-            f"install QEMU {_version(LEAVES_OUT_FROM)} or newer there{less}",
+            newer if lacks_addresses(host_ipa_bits, qemu) else f"{newer}, or {less}",
         )
     return bits
 
 
 def _version(release: tuple[int, int]) -> str:
     return ".".join(map(str, release))
-
-
-def _too_large(top: int, at_once: bool, limit: int, where: str) -> ResolveError:
-    """
-    Args:
-        at_once: whether the memory that the guest starts with is too large already.
-    """
-    what = "the guest's memory ends" if at_once else "<maxMemory> and its slots end"
-    return ResolveError(
-        f"{what} at {-(-top // GIB)} GiB, KVM {where} has addresses up to {limit // GIB} GiB",
-        (
-            "give the guest less memory"
-            if at_once
-            else "lower <maxMemory>, or its slots, of which each takes 1 GiB of addresses"
-        ),
-    )

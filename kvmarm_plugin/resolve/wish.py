@@ -76,7 +76,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
     memory, room = memory_and_room(domain)
     return Wish(
-        architecture=os_type.attributes.get("arch", host_architecture),
+        architecture=os_type.attributes.get("arch") or host_architecture,
         machine=os_type.attributes.get("machine", ""),
         gic=_word(gic, "version", "host", ("2", "3", "host")) if gic else "",
         pmu=_word(pmu, "state", "on", ("on", "off")) == "on" if pmu else None,
@@ -121,7 +121,7 @@ def why_not_ours(domain: Element, host_architecture: str = "aarch64") -> str:
     os_type, kind = domain.find("os/type"), domain.attributes.get("type", "none")
     if kind != "kvm":
         return f"it is no KVM guest (<domain type='{shown(kind, 40)}'>)"
-    arch = os_type.attributes.get("arch", host_architecture) if os_type else "none"
+    arch = (os_type.attributes.get("arch") or host_architecture) if os_type else "none"
     if arch not in ARCHITECTURES:
         return f"it is no ARM guest (<type arch='{shown(arch, 40)}'>)"
     return ""
@@ -140,7 +140,7 @@ def what_emulation_needs(domain: Element, host_architecture: str = "aarch64") ->
         or cpu is None
         or cpu.attributes.get("mode") != "host-model"
         or os_type is None
-        or os_type.attributes.get("arch", host_architecture) not in ARCHITECTURES
+        or (os_type.attributes.get("arch") or host_architecture) not in ARCHITECTURES
     ):
         return ""
     title = shown(" ".join(name.content.split()), 60) if name else "the domain"

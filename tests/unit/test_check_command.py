@@ -325,6 +325,42 @@ def test_more_memory_than_was_recorded(run: Run) -> None:
 # -- what is asked -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("inactive", [[], ["--inactive"]])
+@pytest.mark.parametrize(
+    ("memory", "status"),
+    [
+        ("<memory unit='GiB'>400<", 0),
+        ("<memory unit='GiB'>600<", 3),
+        ("<memory unit='GiB'>1000<", 3),
+        ("<maxMemory slots='4' unit='GiB'>600</maxMemory><memory unit='GiB'>1<", 3),
+    ],
+)
+def test_memory_that_an_older_qemu_has_no_room_for(
+    run: Run, inactive: list[str], memory: str, status: int
+) -> None:
+    """It leaves out no region behind it (test_starting.py has what it lays out)."""
+    rk3399 = "hand-made-rk3399"
+    edited = _resolved(rk3399).replace("<memory unit='MiB'>512<", memory)
+    assert memory in edited
+    Path("guest.xml").write_text(edited)
+    answer = run("check", "--host", str(HOSTS[rk3399]), *inactive, "./guest.xml")
+    assert answer.status == status
+    assert ("upgrade QEMU on the host to 7.0 or newer" in answer.out) is bool(status)
+
+
+def test_a_guest_that_only_a_newer_qemu_has_room_for(run: Run) -> None:
+    """Nothing was edited, and its recorded addresses are those of both hosts."""
+    there = host("trixie-neoverse-n1").replace(ipa_bits=40)
+    assert there.qemu
+    older = there.replace(qemu=there.qemu.replace(version="6.2.0"))
+    text = GUEST.replace(b"'MiB'>512<", b"'GiB'>600<")
+    Path("guest.xml").write_bytes(Resolver(there, Policy()).resolve(text))
+    assert run("check", "--host", _profile(there), "./guest.xml").status == 0
+    answer = run("check", "--host", _profile(older), "./guest.xml")
+    assert answer.status == 3
+    assert "in the XML 601 GiB, now on trixie-neoverse-n1 no more than 511 GiB" in answer.out
+
+
 def test_a_guest_that_is_shut_off_only_has_to_start(
     run: Run, daemon: Daemon, on: Callable[[HostProfile], None]
 ) -> None:

@@ -203,7 +203,8 @@ def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
         problems=(Problem("KVM", "/dev/kvm is missing"),),
     )
     no_qemu = usable.replace(name="no-qemu", qemu=None)
-    comparison = _compare(no_kvm, usable, no_qemu)
+    no_gic = usable.replace(name="no-gic", gic_versions=())
+    comparison = _compare(no_kvm, usable, no_qemu, no_gic)
     assert {pair for pair, possible in _edges(comparison).items() if possible} == {
         (usable.name, usable.name)
     }
@@ -212,6 +213,7 @@ def test_a_host_that_makes_no_guests_is_alone_and_says_why() -> None:
     }
     assert "KVM: /dev/kvm is missing" in problems["no-kvm",]
     assert "no usable QEMU" in problems["no-qemu",]
+    assert "offers no virtual GIC" in problems["no-gic",]
     assert problems[usable.name,] == ""
     text = as_text(comparison)
     assert "no guests: host no-qemu has no usable QEMU" in text

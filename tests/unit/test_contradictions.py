@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvmarm_plugin.domain import record
@@ -113,11 +115,22 @@ def test_another_architecture_is_started_as_it_is_written() -> None:
     assert "el1_32bit" in as_written(parse(xml), target).features
 
 
-def test_an_architecture_that_goes_without_saying() -> None:
-    xml = _edited(b"<type arch='aarch64' ", b"<type ")
+@pytest.mark.parametrize("new", [b"<type ", b"<type arch='' "])
+def test_an_architecture_that_goes_without_saying(new: bytes) -> None:
+    """Of an attribute that is empty, libvirt reads nothing (virXPathString)."""
+    xml = _edited(b"<type arch='aarch64' ", new)
     assert _findings(xml) == []
     xml = resolver("hand-made-a15-3.10").resolve(_ARMV7L)
-    assert _findings(xml.replace(b"<type arch='armv7l' ", b"<type ")) == []
+    assert _findings(xml.replace(b"<type arch='armv7l' ", new)) == []
+    xml = resolver(_MAX).resolve(GUEST.replace(b"<type arch='aarch64' ", new))
+    assert record.find(parse(xml)) is not None
+    assert new + b"machine='virt-" in xml
+
+
+def test_a_machine_type_that_is_empty() -> None:
+    xml = resolver(_MAX).resolve(GUEST)
+    (finding,) = _findings(re.sub(rb"(<type .* machine=)'[^']*'", rb"\1''", xml))
+    assert texts(finding)["local"] == "none"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
-from kvmarm_plugin.judge.contradictions import find_contradictions, memory_too_large
+from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, WRONG, Finding, kinds
 from kvmarm_plugin.judge.pinning import reconcile_pins, with_cluster
 from kvmarm_plugin.judge.verdict import judge
@@ -67,7 +67,7 @@ def _host(of: str = _N1, cluster: dict[str, Any] | None = None, **changes: Any) 
 def _with_qemu(machines: tuple[str, ...]) -> HostProfile:
     qemu = host(_N1).qemu
     assert qemu is not None
-    return _host(qemu=qemu.replace(machines=machines))
+    return _host(qemu=qemu.replace(machines=machines, aliases={"virt": machines[0]}))
 
 
 _OPEN = Policy(prefer_named=False)
@@ -332,12 +332,20 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     "machine-dropped": lambda: check(_target(), _with_qemu(("virt-11.1", "virt-11.0"))),
     "machine-foreign": lambda: check(_target(), _with_qemu(("virt-rhel9.6.0",))),
     "machines-unknown": _missing_machines,
+    "machines-apart": lambda: _between(_with_qemu(("virt-9.0",)), _with_qemu(("virt-4.2",))),
+    "machines-apart-foreign": lambda: _between(
+        _with_qemu(("virt-9.0",)), _with_qemu(("virt-rhel9.6.0",))
+    ),
     "gic-refused": lambda: check(_target(gic=2), _host(gic_versions=(3,))),
     "gic-refused-version-2": lambda: check(_target(), _host(gic_versions=(2,))),
+    "gic-none": lambda: check(_target(), _host(gic_versions=())),
     "addresses-too-few": lambda: check(_target(), _host(ipa_bits=36)),
     "addresses-too-few-memory": lambda: check(_target(ipa_bits=44), _host(ipa_bits=40)),
-    "memory-too-large": lambda: memory_too_large(
-        parse(GUEST.replace(b"'MiB'>512<", b"'TiB'>2<")), 40
+    "memory-too-large": lambda: memory_refused(
+        parse(GUEST.replace(b"'MiB'>512<", b"'TiB'>2<")), 40, lambda: (0, 0), boots=True
+    ),
+    "memory-needs-newer-qemu": lambda: memory_refused(
+        parse(GUEST.replace(b"'MiB'>512<", b"'GiB'>600<")), 40, lambda: (5, 2), boots=True
     ),
     "addresses-differ": lambda: _of_others([host(_MAX), _host(_MAX, name="small", ipa_bits=36)]),
     "features-left-to-qemu": lambda: check(

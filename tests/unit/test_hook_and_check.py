@@ -312,3 +312,17 @@ def test_an_edit_of_its_cpu(mode: str, play: Play) -> None:
     said = play(source, here, False)
     assert said.stopped is (mode != "maximum")
     assert said.status == (3 if said.stopped else 0)
+
+
+@pytest.mark.parametrize("boots", [False, True])
+@pytest.mark.parametrize(("memory", "fits"), [(400, True), (600, False)])
+def test_memory_that_an_older_qemu_has_no_room_for(
+    play: Play, boots: bool, memory: int, fits: bool
+) -> None:
+    here = _with_addresses(host("trixie-neoverse-n1"), 40)
+    assert here.qemu
+    here = here.replace(qemu=here.qemu.replace(version="6.2.0"))
+    source = Resolver(here, Policy()).resolve(_SOURCE)
+    grown = source.replace(b"'MiB'>512<", b"'GiB'>%d<" % memory)
+    said = play(grown, here, boots)
+    assert said == (not fits, False, 0 if fits else 3, "same" if fits else "refuses")

@@ -117,6 +117,7 @@ def _judged(source: bytes, here: HostProfile, boots: bool = False) -> list[Findi
     guest = inputs.read_guest(inputs.Source("guest", source, definition))
     found = judge_guest(
         guest.document, guest.domain, guest.record, boots, counted(here), here.ipa_bits,
+        lambda: here.qemu.release if here.qemu else (0, 0),
         lambda target, cpus: check(target, here, cpus, boots),
     )  # fmt: skip
     return _blocking(found)

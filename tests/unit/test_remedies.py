@@ -26,6 +26,7 @@ from kvmarm_plugin.commands.refresh import _machine_of
 from kvmarm_plugin.domain.rewrite import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
@@ -92,6 +93,7 @@ class World(NamedTuple):
             self.boots,
             counted(here),
             here.ipa_bits,
+            lambda: here.qemu.release if here.qemu else (0, 0),
             lambda target, cpus: check(target, here, cpus, self.boots),
         )
 
@@ -359,6 +361,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "gic-refused-version-2": (_gic,),
     "addresses-too-few-memory": (_less_memory,),
     "memory-too-large": (_less_memory,),
+    "memory-needs-newer-qemu": (_upgrade_qemu, _less_memory),
     "features-left-to-qemu": (_boot, _upgrade_qemu_there),
     "pmu-off-refused": (_without_pmu,),
     "sve-lengths-refused-limit": (_policy,),
@@ -402,6 +405,7 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "qemu-without-model",
             "addresses-laid-out",
             "memory-too-large",
+            "memory-needs-newer-qemu",
             "addresses-other-beyond",
             "pmu-off-refused",
             "cpu-replaced",
@@ -424,12 +428,21 @@ _SAME = {
 }
 
 # Of pools: test_a_pool_s_remedies. What a resolver says: test_resolve. What nobody measured, and is
-# known once somebody does: test_known. What only a comparison knows: test_the_same_linux.
+# known once somebody does: test_known. What only a comparison knows: test_the_same_linux and
+# test_hosts_without_a_machine_type_in_common.
 _NO_WAY_BACK = {
     f"{kind}-no-way-back"
     for kind in ("register-refused-newer-kernel", "registers-unknown", "registers-lost")
 }
-_ELSEWHERE = {"machines-unknown", "no-guest", "not-known", "register-not-known", *_NO_WAY_BACK}
+_APART = {"machines-apart", "machines-apart-foreign"}
+_ELSEWHERE = {
+    "machines-unknown",
+    "no-guest",
+    "not-known",
+    "register-not-known",
+    *_APART,
+    *_NO_WAY_BACK,
+}
 
 
 def test_every_remedy_is_tried() -> None:
@@ -641,6 +654,17 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
     ),
     "memory-too-large": lambda: [
         _world(_MAX, _host(_MAX, ipa_bits=40), GUEST.replace(b"'MiB'>512<", b"'TiB'>3<"))
+    ],
+    "memory-needs-newer-qemu": lambda: [
+        _edited(
+            _world(here, here.replace(name="there")),
+            b"<memory unit='MiB'>512<",
+            b"<maxMemory slots='4' unit='GiB'>%d</maxMemory><memory unit='GiB'>1<" % most,
+        )
+        for here, most in (
+            (_with_version(_N1, "6.2.0").replace(ipa_bits=40), 600),
+            (_with_version(_N1, "2.12.0"), 300),
+        )
     ],
     "features-left-to-qemu": lambda: [
         _world(_without_word("trixie-max-nosve-nopauth", "pauth"), _MAX),
@@ -910,6 +934,43 @@ def test_the_same_linux() -> None:
     assert seen == _NO_WAY_BACK
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other", "knows", "said"),
+    [
+        ((4, 2), (11, 1), (6, 0), "upgrade QEMU on {older} to one that knows virt-6.0"),
+        ((9, 2), (10, 0), (10, 0), "upgrade QEMU on {older} to one that knows virt-10.0"),
+        ("virt-rhel9.6.0", (10, 0), None, "run the same distribution's QEMU on both hosts"),
+    ],
+)
+def test_hosts_without_a_machine_type_in_common(
+    one: tuple[int, int] | str,
+    other: tuple[int, int],
+    knows: tuple[int, int] | None,
+    said: str,
+    swapped: bool,
+) -> None:
+    """Both lists are at hand, and no remedy asks whether QEMU knows a type that is not in one."""
+
+    def of(*releases: tuple[int, int] | str) -> HostProfile:
+        names = (f"virt-{r[0]}.{r[1]}" if isinstance(r, tuple) else r for r in releases)
+        return _with_machines(_N1, *names)
+
+    older = of(one).replace(name="old")
+    newer = of(other, *([knows] if knows and knows != other else [])).replace(name="new")
+    hosts = [newer, older] if swapped else [older, newer]
+    mended = of(*([knows, one] if knows else [other])).replace(name="old")
+    for pair in compare(hosts, Policy()).pairs:
+        found = [texts(finding)["remedy"] for finding in pair.blocking]
+        ends = ("the source", "the destination")
+        assert found == [] or found in [[said.format(older=end)] for end in ends]
+        assert bool(found) is (pair.source != pair.destination)
+    assert compare([mended, newer], Policy()).possible
+    for obstacle in obstacles(hosts):
+        assert obstacle.finding.kind in _APART
+        assert texts(obstacle.finding)["remedy"] == said.format(older="old")
+
+
 # -- pools ---------------------------------------------------------------------------------------
 
 
@@ -1027,13 +1088,16 @@ def _upgraded(here: HostProfile) -> HostProfile:
         for vcpu in new.vcpus
     )
     return newer.replace(
-        ipa_bits=here.ipa_bits, clusters=(new.replace(seen=old.seen, vcpus=vcpus),)
+        ipa_bits=here.ipa_bits,
+        gic_versions=here.gic_versions,
+        clusters=(new.replace(seen=old.seen, vcpus=vcpus),),
     )
 
 
 _OF_THE_HARDWARE = ("AIDR_EL1", "ID_AA64MMFR0_EL1")
 
 _HOPELESS: dict[str, Callable[[], World]] = {
+    "gic-none": lambda: _world(_N1, _host(_N1, gic_versions=())),
     "field-refused-identity": lambda: _world(_N1, "trixie-cortex-a76", policy=_OPEN),
     "timer-frequency": lambda: _world(_N1, _host(_N1, {"seen": {"CNTFRQ_EL0": 25_000_000}})),
     "timer-frequency-zero": lambda: _world(

@@ -23,7 +23,8 @@ from kvmarm_plugin.judge.by_profile import check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.judge.finding import HARMLESS, Finding
 from kvmarm_plugin.judge.pinning import reconcile_pins
-from kvmarm_plugin.model.board import GIB, most_memory
+from kvmarm_plugin.judge.wording import texts
+from kvmarm_plugin.model.board import GIB, most_memory, needed_qemu
 from kvmarm_plugin.model.features import OFFERED_BY, PMU
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import HostProfile
@@ -401,16 +402,54 @@ def test_the_hint_is_what_helps() -> None:
     assert text.endswith("(hint: install QEMU 7.0 or newer there, or give the guest less memory)")
 
 
+_LESS_ROOM = "lower <maxMemory>, or its slots, of which each takes 1 GiB of addresses"
+
+
+@pytest.mark.parametrize(
+    ("version", "memory", "most", "said", "hint"),
+    [
+        ("5.2.0", 1, 600, "lays out 41 bits", f"install QEMU 7.0 or newer there, or {_LESS_ROOM}"),
+        ("5.2.0", 600, 610, "lays out 41 bits",
+         "install QEMU 7.0 or newer there, or give the guest less memory"),
+        ("2.6.0", 1, 300, "has at most 255 GiB",
+         f"install QEMU 4.0 or newer there, or {_LESS_ROOM}"),
+        ("2.6.0", 1, 600, "has at most 255 GiB",
+         f"install QEMU 7.0 or newer there, or {_LESS_ROOM}"),
+        ("2.6.0", 300, 600, "has at most 255 GiB",
+         "install QEMU 4.0 or newer there, or give the guest less memory"),
+        ("10.0.0", 1, 2048, "<maxMemory> and its slots end at 2065 GiB", _LESS_ROOM),
+        ("10.0.0", 2048, 8192, "the guest's memory ends at 2049 GiB", "give the guest less memory"),
+        ("5.2.0", 600, 2048, "lays out 41 bits",
+         "install QEMU 7.0 or newer there, or give the guest less memory"),
+    ],
+)  # fmt: skip
+def test_what_is_too_much_is_named(
+    version: str, memory: int, most: int, said: str, hint: str
+) -> None:
+    """<maxMemory>, unless what the guest starts with is too much already."""
+    small = with_qemu(host("trixie-neoverse-n1").replace(ipa_bits=40), version)
+    source = domain(
+        f"<maxMemory slots='16' unit='GiB'>{most}</maxMemory><memory unit='GiB'>{memory}</memory>"
+    )
+    text = refused(small, source)
+    assert said in text
+    assert text.endswith(f"(hint: {hint})")
+
+
 @given(
     st.integers(31, 52),
     st.sampled_from([(0, 0), (2, 12), (4, 0), (5, 2), (6, 2), (7, 0), (10, 0)]),
 )
 def test_the_largest_guest_fits_and_no_larger(bits: int, qemu: tuple[int, int]) -> None:
     most = most_memory(bits, qemu)
+    needed = needed_qemu(most * GIB, bits)
     if most:
+        assert needed == (0, 0) or qemu == (0, 0) or needed <= qemu
         assert guest_ipa_bits(most * GIB, bits, "there", qemu) <= bits or bits < 32
     with pytest.raises(KvmarmError):
         guest_ipa_bits((most + 1) * GIB, bits, "there", qemu)
+    needed = needed_qemu((most + 1) * GIB, bits)
+    assert needed > qemu > (0, 0) or most_memory(bits, (0, 0)) == most
 
 
 # -- SVE -----------------------------------------------------------------------------------------
@@ -659,6 +698,7 @@ def _not_started() -> dict[str, tuple[HostProfile, str]]:
         ),
         "32 bits": (with_qemu(board, "5.2.0"), "qemu-without-kvm"),
         "36 bits": (with_qemu(n1.replace(ipa_bits=36), "6.2.0"), "addresses-laid-out"),
+        "no GIC": (n1.replace(gic_versions=()), "gic-none"),
         "39 bits": (with_qemu(n1.replace(ipa_bits=39), "6.2.0"), "addresses-laid-out"),
     }
 
@@ -675,7 +715,11 @@ def test_what_does_not_resolve_does_not_arrive_either(name: str, boots: bool) ->
     target = resolved(able.replace(ipa_bits=here.ipa_bits), text)[1]
     (finding,) = check(target, here, boots=boots)
     assert (finding.kind, finding.stops_start) == (kind, True)
-    unknown = here.replace(qemu=None, unknown=(*here.unknown, "qemu"))
+    if kind == "addresses-laid-out":  # what it would have, and what is recorded, are two things
+        assert texts(finding)["recorded"] == str(target.ipa_bits)
+    part = "gic_versions" if kind == "gic-none" else "qemu"
+    qemu = None if part == "qemu" else here.qemu
+    unknown = here.replace(qemu=qemu, unknown=(*here.unknown, part))
     assert {each.severity for each in check(target, unknown, boots=boots)} == {"unknown"}
 
 
