@@ -1410,6 +1410,39 @@ def test_hosts_that_need_no_levelling_form_a_plain_pool(
     assert pool.loads(out.read_text(encoding="utf-8")).baseline.clusters[0].level is None
 
 
+def test_hosts_are_levelled_for_a_feature_that_a_plain_pool_has_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pool.yaml"
+    command = ["baseline", "-o", str(out)]
+    files = [_file(tmp_path, here) for here in (_here("sid-max"), _less_of_features())]
+    assert cli.main([*command, *files]) == 0
+    assert not _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline).has("sve")
+    capsys.readouterr()
+    assert cli.main([*command, "--level", *files]) == 0
+    assert "  levelled   for PMU, SVE: a plain pool of them has none\n" in capsys.readouterr().out
+    cluster = _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline)
+    assert cluster.level is not None
+    assert cluster.has("sve")
+    assert cluster.has("pmu_v3")
+
+
+def test_hosts_form_a_plain_pool_where_levelling_keeps_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One has fewer counters: no guest has a PMU, levelled or not."""
+    out = tmp_path / "pool.yaml"
+    cluster = _clusters(_here(_SID))
+    seen = {**cluster.seen, "PMCR_EL0": 2 << 11}
+    fewer = _here(_SID).replace(name="fewer", clusters=(cluster.replace(seen=seen),))
+    files = [_file(tmp_path, here) for here in (_here(_SID), fewer)]
+    assert cli.main(["baseline", "--level", "-o", str(out), *files]) == 0
+    assert "libkvmarm-level" not in capsys.readouterr().out
+    formed = _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline)
+    assert formed.level is None
+    assert not formed.has("pmu_v3")
+
+
 @pytest.mark.parametrize("identity", [_A57, _A72])
 def test_guests_see_the_cpu_that_was_chosen(
     identity: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
