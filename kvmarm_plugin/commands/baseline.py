@@ -42,8 +42,12 @@ def run(arguments: Namespace) -> int:
             f"no host of these is called {shown(identity, 60)}",
             f"they are {some(names)}",
         )
-    if level and not _is_pool_as_it_is(hosts):
-        return _level(hosts, name, output, identity or "", accepts, in_json, explain)
+    if level:
+        as_is = _pool_as_it_is(hosts)
+        if as_is is None or as_is.missing:
+            status = _level(hosts, name, output, identity or "", accepts, in_json, explain, as_is)
+            if status is not None:
+                return status
     result = plain.baseline(hosts, name)
     if result.pool and output:
         write_data(output, dumps(result.pool).encode())
@@ -55,10 +59,12 @@ def run(arguments: Namespace) -> int:
     return DONE if result.pool else INCOMPATIBLE
 
 
-def _is_pool_as_it_is(hosts: list[HostProfile]) -> bool:
-    """Whether hosts need no levelling. Those that are known in part may."""
-    known = not any(part not in SINCE_2 for host in hosts for part in host.unknown)
-    return known and plain.baseline(hosts).pool is not None
+def _pool_as_it_is(hosts: list[HostProfile]) -> plain.Baseline | None:
+    """The pool of hosts that need no levelling. Those that are known in part may."""
+    if any(part not in SINCE_2 for host in hosts for part in host.unknown):
+        return None
+    result = plain.baseline(hosts)
+    return result if result.pool else None
 
 
 def _level(
@@ -69,7 +75,9 @@ def _level(
     accepts: bool,
     in_json: bool,
     explain: bool,
-) -> int:
+    as_is: plain.Baseline | None,
+) -> int | None:
+    """The exit status; None where the pool of the hosts `as_is` gives guests as much."""
     # All will have to have the library: those that do not are no kind of their own.
     kinds = kinds_of(host.replace(level_library=LEVEL_TEXT) for host in hosts)
     lacking = {h.name: h.level_library for h in hosts if h.level_library != LEVEL_TEXT}
@@ -80,6 +88,12 @@ def _level(
     profile = result.profile
     whole = not result.unknown
     wanted = not result.needs_consent or accepts
+    kept: list[str] = []
+    if as_is is not None:
+        kept = [feature for feature in as_is.missing if feature not in result.missing]
+        others = result.missing.keys() - as_is.missing.keys()
+        if not kept or others or profile is None or not wanted:
+            return None
     if profile is not None and whole and wanted and output:
         made = profile.replace(made_by=f"kvmarm {__version__}")
         members = {host.name: digest(host) for host in sorted(hosts, key=lambda host: host.name)}
@@ -87,7 +101,7 @@ def _level(
     write_text(
         json.dumps(levelling_view.as_json(result, name, kinds, lacking), indent=1) + "\n"
         if in_json
-        else levelling_view.as_text(result, name, kinds, lacking, accepts, explain)
+        else levelling_view.as_text(result, name, kinds, lacking, accepts, explain, kept)
     )
     if profile is None or (whole and not wanted):
         return INCOMPATIBLE

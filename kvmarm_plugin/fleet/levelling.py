@@ -698,28 +698,31 @@ def _no_vcpu(members: list[_Member], missing: dict[str, str]) -> Unlevelled:
 
 
 def _lowered(member: _Member, cluster: Cluster) -> dict[str, tuple[int, int]]:
-    """What guests lose of a host, in the vCPU of the fewest features: the first."""
-    vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
-    own = member.vcpu(vcpu.features).registers
-    lowered = {}
-    for name, value in vcpu.registers.items():
-        if own.get(name, value) == value or name in IMPLEMENTATION_ID:
-            continue
-        fields = differing_fields(name, own[name], value)
-        lowered.update({f"{name}.{f.name}": (f.of(own[name]), f.of(value)) for f in fields})
-        if not fields:
-            lowered[name] = own[name], value
+    """What guests lose of a host in any of the vCPUs. What is there with a feature alone, such as
+    ID_AA64ZFR0_EL1, the vCPU without it does not tell.
+    """
+    lowered: dict[str, tuple[int, int]] = {}
+    for vcpu in sorted(cluster.vcpus, key=lambda vcpu: len(vcpu.features)):
+        own = member.vcpu(vcpu.features).registers
+        for name, value in vcpu.registers.items():
+            if own.get(name, value) == value or name in IMPLEMENTATION_ID:
+                continue
+            fields = differing_fields(name, own[name], value)
+            values = {f"{name}.{f.name}": (f.of(own[name]), f.of(value)) for f in fields}
+            for what, pair in (values or {name: (own[name], value)}).items():
+                lowered.setdefault(what, pair)
     return lowered
 
 
 def _errata(member: _Member, cluster: Cluster) -> tuple[Erratum, ...]:
-    vcpu = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
-    own, seen = member.vcpu(vcpu.features).registers, vcpu.registers
-    identity = seen.get("MIDR_EL1", member.cpu[0]), seen.get("REVIDR_EL1")
+    """What guests miss of a host that are any of the vCPUs."""
+    seen = [vcpu.registers for vcpu in cluster.vcpus]
+    own = [member.vcpu(vcpu.features).registers for vcpu in cluster.vcpus]
+    identity = seen[0].get("MIDR_EL1", member.cpu[0]), seen[0].get("REVIDR_EL1")
     return tuple(
         erratum
         for erratum in missed(*member.cpu, *identity)
-        if erratum.guest and not erratum.ruled_out(own, seen)
+        if erratum.guest and not all(map(erratum.ruled_out, own, seen))
     )
 
 

@@ -11,6 +11,7 @@ from .common_ground import some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from ..registers.errata import Erratum
@@ -29,6 +30,7 @@ def as_text(
     lacking: dict[str, str],
     accepted: bool,
     explain: bool,
+    kept: Sequence[str] = (),
 ) -> str:
     """What there is to say of hosts that are to be levelled.
 
@@ -39,6 +41,7 @@ def as_text(
             where it is missing.
         accepted: whether missed workarounds are accepted, whatever they are for.
         explain: nothing is left out.
+        kept: the features that a plain pool of them would not have.
     """
     hosts = [host for kind in kinds for host in kind.hosts]
     most = len(hosts) * 1000 if explain else _MOST
@@ -71,6 +74,8 @@ def as_text(
         texts.append(f"  {'identity':<10} that of {shown(result.identity)}")
     if level and level.left_out:
         texts.append(f"  {'without':<10} {', '.join(level.left_out)}")
+    if kept:
+        texts.append(f"  {'levelled':<10} for {', '.join(kept)}: a plain pool of them has none")
     if explain:
         texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
     texts.append("What guests lose of each:")

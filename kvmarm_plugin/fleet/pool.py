@@ -18,9 +18,10 @@ from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..basics.yamltext import load
 from ..domain.record import Origin
-from ..judge.by_profile import ProfileOffer, check, given
+from ..judge.by_profile import ProfileOffer, check, counted, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
+from ..judge.pinning import place
 from ..judge.verdict import gic_refused, in_order, judge
 from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
@@ -212,6 +213,9 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
                 pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))
             ):
                 found[finding] = None
+            # Guests of hosts of one kind have no pins, and roam here.
+            if len(host.clusters) > len(pool.baseline.clusters):
+                found.update(dict.fromkeys(place(target, counted(host))[1]))
     # What no target of an open guest asks for: those that a user has written, and much memory.
     base = pool.baseline
     missing = tuple(machine for machine in machines(base) if machine not in machines(host))

@@ -6,12 +6,16 @@ sources: those of Fedora and of RHEL differ, and an administrator may have added
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from . import daemons
 
 _FILES = "sys/fs/selinux"
 _LONGEST = 4096  # bytes of an answer
+_TYPE = b"SELINUXTYPE="
+_DEFAULT_TYPE = "targeted"
+_BLANK_OR_CONTROL = bytes([*range(0x21), 0x7F])
 _PERMISSIVE = 1  # of the flags of an answer, SELINUX_AVD_FLAGS_PERMISSIVE
 
 
@@ -85,10 +89,19 @@ class SELinux:
 
     def _context_of_guests(self) -> str:
         """What libvirt runs QEMU as if it uses KVM (virSecuritySELinuxQEMUInitialize)."""
-        lines = self._text("etc/selinux/config").splitlines()
-        policy = dict(line.partition("=")[::2] for line in lines).get("SELINUXTYPE", "").strip()
-        contexts = self._text(f"etc/selinux/{policy}/contexts/virtual_domain_context")
-        return contexts.partition("\n")[0].strip()
+        path = f"etc/selinux/{self._policy_type()}/contexts/virtual_domain_context"
+        return self._text(path).partition("\n")[0].strip()
+
+    def _policy_type(self) -> str:
+        """The policy's directory, as libselinux finds it (init_selinux_config, selinux_config.c):
+        the last line that names one counts, without regard to case and to blanks at its ends.
+        """
+        found = _DEFAULT_TYPE
+        with contextlib.suppress(OSError), open(self._path("etc/selinux/config"), "rb") as file:
+            for line in map(bytes.lstrip, file):
+                if line[: len(_TYPE)].upper() == _TYPE:
+                    found = os.fsdecode(line[len(_TYPE) :].lstrip().rstrip(_BLANK_OR_CONTROL))
+        return found
 
     def allows(self, source: str, target: str, kind: str, permissions: str) -> bool:
         """Whether one context may do all of this to another, or may do whatever it likes.

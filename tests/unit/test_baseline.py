@@ -364,6 +364,27 @@ def test_a_board_in_a_pool_of_hosts_of_one_cluster_pins() -> None:
         _resolved(formed, only_little, template("big-little"))
 
 
+def test_a_board_is_no_member_of_a_pool_of_hosts_of_one_cluster() -> None:
+    """Guests of the others have no pins, and `baseline` puts no board with them."""
+    board = host("hand-made-rk3588")
+    plain = board.replace(name="plain", clusters=(board.clusters[1].replace(cpus="0-7"),))
+    assert baseline([board, plain]).pool is None
+    formed = Pool("pool", {}, plain)
+    assert pool.check_member(formed, plain) == []
+    assert [finding.kind for finding in pool.check_member(formed, board)] == ["cluster-open"]
+
+
+def test_a_board_with_one_more_kind_is_no_member() -> None:
+    """A guest may roam over the two kinds of the others."""
+    board = host("hand-made-rk3588")
+    formed = Pool("pool", {}, board)
+    assert pool.check_member(formed, board) == []
+    third = board.clusters[0].replace(midr=0x410FD040, cpus="8-9")
+    more = board.replace(clusters=(*board.clusters, third))
+    assert baseline([board.replace(name="other"), more]).pool is None
+    assert [finding.kind for finding in pool.check_member(formed, more)] == ["cluster-open"]
+
+
 # -- plans ---------------------------------------------------------------------------------------
 
 

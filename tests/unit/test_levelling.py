@@ -31,6 +31,7 @@ from kvmarm_plugin.fleet.kinds import kinds_of
 from kvmarm_plugin.fleet.levelling import (
     Levelled,
     _common_features,
+    _errata,
     _level,
     _Member,
     _of_hosts,
@@ -43,11 +44,12 @@ from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, Finding
 from kvmarm_plugin.judge.wording import texts
 from kvmarm_plugin.model import profile_json
 from kvmarm_plugin.model.policy import Policy
-from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile
+from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import Level, Target, check_target
 from kvmarm_plugin.registers.errata import SEVERITIES
 from kvmarm_plugin.registers.left_out import agreed_value, may_be_left_out
+from kvmarm_plugin.registers.rules import IMPLEMENTATION_ID
 from kvmarm_plugin.registers.table import fields_of, id_of, rows
 from kvmarm_plugin.registers.text import pack_ids, unpack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -626,6 +628,65 @@ def test_one_host_alone_loses_nothing(name: str) -> None:
         assert {v.features: (v.registers, v.reglist) for v in cluster.vcpus} == {
             v.features: (v.registers, v.reglist) for v in of_host
         }
+
+
+@cache
+def _less_of_features() -> HostProfile:
+    """A host that gives less of a PMU and of SVE: fields that no vCPU without them has."""
+    here = _here("sid-max")
+    (cluster,) = here.clusters
+    vcpus = []
+    for vcpu in cluster.vcpus:
+        changed = dict(vcpu.registers)
+        changed["ID_AA64ZFR0_EL1"] &= ~0xFF  # AES and SVEver
+        if "pmu_v3" in vcpu.features:
+            changed["ID_AA64DFR0_EL1"] = changed["ID_AA64DFR0_EL1"] & ~0xF00 | 0x400  # PMUVer
+        vcpus.append(vcpu.replace(registers=changed))
+    return here.replace(name="less", clusters=(cluster.replace(vcpus=tuple(vcpus)),))
+
+
+def test_what_only_a_feature_s_registers_tell_is_lowered_too() -> None:
+    found = levelled([_here("trixie-max"), _less_of_features()], "pool")
+    assert found.lowered["trixie-max"] == {
+        "ID_AA64DFR0_EL1.PMUVer": (6, 4),
+        "ID_AA64ZFR0_EL1.AES": (2, 0),
+        "ID_AA64ZFR0_EL1.SVEver": (1, 0),
+    }
+
+
+@pytest.mark.parametrize("names", _POOLS, ids=" ".join)
+def test_all_that_differs_in_any_vcpu_is_lowered(names: tuple[str, ...]) -> None:
+    found = _of(*names)
+    for name in names:
+        (own,) = _here(name).clusters
+        differing = set()
+        for vcpu in _profile(*names).clusters[0].vcpus:
+            registers = (own.vcpu(own.target, vcpu.features) or pytest.fail(name)).registers
+            differing |= {n for n, value in vcpu.registers.items() if registers[n] != value}
+        told = {what.partition(".")[0] for what in found.lowered[name]}
+        assert told == differing.difference(IMPLEMENTATION_ID)
+
+
+def test_errata_are_those_of_any_vcpu() -> None:
+    """What the vCPU of the fewest features rules out, another may suffer."""
+    revision = {"MIDR_EL1": 0x411FD070}
+    csv2 = _with(_here(_A57), revision, midr=0x411FD070)
+    (cluster,) = csv2.clusters
+    fewest = min(cluster.vcpus, key=lambda vcpu: len(vcpu.features))
+    safe = {**fewest.registers, "ID_AA64PFR0_EL1": fewest.registers["ID_AA64PFR0_EL1"] | 3 << 56}
+
+    def missed_if(those: Callable[[Vcpu], bool]) -> set[str]:
+        vcpus = tuple(v.replace(registers=safe) if those(v) else v for v in cluster.vcpus)
+        here = csv2.replace(clusters=(cluster.replace(vcpus=vcpus),))
+        seen = _with(_here(_A57), {"MIDR_EL1": 0x410FD034}).clusters[0]  # a Cortex-A53
+        return {each.name for each in _errata(_Member(here), seen)}
+
+    none, few, every = (
+        missed_if(lambda _: False),
+        missed_if(lambda vcpu: vcpu is fewest),
+        missed_if(lambda _: True),
+    )
+    assert few == none > every
 
 
 @pytest.mark.parametrize("names", _POOLS, ids=" ".join)
@@ -1371,6 +1432,39 @@ def test_hosts_that_need_no_levelling_form_a_plain_pool(
     assert cli.main(["baseline", "--level", "-o", str(out), *files]) == 0
     assert "libkvmarm-level" not in capsys.readouterr().out
     assert pool.loads(out.read_text(encoding="utf-8")).baseline.clusters[0].level is None
+
+
+def test_hosts_are_levelled_for_a_feature_that_a_plain_pool_has_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pool.yaml"
+    command = ["baseline", "-o", str(out)]
+    files = [_file(tmp_path, here) for here in (_here("sid-max"), _less_of_features())]
+    assert cli.main([*command, *files]) == 0
+    assert not _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline).has("sve")
+    capsys.readouterr()
+    assert cli.main([*command, "--level", *files]) == 0
+    assert "  levelled   for PMU, SVE: a plain pool of them has none\n" in capsys.readouterr().out
+    cluster = _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline)
+    assert cluster.level is not None
+    assert cluster.has("sve")
+    assert cluster.has("pmu_v3")
+
+
+def test_hosts_form_a_plain_pool_where_levelling_keeps_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One has fewer counters: no guest has a PMU, levelled or not."""
+    out = tmp_path / "pool.yaml"
+    cluster = _clusters(_here(_SID))
+    seen = {**cluster.seen, "PMCR_EL0": 2 << 11}
+    fewer = _here(_SID).replace(name="fewer", clusters=(cluster.replace(seen=seen),))
+    files = [_file(tmp_path, here) for here in (_here(_SID), fewer)]
+    assert cli.main(["baseline", "--level", "-o", str(out), *files]) == 0
+    assert "libkvmarm-level" not in capsys.readouterr().out
+    formed = _clusters(pool.loads(out.read_text(encoding="utf-8")).baseline)
+    assert formed.level is None
+    assert not formed.has("pmu_v3")
 
 
 @pytest.mark.parametrize("identity", [_A57, _A72])

@@ -781,5 +781,36 @@ def test_a_library_that_selinux_keeps_from_qemu_is_none(
     policy.rules = RHEL9
     assert level_library.usable_version() == "1"
     policy.rules = FEDORA
-    (tmp_path / "etc/selinux/config").write_text("")
+    (tmp_path / "etc/selinux/targeted/contexts/virtual_domain_context").unlink()
     assert level_library.usable_version() == "1", "nothing says that it is kept away"
+
+
+@pytest.mark.parametrize(
+    ("config", "policy"),
+    [
+        ("SELINUXTYPE=mls\n", "mls"),
+        ("SELINUXTYPE=mls", "mls"),
+        (" \tSELINUXTYPE= mls \t\x7f\r\n", "mls"),
+        ("SelinuxType=mls\n", "mls"),
+        ("SELINUXTYPE=targeted\nSELINUXTYPE=mls\n", "mls"),
+        ("# comment\n" * 1000 + "SELINUXTYPE=mls\n", "mls"),
+        ("SELINUXTYPE=mls\n#SELINUXTYPE=targeted\n", "mls"),
+        ("SELINUXTYPE=mls\nSELINUXTYPE = targeted\n", "mls"),
+        ("# \xe4\nSELINUXTYPE=mls\n", "mls"),
+        ("#SELINUXTYPE=mls\n", "targeted"),
+        ("", "targeted"),
+        (None, "targeted"),
+    ],
+)
+def test_selinux_s_policy_is_the_one_that_libselinux_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, policy: str
+) -> None:
+    FakeSELinux(tmp_path, monkeypatch)
+    directory = tmp_path / "etc/selinux"
+    if config is None:
+        (directory / "config").unlink()
+    else:
+        (directory / "config").write_bytes(config.encode("latin-1"))
+    if policy != "targeted":
+        (directory / "targeted").rename(directory / policy)
+    assert SELinux(tmp_path).securing_qemu() == ["virtqemud"]
