@@ -40,9 +40,13 @@ def run(arguments: Namespace) -> int:
         write_text(lines(install.uninstall() + install.remove_directories()))
         return DONE
     read_policy(None)  # a file that the hook would read otherwise is refused before it matters
-    write_text(lines(install.install() + install.make_directories() + notes))
+    for path in install.DIRECTORIES:
+        install.check_directory(path)
+    write_text(lines(install.install() + notes))
     write_text(lines(_how_to_renew()))
     _note_host_model()
+    for line in install.make_directories():
+        write_text(lines([line]))
     return DONE
 
 

@@ -5,6 +5,7 @@ libkvmarm-level.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from contextlib import suppress
@@ -16,7 +17,7 @@ from ..hook.confined import AS_FILE, AS_LINK, selinux_denies
 from ..host import level_library
 from ..host.daemons import DAEMONS
 from ..host.selinux import SELinux
-from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
+from .host import AS_ROOT, BAD, NOT_THERE, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _confined(host: Host, daemon: str) -> Iterator[Line]:
     hook = host.path(str(install.DIRECTORY / install.NAME))
     # Rules are about what links lead to.
     programs = (hook, host.path(install.interpreter()))
-    paths = [_as_host_has_it(host, str(program.resolve())) for program in programs]
+    paths = [_as_host_has_it(host, os.path.realpath(program)) for program in programs]
     denied = [path for path in paths if not may_run(rules, path)]
     if not denied:
         yield Line(OK, f"AppArmor confines {daemon}, and lets it run the hook")
@@ -142,7 +143,9 @@ def check_selinux(host: Host) -> Iterator[Line]:
     hook = str(install.DIRECTORY / install.NAME)
     try:
         label = selinux.label(hook)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
         yield Line(OK, "SELinux enforces; there is no hook to run")
         return
     linked = host.path(hook).is_symlink()

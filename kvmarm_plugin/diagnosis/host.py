@@ -30,6 +30,8 @@ OK, BAD, UNKNOWN = "ok", "not ok", "unknown"
 
 AS_ROOT = "run this as root"  # a remedy
 
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a path that leads to nothing
+
 SYSTEMD = "/run/systemd/system"  # there while systemd is what runs this host: sd_booted(3)
 RENEWAL = "kvmarm-renew.socket"
 START_RENEWAL = "have the host's init start this at every boot, as root: kvmarm renew"

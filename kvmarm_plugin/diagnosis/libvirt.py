@@ -15,7 +15,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..hook import install
 from ..host.libvirt_host_model import is_noted
-from .host import AS_ROOT, BAD, OK, UNKNOWN, Line
+from .host import AS_ROOT, BAD, NOT_THERE, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,13 +76,12 @@ def check_hook(host: Host) -> Iterator[Line]:
     """The file of the hook, and what it runs."""
     path = _hook(host)
     where = shown(str(path), 200)
-    try:
-        with path.open("rb") as file:
-            status, held = os.fstat(file.fileno()), file.read(_LONGEST)
-    except FileNotFoundError:
+    status = _status(path)
+    if status is None:
         what = "leads nowhere" if path.is_symlink() else "is not there: guests are not judged"
-        yield Line(BAD, f"{where} {what}", _INSTALL)
+        yield Line(BAD, f"{where} {what}", _how_to_install(path))
         return
+    held = _held(path)
     if not install.is_kvmarms(held):
         yield Line(BAD, f"{where} is not kvmarm's", f"move it away, then: {_INSTALL}")
         return
@@ -106,6 +105,31 @@ def check_hook(host: Host) -> Iterator[Line]:
         yield Line(OK, "nobody but root can change what libvirt runs, and its Python runs it")
 
 
+def _how_to_install(path: Path) -> str:
+    """What to type where no hook is at its path: `hook install`, which goes through no link, nor
+    writes over what is not kvmarm's.
+    """
+    for each in (path.parent.parent, path.parent, path):
+        if each != path:
+            fits = each.is_dir() and not each.is_symlink()
+        elif each.is_symlink():
+            fits = install.is_link_of_package(each)
+        else:
+            fits = install.is_kvmarms(_held(each))
+        if os.path.lexists(each) and not fits:
+            return f"move {shown(str(each), 200)} away, then: {_INSTALL}"
+    return _INSTALL
+
+
+def _held(path: Path) -> bytes:
+    """What is in a file; nothing if it is none, such as a FIFO, which is not waited for."""
+    status = _status(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return b""
+    with path.open("rb") as file:
+        return file.read(_LONGEST)
+
+
 def _hook(host: Host) -> Path:
     return host.path(str(install.DIRECTORY / install.NAME))
 
@@ -126,7 +150,7 @@ def check_seen(host: Host) -> Iterator[Line]:
     """
     since = _there_since(_hook(host))
     if since is None:
-        yield Line(BAD, "there is no hook to be seen", _INSTALL)
+        yield Line(BAD, "there is no hook to be seen", _how_to_install(_hook(host)))
         return
     running = host.daemons()
     if not running and host.uid != 0:
@@ -169,10 +193,19 @@ def _there_since(path: Path) -> float | None:
     tell; a package's modification times are older than that. None if there is none. Raises OSError:
     that cannot be told.
     """
+    status = _status(path)
+    if status is None or not _is_executable(status):
+        return None
+    return max(status.st_ctime, path.lstat().st_ctime)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of what a path leads to; None if that is nothing. Raises OSError: that cannot be told."""
     try:
-        status = path.stat()
-        return max(status.st_ctime, path.lstat().st_ctime) if _is_executable(status) else None
-    except (FileNotFoundError, NotADirectoryError):
+        return path.stat()
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
         return None
 
 

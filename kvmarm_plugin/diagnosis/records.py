@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import shlex
 import time
+from pathlib import Path
 
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..fleet.pool import ANEW, check_member, has_drifted, what_helps
+from ..hook import install
 from ..host import files, marks
 from ..judge.wording import in_short
 from ..model import policy, profile_json
@@ -18,7 +20,6 @@ from .host import AS_ROOT, BAD, OK, RENEWAL, START_RENEWAL, UNKNOWN, Line
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .host import Host
 
@@ -31,9 +32,10 @@ _SHOWN = 3  # findings, and names of marked guests
 
 
 def check_policy(host: Host) -> Iterator[Line]:
-    """Whether the policy can be used, by the hook too."""
+    """Whether the policy can be used, by the hook too, and where it is to be can be one."""
     try:
         host.policy()
+        install.check_directory(Path(policy.DEFAULT_PATH).parent)
     except KvmarmError as error:
         yield Line(BAD, error.message, error.hint)
         return
@@ -79,12 +81,15 @@ def check_pool(host: Host) -> Iterator[Line]:
 
 def check_profiles(host: Host) -> Iterator[Line]:
     """Whether the profiles that are kept are what the hosts are."""
+    directory = host.path(PROFILES)
+    bad = []
     try:
-        paths = sorted(host.path(PROFILES).iterdir())[:_MOST_PROFILES]
-    except FileNotFoundError:
-        paths = []
+        install.check_directory(directory)
+    except KvmarmError as error:
+        bad.append(Line(BAD, error.message, error.hint))
+    paths = sorted(directory.iterdir())[:_MOST_PROFILES] if directory.is_dir() else []
     paths = [path for path in paths if path.suffix == ".json"]
-    bad = [line for path in paths if (line := _outdated(host, path))]
+    bad += [line for path in paths if (line := _outdated(host, path))]
     yield from bad
     if not bad:
         count = f"{len(paths)} profile{'' if len(paths) == 1 else 's'}"

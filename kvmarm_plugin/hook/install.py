@@ -17,12 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..basics.errors import KvmarmError
-from ..basics.ownership import is_ours, others_can_change
+from ..basics.ownership import changeable, how_to_keep, is_ours, others_can_change
 from ..basics.untrusted import shown
 from ..host import daemons
 from ..host.files import replace, shipped, sync
 from ..host.paths import Step, reach
 from . import confined
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
@@ -32,6 +36,7 @@ _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this
 _LONGEST = 1 << 20  # bytes of a hook
 _MODE = 0o755  # of the hook and of its directories
 _PACKAGE = Path(__file__).parents[1]
+_WRITABLE = "see that root can write there"  # a hint: the commands run as root alone
 
 # Where policy, pool and profiles are put by hand. Packages bring these, too.
 DIRECTORIES = (Path("/etc/kvmarm"), Path("/var/lib/kvmarm"), Path("/var/lib/kvmarm/profiles"))
@@ -40,7 +45,7 @@ DIRECTORIES = (Path("/etc/kvmarm"), Path("/var/lib/kvmarm"), Path("/var/lib/kvma
 def install(directory: Path = DIRECTORY) -> list[str]:
     """Install or renew the hook, and tell libvirt. Returns what was done, a line each. Of a
     distribution's package it is a link, which stays, and is made where it is gone; of any other
-    installation a file.
+    installation a file, which also takes the place of the link that such a package has left.
 
     Raises:
         KvmarmError: no libvirt that looks there, no interpreter for the hook, no permission, others
@@ -73,6 +78,7 @@ def install(directory: Path = DIRECTORY) -> list[str]:
     if not linked:
         confined.refuse_by_selinux(python, str(path.parent))
     try:
+        _remove_what_is_left(path)
         with reach(str(path), _refuse_links) as end:
             if linked:
                 if end.entry is not None:
@@ -89,7 +95,8 @@ def install(directory: Path = DIRECTORY) -> list[str]:
             replace(end.directory, end.name, wanted, _MODE)
     except OSError as error:
         raise KvmarmError(
-            f"cannot write {path}: {error.strerror}", "run as root; is there free space?"
+            f"cannot write {path}: {error.strerror}",
+            "see that root can write there, and that there is free space",
         ) from None
     return [f"installed {path}", _reload()]
 
@@ -108,31 +115,57 @@ def uninstall(directory: Path = DIRECTORY) -> list[str]:
             f" the package without its hook: rm {path}",
         )
     try:
-        with reach(str(path), _refuse_links) as end:
-            if end.entry is None:
-                return [f"{path} is not there"]
-            _kvmarms(end, "remove")
-            os.unlink(end.name, dir_fd=end.directory)
-            sync(end.directory)
-    except FileNotFoundError:
+        if not _remove_what_is_left(path):
+            with reach(str(path), _refuse_links) as end:
+                if end.entry is None:
+                    return [f"{path} is not there"]
+                _kvmarms(end, "remove")
+                os.unlink(end.name, dir_fd=end.directory)
+                sync(end.directory)
+    except (FileNotFoundError, NotADirectoryError):
         return [f"{path} is not there"]
     except OSError as error:
-        raise KvmarmError(f"cannot remove {path}: {error.strerror}", "run as root") from None
+        raise KvmarmError(f"cannot remove {path}: {error.strerror}", _WRITABLE) from None
     return [f"removed {path}", _reload()]
 
 
-def make_directories() -> list[str]:
-    """Make those of DIRECTORIES that are not there. Returns what was done, a line each.
+def check_directory(path: Path) -> None:
+    """Whether one of DIRECTORIES is there, or can be made, and is root's alone. Links of root's are
+    followed.
 
     Raises:
-        KvmarmError: no permission, or others can change what they are in.
+        KvmarmError: something else is in its place or on the way, or others can change it.
     """
-    done = []
+    there = path
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        what, hint, old = "no directory", "move it away", shlex.quote(str(there))
+        if there.is_symlink():
+            what = "a link that leads to no directory"
+            hint = f"see that {shown(os.path.realpath(there))} is one, or move the link away"
+        raise KvmarmError(f"{there} is {what}", f"{hint}: mv {old} {old}.old")
+    changed = changeable(str(there))
+    if changed:
+        name = shown(changed, 4096)
+        raise KvmarmError(
+            f"others than root can change {name}, and with it what kvmarm has in {path}",
+            how_to_keep(str(there), changed),
+        )
+
+
+def make_directories() -> Iterator[str]:
+    """Make those of DIRECTORIES that are not there. Yields what was done, a line each.
+
+    Raises:
+        KvmarmError: it cannot be done, or as `check_directory` does.
+    """
     for path in DIRECTORIES:
-        if not os.path.lexists(path):
-            _make_directory(path)
-            done.append(f"made {path}")
-    return done
+        check_directory(path)
+        for each in reversed((path, *path.parents)):
+            if not each.exists():
+                _make_directory(Path(os.path.realpath(each)))
+                yield f"made {each}"
 
 
 def remove_directories() -> list[str]:
@@ -209,10 +242,27 @@ def _place(directory: Path) -> Path:
 
 
 def _is_packaged(path: Path) -> bool:
-    """Whether the hook is there as a distribution's package has it. One that dangles is what is
-    left of such a package.
+    """Whether the hook is there as a distribution's package has it."""
+    return is_link_of_package(path) and os.path.exists(PACKAGED)
+
+
+def is_link_of_package(path: Path) -> bool:
+    """Whether this is the link that a package makes, also where that is gone."""
+    return path.is_symlink() and os.readlink(path) == PACKAGED
+
+
+def _remove_what_is_left(path: Path) -> bool:
+    """Remove the link of a package that is gone, if that is what is there. Returns whether it was.
+
+    Raises:
+        OSError: it cannot be removed.
     """
-    return path.is_symlink() and os.readlink(path) == PACKAGED and os.path.exists(PACKAGED)
+    if not is_link_of_package(path) or os.path.exists(PACKAGED) or not is_ours(path.lstat()):
+        return False
+    with reach(f"{path.parent}/.", _refuse_links) as end:
+        os.unlink(path.name, dir_fd=end.directory)
+        sync(end.directory)
+    return True
 
 
 def _is_this(packaged: str, wanted: bytes) -> bool:
@@ -324,7 +374,7 @@ def _make_directory(path: Path) -> None:
                     f"cannot make {path}: a file is there", f"move it away: mv {old} {old}.old"
                 )
     except OSError as error:
-        raise KvmarmError(f"cannot make {path}: {error.strerror}", "run as root") from None
+        raise KvmarmError(f"cannot make {path}: {error.strerror}", _WRITABLE) from None
     _check_owner(str(path))
 
 

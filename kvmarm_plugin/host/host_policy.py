@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from ..basics.ownership import others_can_change
+from ..basics.ownership import changeable, how_to_keep
+from ..basics.untrusted import shown
 from ..model import policy
 from . import files
 
@@ -21,10 +22,12 @@ def read() -> policy.Policy:
     if not os.path.exists(path):
         return policy.Policy()
     text = files.read_text(path)
-    if others_can_change(os.stat(path)):
+    changed = changeable(path)
+    if changed:
+        what = path if changed == path else f"{shown(changed, 4096)}, and with it {path}"
         raise policy.PolicyError(
-            f"others than root can change {path}, and the hook does not obey it so",
-            f"chown root {path} && chmod go-w {path}",
+            f"others than root can change {what}, and the hook does not obey it so",
+            how_to_keep(path, changed),
         )
     return policy.loads(text, path)
 

@@ -12,7 +12,7 @@ import os
 import stat
 
 from ..basics.errors import KvmarmError
-from ..basics.ownership import others_can_change
+from ..basics.ownership import changeable, others_can_change
 from ..basics.value import Value
 from .features import FEATURES
 
@@ -134,14 +134,14 @@ def for_hook(path: str = DEFAULT_PATH) -> HookPolicy:
 
     The hook has only the standard library, hence no YAML: it reads lines (`_plain_settings`).
     `loads` lets pass only what is read alike here. Where the file cannot be read, is not written
-    so, or can be changed by others than root, every setting has its default; so it has where that
-    is no file, which is not waited for.
+    so, or can be changed or replaced by others than root, every setting has its default; so it has
+    where that is no file, which is not waited for.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or others_can_change(status):
+            if not stat.S_ISREG(status.st_mode) or others_can_change(status) or changeable(path):
                 return HookPolicy()
             data = file.read(SIZE_LIMIT + 1)
         return HookPolicy(**_for_hook(data.decode())[0] if len(data) <= SIZE_LIMIT else {})

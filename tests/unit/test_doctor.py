@@ -5,6 +5,7 @@ cannot be found out; and what a report of a fault holds.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -305,6 +306,43 @@ def test_no_hook(here: _Here) -> None:
     _hook(here).symlink_to("/nowhere")
     (line,) = here.look(libvirt.check_hook)
     assert (line.state, line.text.endswith("leads nowhere")) == (BAD, True)
+    assert line.remedy == f"move {_hook(here)} away, then: kvmarm hook install"
+    _hook(here).unlink()
+    _hook(here).symlink_to(install.PACKAGED)  # which `hook install` knows
+    (line,) = here.look(libvirt.check_hook)
+    assert (line.state, line.remedy) == (BAD, "kvmarm hook install")
+
+
+@pytest.mark.parametrize("kind", ["file", "FIFO", "link", "link that goes round"])
+@pytest.mark.parametrize("level", range(3))
+def test_what_is_in_the_way_of_a_hook(here: _Here, level: int, kind: str) -> None:
+    path = [_hook(here), *_hook(here).parents][level]
+    path.rename(path.with_name("old"))
+    if kind == "file":
+        path.write_text("")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere" if kind == "link" else path.name)
+    (line,) = here.look(libvirt.check_hook)
+    assert line.state == BAD
+    assert re.fullmatch(f"move (it|{path}) away, then: kvmarm hook install", line.remedy)
+    (line,) = here.look(libvirt.check_seen)
+    assert (line.state, line.remedy) == (BAD, f"move {path} away, then: kvmarm hook install")
+    _confine(here)
+    here.look(confinement.check_apparmor)
+    path.unlink()
+    path.with_name("old").rename(path)
+    assert here.states(libvirt.check_hook) == [OK, OK]
+
+
+def test_a_directory_in_a_hook_s_place(here: _Here) -> None:
+    _hook(here).unlink()
+    _hook(here).mkdir()
+    for check in (libvirt.check_hook, libvirt.check_seen):
+        (line,) = here.look(check)
+        assert line.state == BAD
+        assert line.remedy.endswith(" away, then: kvmarm hook install")
 
 
 def test_a_hook_of_another_version_or_place(here: _Here) -> None:
@@ -322,8 +360,9 @@ def test_somebody_elses_hook(here: _Here) -> None:
 
 def test_a_hook_that_is_not_executable(here: _Here) -> None:
     _hook(here).chmod(0o644)
-    assert here.states(libvirt.check_hook)[0] == BAD
-    assert here.states(libvirt.check_seen) == [BAD]
+    for check in (libvirt.check_hook, libvirt.check_seen):
+        line = here.look(check)[0]
+        assert (line.state, line.remedy) == (BAD, "kvmarm hook install")
 
 
 def test_a_hook_that_is_a_link_of_a_package(here: _Here) -> None:
@@ -568,6 +607,19 @@ def test_selinux_and_what_else_the_hook_needs(here: _Here, monkeypatch: pytest.M
     assert texts[1].endswith("use /dev/kvm in the hook")
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.ELOOP])
+def test_selinux_where_no_hook_is(
+    here: _Here, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    _confine_by_selinux(here, monkeypatch)
+    monkeypatch.setattr(SELinux, "label", refuse)
+    (line,) = here.look(confinement.check_selinux)
+    assert (line.state, line.text) == (OK, "SELinux enforces; there is no hook to run")
+
+
 def test_a_hook_that_becomes_another_domain(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where somebody has given virtqemud the rules that virtnetworkd has."""
     policy = _confine_by_selinux(here, monkeypatch)
@@ -637,6 +689,23 @@ def test_a_policy_or_a_pool_that_cannot_be_used(here: _Here) -> None:
     here.host.policy = here.host.pool = _refuse
     for check in (records.check_policy, records.check_pool):
         assert here.look(check) == [Line(BAD, "broken", "mend it")]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_directory(here: _Here, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a policy nor a profile could be there."""
+    config, profiles = here.host.path("/etc/kvmarm"), here.host.path(records.PROFILES)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(config / "policy.yaml"))
+    profiles.parent.mkdir(parents=True)
+    for path, check in ((config, records.check_policy), (profiles, records.check_profiles)):
+        assert here.states(check) == [OK]
+        if kind == "file":
+            path.write_text("")
+        else:
+            path.symlink_to("nowhere")
+        (line,) = here.look(check)
+        assert (line.state, line.text.endswith("no directory")) == (BAD, True)
+        assert line.remedy.endswith(f"mv {path} {path}.old")
 
 
 def _pool_of(*hosts: HostProfile) -> Pool:

@@ -5,6 +5,7 @@ in the place of another's.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -198,6 +199,37 @@ def test_but_not_a_link_of_anothers(place: Path) -> None:
     (place / "libvirt").symlink_to("srv/libvirt")
     give(place / "libvirt")
     _refuses(place / "libvirt/hooks/qemu.d", place / "libvirt")
+
+
+@pytest.mark.parametrize("level", range(2))
+def test_a_file_in_a_directorys_place(directory: Path, level: int) -> None:
+    """There is nothing to remove; what is to be installed has no place."""
+    path = [directory, directory.parent][level]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    assert hookfile.uninstall(directory) == [f"{directory / hookfile.NAME} is not there"]
+    with pytest.raises(KvmarmError, match=rf"a file is there \(hint: .* mv {path} {path}.old\)$"):
+        hookfile.install(directory)
+    path.rename(f"{path}.old")
+    assert hookfile.install(directory)[0].startswith("installed "), "the hint works"
+
+
+@needs_root
+def test_where_nobody_can_write(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root is not told to become root."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name, call in (("mkdir", hookfile.install), ("unlink", hookfile.uninstall)):
+        with monkeypatch.context() as context:
+            context.setattr(os, name, refuse)
+            with pytest.raises(
+                KvmarmError,
+                match=r": Read-only file system \(hint: see that root can write there\)",
+            ):
+                call(directory)
+        hookfile.install(directory)
 
 
 # -- what is there already -----------------------------------------------------------------------
@@ -506,15 +538,26 @@ def test_the_link_of_a_package_that_others_can_change(
         hookfile.install(directory)
 
 
-@pytest.mark.parametrize("call", [hookfile.install, hookfile.uninstall])
-def test_what_a_package_that_is_gone_has_left(
-    directory: Path, link: Path, place: Path, call: Callable[[Path], object]
+def test_what_a_package_that_is_gone_has_left(directory: Path, link: Path, place: Path) -> None:
+    """It is kvmarm's own, and nothing goes through it."""
+    (place / "bin/kvmarm-hook").unlink()
+    assert hookfile.install(directory)[0] == f"installed {link}"
+    assert not link.is_symlink()
+    assert hookfile.uninstall(directory)[0] == f"removed {link}"
+    link.symlink_to(hookfile.PACKAGED)
+    assert hookfile.uninstall(directory)[0] == f"removed {link}"
+    assert os.listdir(directory) == os.listdir(place / "bin") == []
+
+
+@needs_root
+def test_nor_is_it_followed_in_the_hands_of_another(
+    directory: Path, link: Path, place: Path
 ) -> None:
     (place / "bin/kvmarm-hook").unlink()
-    with pytest.raises(KvmarmError, match=rf"is a link, .*\(hint: .*rm {link}\)"):
-        call(directory)
-    link.unlink()
-    call(directory)
+    give(link)
+    for call in (hookfile.install, hookfile.uninstall):
+        with pytest.raises(KvmarmError, match=rf"^{link} is a link, "):
+            call(directory)
 
 
 def test_a_packages_link_is_made_again(
@@ -678,14 +721,117 @@ def test_the_directories_of_what_is_written_by_hand(
     assert hook("uninstall") == ["removed the hook"]
 
 
-def test_directories_that_are_links_stay(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "elsewhere").mkdir()
-    (place / "kvmarm").symlink_to("elsewhere")
-    (place / "lost").symlink_to("nowhere")
-    monkeypatch.setattr(hookfile, "DIRECTORIES", (place / "kvmarm", place / "lost"))
-    assert hookfile.make_directories() == []
-    assert hookfile.remove_directories() == []
+@pytest.fixture
+def state(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """/var/lib/kvmarm, which is not there yet, of a `kvmarm hook install` that says "installed"."""
+    path = place / "var/lib/kvmarm"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(hookfile, "DIRECTORIES", (path, path / "profiles"))
+    monkeypatch.setattr(hookfile, "install", lambda: ["installed"])
+    monkeypatch.setattr(command, "_note_host_model", lambda: print("asked libvirt"))
+    monkeypatch.setattr(command, "_how_to_renew", list)
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(place / "policy.yaml"))
+    return path
+
+
+def _install() -> None:
+    assert command.run(SimpleNamespace(action="install")) == 0  # type: ignore[arg-type]
+
+
+@needs_root
+@pytest.mark.parametrize("level", range(3))
+def test_links_of_roots_on_the_way_are_followed_and_stay(
+    state: Path, level: int, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where /var is on another disk."""
+    path = [state, *state.parents][level]
+    state.mkdir()
+    path.rename(place / "elsewhere")
+    path.symlink_to("elsewhere" if path.parent == place else place / "elsewhere")
+    _install()
+    assert capsys.readouterr().out == f"installed\nasked libvirt\nmade {state}/profiles\n"
+    assert (state / "profiles").is_dir()
+    _install()
+    assert hookfile.remove_directories()[0] == f"removed {state}/profiles, which was empty"
+    assert path.is_symlink()
     assert (place / "elsewhere").is_dir()
+
+
+_IN_THE_WAY: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_text(""),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a link to a file": lambda path: path.symlink_to("/dev/null"),
+    "a link that goes round": lambda path: path.symlink_to(path.name),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("what", sorted(_IN_THE_WAY))
+@pytest.mark.parametrize("level", range(3))
+def test_what_is_no_directory_is_told_before_the_hook_is_installed(
+    state: Path, level: int, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = [state / "profiles", state, state.parent][level]
+    if level == 0:
+        state.mkdir()
+    elif level == 2:
+        path.rmdir()
+    _IN_THE_WAY[what](path)
+    for _ in range(2):
+        with pytest.raises(
+            KvmarmError, match=rf"^{path} is .*no directory \(hint: .*: (mv {path} {path}.old)\)$"
+        ):
+            _install()
+        assert capsys.readouterr().out == ""
+    subprocess.run(["mv", path, f"{path}.old"], check=True)
+    _install()
+    assert (state / "profiles").is_dir(), "the hint works"
+
+
+@needs_root
+@pytest.mark.parametrize("whose", ["hers", 0o777, 0o1777, 0o775])
+@pytest.mark.parametrize("level", range(2))
+def test_directories_of_others_are_told_each_time(
+    state: Path, level: int, whose: str | int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = [state, state.parent][level]
+    state.mkdir(exist_ok=True)
+    if isinstance(whose, int):
+        path.chmod(whose)
+    else:
+        give(path)
+    if (level, whose) == (1, 0o1777):
+        _install()
+        return
+    hint = f"chown root {path} && chmod go-w {path}"
+    for _ in range(2):
+        with pytest.raises(
+            KvmarmError, match=rf"^others than root can change {path}, .*\(hint: {hint}\)$"
+        ):
+            _install()
+        assert capsys.readouterr().out == ""
+        assert not (state / "profiles").exists()
+    subprocess.run(hint, shell=True, check=True)
+    _install()
+
+
+@needs_root
+def test_what_was_done_is_said_before_a_failure(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = os.mkdir
+
+    def refuse(name: str, *arguments: int, **options: int) -> None:
+        if name == "profiles":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(
+        KvmarmError, match=r"profiles: Read-only file system \(hint: see that root can write there"
+    ):
+        _install()
+    assert capsys.readouterr().out == f"installed\nasked libvirt\nmade {state}\n"
 
 
 # -- who renews records --------------------------------------------------------------------------

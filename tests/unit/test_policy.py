@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics import yamltext
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain.xml import parse
+from kvmarm_plugin.host import host_policy
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.policy import HookPolicy, Policy, PolicyError
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.resolve.resolver import Resolver
 from kvmarm_plugin.resolve.wish import ResolveError, read_wish
 from tests.corpus import host, one_line, template
+from tests.unit.users import give, needs_root
 
 # -- YAML -----------------------------------------------------------------------------------------
 
@@ -488,28 +491,73 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize(("mode", "owner"), [(0o664, 0), (0o646, 0), (0o777, 0), (0o644, 65534)])
+@pytest.mark.parametrize("change", [0o664, 0o646, 0o777, pytest.param("hers", marks=needs_root)])
+@pytest.mark.parametrize("what", ["policy.yaml", ".", ".."])
 def test_a_policy_of_others_is_not_obeyed(
-    mode: int,
-    owner: int,
+    what: str,
+    change: int | str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "policy.yaml"
+    """Nor one that they could replace."""
+    (tmp_path / "etc/kvmarm").mkdir(parents=True)
+    path = tmp_path / "etc/kvmarm/policy.yaml"
     path.write_text("on-migrate: warn\n")
-    path.chmod(0o644)
+    changed = Path(os.path.normpath(path.parent / what))
+    for each in (path, path.parent, path.parent.parent):
+        each.chmod(0o644 if each == path else 0o755)
     assert policy.for_hook(str(path)).on_migrate == "warn"
-    if owner:
-        status = os.stat_result((0o100000 | mode, 0, 0, 1, owner, owner, 17, 0, 0, 0))
-        monkeypatch.setattr(os, "fstat", lambda _: status)
-        monkeypatch.setattr(os, "stat", lambda *_, **__: status)
+    if isinstance(change, int):
+        changed.chmod(change | (0o111 if changed.is_dir() else 0))
     else:
-        path.chmod(mode)
+        give(changed)
     assert policy.for_hook(str(path)).on_migrate == "refuse"
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(path))
     assert cli.main(["check", "missing.xml"]) == 1
-    assert f"others than root can change {path}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"others than root can change {changed}" in said
+    hint = said.partition("(hint: ")[2].rstrip(")\n")
+    if os.geteuid() == 0:
+        subprocess.run(hint, shell=True, check=True)
+        assert policy.for_hook(str(path)).on_migrate == "warn", "the hint works"
+
+
+@needs_root
+@pytest.mark.parametrize("change", ["link", "directory", "file", "link to the directory"])
+def test_nor_is_a_policy_behind_a_link(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a link of root's leads to is root's, as is all on the way."""
+    path, real = tmp_path / "etc/kvmarm/policy.yaml", tmp_path / "srv/site/policy.yaml"
+    for each in (path, real):
+        each.parent.mkdir(parents=True)
+    real.write_text("on-migrate: warn\n")
+    (tmp_path / "alias").symlink_to("srv/./site/")
+    path.symlink_to("../../alias/../site/policy.yaml")
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(path))
+    assert policy.for_hook(str(path)).on_migrate == "warn"
+    host_policy.read()
+    changed = {
+        "link": path,
+        "directory": real.parent,
+        "file": real,
+        "link to the directory": tmp_path / "alias",
+    }[change]
+    give(changed)
+    assert policy.for_hook(str(path)).on_migrate == "refuse"
+    with pytest.raises(PolicyError, match=f"^others than root can change {changed}\\b"):
+        host_policy.read()
+    os.chown(changed, 0, 0, follow_symlinks=False)
+    assert policy.for_hook(str(path)).on_migrate == "warn"
+
+
+def test_in_a_sticky_directory_nobody_replaces_a_policy(tmp_path: Path) -> None:
+    path = tmp_path / "sticky/policy.yaml"
+    path.parent.mkdir()
+    path.write_text("on-migrate: warn\n")
+    path.parent.chmod(0o1777)
+    assert policy.for_hook(str(path)).on_migrate == "warn"
 
 
 @pytest.mark.parametrize("arguments", [["check", "guest.xml"], ["hook", "install"]])
