@@ -239,7 +239,7 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
 
         host = read_profile(choices.host)
         ask = lambda target: ProfileOffer(  # noqa: E731
-            target, host, counterpart(target.pinning.midr if target.pinning else None, host)
+            target, host, counterpart(target.pinning, host)
         )
         yield resolver(pool, policy, host.name, clusters_of(host), ask, say)
         return

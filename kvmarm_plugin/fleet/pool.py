@@ -17,6 +17,7 @@ from ..basics.shape import Incomplete, Misshapen
 from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..basics.yamltext import load
+from ..domain.pins import find_cluster
 from ..domain.record import Origin
 from ..judge.by_profile import ProfileOffer, check, counted, given
 from ..judge.finding import Finding
@@ -35,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from ..domain.pins import Identified
     from ..model.policy import Policy
     from ..model.target import Pinning, Target
 
@@ -210,7 +212,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     for cluster in pool.baseline.clusters:
         for target in targets(pool.baseline.replace(clusters=(cluster,))):
             for finding in confirm(
-                pool, target, ProfileOffer(target, host, counterpart(cluster.midr, host))
+                pool, target, ProfileOffer(target, host, counterpart(cluster, host))
             ):
                 found[finding] = None
             # Guests of hosts of one kind have no pins, and roam here.
@@ -239,13 +241,13 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     return in_order([*found, *new])
 
 
-def counterpart(midr: int | None, host: HostProfile) -> Cluster | None:
-    """The cluster of a host that stands for one of the baseline: of the same MIDR_EL1, else the
-    first.
+def counterpart(cluster: Identified | None, host: HostProfile) -> Cluster | None:
+    """The cluster of a host that stands for one of the baseline: the one that a guest of it belongs
+    on, else the first of its MIDR_EL1, else the first.
     """
-    return next(
-        (cluster for cluster in host.clusters if cluster.midr == midr), (*host.clusters, None)[0]
-    )
+    own = find_cluster(cluster, host.clusters) if cluster else None
+    of_midr = [each for each in host.clusters if cluster and each.midr == cluster.midr]
+    return own or (*of_midr, *host.clusters, None)[0]
 
 
 def _check_layout(pool: Pool, wish: Wish, ipa_bits: int, host: str) -> None:

@@ -570,11 +570,7 @@ def test_hosts_that_cannot_run_guests_are_left_out() -> None:
 
 def _resolved(formed: Pool, profile: HostProfile, source: bytes) -> bytes:
     def ask(target: Target) -> ProfileOffer:
-        return ProfileOffer(
-            target,
-            profile,
-            pool.counterpart(target.pinning.midr if target.pinning else None, profile),
-        )
+        return ProfileOffer(target, profile, pool.counterpart(target.pinning, profile))
 
     return pool.resolver(formed, Policy(), profile.name, clusters_of(profile), ask).resolve(source)
 
@@ -838,6 +834,19 @@ def test_clusters_that_only_revidr_tells_apart_stay_two() -> None:
             ("4-7", 7),
         ]
         assert pool.loads(pool.dumps(formed)) == formed
+
+
+def test_a_board_whose_clusters_only_revidr_tells_apart_is_a_member_of_its_pool() -> None:
+    base = host("hand-made-rk3588")
+    one = base.clusters[0]
+    vcpus = tuple(vcpu.replace(registers={**vcpu.registers, "REVIDR_EL1": 7}) for vcpu in one.vcpus)
+    other = one.replace(cpus="4-7", revidr=7, vcpus=vcpus)
+    board = base.replace(clusters=(one, other))
+    formed = baseline([board]).pool
+    assert formed is not None
+    assert pool.check_member(formed, board) == []
+    pinned = template("big-little").replace(b"<vcpu>", b"<vcpu cpuset='4-7'>")
+    assert _resolved(formed, board, pinned)
 
 
 @pytest.mark.parametrize(

@@ -672,7 +672,7 @@ def test_libkvmarm_level_and_secure_execution(here: _Here, monkeypatch: pytest.M
     assert here.states(confinement.check_library) == [OK]
     policy.rules = RHEL9
     assert here.states(confinement.check_library) == [OK]
-    here.host.path("/etc/selinux/config").unlink()
+    here.host.path("/etc/selinux/targeted/contexts/virtual_domain_context").unlink()
     assert [line.state for _, line in examine(here.host, {"": confinement.check_library})] == [
         UNKNOWN
     ]
