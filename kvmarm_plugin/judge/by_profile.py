@@ -106,9 +106,10 @@ class ProfileOffer(Offer):
     def _level(self, target: Target, level: Level, cluster: Cluster) -> None:
         """What libkvmarm-level makes of the vCPU, where KVM lets it."""
         self._kernels = _with_identities(self._kernels, self._profile, cluster)
-        midr = self.registers.get("MIDR_EL1", cluster.midr)
-        if midr is not None:
-            self.cpu = midr, self.registers.get("REVIDR_EL1", cluster.revidr)
+        self.cpu = (
+            self.registers.get("MIDR_EL1", cluster.midr),
+            self.registers.get("REVIDR_EL1", cluster.revidr),
+        )
         own = {name: value for name, value in self.registers.items() if name not in level.left_out}
         taken = {
             name: value

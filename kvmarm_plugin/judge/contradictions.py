@@ -19,7 +19,7 @@ from ..model.board import (
     most_vcpus,
     needed_qemu,
 )
-from ..model.features import AARCH32, CPU_FEATURES, PMU, SVE
+from ..model.features import AARCH32, CPU_FEATURE_POLICIES, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
 from ..model.vcpu import NAMED_MODELS, in_order
 from .finding import Finding
@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_POLICIES = {"force": "on", "require": "on", "disable": "off", "forbid": "off"}
+_SWITCHES: dict[bool | None, str] = {True: "on", False: "off"}
 
 
 def find_contradictions(
@@ -197,7 +197,9 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
         # As libvirt has it: optional features are dropped, the last word on a name counts.
         policy = feature.attributes.get("policy", "require")
         if policy != "optional":
-            says[f"<feature {feature.attributes.get('name')}>"] = _POLICIES.get(policy, policy)
+            says[f"<feature {feature.attributes.get('name')}>"] = _SWITCHES.get(
+                CPU_FEATURE_POLICIES.get(policy), policy
+            )
     return says
 
 

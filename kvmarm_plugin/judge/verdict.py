@@ -46,10 +46,11 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         return in_order([*findings, offer.problem, *identity])
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
-    if target.level is not None and offer.level_library != LEVEL_TEXT:
-        findings.append(_judge_library(offer))
-    if target.level is not None and offer.cpu is not None:
-        findings += _judge_cpu(target, *offer.cpu, offer.host)
+    if target.level is not None:
+        if offer.level_library != LEVEL_TEXT:
+            findings.append(_judge_library(offer))
+        if offer.cpu is not None:
+            findings += _judge_cpu(target, *offer.cpu, offer.host)
     if (target.registers, target.reglist, target.seen) != (
         offer.registers,
         offer.reglist,

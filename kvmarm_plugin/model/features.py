@@ -112,6 +112,16 @@ CPU_FEATURES = tuple(
     feature for feature in FEATURES if feature.libvirt
 )  # those that <feature> names
 
+# libvirt's words for a <feature> (virCPUFeaturePolicy), and what each makes of it; None where it
+# stays as it is.
+CPU_FEATURE_POLICIES = {
+    "force": True,
+    "require": True,
+    "optional": None,
+    "disable": False,
+    "forbid": False,
+}
+
 # vCPU feature → the capability that offers it. PSCI 0.2 is nobody's choice: QEMU takes it wherever
 # KVM has it (kvm_arch_init_vcpu, target/arm/kvm.c).
 OFFERED_BY = {

@@ -10,10 +10,8 @@ from ..basics.untrusted import shown
 from ..domain import levelling
 from ..domain.memory import memory_and_room, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
+from ..model.features import CPU_FEATURE_POLICIES
 from ..model.vcpu import NAMED_MODELS
-
-# virCPUFeaturePolicy, and what is asked of a feature by each.
-_POLICIES = {"force": True, "require": True, "optional": None, "disable": False, "forbid": False}
 
 _LAST_COUNTS = "libvirt takes the last word: remove the others"
 
@@ -151,8 +149,8 @@ def what_emulation_needs(domain: Element, host_architecture: str = "aarch64") ->
 
 
 def _read_feature(feature: Element) -> tuple[str, bool | None]:
-    policy = _word(feature, "policy", "require", tuple(_POLICIES))
-    return feature.attributes.get("name", ""), _POLICIES[policy]
+    policy = _word(feature, "policy", "require", tuple(CPU_FEATURE_POLICIES))
+    return feature.attributes.get("name", ""), CPU_FEATURE_POLICIES[policy]
 
 
 def _word(element: Element, attribute: str, default: str, known: tuple[str, ...]) -> str:
