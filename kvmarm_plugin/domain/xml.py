@@ -40,9 +40,7 @@ _INDENT_LIMIT = (
 
 ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
 
-# Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _CONVERT = "convert it: xmllint --encode UTF-8 FILE"
-_SKIPPED = "devices"
 
 
 class DomainXMLError(KvmarmError):
@@ -58,7 +56,7 @@ class Element:
         start: byte offset of its first byte.
         parent: of <domain>, a nameless element that stands for the document. That one has no
             parent, and the attribute "encoding" if the XML declaration has it.
-        children: in document order; empty for <devices>.
+        children: in document order.
 
     The other places are worked out when they are asked for: most never are.
     """
@@ -394,26 +392,12 @@ def _build(source: bytes, parser: XMLParserType) -> Element:
                 f" {parser.CurrentLineNumber}",
                 "libvirt refuses that too",
             )
-        if depth == 2 and name == _SKIPPED:
-            parser.StartElementHandler = None
-            parser.EndElementHandler = end_skipped
 
     def end(name: str) -> None:
         nonlocal current, depth
-        if current.name != name or current.parent is None:
-            raise DomainXMLError(
-                f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {parser.CurrentLineNumber}",
-                "libvirt knows none",
-            )
         current._closing = parser.CurrentByteIndex
         current = current.parent
         depth -= 1
-
-    def end_skipped(name: str) -> None:
-        if name == _SKIPPED:
-            parser.StartElementHandler = start
-            parser.EndElementHandler = end
-            end(name)
 
     def doctype(*_declaration: object) -> None:
         line = parser.CurrentLineNumber
