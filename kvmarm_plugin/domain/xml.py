@@ -377,27 +377,22 @@ def _build(source: bytes, parser: XMLParserType) -> Element:
     resolving takes.
     """
     document = Element(source, "", {}, 0, None)
-    current = document
-    depth = 0
+    path = [document]
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal current, depth
-        element = Element(source, name, attributes, parser.CurrentByteIndex, current)
-        current.children.append(element)
-        current = element
-        depth += 1
-        if depth > DEPTH_LIMIT:
+        parent = path[-1]
+        element = Element(source, name, attributes, parser.CurrentByteIndex, parent)
+        parent.children.append(element)
+        if len(path) > DEPTH_LIMIT:
             raise DomainXMLError(
                 f"more than {DEPTH_LIMIT} elements inside one another, line"
                 f" {parser.CurrentLineNumber}",
                 "libvirt refuses that too",
             )
+        path.append(element)
 
-    def end(name: str) -> None:
-        nonlocal current, depth
-        current._closing = parser.CurrentByteIndex
-        current = current.parent
-        depth -= 1
+    def end(_name: str) -> None:
+        path.pop()._closing = parser.CurrentByteIndex
 
     def doctype(*_declaration: object) -> None:
         line = parser.CurrentLineNumber
