@@ -1265,8 +1265,8 @@ if the interpreter or the package is missing. If libvirt gives no XML at all, th
 
 The columns are kinds of guests: one *without a record*; one that still asks for *host-model*; one
 whose record *fits* this host; one whose record does *not fit* it. M1, M2, … are the messages, at
-the end; "…" in them is any text. "Marked" means that the guest passes with a mark, and that the message
-is in the log, with "GUEST starts unchecked" in place of what it says of an arrival.
+the end; "…" in them is any text. "Marked" means that the guest passes with a mark, and that the
+message is in the log, with "GUEST starts unchecked" in place of what it says of an arrival.
 """
 
 
