@@ -120,7 +120,7 @@ def as_text(result: Baseline, explain: bool) -> str:
     ]
     texts += _plan_lines(result)
     if result.profile is not None:
-        texts += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
+        texts += ["", "After that, as a forecast:", *_profile_lines(result, explain)]
     if result.plan.obstacles:
         texts += [
             "",
@@ -158,8 +158,8 @@ def as_json(result: Baseline) -> dict[str, Any]:
 def _plan_lines(result: Baseline) -> list[str]:
     steps = result.plan.steps
     if not steps or result.profile is None:
-        return ["Nothing levels them."]
-    texts = ["What would make one of them:"]
+        return ["No known change makes them compatible."]
+    texts = ["To make them one pool:"]
     for number, step in enumerate(steps, 1):
         what = {
             "boot": f"boot {some(step.hosts, _NAMES)} with {step.what}",

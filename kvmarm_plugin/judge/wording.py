@@ -27,7 +27,7 @@ _OF_THE_XML = {
     "cpu-replaced": ("recorded", "now"),
     "addresses-other": ("recorded", "now"),
     "addresses-other-beyond": ("recorded", "now"),
-    "vcpus-too-many": ("possible are", "now"),
+    "vcpus-too-many": ("allowed", "now"),
     "maxphysaddr-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
     "memory-too-large": ("in the XML", ""),
