@@ -21,7 +21,7 @@ from ..registers.rules import kernel_version
 from ..resolve.partial import refuse_partial
 from .common_ground import Obstacle, common, some
 from .kinds import Kind, kinds_of
-from .plan import Plan, level
+from .plan import Plan, plan_for
 from .pool import Pool
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
     for host in hosts:
         refuse_partial(host)
     kinds = kinds_of(hosts)
-    plan = level(kinds)
+    plan = plan_for(kinds)
     # Without a step to take, these are the hosts as they are.
     found = common(list(plan.hosts), name) if plan.hosts else None
     profile = (

@@ -12,7 +12,7 @@ from ..basics.value import Value
 from ..judge.by_profile import check
 from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
 from ..judge.finding import kinds as kinds_of_findings
-from ..judge.verdict import in_order
+from ..judge.verdict import worst_first
 from ..model.policy import Policy
 from ..model.profile import HostProfile
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
@@ -219,7 +219,7 @@ class _Source:
             self._host.replace(name="the source"),
             destination,
         )
-        return tuple(in_order([*found, *_host_differences(self._host, destination)])), ""
+        return tuple(worst_first([*found, *_host_differences(self._host, destination)])), ""
 
     def _target(self, machine: str) -> Target:
         if missing_parts(self._host):

@@ -88,7 +88,7 @@ class Plan(Value):
         ]
 
 
-def level(kinds: list[Kind]) -> Plan:
+def plan_for(kinds: list[Kind]) -> Plan:
     """The steps that make a pool of as many of these hosts as can be.
 
     Hosts with the most in common stay: those of the CPU, timer and DC ZVA block that most of them
@@ -99,7 +99,7 @@ def level(kinds: list[Kind]) -> Plan:
     for kind in kinds:
         if kind.host.clusters and kind.host.qemu:
             by_cpu.setdefault(_cpu(kind.host), []).append(kind)
-    kept = _Levelling(max(by_cpu.values(), key=_size, default=[]))
+    kept = _Planner(max(by_cpu.values(), key=_size, default=[]))
     in_the_way = kept.run()
     steps = [step for kind in kinds for step in kept.steps(kind)]
     return Plan(tuple(_merged(steps)), tuple(kept.hosts.values()), in_the_way)
@@ -160,7 +160,7 @@ def _override_qemu(qemu: Qemu, taken: list[Feature]) -> Qemu:
 # -- finding the steps ---------------------------------------------------------------------------
 
 
-class _Levelling:
+class _Planner:
     """Kinds of hosts of one CPU on their way to a pool.
 
     Attributes:

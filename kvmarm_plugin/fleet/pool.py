@@ -23,7 +23,7 @@ from ..judge.by_profile import ProfileOffer, check, counted, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
 from ..judge.pinning import place
-from ..judge.verdict import gic_refused, in_order, judge
+from ..judge.verdict import gic_refused, judge, worst_first
 from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
 from ..model.profile_json import NAME, ProfileError, decode, digest, encode
@@ -238,7 +238,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     }
     told = {finding.kind for finding in found}
     new = (each for kind, each in of_some.items() if each and not told & {kind, each.kind})
-    return in_order([*found, *new])
+    return worst_first([*found, *new])
 
 
 def counterpart(cluster: Identified | None, host: HostProfile) -> Cluster | None:

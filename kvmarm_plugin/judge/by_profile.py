@@ -30,7 +30,7 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import in_order, judge, which_counts
+from .verdict import judge, which_counts, worst_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def check(
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
-    return in_order(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
+    return worst_first(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
 
 
 def counted(profile: HostProfile) -> list[CountedCluster]:

@@ -43,7 +43,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
             from .registers import differences_of_identity
 
             identity = differences_of_identity(target, offer)
-        return in_order([*findings, offer.problem, *identity])
+        return worst_first([*findings, offer.problem, *identity])
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if target.level is not None:
@@ -62,7 +62,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         findings += differences(target, offer)
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
-    return in_order(_with_unknown(findings, target, offer, unknown))
+    return worst_first(_with_unknown(findings, target, offer, unknown))
 
 
 def _judge_cpu(target: Target, midr: int, revidr: int | None, host: str) -> list[Finding]:
@@ -137,7 +137,7 @@ def _blocks(finding: Finding) -> bool:
     return finding.severity != HARMLESS
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES
 # has the numbers).
-VCPU_FEATURES = in_order(OFFERED_BY)
+GIVEN_FEATURES = in_order(OFFERED_BY)
 
 SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
 IPA_BITS = range(
@@ -203,7 +203,7 @@ def check_target(target: Target) -> None:
     ):
         raise ValueError(f"{target.model} is not target {target.number} of {target.architecture}")
     for features in (target.features, target.unsaid):
-        if features != tuple(feature for feature in VCPU_FEATURES if feature in features):
+        if features != tuple(feature for feature in GIVEN_FEATURES if feature in features):
             raise ValueError(
                 f"not vCPU features in the order of their bits: {_shown(' '.join(features))}"
             )
