@@ -15,7 +15,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.rewrite import restore
-from ..domain.xml import Element, asks_for_host_model, parse
+from ..domain.xml import ARCHITECTURES, Element, architecture_of, asks_for_host_model, parse
 from ..fleet.common_ground import some
 from ..host import left, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
@@ -236,12 +236,11 @@ def _intent_of(domain: Element) -> Element | None:
 
 def _left(domain: Element) -> str:
     """By what a domain has left host-model, and how it comes back, or leaves for good."""
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    cpu, arch = domain.find("cpu"), architecture_of(domain)
     kind = domain.attributes.get("type", "none")
-    arch = (os_type.attributes.get("arch") or "aarch64") if os_type else "none"
     if kind != "kvm":
         now, before = f"<domain type='{shown(kind, 40)}'>", "<domain type='kvm'>"
-    elif arch not in ("aarch64", "armv7l"):
+    elif arch not in ARCHITECTURES:
         now, before = f"<type arch='{shown(arch, 40)}'>", "<type arch='aarch64'>"
     else:
         mode = cpu.attributes.get("mode", "custom") if cpu else "none"

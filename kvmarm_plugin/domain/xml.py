@@ -309,6 +309,16 @@ def in_utf8(text: bytes, encoding: str) -> bytes:
         raise _unreadable() from None
 
 
+def architecture_of(domain: Element, host_architecture: str = "aarch64") -> str:
+    """The architecture of a guest, in libvirt's word; "none" without a <type>.
+
+    Args:
+        host_architecture: what one gets whose <type> names none, or an empty one (virXPathString).
+    """
+    os_type = domain.find("os/type")
+    return (os_type.attributes.get("arch") or host_architecture) if os_type else "none"
+
+
 def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> bool:
     """Whether a domain is one that libvirt cannot start and this project makes concrete:
     host-model, under KVM, for ARM.
@@ -316,13 +326,12 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
     Args:
         host_architecture: what a domain that names no architecture gets.
     """
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    cpu = domain.find("cpu")
     return (
         cpu is not None
         and cpu.attributes.get("mode") == "host-model"
         and domain.attributes.get("type") == "kvm"
-        and os_type is not None
-        and (os_type.attributes.get("arch") or host_architecture) in ARCHITECTURES
+        and architecture_of(domain, host_architecture) in ARCHITECTURES
     )
 
 

@@ -24,6 +24,7 @@ from ..model.features import AARCH32, CPU_FEATURES, FEATURES, PAUTH, SVE, Featur
 from ..model.policy import Policy
 from ..model.profile import BASELINE, Cluster, HostProfile, Qemu
 from ..model.target import Target
+from ..model.vcpu import KVM_ARCHITECTURES, LIBVIRT_ARCHITECTURES
 from ..registers.overrides import takes_hidden
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.forms import knobs_of
@@ -223,7 +224,7 @@ def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostPr
         gic = gic or max(
             _in_all([tuple(map(str, host.gic_versions)) for host in group]), default=""
         )
-    return Wish("aarch64" if source.kvm_architecture == "arm64" else "armv7l", machine, gic)
+    return Wish(LIBVIRT_ARCHITECTURES[source.kvm_architecture], machine, gic)
 
 
 def view(host: HostProfile, midr: int | None) -> HostProfile:
@@ -402,7 +403,7 @@ def targets(host: HostProfile) -> list[Target]:
     for values in itertools.product((True, False), repeat=len(names)):
         # Of what changes from one to the next, the first name is the quickest.
         resolver = Resolver(host, Policy().replace(**dict(zip(names, reversed(values)))))
-        for architecture in ("aarch64", "armv7l"):
+        for architecture in KVM_ARCHITECTURES:
             try:
                 target = resolver.target(Wish(architecture))
             except KvmarmError:

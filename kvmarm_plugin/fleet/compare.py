@@ -15,6 +15,7 @@ from ..judge.finding import kinds as kinds_of_findings
 from ..judge.verdict import worst_first
 from ..model.policy import Policy
 from ..model.profile import HostProfile
+from ..model.vcpu import LIBVIRT_ARCHITECTURES
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
@@ -199,7 +200,7 @@ class _Source:
         self._host = host
         self._policy = policy
         self._resolver = Resolver(host, policy)
-        self._architecture = "aarch64" if host.kvm_architecture == "arm64" else "armv7l"
+        self._architecture = LIBVIRT_ARCHITECTURES[host.kvm_architecture]
         self._targets: dict[str, Target | str] = {}
 
     def ask(self, destination: HostProfile) -> tuple[tuple[Finding, ...], str]:

@@ -9,7 +9,7 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 from __future__ import annotations
 
 from ..domain.memory import memory_and_room, memory_of, vcpus_of
-from ..domain.xml import Element, asks_for_host_model
+from ..domain.xml import Element, architecture_of, asks_for_host_model
 from ..model.board import (
     GIB,
     RAM_START,
@@ -21,7 +21,7 @@ from ..model.board import (
 )
 from ..model.features import AARCH32, CPU_FEATURE_POLICIES, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
-from ..model.vcpu import NAMED_MODELS, in_order
+from ..model.vcpu import LIBVIRT_ARCHITECTURES, NAMED_MODELS, in_order
 from .finding import Finding
 
 TYPE_CHECKING = False
@@ -182,11 +182,10 @@ def _says(domain: Element, target: Target) -> dict[str, str]:
         child.name: child for each in domain.find_all("features") for child in each.children
     }
     gic, pmu = features.get("gic"), features.get("pmu")
-    # Without a word, or with an empty one (virXPathString), the architecture is the host's.
-    own = "aarch64" if target.architecture == "arm64" else "armv7l"
+    own = LIBVIRT_ARCHITECTURES[target.architecture]
     says = {
         "domain type": domain.attributes.get("type", "none"),
-        "architecture": (os_type.attributes.get("arch") if os_type else "") or own,
+        "architecture": architecture_of(domain, own) if os_type else own,
         "<cpu mode>": _mode(cpu, target) if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": (os_type.attributes.get("machine") if os_type else "") or "none",

@@ -15,6 +15,7 @@ import re
 from ..basics.value import Value
 from .problem import Problem
 from .target import Level
+from .vcpu import KVM_ARCHITECTURES
 
 # What a profile may not tell, because nobody measured it: parts of the host, then parts of its
 # clusters. Each is the name of a member that is then absent, but for two: "vcpus" says that there
@@ -226,4 +227,4 @@ class HostProfile(Value):
     @property
     def kvm_architecture(self) -> str:
         """KVM's: "arm64" or "arm"."""
-        return "arm64" if self.architecture == "aarch64" else "arm"
+        return KVM_ARCHITECTURES.get(self.architecture, "arm")

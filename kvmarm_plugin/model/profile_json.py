@@ -25,7 +25,7 @@ from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
 from .profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
 from .target import Level, check_left_out
-from .vcpu import TARGETS, VCPU_FEATURES
+from .vcpu import KVM_ARCHITECTURES, TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
         lambda value, place: _cluster(value, place, unknown), 16, unique=False
     )(fields["clusters"], "clusters")
     profile = HostProfile(**fields, unknown=unknown)
-    if profile.clusters and profile.architecture not in ("aarch64", "armv7l"):
+    if profile.clusters and profile.architecture not in KVM_ARCHITECTURES:
         raise Misshapen(f"a {profile.architecture} host has no clusters with KVM on ARM")
     known = TARGETS[profile.kvm_architecture].values()
     taken: set[int] = set()

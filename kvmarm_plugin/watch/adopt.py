@@ -38,7 +38,7 @@ from ..model.features import AARCH32, FEATURES, OFFERED_BY, PAUTH, PMU, SVE, Fea
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.policy import Policy
 from ..model.target import SVE_LENGTHS, Pinning, Target
-from ..model.vcpu import in_order
+from ..model.vcpu import KVM_ARCHITECTURES, in_order
 from ..rehearse import renewed
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from ..domain.pins import Counted
     from ..judge.finding import Finding
     from ..model.profile import HostProfile, Qemu
-
-_HOSTS = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 
 _AT_NEXT_START = "shut it down and start it: it is adopted then"
 _BY_HAND = "kvmarm adopt writes that into the stored definition"
@@ -198,7 +196,7 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
     if reason:
         raise ResolveError(reason)
     kind = os.uname().machine
-    if kind not in _HOSTS:
+    if kind not in KVM_ARCHITECTURES:
         raise ResolveError(f"this host is {shown(kind, 40)}: KVM on ARM is not here to be asked")
     clusters = find_clusters()
     target, cpus = _asked(domain, system, machine, clusters)
@@ -304,7 +302,7 @@ def _asked(
         ResolveError: it does not fit into the addresses that KVM has here.
     """
     uname = os.uname()
-    architecture = _HOSTS[uname.machine]
+    architecture = KVM_ARCHITECTURES[uname.machine]
     with system.create_vm() as vm:
         gic = 3 if vm.has_gic(3) else 2  # the highest is libvirt's choice, and QEMU's of "host"
     memory, room = memory_and_room(domain)
