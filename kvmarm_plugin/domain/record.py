@@ -18,7 +18,7 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Level, Pinning, Target, check_cpus, check_target
+from ..model.target import Level, Pinning, Target, check_cpus, check_target, level_cpus
 from ..registers.text import parse_value, parse_values, words
 from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment
 
@@ -319,12 +319,11 @@ def _read_level(element: Element | None) -> Level | None:
     said = {name: tuple(words(text)) for name, text in element.attributes.items()}
     if not all(said.values()):
         raise ValueError("an empty list")
-    cpus = (word.partition("/") for word in said.get("cpus", ()))
-    return Level(
-        said.get("without", ()),
-        said.get("own", ()),
-        tuple((parse_value(midr), parse_value(revidr)) for midr, _, revidr in cpus),
-    )
+    cpus = said.get("cpus", ())
+    level = Level(said.get("without", ()), said.get("own", ()), level_cpus(cpus))
+    if level.cpu_words != cpus:
+        raise ValueError(f"CPUs of its pool, not as kvmarm writes them: {' '.join(cpus)[:60]}")
+    return level
 
 
 def _read_pinning(element: Element | None) -> Pinning | None:

@@ -468,8 +468,7 @@ def _may_be_left_out(
     for member in members:
         own = member.vcpu(features).registers
         if field.register in own and field.of(own[field.register]) != value:
-            bits = (1 << field.msb + 1) - (1 << field.lsb)
-            lowered = own[field.register] & ~bits | value << field.lsb
+            lowered = field.put(own[field.register], value)
             if not member.takes(field.register, lowered, own):
                 return False
     return True
@@ -495,7 +494,7 @@ def _common_value(name: str, values: list[int], model: int) -> int:
         parts = [field.of(each) for each in values]
         if len({*parts}) > 1 and field.policy != "-":
             safe = reduce(lambda ours, theirs: safe_value(field, ours, theirs), parts)
-            value = value & ~((1 << field.msb + 1) - (1 << field.lsb)) | safe << field.lsb
+            value = field.put(value, safe)
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..model.target import LEVEL_TEXT
-from ..registers.table import describe, fields_of
+from ..registers.table import describe, field_of
 from .baseline import costs_of, facts_of
 from .common_ground import some
 
@@ -200,8 +200,7 @@ def _lowered(fields: dict[str, tuple[int, int]]) -> list[str]:
 
 
 def _meaning(name: str) -> str:
-    register, _, part = name.partition(".")
-    meaning = next((f.meaning for f in fields_of(register) if f.name == part), describe(name))
+    meaning = field_of(name).meaning if "." in name else describe(name)
     return f"{name} ({meaning})" if meaning else name
 
 

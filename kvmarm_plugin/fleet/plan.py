@@ -139,8 +139,7 @@ def _override_value(register: str, value: int, override: Override) -> int:
     ):
         forced = override.fields.get((register, field.name))
         if forced is not None and safe_value(field, forced, field.of(value)) == forced:
-            value &= ~((1 << field.msb + 1) - (1 << field.lsb))
-            value |= forced << field.lsb
+            value = field.put(value, forced)
     return value
 
 

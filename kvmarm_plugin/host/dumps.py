@@ -23,13 +23,14 @@ from ..basics import shape
 from ..basics.errors import KvmarmError
 from ..basics.shape import Misshapen
 from ..basics.untrusted import decimal, hexadecimal, shown
+from ..kvm.uapi import REG_ARM64_CORE_PC
 from ..model.features import AARCH32, FEATURES, SVE
 from ..model.profile import PARTS, Cluster, HostProfile, Vcpu
 from ..model.profile_json import KERNEL, NAME, SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
 from ..model.target import SVE_LENGTHS, sve_lengths
 from ..model.vcpu import TARGETS, in_order
-from ..registers.rules import IMPLEMENTATION_ID, kernel_version
-from ..registers.table import bits_of, fields_of, id_of, is_identity, name_of
+from ..registers.rules import IMPLEMENTATION_ID, MASKS_SINCE, kernel_version
+from ..registers.table import bits_of, field_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids
 from .cpus import name_part
 
@@ -46,7 +47,6 @@ _MOST = 2048  # registers of a vCPU, which has some 400
 _LINES = 65536
 _LINE = 1 << 16  # characters; a table of 128 CPUs has some thousands
 
-_PC = 0x6030000000100040
 _TIMER = {"CTL": 0x603000000013DF19, "CNT": 0x603000000013DF1A}
 _PTIMER = {"CTL": 0x603000000013DF11, "CNT": 0x603000000013DF01}
 
@@ -66,11 +66,9 @@ _TARGETS = {
     (0x50, 0x000): "XGENE_POTENZA",
 }
 
-_MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS
-
 # What every vCPU of an arm64 host lists, of any kernel that has PSCI_VERSION (4.16): its core
 # registers, and those that say what it is. A dump without one of them is cut short.
-_CORE = frozenset(range(0x6030000000100000, 0x6030000000100044, 2)) - {_PC}
+_CORE = frozenset(range(0x6030000000100000, 0x6030000000100044, 2)) - {REG_ARM64_CORE_PC}
 _OF_ANY_VCPU = (
     *("MIDR_EL1", "REVIDR_EL1", "CTR_EL0", "PSCI_VERSION", "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1"),
     *("ID_AA64DFR0_EL1", "ID_AA64ISAR0_EL1", "ID_AA64ISAR1_EL1"),
@@ -140,7 +138,7 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
                 "leave --kernel out",
             )
     else:
-        dump = _cpuinfo(text, name) if form == "cpuinfo" else _lines(text, name, form)
+        dump = _cpuinfo(text, name) if form == "cpuinfo" else _lines(text, name)
         dump.kernel = kernel
     return _profile(dump, name, form, host)
 
@@ -251,7 +249,7 @@ def _of_fingerprint(document: Any) -> _Dump:
     missing += [name_of(reg) for reg in sorted(_CORE.difference(ids))]
     if missing:
         raise Misshapen(f"it is cut short: it has no {missing[0]}, which every vCPU has")
-    left_out = {_PC, *(_WITH[reg] for reg in ids if reg in _WITH)}
+    left_out = {REG_ARM64_CORE_PC, *(_WITH[reg] for reg in ids if reg in _WITH)}
     dump.ids = frozenset(ids) | left_out
     dump.kernel, dump.features = head["kernel_version"], ("psci_0_2",)
     return dump
@@ -287,7 +285,7 @@ def _bitmap(value: Any, place: str) -> int:
 # -- lines of a register and its value -----------------------------------------------------------
 
 
-def _lines(text: str, name: str, form: str) -> _Dump:
+def _lines(text: str, name: str) -> _Dump:
     """Raises DumpError, with the number of the line."""
     dump = _Dump()
     lines = text.lstrip("\ufeff").splitlines()
@@ -428,7 +426,7 @@ def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
     dump.features = dump.features or _features(registers)
     if not kernel:
         unknown.add("kernel")
-    if not kernel or kernel_version(kernel) >= _MASKS_FROM or re.search(r"\.el[0-9]", kernel):
+    if not kernel or kernel_version(kernel) >= MASKS_SINCE or re.search(r"\.el[0-9]", kernel):
         unknown.add("writable")  # a vendor's kernel may have the ioctl earlier
     if dump.ids is None:
         unknown.update(("registers", "reglist"))
@@ -507,9 +505,8 @@ def _shows(registers: dict[str, int], feature: Feature) -> bool:
 
 def _is_on(registers: dict[str, int]) -> Any:
     def is_on(place: str) -> bool:
-        register, _, name = place.partition(".")
-        field = next(field for field in fields_of(register) if field.name == name)
-        value = field.of(registers.get(register, 0))
+        field = field_of(place)
+        value = field.of(registers.get(field.register, 0))
         return value not in (0, 0xF)  # a PMU of its own kind is none to KVM
 
     return is_on

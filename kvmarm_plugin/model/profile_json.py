@@ -24,7 +24,7 @@ from .features import CPU_FEATURES
 from .guest_registers import GUEST_REGISTERS
 from .problem import Problem
 from .profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
-from .target import Level, check_left_out
+from .target import Level, check_left_out, level_cpus
 from .vcpu import KVM_ARCHITECTURES, TARGETS, VCPU_FEATURES
 
 TYPE_CHECKING = False
@@ -459,8 +459,7 @@ def _level(value: Any, place: str, vcpus: tuple[Vcpu, ...]) -> Level:
     value, told = _without(value, "cpus")
     level = Level(**shape.members(_LEVEL)(value, place))
     for cpus in told:
-        pairs = (text.partition("/") for text in _CPUS(cpus, f"{place}.cpus"))
-        level = level.replace(cpus=tuple((int(m, 16), int(r, 16)) for m, _, r in pairs))
+        level = level.replace(cpus=level_cpus(_CPUS(cpus, f"{place}.cpus")))
     for vcpu in vcpus:
         try:
             check_left_out(level, vcpu.registers, vcpu.reglist)

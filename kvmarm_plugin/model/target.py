@@ -7,7 +7,7 @@ back.
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
+from ..basics.untrusted import hexadecimal, shown
 from ..basics.value import Value
 from ..registers.table import bits_of, id_of, is_identity
 from ..registers.text import unpack_ids
@@ -75,6 +75,12 @@ class Level(Value):
     def cpu_words(self) -> tuple[str, ...]:
         """`cpus` as they are written."""
         return tuple(f"{midr:#x}/{revidr:#x}" for midr, revidr in self.cpus)
+
+
+def level_cpus(words: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """`Level.cpus` from its `cpu_words`. Raises ValueError."""
+    parts = (word.partition("/") for word in words)
+    return tuple((hexadecimal(midr), hexadecimal(revidr)) for midr, _, revidr in parts)
 
 
 class Target(Value):
@@ -315,6 +321,11 @@ def sve_lengths(bitmap: int) -> tuple[int, ...]:
     128 bits).
     """
     return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
+
+
+def sve_steps(lengths: tuple[int, ...]) -> range:
+    """Every vector length in bits up to the longest of these."""
+    return range(128, max(lengths, default=0) + 1, 128)
 
 
 def sve_bitmap(lengths: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from ..basics.value import Value
 from ..domain.xml import escaped
 from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE
 from ..model.profile import Cluster, HostProfile
+from ..model.target import sve_steps
 
 
 class Features(Value):
@@ -103,20 +104,14 @@ def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Feature
     one that has.
     """
     # This is their canonical order: migration and restore compare <feature> elements by index.
+    # Lengths over the longest that is on need no word: once one is named, QEMU takes that as the
+    # maximum, while shorter ones that are not named come from the host (arm_cpu_sve_finalize,
+    # target/arm/cpu64.c).
+    lengths = features.sve_lengths
     settings = []
     for feature in CPU_FEATURES:
         settings.append((feature.libvirt, feature.is_in(features.vcpu)))
         if feature is SVE:
-            settings += [(f"sve{n}", n in features.sve_lengths) for n in _sve_steps(features)]
+            settings += [(f"sve{n}", n in lengths) for n in sve_steps(lengths)]
     said = tuple((name, enabled) for name, enabled in settings if name in knobs)
     return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", said)
-
-
-def _sve_steps(features: Features) -> range:
-    """Every length up to the longest one that is on.
-
-    Longer ones need no word: once a length is named, QEMU takes the longest that is on as the
-    maximum, while shorter ones that are not named come from the host (arm_cpu_sve_finalize,
-    target/arm/cpu64.c).
-    """
-    return range(128, max(features.sve_lengths, default=0) + 1, 128)
