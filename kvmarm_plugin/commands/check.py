@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain.record import is_adopted
-from ..host import qemu
+from ..host import host_policy, qemu
 from ..host.qemu_version import BINARIES
-from ..model import policy
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
 from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
@@ -24,7 +23,6 @@ from .inputs import (
     machines_here,
     probe_here,
     read_guest,
-    read_policy,
     read_profiles,
     read_source,
 )
@@ -58,11 +56,7 @@ def run(arguments: Namespace) -> int:
             f"{uri} is another host, and this host's kernel knows nothing of it",
             "give its profile with --host, or have it asked: --host ssh://HOST",
         )
-    drift_refused = False
-    if not hosts:
-        # The hook reads it with a reader of its own: refuse what that would not read alike.
-        read_policy(None)
-        drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
+    drift_refused = not hosts and host_policy.reaction_to_drift() == "refuse"
     profiles = read_profiles(hosts)
     with ExitStack() as stack:
         here = functools.cache(lambda: _open(stack))
@@ -113,28 +107,12 @@ def _of_guest(
         names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif profiles:
-        from ..judge.by_profile import check, counted
-        from ..verdicts import judge_guest
-
         notes += tuple(
             _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
             for host in profiles
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
-        verdicts = {
-            host.name: judge_guest(
-                guest.document,
-                guest.domain,
-                guest.record,
-                boots,
-                counted(host),
-                host.ipa_bits,
-                lambda host=host: host.qemu.release if host.qemu else (0, 0),  # type: ignore[misc]
-                lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
-                ignored=ignored,
-            )
-            for host in profiles
-        }
+        verdicts = {host.name: _by_profile(guest, host, boots, ignored) for host in profiles}
     else:
         emulator = guest.emulator
         if not guest.is_here:
@@ -161,6 +139,25 @@ def _of_guest(
         drift_refused=drift_refused and not is_adopted(guest.record),
         adopted=is_adopted(guest.record),
         assumed=guest.is_assumed,
+    )
+
+
+def _by_profile(
+    guest: Guest, host: HostProfile, boots: bool, ignored: tuple[str, ...]
+) -> list[Finding]:
+    from ..judge.by_profile import check, counted
+    from ..verdicts import judge_guest
+
+    return judge_guest(
+        guest.document,
+        guest.domain,
+        guest.record,
+        boots,
+        counted(host),
+        host.ipa_bits,
+        lambda: host.qemu.release if host.qemu else (0, 0),
+        lambda target, cpus: check(target, host, cpus, boots),
+        ignored=ignored,
     )
 
 

@@ -382,7 +382,7 @@ def _why_not(feature: Feature, candidate: HostProfile, views: list[HostProfile])
             return f"libvirt or QEMU has no word to limit {some(longer)} to {lengths[-1]} bits"
     if feature is AARCH32:
         # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see
-        # resolve.
+        # resolve.features.
         gives = [host.name for host in views if host.clusters[0].has(PAUTH.bit)]
         if gives and not candidate.clusters[0].has(PAUTH.bit):
             return f"QEMU would give 32-bit guests PAuth on {some(gives)}"

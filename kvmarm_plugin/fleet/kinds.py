@@ -57,8 +57,7 @@ def kernel_age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, ...]]:
 
 def _capability(host: HostProfile) -> Hashable:
     """All that `resolve` and `check` look at, and the page size, which has no other place to be
-    seen. Not names and point releases, nor what only tells
-    people where a value comes from.
+    seen. Not names and point releases, nor what only tells people where a value comes from.
     """
     qemu = host.qemu
     return (

@@ -48,7 +48,7 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
     Args:
         name: the domain's.
         operation: libvirt's: "prepare", "migrate" or "restore".
-        xml: the domain; of one that is too large only so much that `domain.parse` says so.
+        xml: the domain; of one that is too large only so much that `xml.parse` says so.
         recorded: whether the mark of a record is anywhere in the domain, in `xml` or behind.
             Otherwise it mentions host-model.
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Check: would a target run on the host of a profile? The answers of `verdict.judge` from a profile
-instead of a kernel.
+"""Would a target run on the host of a profile? The answers of `verdict.judge` from what the profile
+tells, instead of a kernel.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class Offer:
-    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context
-    manager.
+    """What a host gives to a guest of one target; by_profile.ProfileOffer and rehearse.KernelOffer
+    fill it in. A context manager.
 
     Attributes:
         host: its name.

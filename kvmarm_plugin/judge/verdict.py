@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The verdict: would a target run on a host, and if not, why.
 
-`judge` compares a target with an `Offer`, which is what a host gives: from its profile (`check`) or
-from its kernel (`kvm.rehearse`). Both are asked the same questions here, so that they can only
-differ in the answers.
+`judge` compares a target with an `Offer`, which is what a host gives: from its profile
+(`by_profile`) or from its kernel (`rehearse`). Both are asked the same questions here, so that they
+can only differ in the answers.
 """
 
 from __future__ import annotations

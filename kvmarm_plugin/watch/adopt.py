@@ -34,7 +34,16 @@ from ..judge.contradictions import as_written, find_contradictions
 from ..judge.pinning import kinds_to_ask, place
 from ..judge.wording import texts
 from ..kvm.device import KvmError, System
-from ..model.features import AARCH32, FEATURES, OFFERED_BY, PAUTH, PMU, SVE, Feature
+from ..model.features import (
+    AARCH32,
+    CPU_FEATURE_POLICIES,
+    FEATURES,
+    OFFERED_BY,
+    PAUTH,
+    PMU,
+    SVE,
+    Feature,
+)
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.policy import Policy
 from ..model.target import SVE_LENGTHS, Pinning, Target
@@ -367,5 +376,5 @@ def _with_sve(domain: Element, target: Target) -> Target:
     return target.replace(
         features=in_order({*target.features, *SVE.bits}),
         unsaid=in_order({*target.unsaid}.difference(SVE.bits)),
-        sve_lengths=tuple(n for n in lengths if policies[f"sve{n}"] in ("require", "force")),
+        sve_lengths=tuple(n for n in lengths if CPU_FEATURE_POLICIES.get(policies[f"sve{n}"])),
     )
