@@ -141,6 +141,5 @@ class _Adopter(NamedTuple):
 
 def _is_the_users(xml: Element) -> bool:
     """Whether the <cpu> of a guest that was pinned has been written anew."""
-    element = record.find(xml)
-    found = None if element is None else record.read(element)
+    found = record.read_from(xml)
     return found is not None and record.is_adopted(found) and is_rewritten(xml, found)

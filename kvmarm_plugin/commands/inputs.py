@@ -89,7 +89,7 @@ class Guest(Value):
     @property
     def uuid(self) -> str:
         """The domain's; empty where it has none."""
-        return _text(self.domain, "uuid")
+        return self.domain.content_of("uuid")
 
 
 def is_file(name: str) -> bool:
@@ -161,11 +161,10 @@ def read_guest(source: Source) -> Guest:
     """
     document = domain_of(source.document)
     domain = parse(document)
-    element = record.find(domain)
-    if element is None:
+    found = record.read_from(domain)
+    if found is None:
         raise _without_record(source, domain)
-    found = record.read(element)
-    name, uuid = _text(domain, "name"), _text(domain, "uuid")
+    name, uuid = domain.content_of("name"), domain.content_of("uuid")
     return Guest(
         name or source.name,
         domain,
@@ -177,11 +176,6 @@ def read_guest(source: Source) -> Guest:
         marks.mark_of(uuid, name) if source.is_here else None,
         tuple(_notes(source, domain, found)),
     )
-
-
-def _text(domain: Element, path: str) -> str:
-    element = domain.find(path)
-    return element.content.strip() if element else ""
 
 
 def _without_record(source: Source, domain: Element) -> NoRecordError:
@@ -207,7 +201,7 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
 
 
 def _word(domain: Element) -> str:
-    return domain_word(_text(domain, "name"), _text(domain, "uuid"))
+    return domain_word(domain.content_of("name"), domain.content_of("uuid"))
 
 
 def _how_to_resolve(source: Source, domain: Element) -> str:
@@ -226,7 +220,7 @@ def how_to_resolve(domain: str) -> str:
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
-    uuid = _text(domain, "uuid")
+    uuid = domain.content_of("uuid")
     mark = marks.mark_of(uuid) if uuid and is_file(source.name) else None
     if mark is not None:  # perhaps of a guest that is no longer here
         yield (
@@ -240,11 +234,11 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
         return
     stored = parse(source.stored)
     try:
-        element = record.find(stored)
-        if element is None:
+        of_stored = record.read_from(stored)
+        if of_stored is None:
             yield "its stored definition, which counts from the next boot, has no record"
             return
-        other = record.read(element).target
+        other = of_stored.target
     except KvmarmError as error:
         yield (
             "its stored definition, which counts from the next boot, cannot be used:"

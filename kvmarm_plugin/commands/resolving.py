@@ -104,10 +104,9 @@ def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
     it any more, such as one whose <cpu> is gone; else nothing.
     """
     try:
-        element = record.find(domain)
-        if element is None:
+        found = record.read_from(domain)
+        if found is None:
             return ""
-        found = record.read(element)
         changes = find_contradictions(domain, found.target)
         if not changes:
             return ""
@@ -121,8 +120,7 @@ def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
             " the edit"
         )
     elif record.is_adopted(found) and not why_not_adopted(domain):
-        title = domain.find("name")
-        word = shown(quoted(title.content.strip() if title else ""), 200)
+        word = shown(quoted(domain.content_of("name")), 200)
         hint = f"once it is defined: kvmarm adopt {word}; or undo the edit"
     else:
         hint = "write <cpu mode='host-model'/>; or, for a guest without it, remove <kvmarm:target>"
@@ -139,8 +137,7 @@ def say_unrecorded(xml: bytes, domain: str) -> None:
     element = parse(xml)
     if record.ours(element) or asks_for_host_model(element) or why_not_ours(element):
         return
-    uuid = element.find("uuid")
-    word = domain_word(domain, uuid.content.strip() if uuid else "DOMAIN")
+    word = domain_word(domain, element.content_of("uuid") or "DOMAIN")
     hint = f"to record what it has: kvmarm adopt {shown(word)}"
     if why_not_adopted(element):
         hint = f"{why_not_adopted(element)}: write <cpu mode='host-model'/>"
@@ -213,12 +210,12 @@ def why_it_will_not_start(domain: Element, word: str) -> str:
 
 def _summary(result: bytes) -> str:
     """ ": host-model is now …" for a domain with a record, else nothing."""
-    element = record.find(parse(result))
-    if element is None:
+    found = record.read_from(parse(result))
+    if found is None:
         return ""
     from .show_view import target_name
 
-    target = record.read(element).target
+    target = found.target
     levelled = ", levelled by libkvmarm-level" if target.level else ""
     return (
         f": host-model is now {target.model} on {target.machine}, {target_name(target)}{levelled}"

@@ -226,6 +226,12 @@ def read(element: Element) -> Record:
     return record
 
 
+def read_from(domain: Element) -> Record | None:
+    """The domain's record, None if it has none. Raises RecordError as `find` and `read` do."""
+    element = find(domain)
+    return None if element is None else read(element)
+
+
 def intent_of(element: Element) -> Element:
     """The intent of a record: an element whose children are as the user had written them, in the
     encoding of the document that the record is in. It has none if the guest was adopted as it is.

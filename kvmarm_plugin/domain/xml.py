@@ -170,6 +170,13 @@ class Element:
                 return None
         return element
 
+    def content_of(self, path: str) -> str:
+        """The content of the first element at a path, without white space around it; empty where
+        there is none.
+        """
+        element = self.find(path)
+        return element.content.strip() if element else ""
+
     def find_all(self, name: str) -> list[Element]:
         """The children of this name."""
         return [child for child in self.children if child.name == name]

@@ -80,8 +80,7 @@ def explain_host_model(name: str, operation: str, xml: bytes) -> bool:
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
-    uuid = domain.find("uuid")
-    word = domain_word(name, uuid.content.strip() if uuid else "")
+    word = domain_word(name, domain.content_of("uuid"))
     message = (
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
         f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"

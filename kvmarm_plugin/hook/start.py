@@ -161,8 +161,7 @@ def _is_not_stored(guest: Guest) -> bool:
         return False
     try:
         with open(f"{STORED}/{guest.name}.xml", "rb") as file:
-            found = record.find(parse(file.read(SIZE_LIMIT + 1)))
-        stored = record.read(found) if found is not None else None
+            stored = record.read_from(parse(file.read(SIZE_LIMIT + 1)))
     except (OSError, ValueError, KvmarmError):
         return False
     return stored is None or stored.target != guest.known()[1].target

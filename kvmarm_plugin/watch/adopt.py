@@ -143,7 +143,7 @@ def pin_stored(
     read = domain.xml(live=False, secrets=True)
     source = read.encode()
     xml = parse(source)
-    found = _own_record(xml)
+    found = record.read_from(xml)
     if why_not_adopted(xml) or _is_of_host_model(found):
         return None
     is_pinned = found is not None and bool(found.intent.kept)
@@ -152,7 +152,7 @@ def pin_stored(
         if is_rewritten(xml, found) or not (edits or anew):
             return None
     result = resolver().pin(restore(source, xml) if is_pinned else source)
-    new = _own_record(parse(result))
+    new = record.read_from(parse(result))
     assert new is not None
     before = found.target if found else None
     if result != source and not dry_run:
@@ -222,7 +222,7 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
 
 
 def _is_to_be_adopted(xml: Element, system: System) -> bool:
-    found = _own_record(xml)
+    found = record.read_from(xml)
     if why_not_adopted(xml) or _is_of_host_model(found):
         return False
     if found is None:
@@ -230,11 +230,6 @@ def _is_to_be_adopted(xml: Element, system: System) -> bool:
     if found.intent.kept:  # pinned: what else was edited is for refresh
         return is_rewritten(xml, found)
     return bool(find_contradictions(xml, found.target, host_ipa_bits=system.ipa_bits()))
-
-
-def _own_record(xml: Element) -> Record | None:
-    element = record.find(xml)
-    return None if element is None else record.read(element)
 
 
 def _is_of_host_model(found: Record | None) -> bool:
@@ -259,7 +254,7 @@ def _record(
             f" and {said['recorded']} here",
             _BY_HAND,
         )
-    before = _own_record(xml)
+    before = record.read_from(xml)
     new = Record(target, Intent((), ()), Origin(platform.node(), "", f"kvmarm {__version__}"))
     if not dry_run:
         put_record(domain, new, live, was_left)

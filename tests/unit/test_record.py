@@ -25,9 +25,9 @@ from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import (
+    GIVEN_FEATURES,
     IPA_BITS,
     SVE_LENGTHS,
-    VCPU_FEATURES,
     Level,
     Pinning,
     Target,
@@ -77,8 +77,8 @@ _words = st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "), ma
 _ids = st.sets(
     st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), max_size=60
 )
-_features = st.sets(st.sampled_from(VCPU_FEATURES)).map(
-    lambda some: tuple(name for name in VCPU_FEATURES if name in some)
+_features = st.sets(st.sampled_from(GIVEN_FEATURES)).map(
+    lambda some: tuple(name for name in GIVEN_FEATURES if name in some)
 )
 _register = st.integers(0, (1 << 64) - 1)
 
