@@ -30,7 +30,7 @@ from ..host.cpus import find_clusters
 from ..host.libvirtd import ARRIVED, OFF, STARTING, Domain
 from ..host.qemu_version import installed_version
 from ..judge.arguments import find_overruled, find_overruled_by
-from ..judge.contradictions import as_written, find_contradictions
+from ..judge.contradictions import as_written, find_contradictions, is_about_cpu
 from ..judge.pinning import kinds_to_ask, place
 from ..judge.wording import texts
 from ..kvm.device import KvmError, System
@@ -183,10 +183,7 @@ def is_rewritten(domain: Element, found: Record) -> bool:
     """Whether the user has written the <cpu> of a pinned guest anew: one of other words, or without
     those that leave nothing to QEMU.
     """
-    return any(
-        str(finding.values.get("what", "")).startswith(("<cpu", "<model", "<feature"))
-        for finding in find_contradictions(domain, found.target)
-    )
+    return any(map(is_about_cpu, find_contradictions(domain, found.target)))
 
 
 def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
