@@ -18,17 +18,16 @@ from .commands.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
+
+    Subparsers = argparse._SubParsersAction["_Parser"]
 
 _USAGE_ERROR = 1000  # characters
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command == "compare" and len(arguments.profiles) < 2:
-        parser.error("compare takes two profiles or more")
+    arguments = _parser().parse_args(argv)
     try:
         # Only the one that was asked for is read.
         status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(
@@ -53,6 +52,21 @@ class _Parser(argparse.ArgumentParser):
         super().error(shown(message, _USAGE_ERROR))
 
 
+class _Hosts(argparse.Action):
+    """Profiles to compare, of which one is too few."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: object = None,
+    ) -> None:
+        if len(values) < 2:
+            parser.error("compare takes two profiles or more")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kvmarm",
@@ -61,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(subparsers)
+    return parser
 
+
+def _probe(subparsers: Subparsers) -> None:
     probe = _command(subparsers, "probe", "measure this host and print its profile (JSON)")
     probe.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
     probe.add_argument(
@@ -74,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="say on standard error where the time goes"
     )
 
+
+def _import(subparsers: Subparsers) -> None:
     importing = _command(
         subparsers, "import", "make a profile (JSON) from what another program dumped of a CPU"
     )
@@ -102,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the host's, as uname -r says it, where FILE does not tell",
     )
 
+
+def _resolve(subparsers: Subparsers) -> None:
     resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
@@ -119,17 +142,23 @@ def _parser() -> argparse.ArgumentParser:
         help="give back the XML as it was before it was resolved",
     )
 
+
+def _define(subparsers: Subparsers) -> None:
     define = _command(subparsers, "define", "resolve, then what virsh define does")
     _add_file(define)
     _add_connect(define)
     _add_resolving(define)
 
+
+def _create(subparsers: Subparsers) -> None:
     create = _command(subparsers, "create", "resolve, then what virsh create does")
     _add_file(create)
     _add_connect(create)
     _add_resolving(create)
     create.add_argument("--paused", action="store_true", help="leave the guest paused")
 
+
+def _refresh(subparsers: Subparsers) -> None:
     refresh = _command(
         subparsers, "refresh", "resolve recorded guests anew, from what their users wrote"
     )
@@ -141,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(refresh)
     _add_resolving(refresh)
 
+
+def _adopt(subparsers: Subparsers) -> None:
     adopt = _command(
         subparsers, "adopt", "record guests that never asked for host-model, running ones too"
     )
@@ -148,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(adopt)
     _add_connect(adopt)
 
+
+def _forget(subparsers: Subparsers) -> None:
     forget = _command(
         subparsers,
         "forget",
@@ -162,12 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(forget)
     _add_connect(forget)
 
+
+def _undo(subparsers: Subparsers) -> None:
     undo = _command(
         subparsers, "undo", "put the definition back that a guest had before kvmarm changed it"
     )
     undo.add_argument("domain", metavar="DOMAIN", help="name or UUID of a domain")
     _add_connect(undo)
 
+
+def _renew(subparsers: Subparsers) -> None:
     renew = _command(
         subparsers,
         "renew",
@@ -178,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_connect(renew)
 
+
+def _agent(subparsers: Subparsers) -> None:
     agent = _command(
         subparsers,
         "agent",
@@ -188,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_connect(agent)
 
+
+def _allow(subparsers: Subparsers) -> None:
     allow = _command(
         subparsers, "allow", "let a guest start or arrive here once, whatever the hook says"
     )
@@ -195,6 +236,8 @@ def _parser() -> argparse.ArgumentParser:
         "guest", metavar="NAME-or-UUID", help="of the guest; it need not be known here yet"
     )
 
+
+def _show(subparsers: Subparsers) -> None:
     show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
         "domain",
@@ -208,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="with every register and its fields"
     )
 
+
+def _check(subparsers: Subparsers) -> None:
     check = _command(
         subparsers,
         "check",
@@ -238,12 +283,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
+
+def _status(subparsers: Subparsers) -> None:
     status = _command(
         subparsers, "status", "list this host's domains, their records, and what would run here"
     )
     _add_connect(status)
     status.add_argument("--json", action="store_true", help="print it as JSON")
 
+
+def _metrics(subparsers: Subparsers) -> None:
     metrics = _command(subparsers, "metrics", "write what status says for Prometheus")
     _add_connect(metrics)
     metrics.add_argument(
@@ -253,6 +302,8 @@ def _parser() -> argparse.ArgumentParser:
         help="replace FILE, for node_exporter's textfile collector",
     )
 
+
+def _doctor(subparsers: Subparsers) -> None:
     doctor = _command(
         subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
     )
@@ -264,6 +315,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also pack what a report of a fault needs, without secrets (.tar.gz)",
     )
 
+
+def _compare(subparsers: Subparsers) -> None:
     compare = _command(
         subparsers,
         "compare",
@@ -273,6 +326,7 @@ def _parser() -> argparse.ArgumentParser:
         "profiles",
         metavar="PROFILE",
         nargs="+",
+        action=_Hosts,
         help="profiles made with kvmarm probe, or known CPUs such as graviton3@6.1",
     )
     compare.add_argument(
@@ -287,6 +341,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
 
+
+def _baseline(subparsers: Subparsers) -> None:
     baseline = _command(
         subparsers,
         "baseline",
@@ -320,13 +376,14 @@ def _parser() -> argparse.ArgumentParser:
         " corrupt data or stop the CPU",
     )
 
+
+def _hook(subparsers: Subparsers) -> None:
     hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")
     hook.add_argument("action", choices=("install", "uninstall"))
-    return parser
 
 
-def _command(subparsers, name: str, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+def _command(subparsers: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + "."
     )
     parser.set_defaults(command=name)
@@ -408,3 +465,28 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validate", action="store_true", help="check the result against libvirt's schema"
     )
+
+
+# In the order in which `kvmarm --help` lists them.
+_COMMANDS = (
+    _probe,
+    _import,
+    _resolve,
+    _define,
+    _create,
+    _refresh,
+    _adopt,
+    _forget,
+    _undo,
+    _renew,
+    _agent,
+    _allow,
+    _show,
+    _check,
+    _status,
+    _metrics,
+    _doctor,
+    _compare,
+    _baseline,
+    _hook,
+)
