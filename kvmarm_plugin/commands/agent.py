@@ -20,6 +20,7 @@ from ..fleet.pool import DEFAULT_PATH as HOST_POOL
 from ..host import changes, doorbell, qemu_version
 from ..host.libvirtd import Connection, is_remote, run_events
 from ..model.policy import DEFAULT_PATH as HOST_POLICY
+from ..resolve.resolver import Resolver
 from ..watch.agent import Agent, Tools
 from ..watch.renewal import Renewer
 from . import DONE, ERROR
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from ..model.policy import Policy
     from ..model.profile import HostProfile
-    from ..resolve.resolver import Resolver
 
 
 def run(arguments: Namespace) -> int:
@@ -131,8 +131,6 @@ class _Tools:
     def _new_resolver(self) -> Resolver:
         self._stack.close()
         if read_pool(None) is None:
-            from ..resolve.resolver import Resolver
-
             return Resolver(self.profile(), self.policy(), advise=say)
         return self._stack.enter_context(resolver_for(Choices(None, None, None, no_pool=False)))
 

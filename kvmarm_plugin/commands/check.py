@@ -12,8 +12,13 @@ from contextlib import ExitStack
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain.record import is_adopted
+from ..fleet.pool import check_member, is_pool, loads
 from ..host import host_policy, qemu
+from ..host.libvirtd import is_remote
 from ..host.qemu_version import BINARIES
+from ..judge.by_profile import check, counted
+from ..kvm import device
+from ..verdicts import HostHere, judge_guest
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
 from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
 
     from ..judge.finding import Finding
     from ..model.profile import HostProfile
-    from ..verdicts import HostHere
     from .inputs import Guest, Source
 
 
@@ -48,9 +52,6 @@ def run(arguments: Namespace) -> int:
         arguments.json,
     )
     every = arguments.all
-    from ..fleet.pool import is_pool
-    from ..host.libvirtd import is_remote
-
     if not hosts and (every or not is_file(name)) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
@@ -86,10 +87,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _open(stack: ExitStack) -> HostHere:
-    from ..kvm.device import System
-    from ..verdicts import HostHere
-
-    return HostHere(stack.enter_context(System()), machines_here)
+    return HostHere(stack.enter_context(device.System()), machines_here)
 
 
 def _of_guest(
@@ -145,9 +143,6 @@ def _of_guest(
 def _by_profile(
     guest: Guest, host: HostProfile, boots: bool, ignored: tuple[str, ...]
 ) -> list[Finding]:
-    from ..judge.by_profile import check, counted
-    from ..verdicts import judge_guest
-
     return judge_guest(
         guest.document,
         guest.domain,
@@ -167,8 +162,6 @@ def _unasked(guest: Guest, asked: str) -> str:
 
 def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:
     """Whether these hosts, or this one, would be members like the others."""
-    from ..fleet.pool import check_member, loads
-
     try:
         pool = loads(document.decode(), name)
     except UnicodeDecodeError:

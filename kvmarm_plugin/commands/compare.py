@@ -7,6 +7,7 @@ import json
 
 from ..fleet import compare_view
 from ..fleet.compare import compare
+from ..fleet.graphviz import svg
 from ..host import files
 from . import DONE, INCOMPATIBLE, NOT_KNOWN
 from .inputs import read_policy, read_profiles
@@ -26,8 +27,6 @@ def run(arguments: Namespace) -> int:
     elif as_dot:
         write_text(compare_view.as_dot(comparison))
     elif picture:
-        from ..fleet.graphviz import svg
-
         files.write(picture, svg(compare_view.as_dot(comparison)))
     else:
         write_text(compare_view.as_text(comparison))

@@ -15,8 +15,9 @@ from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
-from ..host import files, host_policy, marks
+from ..host import files, host_policy, known, marks, qemu, ssh
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError
+from ..host.qemu_version import BINARIES
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
@@ -260,16 +261,12 @@ def read_profile(name: str | None) -> HostProfile:
     if not name:
         return probe_here()
     if name.startswith("ssh://"):
-        from ..host import ssh
-
         if is_watched():
             say(f"asking {shown(name, 100)} for its profile")
         return profile_json.loads(ssh.profile_text(name), name)
-    if name != "-" and "/" not in name and not os.path.isfile(name):
-        from ..host import known
-
-        if known.has(name) or not os.path.exists(name):
-            return known.read(name)
+    may_be_known = name != "-" and "/" not in name and not os.path.isfile(name)
+    if may_be_known and (known.has(name) or not os.path.exists(name)):
+        return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 
@@ -306,14 +303,15 @@ def read_pool(name: str | None) -> Pool | None:
     return None if name is None else pool.loads(files.read_text(name), name)
 
 
-def probe_here(qemu: str = "", verbose: bool = False) -> HostProfile:
+def probe_here(emulator: str = "", verbose: bool = False) -> HostProfile:
     """This host's profile, measured; each step is told where somebody watches or asks for it."""
     from ..host.probe import probe
 
-    shows_steps = verbose or is_watched()
-    return probe(
-        qemu=qemu, step=(lambda line: say(f"probed {line}")) if shows_steps else (lambda _: None)
-    )
+    def tell(line: str) -> None:
+        if verbose or is_watched():
+            say(f"probed {line}")
+
+    return probe(qemu=emulator, step=tell)
 
 
 def machines_here(emulator: str = "") -> tuple[str, ...]:
@@ -322,9 +320,6 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
     Args:
         emulator: its path. It is run: of what a file names, only what `qemu.may_be_asked`.
     """
-    from ..host import qemu
-    from ..host.qemu_version import BINARIES
-
     if not emulator and platform.machine() not in BINARIES:
         raise KvmarmError(
             f"this host is {platform.machine()}: KVM on ARM is not here to be asked",

@@ -10,18 +10,22 @@ import shlex
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ..basics import cpulist
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
 from ..domain.rewrite import restore
 from ..domain.xml import asks_for_host_model, parse
-from ..host import files, left
+from ..host import files, left, libvirt_host_model
+from ..host.libvirtd import is_remote
 from ..host.qemu import ask_named
 from ..judge.contradictions import find_contradictions
 from ..judge.wording import difference
+from ..model.target import Pinning, Target
 from ..resolve.wish import what_emulation_needs, why_not_adopted, why_not_ours
 from .inputs import how_to_resolve, machines_here, read_policy, read_pool, read_profile
 from .output import say
+from .show_view import target_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..domain.xml import Element
     from ..fleet.pool import Pool
+    from ..judge.offer import Offer
     from ..resolve.resolver import Resolver
 
 
@@ -173,8 +178,6 @@ def check_host_of(uri: str, choices: Choices) -> None:
     """Raises KvmarmError if the libvirt at `uri` is another host's, and the choices do not say what
     that is.
     """
-    from ..host.libvirtd import is_remote
-
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
@@ -201,9 +204,7 @@ def why_it_will_not_start(domain: Element, word: str) -> str:
     Args:
         word: the domain's name, as one word of a command.
     """
-    from ..host.libvirt_host_model import is_noted
-
-    if not asks_for_host_model(domain) or is_noted():
+    if not asks_for_host_model(domain) or libvirt_host_model.is_noted():
         return ""
     return f"it asks for host-model, and does not start without: {how_to_resolve(word)}"
 
@@ -213,8 +214,6 @@ def _summary(result: bytes) -> str:
     found = record.read_from(parse(result))
     if found is None:
         return ""
-    from .show_view import target_name
-
     target = found.target
     levelled = ", levelled by libkvmarm-level" if target.level else ""
     return (
@@ -235,15 +234,14 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
         from ..resolve.resolver import clusters_of
 
         host = read_profile(choices.host)
-        ask = lambda target: ProfileOffer(  # noqa: E731
-            target, host, counterpart(target.pinning, host)
-        )
-        yield resolver(pool, policy, host.name, clusters_of(host), ask, say)
+
+        def by_profile(target: Target) -> Offer:
+            return ProfileOffer(target, host, counterpart(target.pinning, host))
+
+        yield resolver(pool, policy, host.name, clusters_of(host), by_profile, say)
         return
-    from ..basics import cpulist
     from ..host.cpus import find_clusters
     from ..kvm.device import System
-    from ..model.target import Pinning
     from ..rehearse import KernelOffer
 
     found = find_clusters()
@@ -259,7 +257,9 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
         )
     machines = machines_here()
     with System() as system:
-        offer = lambda target: KernelOffer(  # noqa: E731
-            target, system, machines, cpulist.parse(target.pinning.cpus) if target.pinning else ()
-        )
-        yield resolver(pool, policy, platform.node(), clusters, offer, say)
+
+        def by_kernel(target: Target) -> Offer:
+            cpus = cpulist.parse(target.pinning.cpus) if target.pinning else ()
+            return KernelOffer(target, system, machines, cpus)
+
+        yield resolver(pool, policy, platform.node(), clusters, by_kernel, say)
