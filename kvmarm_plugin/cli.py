@@ -18,7 +18,7 @@ from .commands.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     Subparsers = argparse._SubParsersAction["_Parser"]
 
@@ -50,21 +50,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(shown(message, _USAGE_ERROR))
-
-
-class _Hosts(argparse.Action):
-    """Profiles to compare, of which one is too few."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: object = None,
-    ) -> None:
-        if len(values) < 2:
-            parser.error("compare takes two profiles or more")
-        setattr(namespace, self.dest, values)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -322,11 +307,11 @@ def _compare(subparsers: Subparsers) -> None:
         "compare",
         "say between which hosts guests can migrate, and why not between the others",
     )
+    compare.set_defaults(refuse=compare.error)  # argparse has no way to ask for two or more
     compare.add_argument(
         "profiles",
         metavar="PROFILE",
         nargs="+",
-        action=_Hosts,
         help="profiles made with kvmarm probe, or known CPUs such as graviton3@6.1",
     )
     compare.add_argument(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     profiles, policy = arguments.profiles, arguments.policy
     as_json, as_dot, picture = arguments.json, arguments.dot, arguments.svg
+    if len(profiles) < 2:
+        arguments.refuse("compare takes two profiles or more")
     comparison = compare(read_profiles(profiles), read_policy(policy))
     if as_json:
         write_text(json.dumps(compare_view.as_json(comparison), indent=1) + "\n")
