@@ -62,10 +62,14 @@ class ProfileOffer(Offer):
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.cannot_make("no-kvm", target)
-            return
-        if profile.qemu is None and "qemu" not in profile.unknown:
+        elif profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
-            return
+        else:
+            self._make(target, cluster)
+
+    def _make(self, target: Target, cluster: Cluster) -> None:
+        """Look up the vCPU that QEMU would make, or note why there is none."""
+        profile = self._profile
         # What its other vCPUs are tells of any what all of a CPU have in common.
         of_all = cluster.vcpus[0].registers if cluster.vcpus else {}
         # Whether the library is there, nobody knows of a host whose QEMU nobody has looked at.
@@ -83,23 +87,19 @@ class ProfileOffer(Offer):
             return
         features = self.features_for(target)
         self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, features if boots else target.features)
+        self.seen = readable(cluster.seen, features if self.boots else target.features)
         vcpu = None if number is None else cluster.vcpu(number, features)
-        if vcpu is None:
-            kind, part = (
-                ("model-unknown", "models") if number is None else ("vcpu-unknown", "vcpus")
-            )
-            if part not in profile.unknown:
-                self.cannot_make(kind, target)
-                return
-            self.unknown = tuple(
-                each for each in PARTS if each in (*self.unknown, "registers", "reglist")
-            )
-            if target.level is not None:
-                self._level(target, target.level, cluster)
+        if vcpu is not None:
+            self.registers, self.reglist = vcpu.registers, vcpu.reglist
+        elif number is None and "models" not in profile.unknown:
+            self.cannot_make("model-unknown", target)
             return
-        self.registers = vcpu.registers
-        self.reglist = vcpu.reglist
+        elif number is not None and "vcpus" not in profile.unknown:
+            self.cannot_make("vcpu-unknown", target)
+            return
+        else:
+            lacking = (*self.unknown, "registers", "reglist")
+            self.unknown = tuple(part for part in PARTS if part in lacking)
         if target.level is not None:
             self._level(target, target.level, cluster)
 
