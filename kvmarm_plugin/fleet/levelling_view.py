@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from ..registers.errata import Erratum
     from .kinds import Kind
-    from .levelling import Levelled, Unlevelled
+    from .levelling import Levelled
+    from .unlevelled import Unlevelled
 
 _AARCH32 = "ID_AA64PFR0_EL1.EL0"  # 2, with AArch32, or 1
 _OF_HOSTS = ("features", "SVE", "machine", "GIC", "addresses", "oldest")  # not of a CPU alone
