@@ -65,13 +65,10 @@ class Guest:
         text = element.body.strip().decode(errors="replace").lower() if element else ""
         self.uuid = text if is_uuid(text) else ""
         try:
-            found = record.find(domain)
-            if found is None:
-                return False
-            self.record = record.read(found)
+            self.record = record.read_from(domain)
         except KvmarmError as error:
             self.problem = error
-        return True
+        return self.record is not None or self.problem is not None
 
     def known(self) -> tuple[Element, Record]:
         """The domain and its record. Raises why there is none."""
@@ -97,7 +94,6 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
 def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding], Target | None]:
     from ..domain.xml import asks_for_host_model
     from ..judge.contradictions import find_contradictions, memory_refused
-    from ..judge.finding import REFUSES
 
     domain, record = guest.known()
     target = record.target
@@ -114,8 +110,6 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
 
         target = as_written(domain, target)  # QEMU makes a vCPU of the XML
     from ..host.cpus import find_clusters
-    from ..judge.verdict import judge, which_counts
-    from ..rehearse import KernelOffer
 
     clusters = find_clusters()
     kinds: list[tuple[int, ...]] = [()]
@@ -129,26 +123,14 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
             guest.read()
             target = guest.known()[1].target
         kinds = kinds_to_ask(target, clusters, cpus)
-    answers = []
-    for cpus in kinds:
-        with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
-            findings = judge(target, offer)
-            refused = (
-                edited
-                or too_large
-                or [
-                    finding
-                    for finding in findings
-                    if (finding.severity == REFUSES if arrived else finding.stops_start)
-                ]
-            )
-            unknown = refused or misplaced or not offer.makes_vcpu()
-            answers.append((findings, None if unknown else offer.renewed(target)))
+    renews = not (edited or too_large or misplaced)
+    answers = [_ask(target, system, cpus, arrived, renews) for cpus in kinds]
+    findings, after = answers[0]
     if len(answers) > 1:
+        from ..judge.verdict import which_counts
+
         verdicts = [findings for findings, _ in answers]
         findings, after = answers[which_counts(verdicts, target.roams and arrived)]
-    else:
-        findings, after = answers[0]
     if edited:  # what else is recorded is of another guest
         stops = [] if arrived else [finding for finding in findings if finding.stops_start]
         return edited + too_large + stops, None
@@ -159,6 +141,27 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
         found = with_cluster(found, target.pinning, clusters)
     # On CPUs of which kind it runs, nobody knows then.
     return found, after if len(found) == len(findings) else None
+
+
+def _ask(
+    target: Target, system: System, cpus: tuple[int, ...], arrived: bool, renews: bool
+) -> tuple[list[Finding], Target | None]:
+    """The same by the kernel's word, on CPUs of one kind.
+
+    Args:
+        renews: whether to ask what the guest will have; it is not asked of one that is refused.
+    """
+    from ..judge.finding import REFUSES
+    from ..judge.verdict import judge
+    from ..rehearse import KernelOffer
+
+    with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+        findings = judge(target, offer)
+        refused = any(
+            finding.severity == REFUSES if arrived else finding.stops_start for finding in findings
+        )
+        is_known = renews and not refused and offer.makes_vcpu()
+        return findings, offer.renewed(target) if is_known else None
 
 
 def _qemu_version() -> tuple[int, int]:
