@@ -148,10 +148,11 @@ def table(key: Shape, value: Shape, most: int) -> Shape:
     def read(document: Any, place: str) -> dict[str, Any]:
         if type(document) is not dict or len(document) > most:
             raise wrong(place, document, f"an object of {most} members at most")
-        return {
-            key(name, within(place, name)): value(item, within(place, name))
-            for name, item in document.items()
-        }
+        found = {}
+        for name, item in document.items():
+            inside = within(place, name)
+            found[key(name, inside)] = value(item, inside)
+        return found
 
     return read
 

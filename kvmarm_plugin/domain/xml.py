@@ -40,9 +40,7 @@ _INDENT_LIMIT = (
 
 ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
 
-# Nothing in there is ours, and it is most of a domain: passed over without a call per element.
 _CONVERT = "convert it: xmllint --encode UTF-8 FILE"
-_SKIPPED = "devices"
 
 
 class DomainXMLError(KvmarmError):
@@ -58,7 +56,7 @@ class Element:
         start: byte offset of its first byte.
         parent: of <domain>, a nameless element that stands for the document. That one has no
             parent, and the attribute "encoding" if the XML declaration has it.
-        children: in document order; empty for <devices>.
+        children: in document order.
 
     The other places are worked out when they are asked for: most never are.
     """
@@ -395,41 +393,22 @@ def _build(source: bytes, parser: XMLParserType) -> Element:
     resolving takes.
     """
     document = Element(source, "", {}, 0, None)
-    current = document
-    depth = 0
+    path = [document]
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal current, depth
-        element = Element(source, name, attributes, parser.CurrentByteIndex, current)
-        current.children.append(element)
-        current = element
-        depth += 1
-        if depth > DEPTH_LIMIT:
+        parent = path[-1]
+        element = Element(source, name, attributes, parser.CurrentByteIndex, parent)
+        parent.children.append(element)
+        if len(path) > DEPTH_LIMIT:
             raise DomainXMLError(
                 f"more than {DEPTH_LIMIT} elements inside one another, line"
                 f" {parser.CurrentLineNumber}",
                 "libvirt refuses that too",
             )
-        if depth == 2 and name == _SKIPPED:
-            parser.StartElementHandler = None
-            parser.EndElementHandler = end_skipped
+        path.append(element)
 
-    def end(name: str) -> None:
-        nonlocal current, depth
-        if current.name != name or current.parent is None:
-            raise DomainXMLError(
-                f"a <{_SKIPPED}> inside <{_SKIPPED}>, line {parser.CurrentLineNumber}",
-                "libvirt knows none",
-            )
-        current._closing = parser.CurrentByteIndex
-        current = current.parent
-        depth -= 1
-
-    def end_skipped(name: str) -> None:
-        if name == _SKIPPED:
-            parser.StartElementHandler = start
-            parser.EndElementHandler = end
-            end(name)
+    def end(_name: str) -> None:
+        path.pop()._closing = parser.CurrentByteIndex
 
     def doctype(*_declaration: object) -> None:
         line = parser.CurrentLineNumber

@@ -788,11 +788,6 @@ _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
         _RESOLVE,
         "no machine type 'raspi4'",
     ),
-    "devices in devices": (
-        _DOMAIN.replace("<console type='pty'/>", "<devices/>"),
-        _RESOLVE,
-        "a <devices> inside <devices>",
-    ),
     "record of version 2": (
         _DOMAIN.replace(
             "<name>", "<metadata><k:target xmlns:k='urn:kvmarm-plugin:target:3'/></metadata><name>"
