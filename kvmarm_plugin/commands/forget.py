@@ -10,7 +10,7 @@ import os
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, shown
 from ..domain import record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import parse
 from ..host import left, marks, previous
 from ..host.libvirtd import Connection, LibvirtError, is_remote, is_session

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, shown
 from ..domain import record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import ARCHITECTURES, Element, architecture_of, asks_for_host_model, parse
 from ..fleet.common_ground import some
 from ..host import left, marks

@@ -14,7 +14,7 @@ from ..basics import cpulist
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import asks_for_host_model, parse
 from ..host import files, left, libvirt_host_model
 from ..host.libvirtd import is_remote

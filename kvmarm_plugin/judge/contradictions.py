@@ -155,7 +155,7 @@ def as_written(domain: Element, target: Target) -> Target:
 
 def _kind(what: str, said: str, asks: bool) -> str:
     """A <cpu> that asks for something else than host-model is not resolved anew; one that is gone
-    comes back (rewrite.restore).
+    comes back (restoring.restore).
     """
     if asks and what == "<cpu mode>":
         return "host-model-asked"

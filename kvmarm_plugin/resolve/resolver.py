@@ -13,7 +13,7 @@ import shlex
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
-from ..domain import record, record_text, rewrite
+from ..domain import record, record_text, restoring, rewrite
 from ..domain.emulator import emulator_of
 from ..domain.levelling import LIBRARY, elements_for, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
@@ -134,7 +134,7 @@ class Resolver:
         if record.find(domain) is not None:
             # Resolved or adopted before, and its <cpu> is the user's again: start from the user's
             # XML.
-            source = rewrite.restore(source, domain)
+            source = restoring.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
         if machine:

@@ -23,7 +23,7 @@ from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.memory import memory_and_room
 from ..domain.record import Intent, Origin, Record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import Element, parse
 from ..host import left
 from ..host.cpus import find_clusters

@@ -16,7 +16,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.pins import CountedCluster
 from kvmarm_plugin.domain.record import Intent, Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import Element, parse
 from kvmarm_plugin.host import left, libvirtd
 from kvmarm_plugin.host.libvirtd import Connection, Domain

@@ -19,7 +19,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.domain.edits import Edits
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import (
     RUN_LIMIT,
     SIZE_LIMIT,

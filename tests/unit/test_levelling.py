@@ -23,7 +23,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import inputs, resolving
 from kvmarm_plugin.domain import levelling, record, record_text
 from kvmarm_plugin.domain.record import Intent, Origin, Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import levelling_view, pool
 from kvmarm_plugin.fleet.common_ground import targets

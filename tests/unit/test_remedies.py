@@ -23,7 +23,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import check_view, inputs
 from kvmarm_plugin.commands.refresh import _machine_of
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.common_ground import obstacles

@@ -17,7 +17,7 @@ import pytest
 from kvmarm_plugin import rehearse
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.host import left, libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster

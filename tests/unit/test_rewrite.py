@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, restoring
 from kvmarm_plugin.domain.pins import cpuset_of, pins_in, thread_of
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, asks_for_host_model, parse
 from kvmarm_plugin.model.policy import Policy
@@ -51,7 +51,7 @@ _laws = settings(deadline=None, max_examples=40)
 
 
 def restored(source: bytes) -> bytes:
-    return rewrite.restore(source, parse(source))
+    return restoring.restore(source, parse(source))
 
 
 def cpu_of(source: bytes) -> Element:
