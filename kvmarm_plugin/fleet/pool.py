@@ -26,7 +26,8 @@ from ..judge.pinning import place
 from ..judge.verdict import gic_refused, judge, worst_first
 from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
-from ..model.profile_json import NAME, ProfileError, decode, digest, encode
+from ..model.profile_json import ProfileError, decode, digest, encode
+from ..model.profile_shape import NAME
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
 from ..resolve.wish import ResolveError, Wish

@@ -26,7 +26,8 @@ from ..basics.untrusted import decimal, hexadecimal, shown
 from ..kvm.uapi import REG_ARM64_CORE_PC
 from ..model.features import AARCH32, FEATURES, SVE
 from ..model.profile import PARTS, Cluster, HostProfile, Vcpu
-from ..model.profile_json import KERNEL, NAME, SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.profile_json import SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.profile_shape import KERNEL, MOST_IDS, NAME
 from ..model.target import SVE_LENGTHS, sve_lengths
 from ..model.vcpu import TARGETS, in_order
 from ..registers.rules import IMPLEMENTATION_ID, MASKS_SINCE, kernel_version
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 FORMS = ("firecracker", "registers", "hardware", "cpuinfo")
 
-_MOST = 2048  # registers of a vCPU, which has some 400
 _LINES = 65536
 _LINE = 1 << 16  # characters; a table of 128 CPUs has some thousands
 
@@ -231,7 +231,7 @@ def _of_fingerprint(document: Any) -> _Dump:
     config = _members(
         head[place],
         place,
-        {"reg_modifiers": shape.items(_modifier, _MOST, unique=False)},
+        {"reg_modifiers": shape.items(_modifier, MOST_IDS, unique=False)},
         ("kvm_capabilities", "vcpu_features"),
     )
     for changed in ("kvm_capabilities", "vcpu_features"):

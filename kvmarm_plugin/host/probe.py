@@ -29,7 +29,7 @@ from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import SINCE_2, Cluster, HostProfile, Qemu, Vcpu
-from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
+from ..model.profile_shape import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
 from ..model.target import sve_lengths
 from ..model.vcpu import KVM_ARCHITECTURES, NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of

@@ -37,7 +37,7 @@ from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.by_profile import given as given_there
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, Finding
 from kvmarm_plugin.judge.wording import texts
-from kvmarm_plugin.model import profile_json
+from kvmarm_plugin.model import profile_json, profile_shape
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from kvmarm_plugin.model.profile_json import digest
@@ -395,7 +395,7 @@ def _hold_to_the_law(names: list[str]) -> None:
 
 # -- what nobody measured ------------------------------------------------------------------------
 
-_NOTHING = profile_json._NOTHING
+_NOTHING = profile_shape.NOTHING
 _COUNT = tuple(part for part in PARTS if part not in SINCE_2)
 
 
