@@ -15,16 +15,15 @@ import socket
 import threading
 from contextlib import ExitStack
 
-from ..basics.errors import KvmarmError
 from ..fleet.pool import DEFAULT_PATH as HOST_POOL
 from ..host import changes, doorbell, qemu_version
-from ..host.libvirtd import Connection, is_remote, run_events
+from ..host.libvirtd import Connection, run_events
 from ..model.policy import DEFAULT_PATH as HOST_POLICY
 from ..resolve.resolver import Resolver
 from ..watch.agent import Agent, Tools
 from ..watch.renewal import Renewer
 from . import DONE, ERROR
-from .inputs import read_policy, read_pool, read_profile
+from .inputs import check_is_here, read_policy, read_pool, read_profile
 from .output import say
 from .resolving import Choices, resolver_for
 
@@ -39,8 +38,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> int:
     uri, once = arguments.connect, arguments.once
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm agent there")
+    check_is_here(uri, "agent")
     run_events()
     tools = _Tools()
     agent = Agent(

@@ -13,8 +13,9 @@ from ..domain import record
 from ..domain.restoring import restore
 from ..domain.xml import parse
 from ..host import left, marks, previous
-from ..host.libvirtd import Connection, LibvirtError, is_remote, is_session
+from ..host.libvirtd import Connection, LibvirtError, is_session
 from . import DONE, ERROR, refresh_view
+from .inputs import check_is_here
 from .output import say, write_text
 from .refresh_view import (
     BARE,
@@ -50,8 +51,7 @@ _CHANGED = {
 def run(arguments: Namespace) -> int:
     names, uri, restores = arguments.domains, arguments.connect, arguments.restore
     dry_run, as_json = arguments.dry_run, arguments.json
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm forget there")
+    check_is_here(uri, "forget")
     # Nobody works on the guests of a user's own libvirt, who cannot write the list either.
     lists = not dry_run and not (is_session(uri) and os.geteuid())
     with Connection(uri) as connection:

@@ -16,7 +16,7 @@ from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
 from ..host import files, host_policy, known, marks, qemu, ssh
-from ..host.libvirtd import Connection, LibvirtError, NoDomainError
+from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote
 from ..host.qemu_version import BINARIES
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
@@ -91,6 +91,14 @@ class Guest(Value):
     def uuid(self) -> str:
         """The domain's; empty where it has none."""
         return self.domain.content_of("uuid")
+
+
+def check_is_here(uri: str, command: str) -> None:
+    """Raises KvmarmError where the libvirt at `uri` is another host's, for a command that asks this
+    host's kernel, or changes what is kept on it.
+    """
+    if is_remote(uri):
+        raise KvmarmError(f"{uri} is another host", f"run kvmarm {command} there")
 
 
 def is_file(name: str) -> bool:

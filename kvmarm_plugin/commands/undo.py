@@ -12,8 +12,9 @@ from ..basics.untrusted import domain_word, lines, shown
 from ..domain import record
 from ..domain.xml import parse
 from ..host import left, previous
-from ..host.libvirtd import Connection, is_remote
+from ..host.libvirtd import Connection
 from . import DONE
+from .inputs import check_is_here
 from .output import say, write_text
 from .resolving import why_it_will_not_start
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> int:
     name, uri = arguments.domain, arguments.connect
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm undo there")
+    check_is_here(uri, "undo")
     with Connection(uri) as connection:
         domain = connection.domain(name)
         if not domain.is_persistent():
