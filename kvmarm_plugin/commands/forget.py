@@ -12,7 +12,7 @@ from ..basics.untrusted import domain_word, shown
 from ..domain import record
 from ..domain.restoring import restore
 from ..domain.xml import parse
-from ..host import left, marks, previous
+from ..host import left_alone, marks, previous
 from ..host.libvirtd import Connection, LibvirtError, is_session
 from . import DONE, ERROR, refresh_view
 from .inputs import check_is_here
@@ -95,7 +95,7 @@ class _Forgetter:
         """
         try:
             domain = self._connection.domain(name)
-            was_left = left.has(domain.uuid)
+            was_left = left_alone.has(domain.uuid)
             guest = self.forget(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
@@ -112,7 +112,7 @@ class _Forgetter:
     def forget(self, domain: Domain) -> Guest:
         # First, so that nobody gives it a record again meanwhile.
         if self._lists:
-            left.add(domain.uuid)
+            left_alone.add(domain.uuid)
         stored = running = None
         try:
             if domain.is_persistent():

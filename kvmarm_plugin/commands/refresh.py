@@ -17,7 +17,7 @@ from ..domain import record
 from ..domain.restoring import restore
 from ..domain.xml import ARCHITECTURES, Element, architecture_of, asks_for_host_model, parse
 from ..fleet.common_ground import some
-from ..host import left, marks
+from ..host import left_alone, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..host.qemu import ask_named
@@ -90,9 +90,9 @@ def not_left(connection: Connection) -> list[Domain]:
     domains = connection.domains()
     if not connection.is_here:
         return domains
-    found = [domain for domain in domains if not left.has(domain.uuid)]
+    found = [domain for domain in domains if not left_alone.has(domain.uuid)]
     if len(found) < len(domains):
-        names = [domain.name for domain in domains if left.has(domain.uuid)]
+        names = [domain.name for domain in domains if left_alone.has(domain.uuid)]
         one = len(names) == 1
         say(
             f"{some(names)} {'is' if one else 'are'} left alone, since"

@@ -16,7 +16,7 @@ from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
 from ..domain.restoring import restore
 from ..domain.xml import asks_for_host_model, parse
-from ..host import files, left, libvirt_host_model
+from ..host import files, left_alone, libvirt_host_model
 from ..host.libvirtd import is_remote
 from ..host.qemu import ask_named
 from ..judge.contradictions import find_contradictions
@@ -192,7 +192,7 @@ def leave_alone_no_more(uuid: str, name: str) -> None:
         name: of the guest, for people.
     """
     try:
-        left.discard(uuid)
+        left_alone.discard(uuid)
     except KvmarmError as error:
         say(f"{name} may still be left alone by renewal and --all: {error}")
 

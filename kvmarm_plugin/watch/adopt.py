@@ -25,7 +25,7 @@ from ..domain.memory import memory_and_room
 from ..domain.record import Intent, Origin, Record
 from ..domain.restoring import restore
 from ..domain.xml import Element, parse
-from ..host import left
+from ..host import left_alone
 from ..host.cpus import find_clusters
 from ..host.libvirtd import ARRIVED, OFF, STARTING, Domain
 from ..host.qemu_version import installed_version
@@ -98,7 +98,7 @@ def adopt_live(domain: Domain, system: System, dry_run: bool = False) -> Adopted
         KvmarmError: libvirt refuses (LibvirtError), or /dev/kvm fails (KvmError), or its record is
             broken (RecordError).
     """
-    was_left = left.has(domain.uuid)
+    was_left = left_alone.has(domain.uuid)
     xml = parse(domain.xml(live=True, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
@@ -112,7 +112,7 @@ def adopt_stored(domain: Domain, system: System, dry_run: bool = False) -> Adopt
     """Record what a domain's stored definition gives at a start on this host, in the metadata of
     that. None, arguments and errors as for `adopt_live`; UntoldError: a record cannot say it.
     """
-    was_left = left.has(domain.uuid)
+    was_left = left_alone.has(domain.uuid)
     xml = parse(domain.xml(live=False, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
