@@ -40,7 +40,16 @@ LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
 
 
 class NoRecordError(KvmarmError):
-    """A domain that holds no record."""
+    """A domain that holds no record.
+
+    Attributes:
+        reason: what is so of the domain, without its name.
+    """
+
+    def __init__(self, domain: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"{domain} {reason}", hint)
+        self.domain = domain
+        self.reason = reason
 
 
 class Source(Value):
@@ -191,7 +200,8 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
         return NoRecordError(
-            f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
+            source.name,
+            f"{how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot; to see that one:"
             f" kvmarm show --inactive {quoted(source.name)}",
         )
@@ -199,14 +209,15 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
         hint = f"resolve it first: {_how_to_resolve(source, domain)}"
     elif why_not_ours(domain):
         return NoRecordError(
-            f"{source.name} holds no kvmarm record, and is not judged: {why_not_ours(domain)}",
+            source.name,
+            f"holds no kvmarm record, and is not judged: {why_not_ours(domain)}",
             "kvmarm is about KVM guests for ARM",
         )
     elif not why_not_adopted(domain):
         hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
     else:
         hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
-    return NoRecordError(f"{source.name} holds no kvmarm record", hint)
+    return NoRecordError(source.name, "holds no kvmarm record", hint)
 
 
 def _word(domain: Element) -> str:
