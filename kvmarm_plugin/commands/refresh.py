@@ -12,11 +12,10 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import domain_word, shown
+from ..basics.untrusted import domain_word, shown, some
 from ..domain import record
 from ..domain.restoring import restore
 from ..domain.xml import ARCHITECTURES, Element, architecture_of, asks_for_host_model, parse
-from ..fleet.common_ground import some
 from ..host import left_alone, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine

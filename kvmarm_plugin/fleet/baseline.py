@@ -9,7 +9,7 @@ directions.
 from __future__ import annotations
 
 from .. import __version__
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import lines, shown, some
 from ..basics.value import Value
 from ..judge import wording
 from ..model.board import most_memory, most_vcpus
@@ -19,7 +19,7 @@ from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
 from ..resolve.partial import refuse_partial
-from .common_ground import Obstacle, common, some
+from .common_ground import Obstacle, common
 from .kinds import Kind, kinds_of
 from .plan import Plan, plan_for
 from .pool import Pool

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import shown, some
 from ..basics.value import Value
 from ..domain.pins import find_cluster
 from ..judge.by_profile import ProfileOffer, check, given
@@ -34,7 +34,6 @@ from .kinds import kernel_age
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -482,10 +481,3 @@ def _in_all(lists: list[tuple[T, ...]]) -> tuple[T, ...]:
 def blocking(findings: list[Finding]) -> list[Finding]:
     """Those that a guest cannot live with."""
     return [finding for finding in findings if finding.severity != HARMLESS]
-
-
-def some(names: Sequence[str], limit: int = 4) -> str:
-    """ "alpha, beta and 3 more", as it can be shown."""
-    return ", ".join(map(shown, names[:limit])) + (
-        f" and {len(names) - limit} more" if len(names) > limit else ""
-    )

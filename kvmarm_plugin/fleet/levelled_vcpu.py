@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from functools import reduce
 
+from ..basics.untrusted import some
 from ..model.profile import Vcpu
 from ..model.target import sve_bitmap
 from ..registers.left_out import may_be_left_out, sign_of
 from ..registers.rules import IDENTITIES_SINCE, IMPLEMENTATION_ID, OF_THE_HOST, safe_value
 from ..registers.table import describe, fields_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids
-from .common_ground import common_sve_lengths, some
+from .common_ground import common_sve_lengths
 from .member import NEWEST, Member
 from .unlevelled import UNKNOWN, Unlevelled
 

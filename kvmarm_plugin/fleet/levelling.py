@@ -12,6 +12,7 @@ best that it may be, and no pool is made of it. What is in the way by what is kn
 
 from __future__ import annotations
 
+from ..basics.untrusted import some
 from ..basics.value import Value
 from ..judge import wording
 from ..judge.by_profile import check
@@ -24,7 +25,7 @@ from ..registers.rules import IMPLEMENTATION_ID, differing_fields
 from ..registers.table import id_of
 from ..registers.text import pack_ids, unpack_ids
 from ..resolve.forms import knobs_of
-from .common_ground import blocking, common_bits, profile_head, some, targets
+from .common_ground import blocking, common_bits, profile_head, targets
 from .kinds import kernel_age
 from .levelled_vcpu import can_leave_out, common_features, level_vcpu, sve_lengths_of
 from .member import Member

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import lines, shown, some
 from ..model.target import LEVEL_TEXT
 from ..registers.table import describe, field_of
 from .baseline import costs_of, facts_of
-from .common_ground import some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
