@@ -271,8 +271,8 @@ def _midrs(kind: Kind) -> tuple[int, ...]:
 
 
 def _cliques(kinds: list[Kind], possible: set[tuple[int, int]]) -> list[list[int]]:
-    """A partition of the kinds, by number, into sets of which each takes the guests of each, itself
-    included.
+    """A partition of the kinds, by number, into sets. Within one, every kind takes the guests of
+    every kind, its own included.
 
     "Exchange guests" is not quite transitive, so that there can be several such partitions, and the
     coarsest is hard to find. Here each kind in its order joins the first set of which it agrees

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Value):
-    """Hosts of which each gives any guest just what the others give it.
+    """Hosts that give every guest the same CPU and machine.
 
     Attributes:
         hosts: at least one, by name.

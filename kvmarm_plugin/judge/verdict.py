@@ -178,8 +178,9 @@ def gic_refused(recorded: int, local: tuple[int, ...], host: str) -> Finding:
 
 
 def _judge_machine_type(machine: str, offer: Offer) -> Finding:
-    """The types of a name are one row: a QEMU knows those from its oldest to its newest. A guest's
-    own is known where it comes from, and so one of them is where any is that both know.
+    """Machine types of one name are a series: a QEMU has all from its oldest to its newest. The
+    QEMU that the guest comes from has the guest's. So if it has any of those here, it has the
+    oldest here where the guest's is older, and else the newest.
     """
     name, version = _split(machine)
     alike = [other for other in offer.machines if _split(other)[0] == name]

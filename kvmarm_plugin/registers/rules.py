@@ -376,7 +376,7 @@ def _at_most(value: int, limit: int) -> bool:
 
 
 def _psci(value: int, limit: int) -> bool:
-    """A version that there is. 0.1 is for vCPUs without PSCI_0_2, whose own it is."""
+    """A known version, up to the host's; not 0.1, which is that of vCPUs without PSCI_0_2."""
     return value in (0x2, 0x10000, 0x10001, 0x10002, 0x10003) and value <= limit
 
 
@@ -392,7 +392,7 @@ def _subset(value: int, limit: int) -> bool:
 
 
 def _vendor_hyp_bmap_2(value: int, limit: int) -> bool:
-    """A fresh vCPU has none of them, and may get the two that there are
+    """A fresh vCPU has neither of the two that the kernel knows, and may be given both
     (KVM_ARM_SMCCC_VENDOR_HYP_FEATURES_2).
     """
     return not value & ~(limit | 0b11)

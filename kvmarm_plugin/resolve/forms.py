@@ -87,8 +87,8 @@ def knobs_of(profile: HostProfile) -> frozenset[str]:
 def _named_model(
     cluster: Cluster, features: Features, cpu_models: tuple[str, ...], models: tuple[str, ...]
 ) -> Form | None:
-    """`<cpu mode='custom'>` with the first of these models that QEMU has and KVM takes; the models
-    that there are have none of the features but a PMU.
+    """`<cpu mode='custom'>` with the first of these models that QEMU has and KVM takes; of the
+    optional features they have none but a PMU.
     """
     if any(feature.is_in(features.vcpu) for feature in FEATURES if feature is not PMU):
         return None

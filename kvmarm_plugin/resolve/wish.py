@@ -56,7 +56,7 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     run.
 
     Raises:
-        ResolveError: an element twice that there is one of, or a word that libvirt does not know.
+        ResolveError: two elements where libvirt reads one, or a word that it does not know.
         DomainXMLError: a memory size that is none.
     """
     for parent, name, counts in (
