@@ -19,8 +19,9 @@ from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
 from ..resolve.partial import refuse_partial
-from .common_ground import Obstacle, common
+from .common_ground import common
 from .kinds import Kind, kinds_of
+from .obstacles import Obstacle
 from .plan import Plan, plan_for
 from .pool import Pool
 

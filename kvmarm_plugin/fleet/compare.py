@@ -19,8 +19,8 @@ from ..model.vcpu import LIBVIRT_ARCHITECTURES
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
-from .common_ground import between
 from .kinds import Kind, kinds_of
+from .obstacles import between
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from ..registers.rules import IMPLEMENTATION_ID, differing_fields
 from ..registers.table import id_of
 from ..registers.text import pack_ids, unpack_ids
 from ..resolve.forms import knobs_of
-from .common_ground import blocking, common_bits, profile_head, targets
+from .common_ground import common_bits, profile_head, targets
 from .kinds import kernel_age
 from .levelled_vcpu import can_leave_out, common_features, level_vcpu, sve_lengths_of
 from .member import Member
+from .obstacles import blocking
 from .unlevelled import GIC, Unlevelled, find_unlevelled
 
 TYPE_CHECKING = False

@@ -18,8 +18,8 @@ from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
 from ..registers.rules import kernel_version, point_release, safe_value
 from ..registers.table import fields_of
-from .common_ground import Obstacle, obstacles
 from .kinds import Kind, kernel_age
+from .obstacles import Obstacle, find_obstacles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class _Planner:
         """
         at_first: tuple[Obstacle, ...] = ()
         while self.hosts:
-            found = obstacles(list(self.hosts.values()))
+            found = find_obstacles(list(self.hosts.values()))
             at_first = at_first or tuple(found)
             if not found:
                 break
@@ -298,7 +298,7 @@ class _Planner:
             return
         upgraded = with_that_of(older, model)
         others = [upgraded if end == names else self.hosts[end] for end in ends]
-        if action == KERNEL or _about(obstacle) not in map(_about, obstacles(others)):
+        if action == KERNEL or _about(obstacle) not in map(_about, find_obstacles(others)):
             self._change(names, upgraded, action, obstacle)
             if action == KERNEL:
                 self._kernels[names] = self._kernels[self._names(model.name)]

@@ -31,7 +31,8 @@ from ..model.profile_shape import NAME
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
 from ..resolve.wish import ResolveError, Wish
-from .common_ground import blocking, machines, targets
+from .common_ground import targets
+from .obstacles import blocking, machines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

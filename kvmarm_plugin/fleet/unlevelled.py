@@ -9,7 +9,7 @@ from ..basics.value import Value
 from ..model.guest_registers import GUEST_REGISTERS, GuestRegister
 from ..model.profile import HostProfile
 from ..registers.table import describe
-from .common_ground import least_addresses, machines
+from .obstacles import least_addresses, machines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ UNKNOWN = "unknown"  # what a host has of a part that nobody measured
 
 
 class Unlevelled(Value):
-    """One reason why hosts cannot be levelled: of all of them, where `common_ground.Obstacle` is of
+    """One reason why hosts cannot be levelled: of all of them, where `obstacles.Obstacle` is of
     a guest of one on another.
 
     Attributes:

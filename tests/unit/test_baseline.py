@@ -20,7 +20,8 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.fleet import pool
 from kvmarm_plugin.fleet.baseline import Baseline, as_json, as_text, baseline
-from kvmarm_plugin.fleet.common_ground import common, obstacles, targets
+from kvmarm_plugin.fleet.common_ground import common, targets
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.plan import BOOT, FIRMWARE, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
@@ -713,7 +714,7 @@ def test_a_guest_whose_addresses_would_differ_is_refused() -> None:
 
 def test_hosts_of_fewer_addresses_than_the_board_wants_form_no_pool_with_others() -> None:
     base = host("trixie-max")
-    found = obstacles([base, base.replace(name="small", ipa_bits=36)])
+    found = find_obstacles([base, base.replace(name="small", ipa_bits=36)])
     assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(
         itertools.permutations(["trixie-max", "small"])
     )

@@ -22,9 +22,9 @@ import kvmarm_plugin
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.baseline import baseline
-from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
@@ -223,7 +223,7 @@ def _with_record_of(xml_of: HostProfile, record_of: HostProfile) -> list[Finding
 
 
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:
-    return [obstacle.finding for obstacle in obstacles(hosts)]
+    return [obstacle.finding for obstacle in find_obstacles(hosts)]
 
 
 def _missing_machines() -> list[Finding]:

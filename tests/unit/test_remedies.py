@@ -26,9 +26,9 @@ from kvmarm_plugin.commands.refresh import _machine_of
 from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
-from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
 from kvmarm_plugin.fleet.pool import Pool, check_member
 from kvmarm_plugin.judge.by_profile import check, counted
@@ -966,7 +966,7 @@ def test_hosts_without_a_machine_type_in_common(
         assert found == [] or found in [[said.format(older=end)] for end in ends]
         assert bool(found) is (pair.source != pair.destination)
     assert compare([mended, newer], Policy()).possible
-    for obstacle in obstacles(hosts):
+    for obstacle in find_obstacles(hosts):
         assert obstacle.finding.kind in _APART
         assert texts(obstacle.finding)["remedy"] == said.format(older="old")
 

@@ -40,8 +40,8 @@ from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import baseline, graphviz, pool
 from kvmarm_plugin.fleet import compare_view as compareview
-from kvmarm_plugin.fleet.common_ground import Obstacle
 from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.obstacles import Obstacle
 from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.host import libvirtd, qemu
 from kvmarm_plugin.judge.by_profile import check
