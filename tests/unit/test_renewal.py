@@ -56,7 +56,7 @@ class _Host:
         monkeypatch.setattr(os, "uname", lambda: uname)
         monkeypatch.setattr(platform, "node", lambda: "here")
         monkeypatch.setattr(renewal, "System", lambda: System(self.kernel))
-        monkeypatch.setattr(libvirt_host_model.note_host_model, "__defaults__", (self.note,))
+        monkeypatch.setattr(libvirt_host_model, "PATH", self.note)
         monkeypatch.setattr(renewal, "find_clusters", list)
         monkeypatch.setattr(renewal, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setitem(sys.modules, "libvirt", self.libvirt)
