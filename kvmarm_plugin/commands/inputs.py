@@ -39,17 +39,20 @@ if TYPE_CHECKING:
 LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
 
 
+_REASON = 2000  # characters
+
+
 class NoRecordError(KvmarmError):
     """A domain that holds no record.
 
     Attributes:
-        reason: what is so of the domain, without its name.
+        reason: what is so of the domain, without its name; fit to be shown.
     """
 
     def __init__(self, domain: str, reason: str, hint: str = "") -> None:
         super().__init__(f"{domain} {reason}", hint)
         self.domain = domain
-        self.reason = reason
+        self.reason = shown(reason, _REASON)
 
 
 class Source(Value):
