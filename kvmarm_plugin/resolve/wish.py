@@ -8,8 +8,9 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import levelling
-from ..domain.memory import memory_and_room, vcpus_of
+from ..domain.memory import memory_and_room, slots_of, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element
+from ..model.board import MOST_SLOTS
 from ..model.features import CPU_FEATURE_POLICIES
 from ..model.vcpu import NAMED_MODELS
 
@@ -56,7 +57,8 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     run.
 
     Raises:
-        ResolveError: an element twice that there is one of, or a word that libvirt does not know.
+        ResolveError: an element twice that there is one of, a word that libvirt does not know, or
+            more slots for memory than QEMU has.
         DomainXMLError: a memory size that is none.
     """
     for parent, name, counts in (
@@ -72,6 +74,11 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     assert os_type is not None
     model = cpu.find("model") if cpu.attributes.get("mode", "custom") == "custom" else None
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    if slots_of(domain) > MOST_SLOTS:
+        raise ResolveError(
+            f"<maxMemory> has {slots_of(domain)} slots, and QEMU starts up to {MOST_SLOTS}",
+            f"give it {MOST_SLOTS} at most",
+        )
     memory, room = memory_and_room(domain)
     return Wish(
         architecture=os_type.attributes.get("arch") or host_architecture,

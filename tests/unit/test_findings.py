@@ -426,6 +426,12 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
+    "memory-slots-too-many": lambda: _with_edit(
+        b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>"
+    ),
+    "cpu-cache-refused": lambda: _with_edit(
+        b"check='none'>", b"check='none'><cache mode='passthrough'/>"
+    ),
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
     ),
