@@ -15,6 +15,7 @@ from ..domain.record import is_adopted
 from ..host import qemu
 from ..host.qemu_version import BINARIES
 from ..model import policy
+from ..model.guest_registers import is_unread
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
 from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
@@ -121,6 +122,9 @@ def _of_guest(
             for host in profiles
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
+        target = guest.record.target
+        unread = target.architecture == "arm64" and is_unread(target.seen)
+        unknown = ("seen",) if unread else ()
         verdicts = {
             host.name: judge_guest(
                 guest.document,
@@ -130,7 +134,7 @@ def _of_guest(
                 counted(host),
                 host.ipa_bits,
                 lambda host=host: host.qemu.release if host.qemu else (0, 0),  # type: ignore[misc]
-                lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
+                lambda target, cpus, host=host: check(target, host, cpus, boots, unknown),  # type: ignore[misc]
                 ignored=ignored,
             )
             for host in profiles
