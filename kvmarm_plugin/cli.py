@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 
 from . import __version__
 from .basics.errors import KvmarmError
@@ -27,7 +28,12 @@ _USAGE_ERROR = 1000  # characters
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    words = sys.argv[1:] if argv is None else argv
+    if any(not word or (word[:2] == "--" and word[-1] == "=") for word in words):
+        # No command means anything by it, and a variable that is not set would change what it does.
+        parser.error("an argument is empty")
+    arguments = parser.parse_args(words)
     try:
         # Only the one that was asked for is read.
         status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(

@@ -18,6 +18,7 @@ from ..host.libvirtd import is_remote
 from ..host.qemu_version import BINARIES
 from ..judge.by_profile import check, counted
 from ..kvm import device
+from ..model.guest_registers import is_unread
 from ..verdicts import HostHere, judge_guest
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
 from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
@@ -143,6 +144,9 @@ def _of_guest(
 def _by_profile(
     guest: Guest, host: HostProfile, boots: bool, ignored: tuple[str, ...]
 ) -> list[Finding]:
+    target = guest.record.target
+    unread = target.architecture == "arm64" and is_unread(target.seen)
+    unknown = ("seen",) if unread else ()
     return judge_guest(
         guest.document,
         guest.domain,
@@ -151,7 +155,7 @@ def _by_profile(
         counted(host),
         host.ipa_bits,
         lambda: host.qemu.release if host.qemu else (0, 0),
-        lambda target, cpus: check(target, host, cpus, boots),
+        lambda target, cpus: check(target, host, cpus, boots, unknown),
         ignored=ignored,
     )
 

@@ -155,7 +155,7 @@ def _unpin(
     original = originals.get("cputune")
     if cputune is None or (original is None and "cputune" not in added):
         return
-    theirs = {thread_of(child) for child in original.children} if original else set()
+    theirs = {thread_of(pin) for pin in pins_in(original)} if original else set()
     ours = [
         pin
         for pin in pins_in(cputune)

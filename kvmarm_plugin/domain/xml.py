@@ -41,6 +41,7 @@ _INDENT_LIMIT = (
 ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
 
 _CONVERT = "convert it: xmllint --encode UTF-8 FILE"
+_WHERE_FROM = "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN"
 
 
 class DomainXMLError(KvmarmError):
@@ -222,19 +223,20 @@ def parse(source: bytes) -> Element:
         MemoryError: this process may not have as much memory as that takes.
     """
     if not source.strip():
-        raise DomainXMLError(
-            "the document is empty",
-            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
-        )
+        raise DomainXMLError("the document is empty", _WHERE_FROM)
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
         raise DomainXMLError("the document is in UTF-16", _CONVERT)
+    if not is_markup(source):
+        raise DomainXMLError("the document is not XML", _WHERE_FROM)
     root = _read(source, ParserCreate(namespace_separator=" "))
     if root.name != "domain":
-        raise DomainXMLError(
-            f"the document is a <{root.name}>, not a <domain>",
-            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
-        )
+        raise DomainXMLError(f"the document is a <{root.name}>, not a <domain>", _WHERE_FROM)
     return root
+
+
+def is_markup(source: bytes) -> bool:
+    """Whether a document starts as XML does, and no JSON or YAML of kvmarm's."""
+    return source.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def domain_of(source: bytes) -> bytes:

@@ -19,6 +19,7 @@ from ..basics.value import Value
 from ..basics.yamltext import load
 from ..domain.pins import find_cluster
 from ..domain.record import Origin
+from ..domain.xml import is_markup
 from ..judge.by_profile import ProfileOffer, check, counted, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
@@ -154,7 +155,7 @@ def dumps(pool: Pool) -> str:
 
 def is_pool(document: bytes) -> bool:
     """Whether a document looks like a pool, and not like a domain; for commands that take both."""
-    return b"\nschema: " + SCHEMA_STEM.encode() in b"\n" + document
+    return SCHEMA_STEM.encode() in document and not is_markup(document)
 
 
 def resolver(

@@ -96,6 +96,8 @@ _CPUINFO = re.compile(r"CPU (implementer|variant|part|revision)[ \t]*:(.*)")
 _ANY_CPUINFO = re.compile(
     r"^(CPU (implementer|variant|part|revision)|processor|vendor_id)[ \t]*:", re.MULTILINE
 )
+# "7", or "5TEJ"; of arm64 it is "8", and was "AArch64" (c_show, arch/arm and arch/arm64).
+_OLDER = re.compile(r"^CPU architecture[ \t]*:[ \t]*[3-7]", re.MULTILINE)
 _BITS = re.compile(r"^([A-Z][A-Z0-9_]{0,31}):((?: [01]{4}){8} - (?:[01]{4} ?){8})$", re.MULTILINE)
 
 
@@ -390,6 +392,11 @@ def _cpuinfo(text: str, name: str) -> _Dump:
         raise DumpError(
             f"{name} is of no ARM host: it has no 'CPU implementer'",
             "copy /proc/cpuinfo of an ARM host",
+        )
+    if _OLDER.search(text):
+        raise DumpError(
+            f"{name} is of 32-bit CPUs, which have an older architecture than ARMv8",
+            "probe that host itself: kvmarm probe -o FILE",
         )
     if fields.keys() != _WIDTHS.keys():
         raise DumpError(f"{name} has no description of a CPU", hint)

@@ -8,10 +8,11 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..domain.memory import memory_and_room, memory_of, vcpus_of
+from ..domain.memory import memory_and_room, memory_of, slots_of, vcpus_of
 from ..domain.xml import Element, architecture_of, asks_for_host_model
 from ..model.board import (
     GIB,
+    MOST_SLOTS,
     RAM_START,
     ipa_bits,
     lacks_addresses,
@@ -55,8 +56,14 @@ def find_contradictions(
     most, vcpus = most_vcpus(target.gic, target.machine, target.ipa_bits), vcpus_of(domain)
     if vcpus > most:
         findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
+    if slots_of(domain) > MOST_SLOTS:
+        findings.append(
+            Finding("memory-slots-too-many", recorded=MOST_SLOTS, local=slots_of(domain))
+        )
     if domain.find("cpu/maxphysaddr"):
         findings.append(Finding("maxphysaddr-refused"))
+    if domain.find("cpu/cache"):
+        findings.append(Finding("cpu-cache-refused"))
     if target.level is not None or any(
         child.name.endswith(" commandline") for child in domain.children
     ):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 from ..basics.value import Value
+from .guest_registers import is_unread
 from .problem import Problem
 from .target import Level
 from .vcpu import KVM_ARCHITECTURES
@@ -200,6 +201,19 @@ class HostProfile(Value):
     gicd_iidr: int | None = None
     level_library: str = ""
     unknown: tuple[str, ...] = SINCE_2
+
+    def with_unread(self) -> HostProfile:
+        """The same, which says that it does not know what no scratch guest has read. KVM on a
+        32-bit host runs none.
+        """
+        if self.kvm_architecture == "arm" or not any(
+            is_unread(each.seen) for each in self.clusters
+        ):
+            return self
+        return self.replace(
+            clusters=tuple(cluster.replace(seen={}) for cluster in self.clusters),
+            unknown=tuple(part for part in PARTS if part in (*self.unknown, "seen")),
+        )
 
     def name_of(self, cluster: Cluster, least: int = 0) -> str:
         """The shortest of a cluster's names, from this place on, that no other cluster of the host

@@ -154,8 +154,9 @@ class Resolver:
             raise _overruled(overruled)
         for note in find_unjudged(domain, target):
             self._advise(f"{_title(domain)}: {note}")
-        if domain.find("cpu/maxphysaddr"):
-            raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
+        for name in ("maxphysaddr", "cache"):
+            if domain.find(f"cpu/{name}"):
+                raise ResolveError(f"libvirt takes <{name}> for x86 only", "remove it from <cpu>")
         if says(domain):
             raise ResolveError(
                 "<qemu:commandline> has what kvmarm has written for another CPU, to level it",

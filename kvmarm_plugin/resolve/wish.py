@@ -8,8 +8,9 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import levelling
-from ..domain.memory import memory_and_room, vcpus_of
+from ..domain.memory import memory_and_room, slots_of, vcpus_of
 from ..domain.xml import ARCHITECTURES, Element, architecture_of
+from ..model.board import MOST_SLOTS
 from ..model.features import CPU_FEATURE_POLICIES
 from ..model.vcpu import NAMED_MODELS
 
@@ -53,11 +54,12 @@ class Wish(NamedTuple):
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
     """What a domain wants that asks for host-model, or is pinned to what it has, wherever it may
-    run.
+        run.
 
-    Raises:
-        ResolveError: two elements where libvirt reads one, or a word that it does not know.
-        DomainXMLError: a memory size that is none.
+        Raises:
+            ResolveError: two elements where libvirt reads one, or a word that it does not know.
+    from ..model.board import MOST_SLOTS
+            DomainXMLError: a memory size that is none.
     """
     for parent, name, counts in (
         (domain, "cpu", "libvirt reads only the first: remove the others"),
@@ -72,6 +74,11 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     assert os_type is not None
     model = cpu.find("model") if cpu.attributes.get("mode", "custom") == "custom" else None
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    if slots_of(domain) > MOST_SLOTS:
+        raise ResolveError(
+            f"<maxMemory> has {slots_of(domain)} slots, and QEMU starts up to {MOST_SLOTS}",
+            f"give it {MOST_SLOTS} at most",
+        )
     memory, room = memory_and_room(domain)
     return Wish(
         architecture=architecture_of(domain, host_architecture),

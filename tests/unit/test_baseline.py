@@ -228,6 +228,8 @@ def test_a_pool_is_written_and_read(names: list[str]) -> None:
         text = pool.dumps(formed)
         assert pool.loads(text) == formed
         assert pool.is_pool(text.encode())
+        assert pool.is_pool(text.replace(f" {pool.SCHEMA}", f' "{pool.SCHEMA}"').encode())
+        assert not pool.is_pool(f"<!-- {pool.SCHEMA} --><domain/>".encode())
 
 
 # -- what hosts have in common, and what they lose -----------------------------------------------
@@ -811,7 +813,7 @@ def test_what_is_broken_in_a_pool_is_named(old: str, new: str, why: str) -> None
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "x" * 300, "\u202e"])
+@pytest.mark.parametrize("name", [" ", "a\nb", "\x1b[2J", "x" * 300, "\u202e"])
 def test_a_pool_that_could_not_be_read_is_not_written(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
 ) -> None:

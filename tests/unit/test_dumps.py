@@ -466,6 +466,13 @@ def test_what_is_no_cpuinfo(old: str, new: str, why: str) -> None:
     _refused(_CPUINFO.replace(old, new), why)
 
 
+@pytest.mark.parametrize("architecture", ["7", "6TEJ", "5TE", "7M"])
+def test_cpuinfo_of_a_cpu_without_arm64(architecture: str) -> None:
+    text = _CPUINFO.replace("architecture: 8", f"architecture: {architecture}")
+    _refused(text, "is of 32-bit CPUs")
+    _read(text.replace(architecture, "AArch64"))  # as kernels of old said
+
+
 @pytest.mark.parametrize(
     "head", ["processor\t: 0\nvendor_id\t: GenuineIntel", "vendor_id : IBM/S390"]
 )

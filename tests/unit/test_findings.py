@@ -426,6 +426,12 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
+    "memory-slots-too-many": lambda: _with_edit(
+        b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>"
+    ),
+    "cpu-cache-refused": lambda: _with_edit(
+        b"check='none'>", b"check='none'><cache mode='passthrough'/>"
+    ),
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
     ),
@@ -476,6 +482,11 @@ def test_what_the_program_finds_is_in_the_table() -> None:
                 written |= {choice.value for choice in choices if isinstance(choice, ast.Constant)}
     assert len(written) > 20
     assert written <= set(kinds())
+
+
+def test_no_speed_is_told_of_a_timer_that_firmware_has_not_set() -> None:
+    (finding,) = check(_target(), _host(cluster={"seen": {"CNTFRQ_EL0": 0, "DCZID_EL0": 4}}))
+    assert finding.kind == "timer-frequency-zero"
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -560,11 +571,14 @@ def test_a_remedy_names_what_to_do(kind: str) -> None:
         ),
         ("xml-edited", {"what": "a" * 70}, "subject", "a" * 59 + "…"),
         ("xml-edited", {"local": "a\nb"}, "local", r"a\nb"),
-        (
-            "timer-frequency",
-            {"speed": 0.4},
-            "rule",
-            "nothing checks it, and the guest's clock would run at 0.4 of its speed",
+        *(
+            (
+                "timer-frequency",
+                {"speed": speed},
+                "rule",
+                f"nothing checks it, and the guest's clock would run at {speed} of its speed",
+            )
+            for speed in (0.4, 1.024)
         ),
         ("machine-unknown", {"machine": "{host}"}, "recorded", "{host}"),
     ],

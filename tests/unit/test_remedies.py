@@ -259,6 +259,11 @@ def _fewer_vcpus(world: World, remedy: str) -> World:
     return world._replace(xml=re.sub(rb"<vcpu([^>]*)>\d+<", rb"<vcpu\1>" + count + b"<", world.xml))
 
 
+def _fewer_slots(world: World, remedy: str) -> World:
+    count = _said(r"give <maxMemory> (\d+) slots", remedy).encode()
+    return world._replace(xml=re.sub(rb"slots='\d+'", b"slots='" + count + b"'", world.xml))
+
+
 def _without(element: bytes) -> Way:
     def remove(world: World, remedy: str) -> World:
         assert "remove" in remedy
@@ -386,6 +391,8 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "addresses-other": (_refresh, _undo),
     "addresses-other-beyond": (_less_memory, _undo),
     "vcpus-too-many": (_fewer_vcpus,),
+    "memory-slots-too-many": (_fewer_slots,),
+    "cpu-cache-refused": (_without(rb"<cache[^>]*>"),),
     "maxphysaddr-refused": (_without(rb"<maxphysaddr[^>]*>"),),
     "argument-overrules": (_without(rb"<commandline.*?</commandline>"),),
     "host-model-asked": (_refresh, _undo),
@@ -410,7 +417,9 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "pmu-off-refused",
             "cpu-replaced",
             "vcpus-too-many",
+            "memory-slots-too-many",
             "maxphysaddr-refused",
+            "cpu-cache-refused",
             "argument-overrules",
             "host-model-asked",
             "level-library",
@@ -784,6 +793,16 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
         _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
     ],
     "vcpus-too-many": lambda: [_edited(_world(_N1, _N1), b"<os>", b"<vcpu>513</vcpu><os>")],
+    "memory-slots-too-many": lambda: [
+        _edited(_world(_N1, _N1), b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>")
+    ],
+    "cpu-cache-refused": lambda: [
+        _edited(
+            _world(_N1, _N1, policy=_OPEN),
+            b"check='none'>",
+            b"check='none'><cache mode='passthrough'/>",
+        )
+    ],
     "maxphysaddr-refused": lambda: [
         _edited(
             _world(_N1, _N1, policy=_OPEN),

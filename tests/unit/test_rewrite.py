@@ -603,6 +603,17 @@ def test_a_prefix_that_means_nothing_outside_of_the_intent(
         restored(source.replace(place, place + b" xmlns:x='urn:x'", 1))
 
 
+def test_a_pin_without_cpus_pins_nothing() -> None:
+    """Where it stands, the thread gets a pin, and restoring takes that away."""
+    source = (
+        b"<domain type='kvm'><cputune><vcpupin vcpu='0'/></cputune><os><type>hvm</type></os>"
+        b"<cpu mode='host-model'/></domain>"
+    )
+    once = _PINNING.resolve(source)
+    assert once.count(b"<vcpupin vcpu='0' cpuset=") == 1
+    assert restored(once) == source
+
+
 _FORGED = st.lists(
     st.sampled_from(
         [
