@@ -81,7 +81,10 @@ def _probe(subparsers: Subparsers) -> None:
         help="the emulator to ask (default: the distribution's)",
     )
     probe.add_argument(
-        "-v", "--verbose", action="store_true", help="say on standard error where the time goes"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on standard error what was measured, and how long it took",
     )
 
 
@@ -111,18 +114,22 @@ def _import(subparsers: Subparsers) -> None:
         "--kernel",
         metavar="RELEASE",
         default="",
-        help="the host's, as uname -r says it, where FILE does not tell",
+        help="the host's kernel, as uname -r prints it, if FILE does not tell",
     )
 
 
 def _resolve(subparsers: Subparsers) -> None:
-    resolve = _command(subparsers, "resolve", "domain XML in, concrete domain XML out")
+    resolve = _command(
+        subparsers,
+        "resolve",
+        "replace host-model in domain XML by a concrete CPU, and print the XML",
+    )
     _add_file(resolve, optional=True)
     _add_resolving(resolve)
     # Together they would replace the domain by a diff of it.
     where = resolve.add_mutually_exclusive_group()
     where.add_argument(
-        "-o", "--output", metavar="FILE", help="write to FILE, which may be the same"
+        "-o", "--output", metavar="FILE", help="write to FILE, which may be the one that is read"
     )
     where.add_argument(
         "--print-diff", action="store_true", help="print what would change instead of the XML"
@@ -135,14 +142,14 @@ def _resolve(subparsers: Subparsers) -> None:
 
 
 def _define(subparsers: Subparsers) -> None:
-    define = _command(subparsers, "define", "resolve, then what virsh define does")
+    define = _command(subparsers, "define", "resolve domain XML, then define it as virsh does")
     _add_file(define)
     _add_connect(define)
     _add_resolving(define)
 
 
 def _create(subparsers: Subparsers) -> None:
-    create = _command(subparsers, "create", "resolve, then what virsh create does")
+    create = _command(subparsers, "create", "resolve domain XML, then create it as virsh does")
     _add_file(create)
     _add_connect(create)
     _add_resolving(create)
@@ -151,7 +158,9 @@ def _create(subparsers: Subparsers) -> None:
 
 def _refresh(subparsers: Subparsers) -> None:
     refresh = _command(
-        subparsers, "refresh", "resolve recorded guests anew, from what their users wrote"
+        subparsers,
+        "refresh",
+        "resolve recorded guests again, from what their users wrote",
     )
     _add_domains(refresh, "every domain that has a record")
     refresh.add_argument(
@@ -175,7 +184,7 @@ def _forget(subparsers: Subparsers) -> None:
     forget = _command(
         subparsers,
         "forget",
-        "take kvmarm's record away from guests, and leave them alone from then on",
+        "remove the records of guests, and leave those guests alone from then on",
     )
     _add_domains(forget, "every domain")
     forget.add_argument(
@@ -189,7 +198,7 @@ def _forget(subparsers: Subparsers) -> None:
 
 def _undo(subparsers: Subparsers) -> None:
     undo = _command(
-        subparsers, "undo", "put the definition back that a guest had before kvmarm changed it"
+        subparsers, "undo", "put back the definition that a guest had before kvmarm changed it"
     )
     undo.add_argument("domain", metavar="DOMAIN", help="name or UUID of a domain")
     _add_connect(undo)
@@ -199,10 +208,10 @@ def _renew(subparsers: Subparsers) -> None:
     renew = _command(
         subparsers,
         "renew",
-        "wait for guests that start as something else than recorded, and correct their records",
+        "wait for guests that do not start as recorded, and correct their records",
     )
     renew.add_argument(
-        "--once", action="store_true", help="renew the guests that are marked now, and end"
+        "--once", action="store_true", help="renew the guests that have a mark now, and exit"
     )
     _add_connect(renew)
 
@@ -211,10 +220,10 @@ def _agent(subparsers: Subparsers) -> None:
     agent = _command(
         subparsers,
         "agent",
-        "resolve guests as they are defined, and record what they have as they start",
+        "resolve guests when they are defined, and record what they have when they start",
     )
     agent.add_argument(
-        "--once", action="store_true", help="look at every guest there is now, and end"
+        "--once", action="store_true", help="look at every guest that there is now, and exit"
     )
     _add_connect(agent)
 
@@ -239,7 +248,7 @@ def _show(subparsers: Subparsers) -> None:
     _add_inactive(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.add_argument(
-        "-v", "--verbose", action="store_true", help="with every register and its fields"
+        "-v", "--verbose", action="store_true", help="also print every register and its fields"
     )
 
 
@@ -247,7 +256,7 @@ def _check(subparsers: Subparsers) -> None:
     check = _command(
         subparsers,
         "check",
-        "say whether a recorded guest would run here, or on other hosts, and why not",
+        "say whether a guest would run here, or on other hosts, and why not",
     )
     which = check.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -255,20 +264,20 @@ def _check(subparsers: Subparsers) -> None:
         metavar="DOMAIN-or-FILE",
         nargs="?",
         help=(
-            "name or UUID of a domain, or a file with its XML (- for standard input), or with a"
-            " pool"
+            "name or UUID of a domain, a file with its XML (- for standard input), or the file of"
+            " a pool"
         ),
     )
     which.add_argument(
         "--all",
         action="store_true",
-        help="every domain, in a table: what could be moved to the hosts that are named",
+        help="every domain, in a table: which could be moved to the hosts of --host",
     )
     check.add_argument(
         "--host",
         metavar="PROFILE",
         action="append",
-        help="ask of the host of this profile instead; may be repeated",
+        help="judge for the host of this profile, not for this one; may be repeated",
     )
     _add_connect(check)
     _add_inactive(check)
@@ -277,7 +286,7 @@ def _check(subparsers: Subparsers) -> None:
 
 def _status(subparsers: Subparsers) -> None:
     status = _command(
-        subparsers, "status", "list this host's domains, their records, and what would run here"
+        subparsers, "status", "list this host's domains, their records, and which would run here"
     )
     _add_connect(status)
     status.add_argument("--json", action="store_true", help="print it as JSON")
@@ -303,7 +312,7 @@ def _doctor(subparsers: Subparsers) -> None:
     doctor.add_argument(
         "--report",
         metavar="FILE",
-        help="also pack what a report of a fault needs, without secrets (.tar.gz)",
+        help="also write an archive (.tar.gz) for a bug report, without secrets",
     )
 
 
@@ -323,7 +332,7 @@ def _compare(subparsers: Subparsers) -> None:
     compare.add_argument(
         "--policy",
         metavar="FILE",
-        help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)",
+        help="the policy (default: /etc/kvmarm/policy.yaml if there is one)",
     )
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print it as JSON")
@@ -337,7 +346,7 @@ def _baseline(subparsers: Subparsers) -> None:
     baseline = _command(
         subparsers,
         "baseline",
-        "make a pool of hosts: what all give, what it costs, what would level the rest",
+        "make a pool of hosts: what all can give, what it costs, how to include the rest",
     )
     baseline.add_argument(
         "profiles", metavar="PROFILE", nargs="+", help="profiles made with kvmarm probe"
@@ -349,13 +358,13 @@ def _baseline(subparsers: Subparsers) -> None:
     baseline.add_argument(
         "--explain",
         action="store_true",
-        help="also say why guests lack what some host has, and every obstacle",
+        help="also say why guests lack what some hosts have, and list every obstacle",
     )
     baseline.add_argument("--json", action="store_true", help="print it as JSON")
     baseline.add_argument(
         "--level",
         action="store_true",
-        help="hosts of different CPUs or kernels, too: guests are levelled by libkvmarm-level",
+        help="also of different CPUs or kernels: libkvmarm-level then levels the guests",
     )
     baseline.add_argument(
         "--identity", metavar="HOST", help="with --level: whose CPU guests are to see"
@@ -369,7 +378,7 @@ def _baseline(subparsers: Subparsers) -> None:
 
 
 def _hook(subparsers: Subparsers) -> None:
-    hook = _command(subparsers, "hook", "put libvirt's hook in place, or take it away")
+    hook = _command(subparsers, "hook", "install or remove libvirt's hook")
     hook.add_argument("action", choices=("install", "uninstall"))
 
 
@@ -426,7 +435,7 @@ def _add_inactive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inactive",
         action="store_true",
-        help="of the definition that the domain will start from, though it runs or is saved",
+        help="of the definition that the domain boots from next, though it runs or is saved",
     )
 
 
@@ -439,7 +448,7 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         metavar="FILE",
-        help="what to prefer (default: /etc/kvmarm/policy.yaml if there is one)",
+        help="the policy (default: /etc/kvmarm/policy.yaml if there is one)",
     )
     pools = parser.add_mutually_exclusive_group()
     pools.add_argument(
@@ -451,7 +460,9 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
         ),
     )
     pools.add_argument(
-        "--no-pool", action="store_true", help="resolve for this host alone, though it is in a pool"
+        "--no-pool",
+        action="store_true",
+        help="resolve for this host alone, even if it is in a pool",
     )
     parser.add_argument(
         "--validate", action="store_true", help="check the result against libvirt's schema"

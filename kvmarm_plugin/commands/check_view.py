@@ -281,7 +281,7 @@ def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
         return f"kvmarm adopt {report.word}, or undo the edit"
     if finding.kind in _LEFT:
         adopt = f"kvmarm adopt {report.word}"
-        return f"write what it has into its definition: {adopt}; and start it anew"
+        return f"write what it has into its definition: {adopt}; then shut it off and start it"
     if "{domain}" in kinds()[finding.kind]["remedy"]:  # it is refreshed then
         return f"write <cpu mode='host-model'/> into its definition, then {remedy}"
     return remedy

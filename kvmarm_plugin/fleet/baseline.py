@@ -159,8 +159,8 @@ def as_json(result: Baseline) -> dict[str, Any]:
 def _plan_lines(result: Baseline) -> list[str]:
     steps = result.plan.steps
     if not steps or result.profile is None:
-        return ["Nothing levels them."]
-    texts = ["What would make one of them:"]
+        return ["No known change makes them compatible."]
+    texts = ["To make them one pool:"]
     for number, step in enumerate(steps, 1):
         what = {
             "boot": f"boot {some(step.hosts, _NAMES)} with {step.what}",

@@ -112,4 +112,4 @@ def _leave_ticket(guest: Guest, put_out: Record | None, kinds: tuple[str, ...]) 
             return
         except OSError as error:
             why = f"/run/kvmarm cannot be written: {error.strerror}"
-    tell(guest, "WARNING", "arrives, and its start will count as a cold one", why)
+    tell(guest, "WARNING", "arrives, but its start will be judged as a cold start", why)

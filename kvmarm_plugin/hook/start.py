@@ -98,10 +98,7 @@ def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
         return False
     refresh = f"kvmarm refresh {guest.word()}"
     if start.checked:
-        heading, refusal = (
-            f"{verb} as this host makes it, which is not what is recorded"
-            for verb in ("starts", "would start")
-        )
+        heading, refusal = "starts, but not as recorded", "would not start as recorded"
         advice, why = f"To record what it has: {refresh}", "this host makes it otherwise"
     else:
         heading, refusal = "starts unchecked", "cannot be checked, and would start"

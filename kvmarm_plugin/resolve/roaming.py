@@ -51,5 +51,5 @@ def check_roaming(
         f" {reason}",
         "pin it to one kind"
         if has_pins
-        else "say cluster: biggest in the policy, or pin it to one kind",
+        else "set cluster: biggest in the policy, or pin it to one kind",
     )

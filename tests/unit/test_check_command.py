@@ -460,7 +460,7 @@ def test_a_file_is_one_of_an_arrival(run: Run, on: Callable[[HostProfile], None]
     assert status == 3
     assert "guest would be wrong: nothing checks it" in out
     assert out.splitlines()[-2:] == [
-        "Remedy: none: this guest and slow do not go together; keep it on hosts like the one it"
+        "Remedy: none: no known change makes slow take this guest; keep it on hosts like the one it"
         " was made on",
         "Note: a saved state cannot be changed: it loads only where the answer is yes.",
     ]
@@ -767,7 +767,7 @@ def test_a_remedy_stands_once_at_the_end() -> None:
     assert text.count("Remedy: ") == 1
     assert text.splitlines()[-1] == (
         "Remedy: upgrade QEMU on beta; or where the guest comes from, if QEMU there knows virt-7.2:"
-        " kvmarm refresh guest --machine virt-7.2, and start it anew"
+        " kvmarm refresh guest --machine virt-7.2, shut it off and start it"
     )
     assert "remedy:" not in text
     hosts = json.loads(check_view.as_json(report))["hosts"]
@@ -776,8 +776,8 @@ def test_a_remedy_stands_once_at_the_end() -> None:
 
 def test_where_nothing_helps_nothing_else_is_advised() -> None:
     assert [row for row in _said(ARRIVAL, _MACHINE, _TIMER) if row.startswith("Remedy: ")] == [
-        "Remedy: none: this guest and beta do not go together; keep it on hosts like the one it was"
-        " made on"
+        "Remedy: none: no known change makes beta take this guest; keep it on hosts like the one it"
+        " was made on"
     ]
 
 

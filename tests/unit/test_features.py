@@ -205,7 +205,7 @@ else:
 (cluster,) = nested.clusters
 vcpus = [cpu.replace(registers={**cpu.registers, "ID_AA64MMFR4_EL1": 0}) for cpu in cluster.vcpus]
 other = nested.replace(clusters=(cluster.replace(vcpus=tuple(vcpus)),))
-assert any("say el2: off in the policy" in line(finding) for finding in check(target, other))
+assert any("set el2: off in the policy" in line(finding) for finding in check(target, other))
 lacks = nested.replace(name="old", clusters=plain.clusters, capabilities=plain.capabilities)
 assert common([nested, lacks], "pool").missing["EL2"] == "old has none"
 wordless = [line(finding) for finding in check(Resolver(plain, policy.Policy()).target(

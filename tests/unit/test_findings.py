@@ -523,24 +523,24 @@ def test_a_finding_is_a_value(kind: str) -> None:
 
 _REMEDIES = {
     "machine-unknown": f"upgrade QEMU on {_N1}; or where the guest comes from, if QEMU there knows"
-    " virt-9.0: kvmarm refresh DOMAIN --machine virt-9.0, and start it anew",
+    " virt-9.0: kvmarm refresh DOMAIN --machine virt-9.0, shut it off and start it",
     "machine-dropped": f"({_N1} has virt-11.0 to virt-11.1)",
     "gic-refused": "write <gic version='3'/> where the guest comes from or, if KVM there has no"
     f" such GIC, on {_N1}",
     "gic-refused-version-2": "write <gic version='2'/>, with 8 vCPUs at most, where the guest",
-    "vcpu-unknown": "say sve: off, pauth: off in the policy",
+    "vcpu-unknown": "set sve: off, pauth: off in the policy",
     "register-refused-firmware": f"start the guest on {_N1}, and move it from there",
     "features-left-to-qemu": f"boot {_MAX} with arm64.nosve; or",
     "pmu-off-refused": f"on {_N1}: remove <pmu>, then kvmarm refresh DOMAIN",
-    "sve-lengths-refused-limit": "say sve-max-length: 256 in the policy",
-    "field-refused-switch": "say pmu: off in the policy",
+    "sve-lengths-refused-limit": "set sve-max-length: 256 in the policy",
+    "field-refused-switch": "set pmu: off in the policy",
     "field-fixed-switch-or-override": "or boot the hosts that have it with arm64.nosve; ",
     "field-fixed-override-there": "boot the host that the guest comes from with arm64.nobti; ",
     "field-fixed-override-here": f"boot {_N1} with arm64.nomops (Linux 6.12, may help)",
     "field-fixed-newer-kernel": f"a newer kernel on {_N1} may help",
     "registers-unknown-older-qemu": "upgrade QEMU on sid-neoverse-n1 to 11.1 or newer",
     "register-refused-newer-kernel": "run the same Linux on both hosts",
-    "pmu-counters": "say pmu: off in the policy",
+    "pmu-counters": "set pmu: off in the policy",
     "pin-elsewhere": "kvmarm refresh DOMAIN",
 }
 

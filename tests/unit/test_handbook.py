@@ -229,7 +229,7 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line[2:] if block.kind == "console" else line
     fenceless = re.sub(r"(?ms)^```.*?^```$", "", text)
     for line in re.findall(r"^    (?:\$ )?(\S.*)$", fenceless, re.MULTILINE):
-        if not line.startswith(("kvmarm define ◀", "kvmarm_plugin")):
+        if not line.startswith("kvmarm_plugin"):
             yield line
 
 

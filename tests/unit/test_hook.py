@@ -494,7 +494,7 @@ def test_a_ticket_is_good_once_and_for_one_record(door: Door) -> None:
     xml = _resolved(_TRIXIE)
     door(xml, _TRIXIE, "migrate")
     other = _resolved(_SID).replace(b"CNTFRQ_EL0=0x3b9aca0", b"CNTFRQ_EL0=0x3b9aca1")
-    assert "starts as this host makes it" in door(other, _TRIXIE)[1]
+    assert "starts, but not as recorded" in door(other, _TRIXIE)[1]
     marks.unmark(_UUID)
     door(xml, _TRIXIE, "migrate")
     assert door(xml, _TRIXIE) == (False, "")
@@ -549,7 +549,10 @@ def test_two_arrivals_at_once(door: Door) -> None:
 def test_a_guest_whose_uuid_is_odd(door: Door, uuid: str) -> None:
     xml = _resolved(_TRIXIE).replace(f"<uuid>{_UUID}</uuid>".encode(), uuid.encode())
     status, err = door(xml, _TRIXIE, "migrate")
-    assert (status, "will count as a cold one: its UUID cannot be read" in err) == (False, True)
+    assert (status, "will be judged as a cold start: its UUID cannot be read" in err) == (
+        False,
+        True,
+    )
     assert door(xml, _TRIXIE, CNTFRQ_EL0=1)[0] is False
     assert marks.marked() == ([], ["guest"])
 
@@ -615,9 +618,7 @@ def test_a_cold_start_that_gives_what_is_recorded_takes_an_old_mark_away(door: D
 def test_drift_is_marked_and_starts(door: Door, here: str, says: str) -> None:
     status, err = door(_resolved(_TRIXIE), here)
     assert not status
-    assert err.startswith(
-        "kvmarm: guest starts as this host makes it, which is not what is recorded: "
-    )
+    assert err.startswith("kvmarm: guest starts, but not as recorded: ")
     assert says in err
     assert "remedy" not in err
     assert err.endswith(". To record what it has: kvmarm refresh guest\n"), (
@@ -636,7 +637,7 @@ def test_registers_that_only_this_kernel_has(door: Door) -> None:
     target = old.target.replace(reglist=pack_ids(fewer))
     older = rewrite.replace_record(xml, domain, old.replace(target=target))
     _, err = door(older, _TRIXIE)
-    assert "what is recorded: register list: recorded no others, here S3_0_C6_C0_0. To" in err
+    assert "not as recorded: register list: recorded no others, here S3_0_C6_C0_0. To" in err
     door(older, _TRIXIE, "migrate")
     assert _target(door.out) == old.target
 
@@ -783,7 +784,7 @@ def test_a_snapshot_is_refused_for_what_qemu_accepts_in_silence(
 def test_nothing_can_be_noted(door: Door, run_directory: Path) -> None:
     run_directory.write_text("a file")
     status, err = door(_resolved(_TRIXIE), _TRIXIE, "migrate")
-    assert (status, "its start will count as a cold one: /run/kvmarm" in err) == (False, True)
+    assert (status, "its start will be judged as a cold start: /run/kvmarm" in err) == (False, True)
     assert door(_resolved(_TRIXIE), _TRIXIE) == (False, "")
     status, err = door(_resolved(_TRIXIE), _SID)
     assert (status, "This cannot be noted in /run/kvmarm: Not a directory" in err) == (False, True)

@@ -203,7 +203,7 @@ NOT_THERE = "kvmarm: GUEST cannot run on this host as it was promised: "
 UNCHECKED = "kvmarm: GUEST has a recorded CPU that cannot be checked: "
 MISFIT = NOT_THERE + "MIDR_EL1.… (…): recorded 0x…, here 0x…; refuses: …; remedy: …"
 DRIFT = (
-    "kvmarm: GUEST starts as this host makes it, which is not what is recorded: MIDR_EL1.…:"
+    "kvmarm: GUEST starts, but not as recorded: MIDR_EL1.…:"
     " recorded 0x…, here 0x…; …. To record what it has: kvmarm refresh GUEST"
 )
 MENDED = ". When that is mended: kvmarm refresh GUEST"
@@ -514,7 +514,7 @@ _FAULTS: dict[str, list[Fault]] = {
         Fault(
             "it says on-drift: refuse",
             _policy(b"on-drift: refuse\n"),
-            start_misfit=DRIFT.replace("starts", "would start") + ALLOW,
+            start_misfit=DRIFT.replace("starts, but not", "would not start") + ALLOW,
         ),
         _both(
             "it says on-drift: refuse, and /dev/kvm does not exist",
@@ -791,8 +791,8 @@ _FAULTS: dict[str, list[Fault]] = {
             "it cannot be written",
             lambda place: place.run.write_text("a file where a directory should be"),
             fits=WARNED
-            + "kvmarm: GUEST arrives, and its start will count as a cold one: /run/kvmarm cannot be"
-            " written: …",
+            + "kvmarm: GUEST arrives, but its start will be judged as a cold start: /run/kvmarm"
+            " cannot be written: …",
             start_fits=PASSES,
             start_misfit=WARNED
             + DRIFT.partition(". To record")[0]
@@ -1227,38 +1227,46 @@ _INTRODUCTION = """\
 <!-- Made by tests/unit/test_hook_faults.py --regenerate-output from the table that it tests. -->
 # When the hook's surroundings are broken
 
-An appendix to [Messages](messages.md), which explains what is said. What
-`/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something it needs is broken. Four rules decide:
+What `/etc/libvirt/hooks/qemu.d/50-kvmarm` does when something that it needs is broken. This is an
+appendix to [Messages](messages.md), which explains the messages. Four rules decide:
 
-- A guest without a record passes, and nothing is said, whatever is broken. (But one that asks for
-  host-model could not start anyway, and is told what to do. And if the XML cannot be read, does not
-  end, or if the interpreter is killed as it reads, nobody knows whether the guest has a record, and
-  it is treated as if it had one.)
+- A guest without a record passes, and nothing is said, whatever is broken, with two exceptions. One
+  that asks for host-model could not start anyway, so it is refused, and told what to do. And if the
+  XML cannot be read, does not end, or if the interpreter is killed while it reads, it is not known
+  whether the guest has a record, and it is treated as if it had one.
 - A guest with a record that *arrives* (`migrate begin`, `restore begin`) is refused if it cannot be
   confirmed. `warn` in the policy lets it pass, and so does, once, `kvmarm allow`.
-- A guest with a record that *starts* (`prepare begin`) is what this host makes of it, whatever is
-  recorded. It passes, and a file in `/run/kvmarm/marks` says that its record may not be true. It is
-  refused only if KVM or QEMU would not start it, or if the policy says `on-drift: refuse`. (The
-  `prepare begin` of an arrival finds the ticket that was left for it, and passes.)
-- Only these operations are looked at. At every other ({passed}, …) the hook ends with status 0
+- A guest with a record that *starts* (`prepare begin`) passes, and a file in `/run/kvmarm/marks`
+  says that its record may not be true. It is refused only if KVM or QEMU would not start it, or if
+  the policy says `on-drift: refuse`. (An arrival has a `prepare begin`, too. The hook finds the
+  ticket that it left at the check of that arrival, and lets it pass.)
+- The hook looks at these operations only. At every other ({passed}, …) it ends with status 0
   before it starts an interpreter: nothing below concerns a guest that is running.
 
-Nothing is written to standard output but, for an arrival that passes, its XML, where this kernel
-has other registers than the record says, or the CPUs that it is pinned to (big.LITTLE) have other
-numbers. Reading is given up after {limit} s; checking a guest that starts {limit} s later, one that
-arrives {arrival} s later (`arrival-seconds` in the policy), {guest:g} s later while a scratch guest
-runs; standard error that nobody reads after {say:g} s more (the script's own after 1 s), and the
-system's log, if it hangs, after {log:g} s more. The interpreter gets {data} MiB of memory
-(RLIMIT_DATA) and {cpu} s of CPU time; of the XML it keeps {size} MiB, and looks through the rest
-for a record. A refusal is one line of less than 2 KiB on standard error, which libvirt shows to
-whoever started the guest. Everything is in the system's log, too (`journalctl -t kvmarm-hook`),
-but for refusals where the interpreter or the package is missing. If libvirt gives no XML at all, no
-guest is known to have a record.
+The hook writes to standard output only for an arrival that passes, and then its XML: if this kernel
+has other registers than the record says, or the CPUs that the guest is pinned to (big.LITTLE) have
+other numbers here.
 
-The columns are the guests: one *without a record*; one that still asks for *host-model*; one with a
-record that *fits* this host; one with a record that does *not fit* it. M1, M2, … are the messages,
-at the end; "…" in them is any text. "Marked" is: passes with a mark, and this message is in the
-log, where "GUEST starts unchecked" takes the place of what it says of an arrival.
+| limit | |
+|---|---|
+| reading the XML | {limit} s |
+| then checking a guest that starts | {limit} s |
+| then checking a guest that arrives | {arrival} s (`arrival-seconds` in the policy) |
+| in that, a scratch guest | {guest:g} s |
+| standard error that nobody reads | {say:g} s (the script's own: 1 s) |
+| a system log that hangs | {log:g} s |
+| memory of the interpreter (RLIMIT_DATA) | {data} MiB |
+| its CPU time | {cpu} s |
+| XML that is kept; the rest is searched for a record | {size} MiB |
+
+A refusal is one line of less than 2 KiB on standard error, which libvirt shows to whoever started
+the guest. Everything is in the system's log, too (`journalctl -t kvmarm-hook`), except for refusals
+if the interpreter or the package is missing. If libvirt gives no XML at all, the guest passes.
+
+The columns are kinds of guests: one *without a record*; one that still asks for *host-model*; one
+whose record *fits* this host; one whose record does *not fit* it. M1, M2, … are the messages, at
+the end; "…" in them is any text. "Marked" means that the guest passes with a mark, and that the
+message is in the log, with "GUEST starts unchecked" in place of what it says of an arrival.
 """
 
 

@@ -129,7 +129,7 @@ def _said(pattern: str, remedy: str) -> str:
 
 
 def _policy(world: World, remedy: str) -> World:
-    settings = _said(r"say ((?:[\w-]+: \w+(?:, )?)+) in the policy", remedy)
+    settings = _said(r"set ((?:[\w-]+: \w+(?:, )?)+) in the policy", remedy)
     said = policies.loads(settings.replace(", ", "\n"))
     changes = {
         name: getattr(said, name)
