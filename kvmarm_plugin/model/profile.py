@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 
+from ..basics import cpulist
 from ..basics.value import Value
 from .guest_registers import is_unread
-from .problem import Problem
+from .problem import UNKNOWN_CPUS, Problem
 from .target import Level
 
 # What a profile may not tell, because nobody measured it: parts of the host, then parts of its
@@ -200,6 +201,18 @@ class HostProfile(Value):
     gicd_iidr: int | None = None
     level_library: str = ""
     unknown: tuple[str, ...] = SINCE_2
+
+    @property
+    def unmeasured(self) -> tuple[Problem, ...]:
+        """The problems that are CPUs of which nothing is known: a guest may run there all the same,
+        and see another CPU.
+        """
+        measured = {cpu for each in self.clusters for cpu in cpulist.parse(each.cpus)}
+        return tuple(
+            problem
+            for problem in self.problems
+            if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
+        )
 
     def with_unread(self) -> HostProfile:
         """The same, which says that it does not know what no scratch guest has read. KVM on a
