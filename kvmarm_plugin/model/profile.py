@@ -207,10 +207,13 @@ class HostProfile(Value):
         """The problems that are CPUs of which nothing is known: a guest may run there all the same,
         and see another CPU.
         """
+        of_cpus = [each for each in self.problems if each.part == UNKNOWN_CPUS or each.cpus]
+        if not of_cpus:
+            return ()
         measured = {cpu for each in self.clusters for cpu in cpulist.parse(each.cpus)}
         return tuple(
             problem
-            for problem in self.problems
+            for problem in of_cpus
             if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
         )
 
