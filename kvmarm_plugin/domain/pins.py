@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class CountedCluster(Value):
     """A cluster as `Counted` has it."""
 
-    midr: int
+    midr: int | None
     revidr: int | None
     cpus: tuple[int, ...]
 

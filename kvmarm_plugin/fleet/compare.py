@@ -199,7 +199,6 @@ class _Source:
     def __init__(self, host: HostProfile, policy: Policy) -> None:
         self._host = host
         self._policy = policy
-        self._resolver = Resolver(host, policy)
         self._architecture = LIBVIRT_ARCHITECTURES[host.kvm_architecture]
         self._targets: dict[str, Target | str] = {}
 
@@ -225,7 +224,7 @@ class _Source:
     def _target(self, machine: str) -> Target:
         if missing_parts(self._host):
             return partial_target(self._host, machine, self._policy)
-        return self._resolver.target(Wish(self._architecture, machine))
+        return Resolver(self._host, self._policy).target(Wish(self._architecture, machine))
 
 
 def _host_differences(source: HostProfile, destination: HostProfile) -> list[Finding]:

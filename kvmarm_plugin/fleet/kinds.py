@@ -79,6 +79,7 @@ def _capability(host: HostProfile) -> Hashable:
             frozenset(qemu.aliases.items()),
             frozenset(qemu.host_properties),
         ),
+        tuple(problem.cpus for problem in host.unmeasured),
         # One cluster's CPU numbers and speed decide nothing. Of several, they decide which is
         # chosen, and what is pinned where.
         tuple(

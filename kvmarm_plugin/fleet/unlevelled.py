@@ -63,7 +63,7 @@ def find_unlevelled(hosts: list[HostProfile]) -> list[Unlevelled]:
 
     unless(
         lambda sizes: {*sizes} == {1}, (), "CPUs", "kinds of CPU that it has KVM on",
-        lambda host: len(host.clusters), str,
+        lambda host: len(host.clusters) + len(host.unmeasured), str,
         "levelling is for hosts with KVM on CPUs of one kind",
     )  # fmt: skip
     unless(

@@ -9,6 +9,7 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
+from ..model.problem import Problem
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import LEVEL_TEXT, Level, Target, sve_bitmap
 from ..registers.rules import (
@@ -260,6 +261,14 @@ def check(
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))
     own = find_cluster(pinning, clusters) if pinning else None
+    for problem in _unmeasured(profile):
+        if (pinning and own is None) or {*problem.cpus} & {*(cpus or ())}:
+            what = f"CPUs {cpulist.write(problem.cpus)}"
+            return [
+                Finding(
+                    "not-known", part="clusters", what=what, recorded="known", local="not known"
+                )
+            ]
     if own is not None:
         clusters = (own,)
     elif len(clusters) > 1 and "cpus" not in profile.unknown:
@@ -279,8 +288,18 @@ def check(
 
 
 def counted(profile: HostProfile) -> list[CountedCluster]:
-    """The clusters of a host with the numbers of their CPUs, as `reconcile_pins` takes them."""
+    """The clusters of a host with the numbers of their CPUs, as `reconcile_pins` takes them; those
+    that could not be measured are of an unknown kind.
+    """
     return [
-        CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
-        for cluster in profile.clusters
+        *(
+            CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
+            for cluster in profile.clusters
+        ),
+        *(CountedCluster(None, None, problem.cpus) for problem in _unmeasured(profile)),
     ]
+
+
+def _unmeasured(profile: HostProfile) -> tuple[Problem, ...]:
+    """Of a host with KVM, the problems that are CPUs of another kind, or of an unknown one."""
+    return profile.unmeasured if profile.clusters else ()

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 
+from ..basics import cpulist
 from ..basics.value import Value
 from .guest_registers import is_unread
-from .problem import Problem
+from .problem import UNKNOWN_CPUS, Problem
 from .target import Level
 from .vcpu import KVM_ARCHITECTURES
 
@@ -201,6 +202,21 @@ class HostProfile(Value):
     gicd_iidr: int | None = None
     level_library: str = ""
     unknown: tuple[str, ...] = SINCE_2
+
+    @property
+    def unmeasured(self) -> tuple[Problem, ...]:
+        """The problems that are CPUs of which nothing is known: a guest may run there all the same,
+        and see another CPU.
+        """
+        of_cpus = [each for each in self.problems if each.part == UNKNOWN_CPUS or each.cpus]
+        if not of_cpus:
+            return ()
+        measured = {cpu for each in self.clusters for cpu in cpulist.parse(each.cpus)}
+        return tuple(
+            problem
+            for problem in of_cpus
+            if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
+        )
 
     def with_unread(self) -> HostProfile:
         """The same, which says that it does not know what no scratch guest has read. KVM on a

@@ -378,10 +378,14 @@ def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
     lists no CPUs, or nobody tells what all of them are.
     """
-    for problem in profile.problems:
+    for problem in profile.unmeasured if profile.clusters else ():
+        name = shown(profile.name, 60)
         if problem.part == UNKNOWN_CPUS:
-            name = shown(profile.name, 60)
             raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
+        raise ResolveError(
+            f"host {name} has CPUs that could not be measured, {problem.reason}",
+            problem.hint or "probe it again where all its CPUs may be used",
+        )
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))

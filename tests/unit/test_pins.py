@@ -18,6 +18,9 @@ from kvmarm_plugin.basics import cpulist
 from kvmarm_plugin.domain import pins, record, restoring, rewrite
 from kvmarm_plugin.domain.edits import Edits
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
+from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.host import marks
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
@@ -28,10 +31,11 @@ from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy as policy_module
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import UNKNOWN_CPUS, Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.model.target import Pinning
 from kvmarm_plugin.resolve.resolver import Resolver
-from kvmarm_plugin.resolve.wish import ResolveError
+from kvmarm_plugin.resolve.wish import ResolveError, Wish
 from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write_host
@@ -1144,3 +1148,57 @@ def test_little_is_imported_for_them() -> None:
     from .test_hook import _TOO_SLOW
 
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
+
+
+# -- CPUs that could not be measured --------------------------------------------------------------
+
+_HALF = RK3399.replace(
+    name="half",
+    clusters=(A53,),
+    problems=(Problem("cluster 4-5", "this process may not run there (cpuset or affinity)"),),
+)
+
+
+def test_nothing_is_resolved_for_a_host_of_which_one_kind_was_measured() -> None:
+    """Guests without pins would run on the other, too."""
+    with pytest.raises(ResolveError, match="CPUs that could not be measured, cluster 4-5"):
+        Resolver(_HALF, Policy())
+    for part in ("cluster 0-3, scratch guest", "cluster 0-3", "QEMU"):
+        Resolver(_HALF.replace(problems=(Problem(part, "none"),)), Policy())
+
+
+@pytest.mark.parametrize(
+    ("cpuset", "kinds"),
+    [("", ["cluster-open"]), ("0-3", []), ("4-5", ["not-known"]), ("3-4", ["cluster-open"])],
+)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *_HALF.problems,
+        Problem(UNKNOWN_CPUS, "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of 4-5"),
+    ],
+)
+def test_a_guest_may_run_on_what_was_not_measured(
+    problem: Problem, cpuset: str, kinds: list[str]
+) -> None:
+    home, there = _HALF.replace(problems=()), _HALF.replace(problems=(problem,))
+    xml = Resolver(home, Policy()).resolve(domain(f"<vcpu cpuset='{cpuset}'>2</vcpu>"))
+    root = parse(xml)
+    element = record.find(root)
+    assert element is not None
+    found = record.read(element)
+    _, cpus, pinned = arrival.reconcile_pins(xml, root, found, counted(there), movable=True)
+    findings = [*pinned, *check(found.target, there, cpus)]
+    assert [finding.kind for finding in findings] == kinds
+
+
+def test_a_guest_that_is_pinned_to_what_was_not_measured() -> None:
+    target = Resolver(RK3399, Policy()).target(Wish("aarch64"))
+    assert [finding.kind for finding in check(target, _HALF)] == ["not-known"]
+
+
+def test_no_pool_has_such_a_host() -> None:
+    home = _HALF.replace(name="home", problems=())
+    assert baseline([home, _HALF]).pool is None
+    assert levelled([home, _HALF], "pool").profile is None
+    assert compare([home, _HALF], Policy()).answer is False
