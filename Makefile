@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Everything a developer does. Each target sets up what it needs: on a fresh Debian machine `make demo` and `make test` are all there is to type.
+# Each target sets up what it needs: on a fresh Debian machine, type `make demo` or `make test`.
 
 # The distribution's own interpreter: libvirt-python has no wheel, and this is what operators run.
 PYTHON ?= /usr/bin/python3
@@ -38,12 +38,12 @@ deb:  ## Debian packages in dist/SUITE, for bookworm, trixie and sid or SUITES=â
 	@tests/install-packages $(CHROOTS)
 	@$(PYTHON) -m tests.deb $(SUITES)
 
-rpm:  ## the RPM packages in dist/rpm, to look at; for Fedora and RHEL they are built there, of what dist makes
+rpm:  ## the RPM packages in dist/rpm, for a look; for use, build them on Fedora or RHEL from what dist makes
 	@tests/install-packages $(RPM)
 	@rpm/build dist/rpm
 	@rpmlint --config rpm/rpmlint.toml dist/rpm/*.rpm rpm/kvmarm.spec preload/rpm/kvmarm-level.spec
 
-dist:  ## the sources of this version in dist/, of a commit always the same bytes; rpmbuild -ta takes them
+dist:  ## this version's sources in dist/, reproducible; rpmbuild -ta takes them
 	@tests/install-packages git
 	@rpm/dist dist
 
@@ -80,17 +80,17 @@ bench: $(VENV)/ready  ## what the hook and the commands cost on this machine
 	@tests/install-packages virtinst time
 	@$(RUN) tests/bench.py
 
-bench-lab: $(VENV)/ready  ## [hosts] what the hook costs on an emulated host, with a real kernel (a minute)
+bench-lab: $(VENV)/ready  ## [hosts] what the hook costs on an emulated host (a minute)
 	@$(RUN) -m tests.lab.bench
 
-golden: $(VENV)/ready  ## write the golden files, and docs that are made from the code, anew; read the difference before you commit it
+golden: $(VENV)/ready  ## rewrite the golden files, and docs that are made from the code; read the difference before you commit it
 	@$(RUN) -m pytest tests/test_golden.py tests/unit/test_hook_faults.py::test_the_document tests/unit/test_completion.py --regenerate-output
 
 profiles: $(VENV)/ready  ## [hosts] record the profile of every host that the lab can make (ten minutes)
 	@$(RUN) -m tests.lab setup
 	@$(RUN) -m tests.lab.record
 
-truth-table: $(VENV)/ready  ## [hosts] real migrations and lives of guests, as foretold? writes docs/truth-table.md (90 minutes)
+truth-table: $(VENV)/ready  ## [hosts] compare predictions with real migrations and lives of guests; writes docs/truth-table.md (90 minutes)
 	@$(RUN) -m tests.lab.truth_table --write
 	@$(RUN) -m tests.lab.lives --write
 
