@@ -59,7 +59,7 @@ def _how_to_renew() -> list[str]:
             return []
     except OSError:
         return []
-    what, enable = "nobody renews records here", f"systemctl enable --now {RENEWAL}"
+    what, enable = "nothing renews records here", f"systemctl enable --now {RENEWAL}"
     if not os.path.isdir(SYSTEMD):
         return [f"{what}; {START_RENEWAL}"]
     if os.path.realpath(f"{UNITS[0]}/{RENEWAL}") == os.devnull:

@@ -146,7 +146,9 @@ def check_renewal(host: Host) -> Iterator[Line]:
             remedy = f"systemctl enable --now {RENEWAL}"
         else:
             remedy = "kvmarm hook install, which says where the units are to be"
-        yield Line(BAD, "nobody renews records when guests start as something else", remedy)
+        yield Line(
+            BAD, "nothing corrects the records of guests that do not start as recorded", remedy
+        )
 
 
 def check_agent(host: Host) -> Iterator[Line]:

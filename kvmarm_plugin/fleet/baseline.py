@@ -121,7 +121,7 @@ def as_text(result: Baseline, explain: bool) -> str:
     ]
     texts += _plan_lines(result)
     if result.profile is not None:
-        texts += ["", "Then, as far as can be foretold:", *_profile_lines(result, explain)]
+        texts += ["", "After that, as a forecast:", *_profile_lines(result, explain)]
     if result.plan.obstacles:
         texts += [
             "",

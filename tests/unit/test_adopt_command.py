@@ -271,7 +271,7 @@ def test_check_of_a_guest_that_runs_without_a_record(run: Callable[..., Run], he
     status, out, _ = run("check", "guest", "--host", str(HOSTS[_THERE]))
     assert status == 3
     assert "vCPU features (left to QEMU): on here off, on trixie-max sve ptrauth" in out
-    assert "Remedy: write what it has into its definition: kvmarm adopt guest; and start" in out
+    assert "Remedy: write what it has into its definition: kvmarm adopt guest; then shut" in out
     assert guest.calls == []
 
 

@@ -311,7 +311,7 @@ def test_firmware_that_does_not_mitigate_is_updated() -> None:
         " is one; else leave it out\n     SMCCC_ARCH_WORKAROUND_3 (mitigation of Spectre-BHB"
         " offered by firmware): 0x1 on zulu, 0x0 on alpha\n" in as_text(result, explain=False)
     )
-    assert "Then, as far as can be foretold:" in as_text(result, explain=False)
+    assert "After that, as a forecast:" in as_text(result, explain=False)
     assert baseline([mitigates, *result.plan.hosts[1:]]).pool is not None
 
 

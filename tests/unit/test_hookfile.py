@@ -865,7 +865,7 @@ def installing(
 def test_how_to_have_records_renewed(installing: Callable[[], str], place: Path) -> None:
     (place / "lib").mkdir()
     (place / "lib/kvmarm-renew.socket").write_text("")
-    assert installing() == f"nobody renews records here; have it done with: {_ENABLE}"
+    assert installing() == f"nothing renews records here; have it done with: {_ENABLE}"
 
 
 def test_units_that_systemd_would_not_find(
@@ -873,7 +873,7 @@ def test_units_that_systemd_would_not_find(
 ) -> None:
     """As after an installation into a virtualenv, and from the source tree."""
     sources, said = str(_PACKAGE.parent / "systemd"), installing()
-    assert said.startswith(f"nobody renews records here; copy the units in {sources} to ")
+    assert said.startswith(f"nothing renews records here; copy the units in {sources} to ")
     assert said.endswith(_ENABLE)
     assert said.count("\n") == 1
     monkeypatch.setattr(command, "_ELSEWHERE", (str(place),))
@@ -904,7 +904,7 @@ def test_how_to_have_records_renewed_without_systemd(
 ) -> None:
     """In the words of `kvmarm doctor`."""
     (place / "systemd").rmdir()
-    assert installing() == f"nobody renews records here; {START_RENEWAL}\n"
+    assert installing() == f"nothing renews records here; {START_RENEWAL}\n"
     assert START_RENEWAL.endswith(": kvmarm renew")
     run_directory.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
