@@ -389,7 +389,7 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
     fields["clusters"] = shape.items(
         lambda value, place: _cluster(value, place, unknown), 16, unique=False
     )(fields["clusters"], "clusters")
-    profile = HostProfile(**fields, unknown=unknown).with_unread()
+    profile = HostProfile(**fields, unknown=unknown).with_unknown()
     if profile.clusters and profile.architecture not in ("aarch64", "armv7l"):
         raise Misshapen(f"a {profile.architecture} host has no clusters with KVM on ARM")
     known = TARGETS[profile.kvm_architecture].values()

@@ -150,7 +150,7 @@ _profiles = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(_profiles.map(HostProfile.with_unread))
+@given(_profiles.map(HostProfile.with_unknown))
 def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
     text = profile_json.dumps(value)
     assert profile_json.loads(text) == value
@@ -172,6 +172,27 @@ def test_what_no_scratch_guest_has_read_is_unknown(missing: tuple[str, ...]) -> 
     assert compare([here, there], Policy()).answer is None
     with pytest.raises(KvmarmError, match="does not tell everything: seen is unknown"):
         baseline([here, there])
+
+
+@pytest.mark.parametrize(
+    ("part", "unknown"),
+    [("KVM capabilities", ("capabilities", "vcpus")), ("virtual GICs", ("gic_versions",))],
+)
+def test_what_kvm_did_not_answer_is_unknown(part: str, unknown: tuple[str, ...]) -> None:
+    there = host("trixie-neoverse-n1")
+    nothing = {"capabilities": {}, "gic_versions": []}
+    document = {
+        **_document(there.name),
+        **{name: nothing[name] for name in unknown if name in nothing},
+        "problems": [{"part": part, "message": "Too many open files", "hint": ""}],
+    }
+    here = profile_json.loads(json.dumps(document))
+    assert {*here.unknown} - {*SINCE_2} == {*unknown}
+    assert profile_json.loads(profile_json.dumps(here)) == here
+    findings = check(Resolver(there, Policy()).target(Wish("aarch64")), here)
+    assert {finding.kind for finding in findings} <= {"not-known"}
+    with pytest.raises(KvmarmError, match="does not tell what a domain is resolved by"):
+        Resolver(here, Policy()).target(Wish("aarch64"))
 
 
 def test_a_32_bit_host_runs_no_scratch_guest() -> None:
