@@ -74,7 +74,7 @@ def loads(text: str, name: str = "profile") -> HostProfile:
         )
     try:
         document = json.loads(
-            text,
+            text.removeprefix("\ufeff"),  # as editors on Windows write
             object_pairs_hook=_object,
             parse_int=_whole,
             parse_float=_no_number,

@@ -68,6 +68,13 @@ def test_every_profile_comes_back_byte_for_byte(name: str) -> None:
     assert profile_json.dumps(profile_json.loads(_text(name))) == _text(name)
 
 
+def test_a_mark_in_front_of_a_profile() -> None:
+    text = _text("trixie-max")
+    assert profile_json.loads("\ufeff" + text) == host("trixie-max")
+    with pytest.raises(ProfileError, match="is not JSON"):
+        profile_json.loads("\ufeff\ufeff" + text)
+
+
 @pytest.mark.parametrize("name", sorted(HOSTS))
 def test_every_profile_says_where_it_is_from(name: str) -> None:
     origin = host(name).origin
@@ -180,7 +187,7 @@ def test_what_no_scratch_guest_has_read_is_unknown(missing: tuple[str, ...]) -> 
 )
 def test_what_kvm_did_not_answer_is_unknown(part: str, unknown: tuple[str, ...]) -> None:
     there = host("trixie-neoverse-n1")
-    nothing = {"capabilities": {}, "gic_versions": []}
+    nothing: dict[str, Any] = {"capabilities": {}, "gic_versions": []}
     document = {
         **_document(there.name),
         **{name: nothing[name] for name in unknown if name in nothing},
