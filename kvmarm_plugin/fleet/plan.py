@@ -211,10 +211,7 @@ class _Planner:
         words = [word for word in then.overrides if word not in now.overrides]
         changes = (
             (KERNEL, f"to {_kernel_name(then, now)}" if then.kernel != now.kernel else ""),
-            (
-                QEMU,
-                f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else "",
-            ),
+            (QEMU, _qemu_name(then.qemu, now.qemu)),
             (BOOT, " ".join(words)),
             (FIRMWARE, _offers(self._firmware.get(kind.names, {}))),
         )
@@ -443,6 +440,21 @@ def _with_register(host: HostProfile, name: str, value: int) -> HostProfile:
 def _offers(registers: dict[str, int]) -> str:
     said = ", ".join(f"{name} {value:#x}" for name, value in sorted(registers.items()))
     return f"to one that offers {said}, if there is one; else leave it out" if said else ""
+
+
+def _qemu_name(then: Qemu | None, now: Qemu | None) -> str:
+    """The QEMU to upgrade to; empty for the same. One whose machine types have other names is
+    another distribution's, and no version of the own one has them.
+    """
+    if then is None or (now and then.release == now.release):
+        return ""
+    theirs, ours = (
+        {machine.rstrip(".0123456789") for machine in qemu.machines} if qemu else set()
+        for qemu in (then, now)
+    )
+    foreign = theirs and ours and theirs.isdisjoint(ours)
+    whose = f", of the distribution whose QEMU has {then.machines[0]}" if foreign else ""
+    return f"to {then.version}{whose}"
 
 
 def _kernel_name(then: HostProfile, now: HostProfile) -> str:

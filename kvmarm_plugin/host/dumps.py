@@ -125,7 +125,7 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
         raise DumpError(
             f"{shown(kernel, 60)!r} is no kernel release", "give what uname -r says, such as 6.1.0"
         )
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     form = form or _guess(text)
     if form == "firecracker" and f'"{SCHEMA_STEM}' in text:
         raise DumpError(
@@ -175,7 +175,7 @@ class _Dump:
 
 
 def _guess(text: str) -> str:
-    start = text.lstrip("\ufeff \t\r\n")[:1]
+    start = text.lstrip()[:1]
     if start in ("{", "["):
         return "firecracker"
     if _ANY_CPUINFO.search(text):
@@ -290,7 +290,7 @@ def _bitmap(value: Any, place: str) -> int:
 def _lines(text: str, name: str) -> _Dump:
     """Raises DumpError, with the number of the line."""
     dump = _Dump()
-    lines = text.lstrip("\ufeff").splitlines()
+    lines = text.splitlines()
     if len(lines) > _LINES:
         raise DumpError(f"{name} has more than {_LINES} lines", "is it the right file?")
     is_bits, is_table = bool(_BITS.search(text)), "ID REGISTERS PER CPU" in text

@@ -158,7 +158,7 @@ class _Probe:
                 for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))
                 if not is_known
             ),
-        ).with_unread()
+        ).with_unknown()
 
     # -- KVM --------------------------------------------------------------------------------------
 

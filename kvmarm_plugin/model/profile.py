@@ -29,6 +29,11 @@ PARTS = (
     *("vcpus", "registers", "reglist", "writable"),
 )
 BASELINE = "baseline of "  # what the origin of a pool's baseline begins with
+# What is unknown after a problem of host.probe.
+_LEFT_BY = {
+    "KVM capabilities": ("capabilities", "vcpus"),
+    "virtual GICs": ("gic_versions",),
+}
 SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
 
 # Versions of QEMU.
@@ -218,17 +223,23 @@ class HostProfile(Value):
             if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
         )
 
-    def with_unread(self) -> HostProfile:
-        """The same, which says that it does not know what no scratch guest has read. KVM on a
-        32-bit host runs none.
+    def with_unknown(self) -> HostProfile:
+        """The same, which says what it does not know because KVM did not answer, or because no
+        scratch guest has read it. KVM on a 32-bit host runs none.
         """
-        if self.kvm_architecture == "arm" or not any(
-            is_unread(each.seen) for each in self.clusters
-        ):
+        failed = {problem.part for problem in self.problems}
+        new = {each for part in _LEFT_BY for each in _LEFT_BY[part] if part in failed}
+        clusters = self.clusters
+        if self.kvm_architecture == "arm64" and any(is_unread(each.seen) for each in clusters):
+            new.add("seen")
+            clusters = tuple(cluster.replace(seen={}) for cluster in clusters)
+        if not clusters or new <= {*self.unknown}:
             return self
         return self.replace(
-            clusters=tuple(cluster.replace(seen={}) for cluster in self.clusters),
-            unknown=tuple(part for part in PARTS if part in (*self.unknown, "seen")),
+            clusters=clusters,
+            capabilities={} if "capabilities" in new else self.capabilities,
+            gic_versions=() if "gic_versions" in new else self.gic_versions,
+            unknown=tuple(part for part in PARTS if part in {*self.unknown, *new}),
         )
 
     def name_of(self, cluster: Cluster, least: int = 0) -> str:

@@ -70,7 +70,7 @@ def loads(text: str, name: str = "profile") -> HostProfile:
         )
     try:
         document = json.loads(
-            text,
+            text.removeprefix("\ufeff"),  # as editors on Windows write
             object_pairs_hook=_object,
             parse_int=_whole,
             parse_float=_no_number,
@@ -163,7 +163,7 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
     fields["clusters"] = shape.items(
         lambda value, place: _cluster(value, place, unknown), 16, unique=False
     )(fields["clusters"], "clusters")
-    profile = HostProfile(**fields, unknown=unknown).with_unread()
+    profile = HostProfile(**fields, unknown=unknown).with_unknown()
     if profile.clusters and profile.architecture not in KVM_ARCHITECTURES:
         raise Misshapen(f"a {profile.architecture} host has no clusters with KVM on ARM")
     known = TARGETS[profile.kvm_architecture].values()

@@ -515,6 +515,17 @@ def test_a_pool_takes_less_where_a_member_takes_less() -> None:
     assert found.profile.overrides == ("arm64.nompam",)
 
 
+def test_no_version_of_its_own_has_the_machines_of_another_distribution() -> None:
+    one = host("trixie-neoverse-n1")
+    assert one.qemu is not None
+    theirs = one.qemu.replace(
+        version="12.1.0", machines=("virt-rhel9.6.0",), aliases={"virt": "virt-rhel9.6.0"}
+    )
+    (step,) = baseline([one, one.replace(name="el", qemu=theirs)]).plan.steps
+    assert (step.action, step.hosts) == (QEMU, (one.name,))
+    assert step.what == "to 12.1.0, of the distribution whose QEMU has virt-rhel9.6.0"
+
+
 def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
     base = host("trixie-neoverse-n1")
     assert base.qemu is not None

@@ -68,6 +68,13 @@ def test_every_profile_comes_back_byte_for_byte(name: str) -> None:
     assert profile_json.dumps(profile_json.loads(_text(name))) == _text(name)
 
 
+def test_a_mark_in_front_of_a_profile() -> None:
+    text = _text("trixie-max")
+    assert profile_json.loads("\ufeff" + text) == host("trixie-max")
+    with pytest.raises(ProfileError, match="is not JSON"):
+        profile_json.loads("\ufeff\ufeff" + text)
+
+
 @pytest.mark.parametrize("name", sorted(HOSTS))
 def test_every_profile_says_where_it_is_from(name: str) -> None:
     origin = host(name).origin
@@ -150,7 +157,7 @@ _profiles = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(_profiles.map(HostProfile.with_unread))
+@given(_profiles.map(HostProfile.with_unknown))
 def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
     text = profile_json.dumps(value)
     assert profile_json.loads(text) == value
@@ -172,6 +179,27 @@ def test_what_no_scratch_guest_has_read_is_unknown(missing: tuple[str, ...]) -> 
     assert compare([here, there], Policy()).answer is None
     with pytest.raises(KvmarmError, match="does not tell everything: seen is unknown"):
         baseline([here, there])
+
+
+@pytest.mark.parametrize(
+    ("part", "unknown"),
+    [("KVM capabilities", ("capabilities", "vcpus")), ("virtual GICs", ("gic_versions",))],
+)
+def test_what_kvm_did_not_answer_is_unknown(part: str, unknown: tuple[str, ...]) -> None:
+    there = host("trixie-neoverse-n1")
+    nothing: dict[str, Any] = {"capabilities": {}, "gic_versions": []}
+    document = {
+        **_document(there.name),
+        **{name: nothing[name] for name in unknown if name in nothing},
+        "problems": [{"part": part, "message": "Too many open files", "hint": ""}],
+    }
+    here = profile_json.loads(json.dumps(document))
+    assert {*here.unknown} - {*SINCE_2} == {*unknown}
+    assert profile_json.loads(profile_json.dumps(here)) == here
+    findings = check(Resolver(there, Policy()).target(Wish("aarch64")), here)
+    assert {finding.kind for finding in findings} <= {"not-known"}
+    with pytest.raises(KvmarmError, match="does not tell what a domain is resolved by"):
+        Resolver(here, Policy()).target(Wish("aarch64"))
 
 
 def test_a_32_bit_host_runs_no_scratch_guest() -> None:
