@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 
 from . import __version__
 from .basics.errors import KvmarmError
@@ -20,15 +21,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    Subparsers = argparse._SubParsersAction["_Parser"]
+
 _USAGE_ERROR = 1000  # characters
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command == "compare" and len(arguments.profiles) < 2:
-        parser.error("compare takes two profiles or more")
+    words = sys.argv[1:] if argv is None else argv
+    if any(not word or (word[:2] == "--" and word[-1] == "=") for word in words):
+        # No command means anything by it, and a variable that is not set would change what it does.
+        parser.error("an argument is empty")
+    arguments = parser.parse_args(words)
     try:
         # Only the one that was asked for is read.
         status: int = importlib.import_module(f".commands.{arguments.command}", __package__).run(
@@ -61,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kvmarm {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(subparsers)
+    return parser
 
+
+def _probe(subparsers: Subparsers) -> None:
     probe = _command(subparsers, "probe", "measure this host and print its profile (JSON)")
     probe.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE")
     probe.add_argument(
@@ -77,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         help="say on standard error what was measured, and how long it took",
     )
 
+
+def _import(subparsers: Subparsers) -> None:
     importing = _command(
         subparsers, "import", "make a profile (JSON) from what another program dumped of a CPU"
     )
@@ -105,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the host's kernel, as uname -r prints it, if FILE does not tell",
     )
 
+
+def _resolve(subparsers: Subparsers) -> None:
     resolve = _command(
         subparsers,
         "resolve",
@@ -126,17 +140,23 @@ def _parser() -> argparse.ArgumentParser:
         help="give back the XML as it was before it was resolved",
     )
 
+
+def _define(subparsers: Subparsers) -> None:
     define = _command(subparsers, "define", "resolve domain XML, then define it as virsh does")
     _add_file(define)
     _add_connect(define)
     _add_resolving(define)
 
+
+def _create(subparsers: Subparsers) -> None:
     create = _command(subparsers, "create", "resolve domain XML, then create it as virsh does")
     _add_file(create)
     _add_connect(create)
     _add_resolving(create)
     create.add_argument("--paused", action="store_true", help="leave the guest paused")
 
+
+def _refresh(subparsers: Subparsers) -> None:
     refresh = _command(
         subparsers,
         "refresh",
@@ -150,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_connect(refresh)
     _add_resolving(refresh)
 
+
+def _adopt(subparsers: Subparsers) -> None:
     adopt = _command(
         subparsers, "adopt", "record guests that never asked for host-model, running ones too"
     )
@@ -157,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(adopt)
     _add_connect(adopt)
 
+
+def _forget(subparsers: Subparsers) -> None:
     forget = _command(
         subparsers,
         "forget",
@@ -171,12 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(forget)
     _add_connect(forget)
 
+
+def _undo(subparsers: Subparsers) -> None:
     undo = _command(
         subparsers, "undo", "put back the definition that a guest had before kvmarm changed it"
     )
     undo.add_argument("domain", metavar="DOMAIN", help="name or UUID of a domain")
     _add_connect(undo)
 
+
+def _renew(subparsers: Subparsers) -> None:
     renew = _command(
         subparsers,
         "renew",
@@ -187,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_connect(renew)
 
+
+def _agent(subparsers: Subparsers) -> None:
     agent = _command(
         subparsers,
         "agent",
@@ -197,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_connect(agent)
 
+
+def _allow(subparsers: Subparsers) -> None:
     allow = _command(
         subparsers, "allow", "let a guest start or arrive here once, whatever the hook says"
     )
@@ -204,6 +236,8 @@ def _parser() -> argparse.ArgumentParser:
         "guest", metavar="NAME-or-UUID", help="of the guest; it need not be known here yet"
     )
 
+
+def _show(subparsers: Subparsers) -> None:
     show = _command(subparsers, "show", "print the target recorded in a domain")
     show.add_argument(
         "domain",
@@ -217,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="also print every register and its fields"
     )
 
+
+def _check(subparsers: Subparsers) -> None:
     check = _command(
         subparsers,
         "check",
@@ -247,12 +283,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_inactive(check)
     check.add_argument("--json", action="store_true", help="print it as JSON")
 
+
+def _status(subparsers: Subparsers) -> None:
     status = _command(
         subparsers, "status", "list this host's domains, their records, and which would run here"
     )
     _add_connect(status)
     status.add_argument("--json", action="store_true", help="print it as JSON")
 
+
+def _metrics(subparsers: Subparsers) -> None:
     metrics = _command(subparsers, "metrics", "write what status says for Prometheus")
     _add_connect(metrics)
     metrics.add_argument(
@@ -262,6 +302,8 @@ def _parser() -> argparse.ArgumentParser:
         help="replace FILE, for node_exporter's textfile collector",
     )
 
+
+def _doctor(subparsers: Subparsers) -> None:
     doctor = _command(
         subparsers, "doctor", "say whether this host is set up, and what to type where it is not"
     )
@@ -273,11 +315,14 @@ def _parser() -> argparse.ArgumentParser:
         help="also write an archive (.tar.gz) for a bug report, without secrets",
     )
 
+
+def _compare(subparsers: Subparsers) -> None:
     compare = _command(
         subparsers,
         "compare",
         "say between which hosts guests can migrate, and why not between the others",
     )
+    compare.set_defaults(refuse=compare.error)  # argparse has no way to ask for two or more
     compare.add_argument(
         "profiles",
         metavar="PROFILE",
@@ -296,6 +341,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     form.add_argument("--svg", metavar="FILE", help="draw that graph into FILE, with Graphviz")
 
+
+def _baseline(subparsers: Subparsers) -> None:
     baseline = _command(
         subparsers,
         "baseline",
@@ -329,13 +376,14 @@ def _parser() -> argparse.ArgumentParser:
         " corrupt data or stop the CPU",
     )
 
+
+def _hook(subparsers: Subparsers) -> None:
     hook = _command(subparsers, "hook", "install or remove libvirt's hook")
     hook.add_argument("action", choices=("install", "uninstall"))
-    return parser
 
 
-def _command(subparsers, name: str, summary: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+def _command(subparsers: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + "."
     )
     parser.set_defaults(command=name)
@@ -419,3 +467,28 @@ def _add_resolving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validate", action="store_true", help="check the result against libvirt's schema"
     )
+
+
+# In the order in which `kvmarm --help` lists them.
+_COMMANDS = (
+    _probe,
+    _import,
+    _resolve,
+    _define,
+    _create,
+    _refresh,
+    _adopt,
+    _forget,
+    _undo,
+    _renew,
+    _agent,
+    _allow,
+    _show,
+    _check,
+    _status,
+    _metrics,
+    _doctor,
+    _compare,
+    _baseline,
+    _hook,
+)

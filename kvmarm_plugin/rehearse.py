@@ -20,6 +20,7 @@ from .kvm.scratch import ScratchVcpu, preferred_target, run_guest
 from .model.features import OFFERED_BY, PMU, SVE
 from .model.guest_registers import GUEST_REGISTERS, readable
 from .model.target import Target, sve_lengths
+from .model.vcpu import KVM_ARCHITECTURES
 from .registers.table import id_of, is_identity, name_of
 from .registers.text import pack_ids, unpack_ids
 
@@ -46,13 +47,7 @@ class KernelOffer(Offer):
         boots: bool = False,
     ) -> None:
         name = os.uname()
-        architecture = (
-            "arm64"
-            if name.machine == "aarch64"
-            else "arm"
-            if name.machine.startswith("armv")
-            else name.machine
-        )
+        architecture = KVM_ARCHITECTURES.get(name.machine, name.machine)
         super().__init__(name.nodename, architecture, boots)
         self.machines = machines
         self.ipa_bits = system.ipa_bits()

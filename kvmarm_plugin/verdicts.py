@@ -13,7 +13,7 @@ from .host import qemu_version
 from .host.libvirt_host_model import is_noted
 from .judge.contradictions import as_written, find_contradictions, memory_refused
 from .judge.pinning import kinds_to_ask, reconcile_pins, with_cluster
-from .judge.verdict import in_order, which_counts
+from .judge.verdict import which_counts, worst_first
 from .rehearse import rehearse
 
 TYPE_CHECKING = False
@@ -65,7 +65,7 @@ def judge_guest(
     _, cpus, pins = reconcile_pins(document, domain, record, clusters, movable=not boots)
     too_large = memory_refused(domain, ipa_bits, qemu, boots) if ipa_bits else []
     if not boots:
-        return in_order(too_large + pins + judge(target, cpus))
+        return worst_first(too_large + pins + judge(target, cpus))
     if not changes:
         return too_large + pins + judge(target, cpus)
     # It boots as its XML says, of which the record says nothing.

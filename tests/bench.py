@@ -30,6 +30,7 @@ from kvmarm_plugin.commands import inputs, status_view, survey
 from kvmarm_plugin.fleet.baseline import baseline
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.host import host_policy
 from kvmarm_plugin.host.libvirtd import Connection, run_events
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.kvm import device
@@ -211,7 +212,7 @@ def _domains(count: int) -> None:
             (device, "System", lambda: System(kernel)),
             (agent, "System", lambda: System(kernel)),
             (inputs, "machines_here", lambda _emulator: machines),
-            (inputs, "read_policy", lambda _name: Policy()),
+            (host_policy, "reaction_to_drift", lambda: "renew"),
             (inputs, "read_pool", lambda _name: None),
             (os, "uname", lambda: os.uname_result(("Linux", "here", "6.12.0", "", "aarch64"))),
         ):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmarm_plugin.host import left, libvirtd, marks, previous
+from kvmarm_plugin.host import left_alone, libvirtd, marks, previous
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +43,6 @@ def run_directory(
     monkeypatch.setattr(marks, "STORED", str(directory / "stored"))
     monkeypatch.setattr(marks, "RUNNING", str(directory / "running"))
     monkeypatch.setattr(libvirtd, "RUNNING", str(directory / "running"))
-    monkeypatch.setattr(left, "DIRECTORY", str(directory / "lib" / "left"))
+    monkeypatch.setattr(left_alone, "DIRECTORY", str(directory / "lib" / "left"))
     monkeypatch.setattr(previous, "DIRECTORY", str(directory / "lib" / "previous"))
     return directory / "run"

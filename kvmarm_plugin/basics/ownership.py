@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-_MOST_LINKS = 40  # as in the kernel (MAXSYMLINKS)
+MOST_LINKS = 40  # as in the kernel (MAXSYMLINKS)
 
 
 def is_ours(status: os.stat_result) -> bool:
@@ -48,7 +48,7 @@ def changeable(path: str) -> str | None:
             return here
         if stat.S_ISLNK(status.st_mode):
             links += 1
-            if links > _MOST_LINKS:
+            if links > MOST_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             text = os.readlink(here)
             rest += text.split("/")[::-1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _DECIMAL = frozenset("0123456789")
 _HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
@@ -85,6 +85,12 @@ def lines(texts: Iterable[str]) -> str:
     matters, bound what is foreign in front of it with `shown`.
     """
     return "".join(f"{shown(text, _LINE)}\n" for text in texts)
+
+
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """Names in a line, the first of many: "alpha, beta and 3 more"."""
+    said = ", ".join(map(shown, names[:limit]))
+    return f"{said} and {len(names) - limit} more" if len(names) > limit else said
 
 
 def quoted(name: str) -> str:

@@ -13,7 +13,7 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import record
 from ..domain.xml import parse
-from ..host.libvirtd import Connection, LibvirtError, is_remote
+from ..host.libvirtd import Connection, LibvirtError
 from ..host.previous import redefine
 from ..host.qemu import ask_named
 from ..kvm.device import System
@@ -22,7 +22,7 @@ from ..resolve.wish import why_not_adopted
 from ..watch.adopt import adopt_live, adopt_stored, is_rewritten, keeper, pin_stored
 from ..watch.renewal import UntoldError
 from . import DONE, ERROR, INCOMPATIBLE, refresh_view
-from .inputs import probe_here, read_policy
+from .inputs import check_is_here, probe_here, read_policy
 from .output import say, write_text
 from .refresh import not_left
 from .refresh_view import ADOPTED, ADOPTS, FAILED, KEPT, UNTOLD, Guest, Outcome
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     names, uri = arguments.domains, arguments.connect
     dry_run, as_json = arguments.dry_run, arguments.json
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm adopt there")
+    check_is_here(uri, "adopt")
     policy = read_policy(None)
     with Connection(uri) as connection, ExitStack() as stack:
         adopter = _Adopter(
@@ -141,6 +140,5 @@ class _Adopter(NamedTuple):
 
 def _is_the_users(xml: Element) -> bool:
     """Whether the <cpu> of a guest that was pinned has been written anew."""
-    element = record.find(xml)
-    found = None if element is None else record.read(element)
+    found = record.read_from(xml)
     return found is not None and record.is_adopted(found) and is_rewritten(xml, found)

@@ -15,15 +15,15 @@ import socket
 import threading
 from contextlib import ExitStack
 
-from ..basics.errors import KvmarmError
 from ..fleet.pool import DEFAULT_PATH as HOST_POOL
 from ..host import changes, doorbell, qemu_version
-from ..host.libvirtd import Connection, is_remote, run_events
+from ..host.libvirtd import Connection, run_events
 from ..model.policy import DEFAULT_PATH as HOST_POLICY
+from ..resolve.resolver import Resolver
 from ..watch.agent import Agent, Tools
 from ..watch.renewal import Renewer
 from . import DONE, ERROR
-from .inputs import read_policy, read_pool, read_profile
+from .inputs import check_is_here, read_policy, read_pool, read_profile
 from .output import say
 from .resolving import Choices, resolver_for
 
@@ -34,13 +34,11 @@ if TYPE_CHECKING:
 
     from ..model.policy import Policy
     from ..model.profile import HostProfile
-    from ..resolve.resolver import Resolver
 
 
 def run(arguments: Namespace) -> int:
     uri, once = arguments.connect, arguments.once
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm agent there")
+    check_is_here(uri, "agent")
     run_events()
     tools = _Tools()
     agent = Agent(
@@ -131,8 +129,6 @@ class _Tools:
     def _new_resolver(self) -> Resolver:
         self._stack.close()
         if read_pool(None) is None:
-            from ..resolve.resolver import Resolver
-
             return Resolver(self.profile(), self.policy(), advise=say)
         return self._stack.enter_context(resolver_for(Choices(None, None, None, no_pool=False)))
 

@@ -7,10 +7,9 @@ import json
 
 from .. import __version__
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import shown, some
 from ..fleet import baseline as plain
 from ..fleet import levelling_view
-from ..fleet.common_ground import some
 from ..fleet.kinds import kinds_of
 from ..fleet.levelling import levelled
 from ..fleet.pool import Pool, dumps

@@ -12,9 +12,14 @@ from contextlib import ExitStack
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain.record import is_adopted
-from ..host import qemu
+from ..fleet.pool import check_member, is_pool, loads
+from ..host import host_policy, qemu
+from ..host.libvirtd import is_remote
 from ..host.qemu_version import BINARIES
-from ..model import policy
+from ..judge.by_profile import check, counted
+from ..kvm import device
+from ..model.guest_registers import is_unread
+from ..verdicts import HostHere, judge_guest
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
 from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
 from .inputs import (
@@ -24,7 +29,6 @@ from .inputs import (
     machines_here,
     probe_here,
     read_guest,
-    read_policy,
     read_profiles,
     read_source,
 )
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
 
     from ..judge.finding import Finding
     from ..model.profile import HostProfile
-    from ..verdicts import HostHere
     from .inputs import Guest, Source
 
 
@@ -50,19 +53,12 @@ def run(arguments: Namespace) -> int:
         arguments.json,
     )
     every = arguments.all
-    from ..fleet.pool import is_pool
-    from ..host.libvirtd import is_remote
-
     if not hosts and (every or not is_file(name)) and is_remote(uri):
         raise KvmarmError(
             f"{uri} is another host, and this host's kernel knows nothing of it",
             "give its profile with --host, or have it asked: --host ssh://HOST",
         )
-    drift_refused = False
-    if not hosts:
-        # The hook reads it with a reader of its own: refuse what that would not read alike.
-        read_policy(None)
-        drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
+    drift_refused = not hosts and host_policy.reaction_to_drift() == "refuse"
     profiles = read_profiles(hosts)
     with ExitStack() as stack:
         here = functools.cache(lambda: _open(stack))
@@ -92,10 +88,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _open(stack: ExitStack) -> HostHere:
-    from ..kvm.device import System
-    from ..verdicts import HostHere
-
-    return HostHere(stack.enter_context(System()), machines_here)
+    return HostHere(stack.enter_context(device.System()), machines_here)
 
 
 def _of_guest(
@@ -113,28 +106,12 @@ def _of_guest(
         names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
     elif profiles:
-        from ..judge.by_profile import check, counted
-        from ..verdicts import judge_guest
-
         notes += tuple(
             _unasked(guest, f"that {host.name} has, {host.qemu.binary}")
             for host in profiles
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
-        verdicts = {
-            host.name: judge_guest(
-                guest.document,
-                guest.domain,
-                guest.record,
-                boots,
-                counted(host),
-                host.ipa_bits,
-                lambda host=host: host.qemu.release if host.qemu else (0, 0),  # type: ignore[misc]
-                lambda target, cpus, host=host: check(target, host, cpus, boots),  # type: ignore[misc]
-                ignored=ignored,
-            )
-            for host in profiles
-        }
+        verdicts = {host.name: _by_profile(guest, host, boots, ignored) for host in profiles}
     else:
         emulator = guest.emulator
         if not guest.is_here:
@@ -164,14 +141,31 @@ def _of_guest(
     )
 
 
+def _by_profile(
+    guest: Guest, host: HostProfile, boots: bool, ignored: tuple[str, ...]
+) -> list[Finding]:
+    target = guest.record.target
+    unread = target.architecture == "arm64" and is_unread(target.seen)
+    unknown = ("seen",) if unread else ()
+    return judge_guest(
+        guest.document,
+        guest.domain,
+        guest.record,
+        boots,
+        counted(host),
+        host.ipa_bits,
+        lambda: host.qemu.release if host.qemu else (0, 0),
+        lambda target, cpus: check(target, host, cpus, boots, unknown),
+        ignored=ignored,
+    )
+
+
 def _unasked(guest: Guest, asked: str) -> str:
     return f"it names the emulator {shown(guest.emulator, 120)}; asked was the one {asked}"
 
 
 def _of_pool(document: bytes, name: str, profiles: list[HostProfile]) -> Report:
     """Whether these hosts, or this one, would be members like the others."""
-    from ..fleet.pool import check_member, loads
-
     try:
         pool = loads(document.decode(), name)
     except UnicodeDecodeError:

@@ -246,6 +246,11 @@ def _is_hopeless(report: Report, finding: Finding) -> bool:
 def _remedy(report: Report, host: str, finding: Finding) -> str:
     """What to do about a finding in this case; findings.tsv has what is to be done in general."""
     if finding.severity == UNKNOWN:
+        if finding.values.get("local") == "known":  # then the record does not tell
+            return (
+                "where the guest comes from, once kvmarm probe there names no problem: kvmarm"
+                f" refresh {report.word}, and start it anew"
+            )
         return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:
         return _remedy_of_pool(report, host, finding)

@@ -7,6 +7,7 @@ import json
 
 from ..fleet import compare_view
 from ..fleet.compare import compare
+from ..fleet.graphviz import svg
 from ..host import files
 from . import DONE, INCOMPATIBLE, NOT_KNOWN
 from .inputs import read_policy, read_profiles
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     profiles, policy = arguments.profiles, arguments.policy
     as_json, as_dot, picture = arguments.json, arguments.dot, arguments.svg
+    if len(profiles) < 2:
+        arguments.refuse("compare takes two profiles or more")
     comparison = compare(read_profiles(profiles), read_policy(policy))
     if as_json:
         write_text(json.dumps(compare_view.as_json(comparison), indent=1) + "\n")
     elif as_dot:
         write_text(compare_view.as_dot(comparison))
     elif picture:
-        from ..fleet.graphviz import svg
-
         files.write(picture, svg(compare_view.as_dot(comparison)))
     else:
         write_text(compare_view.as_text(comparison))

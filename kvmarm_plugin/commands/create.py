@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
+from ..host.libvirtd import Connection
 from . import DONE
 from .output import write_text
 from .resolving import Choices, resolved_for, say_unrecorded
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> int:
     name, uri, choices = arguments.file, arguments.connect, Choices.of(arguments)
     validate, paused = arguments.validate, arguments.paused
-    from ..host.libvirtd import Connection
-
     result, summary = resolved_for(uri, name, choices, "create")
     with Connection(uri) as connection:
         domain = connection.create(result.decode(), validate, paused)

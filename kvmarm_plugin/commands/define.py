@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ..basics.untrusted import lines, shown
 from ..domain.xml import parse
+from ..host.libvirtd import Connection, NoDomainError
+from ..host.previous import redefine
 from . import DONE
 from .output import write_text
 from .resolving import Choices, leave_alone_no_more, resolved_for, say_unrecorded
@@ -12,8 +14,6 @@ from .resolving import Choices, leave_alone_no_more, resolved_for, say_unrecorde
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-
-    from ..host.libvirtd import Connection
 
 
 def run(arguments: Namespace) -> int:
@@ -23,8 +23,6 @@ def run(arguments: Namespace) -> int:
         arguments.validate,
         Choices.of(arguments),
     )
-    from ..host.libvirtd import Connection
-
     result, summary = resolved_for(uri, name, choices, "define")
     with Connection(uri) as connection:
         domain = _define(connection, result, validate)
@@ -35,9 +33,6 @@ def run(arguments: Namespace) -> int:
 
 def _define(connection: Connection, xml: bytes, validate: bool) -> str:
     """Define a domain, or redefine it; it is not left alone any more. Returns its name."""
-    from ..host.libvirtd import NoDomainError
-    from ..host.previous import redefine
-
     element = parse(xml).find("uuid")
     if element is None:  # a new one: libvirt refuses a name that is taken
         return connection.define(xml.decode(), validate)

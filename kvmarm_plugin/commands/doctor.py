@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from ..basics.errors import KvmarmError
 from ..diagnosis.checks import examine
 from ..diagnosis.host import OK, Host
-from ..host.libvirtd import is_remote
 from . import DONE, ERROR, doctor_view
-from .inputs import probe_here, read_policy, read_pool
+from .inputs import check_is_here, probe_here, read_policy, read_pool
 from .output import say, write_data, write_text
 
 TYPE_CHECKING = False
@@ -20,8 +18,7 @@ _MODE = 0o600  # of a report: guests' names are nobody's business
 
 def run(arguments: Namespace) -> int:
     uri, as_json, report = arguments.connect, arguments.json, arguments.report
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm doctor there")
+    check_is_here(uri, "doctor")
     host = Host(uri, lambda: read_policy(None), lambda: read_pool(None), probe_here)
     found = examine(host)
     write_text(doctor_view.as_json(found) if as_json else doctor_view.as_text(found))

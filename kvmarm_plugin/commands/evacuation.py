@@ -65,9 +65,7 @@ def _row(
         return None
     except NoRecordError as error:
         answer, reason = (
-            (NO_RECORD, error.message.removeprefix(f"{domain.name} "))
-            if _is_kvm(source)
-            else (NOT_OURS, "not of type kvm")
+            (NO_RECORD, error.reason) if _is_kvm(source) else (NOT_OURS, "not of type kvm")
         )
         return Row(domain.name, domain.uuid, definition, None, answer, reason)
     except KvmarmError as error:

@@ -10,11 +10,12 @@ import os
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, shown
 from ..domain import record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import parse
-from ..host import left, marks, previous
-from ..host.libvirtd import Connection, LibvirtError, is_remote, is_session
+from ..host import left_alone, marks, previous
+from ..host.libvirtd import Connection, LibvirtError, is_session
 from . import DONE, ERROR, refresh_view
+from .inputs import check_is_here
 from .output import say, write_text
 from .refresh_view import (
     BARE,
@@ -50,8 +51,7 @@ _CHANGED = {
 def run(arguments: Namespace) -> int:
     names, uri, restores = arguments.domains, arguments.connect, arguments.restore
     dry_run, as_json = arguments.dry_run, arguments.json
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm forget there")
+    check_is_here(uri, "forget")
     # Nobody works on the guests of a user's own libvirt, who cannot write the list either.
     lists = not dry_run and not (is_session(uri) and os.geteuid())
     with Connection(uri) as connection:
@@ -95,7 +95,7 @@ class _Forgetter:
         """
         try:
             domain = self._connection.domain(name)
-            was_left = left.has(domain.uuid)
+            was_left = left_alone.has(domain.uuid)
             guest = self.forget(domain)
         except LibvirtError as error:
             return Guest(name, "", Outcome(FAILED, reason=str(error)), None)
@@ -112,7 +112,7 @@ class _Forgetter:
     def forget(self, domain: Domain) -> Guest:
         # First, so that nobody gives it a record again meanwhile.
         if self._lists:
-            left.add(domain.uuid)
+            left_alone.add(domain.uuid)
         stored = running = None
         try:
             if domain.is_persistent():

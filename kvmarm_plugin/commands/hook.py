@@ -14,6 +14,8 @@ from ..basics.untrusted import lines
 from ..diagnosis.host import RENEWAL, START_RENEWAL, SYSTEMD, UNITS
 from ..hook import install, whose
 from ..host import marks
+from ..host.libvirt_host_model import note_host_model
+from ..host.libvirtd import Connection, LibvirtError
 from . import DONE
 from .inputs import read_policy
 from .output import write_text
@@ -78,9 +80,6 @@ def _note_host_model() -> None:
     """Leave word for the hook if libvirt itself offers host-model. It does so on no ARM host so
     far; where it cannot be asked, the hook goes on as before.
     """
-    from ..host.libvirt_host_model import note_host_model
-    from ..host.libvirtd import Connection, LibvirtError
-
     try:
         with Connection("qemu:///system") as connection:
             version = note_host_model(connection)

@@ -15,8 +15,9 @@ from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.record import Record
 from ..domain.xml import Element, asks_for_host_model, domain_of, parse
-from ..host import files, host_policy, marks
-from ..host.libvirtd import Connection, LibvirtError, NoDomainError
+from ..host import files, host_policy, known, marks, qemu, ssh
+from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote
+from ..host.qemu_version import BINARIES
 from ..judge.arguments import find_unjudged
 from ..judge.contradictions import find_contradictions
 from ..model import policy as policies
@@ -38,8 +39,20 @@ if TYPE_CHECKING:
 LIVE, SAVED, STORED, FILE = "live", "saved", "stored", "file"
 
 
+_REASON = 2000  # characters
+
+
 class NoRecordError(KvmarmError):
-    """A domain that holds no record."""
+    """A domain that holds no record.
+
+    Attributes:
+        reason: what is so of the domain, without its name; fit to be shown.
+    """
+
+    def __init__(self, domain: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"{domain} {reason}", hint)
+        self.domain = domain
+        self.reason = shown(reason, _REASON)
 
 
 class Source(Value):
@@ -89,7 +102,15 @@ class Guest(Value):
     @property
     def uuid(self) -> str:
         """The domain's; empty where it has none."""
-        return _text(self.domain, "uuid")
+        return self.domain.content_of("uuid")
+
+
+def check_is_here(uri: str, command: str) -> None:
+    """Raises KvmarmError where the libvirt at `uri` is another host's, for a command that asks this
+    host's kernel, or changes what is kept on it.
+    """
+    if is_remote(uri):
+        raise KvmarmError(f"{uri} is another host", f"run kvmarm {command} there")
 
 
 def is_file(name: str) -> bool:
@@ -161,11 +182,10 @@ def read_guest(source: Source) -> Guest:
     """
     document = domain_of(source.document)
     domain = parse(document)
-    element = record.find(domain)
-    if element is None:
+    found = record.read_from(domain)
+    if found is None:
         raise _without_record(source, domain)
-    found = record.read(element)
-    name, uuid = _text(domain, "name"), _text(domain, "uuid")
+    name, uuid = domain.content_of("name"), domain.content_of("uuid")
     return Guest(
         name or source.name,
         domain,
@@ -179,16 +199,12 @@ def read_guest(source: Source) -> Guest:
     )
 
 
-def _text(domain: Element, path: str) -> str:
-    element = domain.find(path)
-    return element.content.strip() if element else ""
-
-
 def _without_record(source: Source, domain: Element) -> NoRecordError:
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         how = "runs" if source.definition == LIVE else "was saved"
         return NoRecordError(
-            f"{source.name} {how} without a kvmarm record, and only its stored definition has one",
+            source.name,
+            f"{how} without a kvmarm record, and only its stored definition has one",
             "it counts from the next boot; to see that one:"
             f" kvmarm show --inactive {quoted(source.name)}",
         )
@@ -196,18 +212,19 @@ def _without_record(source: Source, domain: Element) -> NoRecordError:
         hint = f"resolve it first: {_how_to_resolve(source, domain)}"
     elif why_not_ours(domain):
         return NoRecordError(
-            f"{source.name} holds no kvmarm record, and is not judged: {why_not_ours(domain)}",
+            source.name,
+            f"holds no kvmarm record, and is not judged: {why_not_ours(domain)}",
             "kvmarm is about KVM guests for ARM",
         )
     elif not why_not_adopted(domain):
         hint = f"to record what it has: kvmarm adopt {_word(domain) or 'DOMAIN'}"
     else:
         hint = "only a guest that asks for host-model has one: write <cpu mode='host-model'/>"
-    return NoRecordError(f"{source.name} holds no kvmarm record", hint)
+    return NoRecordError(source.name, "holds no kvmarm record", hint)
 
 
 def _word(domain: Element) -> str:
-    return domain_word(_text(domain, "name"), _text(domain, "uuid"))
+    return domain_word(domain.content_of("name"), domain.content_of("uuid"))
 
 
 def _how_to_resolve(source: Source, domain: Element) -> str:
@@ -226,7 +243,7 @@ def how_to_resolve(domain: str) -> str:
 
 
 def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
-    uuid = _text(domain, "uuid")
+    uuid = domain.content_of("uuid")
     mark = marks.mark_of(uuid) if uuid and is_file(source.name) else None
     if mark is not None:  # perhaps of a guest that is no longer here
         yield (
@@ -240,11 +257,11 @@ def _notes(source: Source, domain: Element, found: Record) -> Iterator[str]:
         return
     stored = parse(source.stored)
     try:
-        element = record.find(stored)
-        if element is None:
+        of_stored = record.read_from(stored)
+        if of_stored is None:
             yield "its stored definition, which counts from the next boot, has no record"
             return
-        other = record.read(element).target
+        other = of_stored.target
     except KvmarmError as error:
         yield (
             "its stored definition, which counts from the next boot, cannot be used:"
@@ -266,16 +283,12 @@ def read_profile(name: str | None) -> HostProfile:
     if not name:
         return probe_here()
     if name.startswith("ssh://"):
-        from ..host import ssh
-
         if is_watched():
             say(f"asking {shown(name, 100)} for its profile")
         return profile_json.loads(ssh.profile_text(name), name)
-    if name != "-" and "/" not in name and not os.path.isfile(name):
-        from ..host import known
-
-        if known.has(name) or not os.path.exists(name):
-            return known.read(name)
+    may_be_known = name != "-" and "/" not in name and not os.path.isfile(name)
+    if may_be_known and (known.has(name) or not os.path.exists(name)):
+        return known.read(name)
     return profile_json.loads(files.read_text(name), name)
 
 
@@ -312,14 +325,15 @@ def read_pool(name: str | None) -> Pool | None:
     return None if name is None else pool.loads(files.read_text(name), name)
 
 
-def probe_here(qemu: str = "", verbose: bool = False) -> HostProfile:
+def probe_here(emulator: str = "", verbose: bool = False) -> HostProfile:
     """This host's profile, measured; each step is told where somebody watches or asks for it."""
     from ..host.probe import probe
 
-    shows_steps = verbose or is_watched()
-    return probe(
-        qemu=qemu, step=(lambda line: say(f"probed {line}")) if shows_steps else (lambda _: None)
-    )
+    def tell(line: str) -> None:
+        if verbose or is_watched():
+            say(f"probed {line}")
+
+    return probe(qemu=emulator, step=tell)
 
 
 def machines_here(emulator: str = "") -> tuple[str, ...]:
@@ -328,9 +342,6 @@ def machines_here(emulator: str = "") -> tuple[str, ...]:
     Args:
         emulator: its path. It is run: of what a file names, only what `qemu.may_be_asked`.
     """
-    from ..host import qemu
-    from ..host.qemu_version import BINARIES
-
     if not emulator and platform.machine() not in BINARIES:
         raise KvmarmError(
             f"this host is {platform.machine()}: KVM on ARM is not here to be asked",

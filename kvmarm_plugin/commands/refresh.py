@@ -12,12 +12,11 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import domain_word, shown
+from ..basics.untrusted import domain_word, shown, some
 from ..domain import record
-from ..domain.rewrite import restore
-from ..domain.xml import Element, asks_for_host_model, parse
-from ..fleet.common_ground import some
-from ..host import left, marks
+from ..domain.restoring import restore
+from ..domain.xml import ARCHITECTURES, Element, architecture_of, asks_for_host_model, parse
+from ..host import left_alone, marks
 from ..host.libvirtd import OFF, Connection, Domain, LibvirtError, is_remote
 from ..host.previous import redefine
 from ..host.qemu import ask_named
@@ -90,9 +89,9 @@ def not_left(connection: Connection) -> list[Domain]:
     domains = connection.domains()
     if not connection.is_here:
         return domains
-    found = [domain for domain in domains if not left.has(domain.uuid)]
+    found = [domain for domain in domains if not left_alone.has(domain.uuid)]
     if len(found) < len(domains):
-        names = [domain.name for domain in domains if left.has(domain.uuid)]
+        names = [domain.name for domain in domains if left_alone.has(domain.uuid)]
         one = len(names) == 1
         say(
             f"{some(names)} {'is' if one else 'are'} left alone, since"
@@ -236,12 +235,11 @@ def _intent_of(domain: Element) -> Element | None:
 
 def _left(domain: Element) -> str:
     """By what a domain has left host-model, and how it comes back, or leaves for good."""
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    cpu, arch = domain.find("cpu"), architecture_of(domain)
     kind = domain.attributes.get("type", "none")
-    arch = (os_type.attributes.get("arch") or "aarch64") if os_type else "none"
     if kind != "kvm":
         now, before = f"<domain type='{shown(kind, 40)}'>", "<domain type='kvm'>"
-    elif arch not in ("aarch64", "armv7l"):
+    elif arch not in ARCHITECTURES:
         now, before = f"<type arch='{shown(arch, 40)}'>", "<type arch='aarch64'>"
     else:
         mode = cpu.attributes.get("mode", "custom") if cpu else "none"

@@ -7,7 +7,7 @@ import difflib
 import sys
 
 from ..basics.untrusted import shown
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import parse
 from ..host import files
 from . import DONE

@@ -10,18 +10,22 @@ import shlex
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ..basics import cpulist
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, quoted, shown
 from ..domain import record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import asks_for_host_model, parse
-from ..host import files, left
+from ..host import files, left_alone, libvirt_host_model
+from ..host.libvirtd import is_remote
 from ..host.qemu import ask_named
 from ..judge.contradictions import find_contradictions
 from ..judge.wording import difference
+from ..model.target import Pinning, Target
 from ..resolve.wish import what_emulation_needs, why_not_adopted, why_not_ours
 from .inputs import how_to_resolve, machines_here, read_policy, read_pool, read_profile
 from .output import say
+from .show_view import target_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..domain.xml import Element
     from ..fleet.pool import Pool
+    from ..judge.offer import Offer
     from ..resolve.resolver import Resolver
 
 
@@ -104,10 +109,9 @@ def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
     it any more, such as one whose <cpu> is gone; else nothing.
     """
     try:
-        element = record.find(domain)
-        if element is None:
+        found = record.read_from(domain)
+        if found is None:
             return ""
-        found = record.read(element)
         changes = find_contradictions(domain, found.target)
         if not changes:
             return ""
@@ -121,8 +125,7 @@ def _of_old_record(source: bytes, domain: Element, name: str, verb: str) -> str:
             " the edit"
         )
     elif record.is_adopted(found) and not why_not_adopted(domain):
-        title = domain.find("name")
-        word = shown(quoted(title.content.strip() if title else ""), 200)
+        word = shown(quoted(domain.content_of("name")), 200)
         hint = f"once it is defined: kvmarm adopt {word}; or undo the edit"
     else:
         hint = "write <cpu mode='host-model'/>; or, for a guest without it, remove <kvmarm:target>"
@@ -139,8 +142,7 @@ def say_unrecorded(xml: bytes, domain: str) -> None:
     element = parse(xml)
     if record.ours(element) or asks_for_host_model(element) or why_not_ours(element):
         return
-    uuid = element.find("uuid")
-    word = domain_word(domain, uuid.content.strip() if uuid else "DOMAIN")
+    word = domain_word(domain, element.content_of("uuid") or "DOMAIN")
     hint = f"to record what it has: kvmarm adopt {shown(word)}"
     if why_not_adopted(element):
         hint = f"{why_not_adopted(element)}: write <cpu mode='host-model'/>"
@@ -176,8 +178,6 @@ def check_host_of(uri: str, choices: Choices) -> None:
     """Raises KvmarmError if the libvirt at `uri` is another host's, and the choices do not say what
     that is.
     """
-    from ..host.libvirtd import is_remote
-
     if is_remote(uri) and not choices.host:
         raise KvmarmError(
             f"{uri} is another host, and its profile is not known here",
@@ -192,7 +192,7 @@ def leave_alone_no_more(uuid: str, name: str) -> None:
         name: of the guest, for people.
     """
     try:
-        left.discard(uuid)
+        left_alone.discard(uuid)
     except KvmarmError as error:
         say(f"{name} may still be left alone by renewal and --all: {error}")
 
@@ -204,21 +204,17 @@ def why_it_will_not_start(domain: Element, word: str) -> str:
     Args:
         word: the domain's name, as one word of a command.
     """
-    from ..host.libvirt_host_model import is_noted
-
-    if not asks_for_host_model(domain) or is_noted():
+    if not asks_for_host_model(domain) or libvirt_host_model.is_noted():
         return ""
     return f"it asks for host-model, and does not start without: {how_to_resolve(word)}"
 
 
 def _summary(result: bytes) -> str:
     """ ": host-model is now …" for a domain with a record, else nothing."""
-    element = record.find(parse(result))
-    if element is None:
+    found = record.read_from(parse(result))
+    if found is None:
         return ""
-    from .show_view import target_name
-
-    target = record.read(element).target
+    target = found.target
     levelled = ", levelled by libkvmarm-level" if target.level else ""
     return (
         f": host-model is now {target.model} on {target.machine}, {target_name(target)}{levelled}"
@@ -238,15 +234,14 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
         from ..resolve.resolver import clusters_of
 
         host = read_profile(choices.host)
-        ask = lambda target: ProfileOffer(  # noqa: E731
-            target, host, counterpart(target.pinning, host)
-        )
-        yield resolver(pool, policy, host.name, clusters_of(host), ask, say)
+
+        def by_profile(target: Target) -> Offer:
+            return ProfileOffer(target, host, counterpart(target.pinning, host))
+
+        yield resolver(pool, policy, host.name, clusters_of(host), by_profile, say)
         return
-    from ..basics import cpulist
     from ..host.cpus import find_clusters
     from ..kvm.device import System
-    from ..model.target import Pinning
     from ..rehearse import KernelOffer
 
     found = find_clusters()
@@ -262,7 +257,9 @@ def _in_pool(pool: Pool, choices: Choices) -> Iterator[Resolver]:
         )
     machines = machines_here()
     with System() as system:
-        offer = lambda target: KernelOffer(  # noqa: E731
-            target, system, machines, cpulist.parse(target.pinning.cpus) if target.pinning else ()
-        )
-        yield resolver(pool, policy, platform.node(), clusters, offer, say)
+
+        def by_kernel(target: Target) -> Offer:
+            cpus = cpulist.parse(target.pinning.cpus) if target.pinning else ()
+            return KernelOffer(target, system, machines, cpus)
+
+        yield resolver(pool, policy, platform.node(), clusters, by_kernel, say)

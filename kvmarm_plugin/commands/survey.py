@@ -17,12 +17,11 @@ from ..domain import record as records
 from ..domain.emulator import emulator_of
 from ..domain.likeness import likeness
 from ..domain.xml import asks_for_host_model, parse
-from ..host import marks
+from ..host import host_policy, marks
 from ..host.libvirt_host_model import is_noted
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote
 from ..judge.wording import difference, texts
 from ..kvm import device
-from ..model import policy
 from ..model.features import PMU, SVE
 from ..model.profile_json import digest
 from ..verdicts import HostHere
@@ -136,8 +135,7 @@ def take_survey(uri: str) -> Survey:
     """
     if is_remote(uri):
         raise KvmarmError(f"{uri} is another host", "ask on that host")
-    inputs.read_policy(None)  # refuse what the hook would not read alike
-    drift_refused = policy.for_hook(policy.DEFAULT_PATH).on_drift == "refuse"
+    drift_refused = host_policy.reaction_to_drift() == "refuse"
     pool, notes = None, []
     try:
         pool = inputs.read_pool(None)

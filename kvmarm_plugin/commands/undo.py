@@ -11,9 +11,10 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, lines, shown
 from ..domain import record
 from ..domain.xml import parse
-from ..host import left, previous
-from ..host.libvirtd import Connection, is_remote
+from ..host import left_alone, previous
+from ..host.libvirtd import Connection
 from . import DONE
+from .inputs import check_is_here
 from .output import say, write_text
 from .resolving import why_it_will_not_start
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> int:
     name, uri = arguments.domain, arguments.connect
-    if is_remote(uri):
-        raise KvmarmError(f"{uri} is another host", "run kvmarm undo there")
+    check_is_here(uri, "undo")
     with Connection(uri) as connection:
         domain = connection.domain(name)
         if not domain.is_persistent():
@@ -34,17 +34,17 @@ def run(arguments: Namespace) -> int:
                 "it is gone when it is shut off",
             )
         # First, so that nobody resolves it again meanwhile.
-        was_left, before = left.has(domain.uuid), domain.xml(live=False, secrets=False)
-        left.add(domain.uuid)
+        was_left, before = left_alone.has(domain.uuid), domain.xml(live=False, secrets=False)
+        left_alone.add(domain.uuid)
         try:
             kept = previous.undo(connection, domain)
         except BaseException:  # an interrupt, too, of which nobody knows where it came
             if not was_left and domain.xml(live=False, secrets=False) == before:
-                left.discard(domain.uuid)
+                left_alone.discard(domain.uuid)
             raise
         now = parse(domain.xml(live=False, secrets=False).encode())
         if record.ours(now):  # as after undoing a forget: it is kvmarm's again
-            left.discard(domain.uuid)
+            left_alone.discard(domain.uuid)
         if domain.is_active():
             say(f"{shown(domain.name)} runs, and has it from its next start on")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.when))

@@ -56,18 +56,20 @@ def as_if_adopted(source: Source, uri: str, error: NoRecordError) -> Guest:
     except KvmarmError as failure:
         if platform.machine() not in BINARIES:
             raise NoRecordError(
-                f"{error.message}, and this {platform.machine()} host cannot tell what it has",
+                error.domain,
+                f"{error.reason}, and this {platform.machine()} host cannot tell what it has",
                 f"on its own host, {error.hint}",
             ) from None
-        raise NoRecordError(f"{error.message}, and what it has is not known: {failure}") from None
-    name = domain.find("name")
+        raise NoRecordError(
+            error.domain, f"{error.reason}, and what it has is not known: {failure}"
+        ) from None
     origin = Origin(platform.node(), "", f"kvmarm {__version__}")
     notes = []
     if source.stored is not None and record.find(parse(source.stored)) is not None:
         notes.append("its stored definition, which counts from the next boot, has a record")
     where = f"had booted on this host, {platform.node()}" if is_file else "were adopted"
     return Guest(
-        name.content.strip() if name else source.name,
+        domain.content_of("name") or source.name,
         domain,
         document,
         Record(target, Intent((), ()), origin),

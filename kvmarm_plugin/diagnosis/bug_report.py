@@ -173,11 +173,10 @@ def without_secrets(document: bytes) -> str:
 
 def _record_text(domain: Element) -> list[str]:
     try:
-        element = records.find(domain)
-        if element is None:
+        record = records.read_from(domain)
+        if record is None:
             return []
-        record = _without_comments(records.read(element))
-        text = record_text.format_whole(record, b"\n    ").decode()
+        text = record_text.format_whole(_without_comments(record), b"\n    ").decode()
     except KvmarmError as error:
         return [f"  <!-- its record is left out: {_comment(error.message)} -->\n"]
     return [f"  <metadata>\n    {text}\n  </metadata>\n"]

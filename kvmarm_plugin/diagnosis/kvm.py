@@ -11,6 +11,7 @@ from ..basics.untrusted import shown
 from ..host.packages import how_to_install
 from ..kvm.device import System
 from ..model.features import PMU, SVE
+from ..model.vcpu import KVM_ARCHITECTURES
 from .host import BAD, OK, UNKNOWN, Line
 
 TYPE_CHECKING = False
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ..model.profile import Cluster
     from .host import Host
 
-_ARCHITECTURES = ("aarch64", "armv7l")
 _OLDEST_PYTHON = (3, 9)
 # Module → its package, by the names of distributions, and what needs it.
 _MODULES = {
@@ -52,7 +52,7 @@ def check_python(host: Host) -> Iterator[Line]:
 
 def check_kvm(host: Host) -> Iterator[Line]:
     """/dev/kvm."""
-    if host.architecture not in _ARCHITECTURES:
+    if host.architecture not in KVM_ARCHITECTURES:
         yield Line(BAD, f"this host is {shown(host.architecture, 40)}: KVM on ARM is not here")
         return
     try:
@@ -64,7 +64,7 @@ def check_kvm(host: Host) -> Iterator[Line]:
 
 def check_vcpus(host: Host) -> Iterator[Line]:
     """Whether KVM makes a vCPU on each kind of CPU, and what else could not be measured."""
-    if host.architecture not in _ARCHITECTURES:
+    if host.architecture not in KVM_ARCHITECTURES:
         yield Line(UNKNOWN, "there is no KVM on ARM to ask")
         return
     profile = host.profile()

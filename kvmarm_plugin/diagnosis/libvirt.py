@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _INSTALL = "kvmarm hook install"
 _LONGEST = 1 << 20  # bytes of a hook
-_HOOKS_FROM = (6, 5)  # libvirt: looks into hooks/qemu.d (virHookCall, src/util/virhook.c)
 _SESSIONS = "run/user/*/libvirt/qemu/run/*.xml"  # guests that run in session mode
 
 
@@ -39,7 +38,7 @@ def check_libvirt(host: Host) -> Iterator[Line]:
         yield Line(BAD, error.message, error.hint)
         return
     numbers = tuple(int(number) for number in version.split(".")[:2])
-    if numbers < _HOOKS_FROM:
+    if numbers < install.LOOKS_THERE_FROM:
         yield Line(
             BAD, f"libvirt {version} does not look into hooks/qemu.d", "upgrade it to 6.5 or newer"
         )

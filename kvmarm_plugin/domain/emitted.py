@@ -6,7 +6,7 @@ what says something else is the user's, of later.
 from __future__ import annotations
 
 from ..model.features import CPU_FEATURES, PMU, SVE
-from ..model.target import Target
+from ..model.target import Target, sve_steps
 from .xml import Element
 
 # Attributes of <cpu> that belong to the mode.
@@ -85,6 +85,6 @@ def _features(target: Target) -> dict[str, str]:
         if not feature.is_in(target.unsaid)
     }
     if not SVE.is_in(target.unsaid):
-        steps = range(128, max(target.sve_lengths, default=0) + 1, 128)
-        words.update({f"sve{length}": length in target.sve_lengths for length in steps})
+        lengths = target.sve_lengths
+        words.update({f"sve{length}": length in lengths for length in sve_steps(lengths)})
     return {name: "require" if on else "disable" for name, on in words.items()}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..basics.untrusted import libvirt_number, shown
-from ..model.board import GIB
+from ..model.board import GIB, MOST_SLOTS
 from .xml import DomainXMLError, Element
 
 # As libvirt has them (virScaleInteger), in lower case.
@@ -43,12 +43,18 @@ def memory_and_room(domain: Element) -> tuple[int, int]:
     memory = memory or _size(domain.find("memory"))
     if most is None:
         return memory, 0
-    try:
-        slots = libvirt_number(most.attributes.get("slots", "0"), _MOST_COUNT)
-    except ValueError as error:
-        raise DomainXMLError(f"<maxMemory slots> is {error}", "QEMU has up to 256") from None
-    room = _whole_gib(max(0, _size(most) - memory)) + slots * GIB
+    room = _whole_gib(max(0, _size(most) - memory)) + slots_of(domain) * GIB
     return memory, _whole_gib(memory) - memory + room
+
+
+def slots_of(domain: Element) -> int:
+    """How many memory devices a domain has room for. Raises DomainXMLError."""
+    most = domain.find("maxMemory")
+    try:
+        return libvirt_number(most.attributes.get("slots", "0"), _MOST_COUNT) if most else 0
+    except ValueError as error:
+        hint = f"QEMU has up to {MOST_SLOTS}"
+        raise DomainXMLError(f"<maxMemory slots> is {error}", hint) from None
 
 
 def vcpus_of(domain: Element) -> int:

@@ -13,8 +13,8 @@ def pinned_cpus(domain: Element) -> tuple[int, ...]:
     """The host CPUs that the pins of a domain name, all together.
 
     Raises:
-        DomainXMLError: an element twice that there is one of, what is no list of CPUs, or too many
-            of them.
+        DomainXMLError: two elements where libvirt takes one, a list of CPUs that is none, or too
+            many pins.
     """
     for name in ("vcpu", "cputune", "numatune", "iothreads", "iothreadids"):
         if len(domain.find_all(name)) > 1:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..basics import cpulist
 from ..basics.untrusted import libvirt_number
 from ..basics.value import Value
+from ..model.board import MOST_VCPUS
 from .memory import vcpus_of
 from .xml import DomainXMLError, Element
 
@@ -34,14 +35,12 @@ if TYPE_CHECKING:
 class CountedCluster(Value):
     """A cluster as `Counted` has it."""
 
-    midr: int
+    midr: int | None
     revidr: int | None
     cpus: tuple[int, ...]
 
 
-# a guest's vCPUs (mc->max_cpus, virt_machine_class_init), and as many I/O threads: no more are
-# pinned
-MOST_THREADS = 512
+MOST_THREADS = MOST_VCPUS  # vCPUs, and as many I/O threads: no more are pinned
 
 _PINS = ("vcpupin", "emulatorpin", "iothreadpin")
 _MOST_NUMBER = (1 << 32) - 1  # of a thread; libvirt's numbers end there

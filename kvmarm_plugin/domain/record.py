@@ -18,7 +18,7 @@ from __future__ import annotations
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import decimal, shown
 from ..basics.value import Value
-from ..model.target import Level, Pinning, Target, check_cpus, check_target
+from ..model.target import Level, Pinning, Target, check_cpus, check_target, level_cpus
 from ..registers.text import parse_value, parse_values, words
 from .xml import RUN_LIMIT, DomainXMLError, Element, in_utf8, parse_fragment
 
@@ -226,6 +226,12 @@ def read(element: Element) -> Record:
     return record
 
 
+def read_from(domain: Element) -> Record | None:
+    """The domain's record, None if it has none. Raises RecordError as `find` and `read` do."""
+    element = find(domain)
+    return None if element is None else read(element)
+
+
 def intent_of(element: Element) -> Element:
     """The intent of a record: an element whose children are as the user had written them, in the
     encoding of the document that the record is in. It has none if the guest was adopted as it is.
@@ -319,12 +325,11 @@ def _read_level(element: Element | None) -> Level | None:
     said = {name: tuple(words(text)) for name, text in element.attributes.items()}
     if not all(said.values()):
         raise ValueError("an empty list")
-    cpus = (word.partition("/") for word in said.get("cpus", ()))
-    return Level(
-        said.get("without", ()),
-        said.get("own", ()),
-        tuple((parse_value(midr), parse_value(revidr)) for midr, _, revidr in cpus),
-    )
+    cpus = said.get("cpus", ())
+    level = Level(said.get("without", ()), said.get("own", ()), level_cpus(cpus))
+    if level.cpu_words != cpus:
+        raise ValueError(f"CPUs of its pool, not as kvmarm writes them: {' '.join(cpus)[:60]}")
+    return level
 
 
 def _read_pinning(element: Element | None) -> Pinning | None:

@@ -41,6 +41,7 @@ _INDENT_LIMIT = (
 ARCHITECTURES = ("aarch64", "armv7l")  # of guests, in <type arch>
 
 _CONVERT = "convert it: xmllint --encode UTF-8 FILE"
+_WHERE_FROM = "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN"
 
 
 class DomainXMLError(KvmarmError):
@@ -168,6 +169,13 @@ class Element:
                 return None
         return element
 
+    def content_of(self, path: str) -> str:
+        """The content of the first element at a path, without white space around it; empty where
+        there is none.
+        """
+        element = self.find(path)
+        return element.content.strip() if element else ""
+
     def find_all(self, name: str) -> list[Element]:
         """The children of this name."""
         return [child for child in self.children if child.name == name]
@@ -215,19 +223,20 @@ def parse(source: bytes) -> Element:
         MemoryError: this process may not have as much memory as that takes.
     """
     if not source.strip():
-        raise DomainXMLError(
-            "the document is empty",
-            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
-        )
+        raise DomainXMLError("the document is empty", _WHERE_FROM)
     if source[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in source[:4]:
         raise DomainXMLError("the document is in UTF-16", _CONVERT)
+    if not is_markup(source):
+        raise DomainXMLError("the document is not XML", _WHERE_FROM)
     root = _read(source, ParserCreate(namespace_separator=" "))
     if root.name != "domain":
-        raise DomainXMLError(
-            f"the document is a <{root.name}>, not a <domain>",
-            "give domain XML, for instance from: virsh dumpxml --inactive DOMAIN",
-        )
+        raise DomainXMLError(f"the document is a <{root.name}>, not a <domain>", _WHERE_FROM)
     return root
+
+
+def is_markup(source: bytes) -> bool:
+    """Whether a document starts as XML does, and no JSON or YAML of kvmarm's."""
+    return source.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def domain_of(source: bytes) -> bytes:
@@ -307,6 +316,16 @@ def in_utf8(text: bytes, encoding: str) -> bytes:
         raise _unreadable() from None
 
 
+def architecture_of(domain: Element, host_architecture: str = "aarch64") -> str:
+    """The architecture of a guest, in libvirt's word; "none" without a <type>.
+
+    Args:
+        host_architecture: what one gets whose <type> names none, or an empty one (virXPathString).
+    """
+    os_type = domain.find("os/type")
+    return (os_type.attributes.get("arch") or host_architecture) if os_type else "none"
+
+
 def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> bool:
     """Whether a domain is one that libvirt cannot start and this project makes concrete:
     host-model, under KVM, for ARM.
@@ -314,13 +333,12 @@ def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> 
     Args:
         host_architecture: what a domain that names no architecture gets.
     """
-    cpu, os_type = domain.find("cpu"), domain.find("os/type")
+    cpu = domain.find("cpu")
     return (
         cpu is not None
         and cpu.attributes.get("mode") == "host-model"
         and domain.attributes.get("type") == "kvm"
-        and os_type is not None
-        and (os_type.attributes.get("arch") or host_architecture) in ARCHITECTURES
+        and architecture_of(domain, host_architecture) in ARCHITECTURES
     )
 
 

@@ -9,7 +9,7 @@ directions.
 from __future__ import annotations
 
 from .. import __version__
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import lines, shown, some
 from ..basics.value import Value
 from ..judge import wording
 from ..model.board import most_memory, most_vcpus
@@ -19,9 +19,10 @@ from ..model.profile_json import digest
 from ..model.target import psci_version
 from ..registers.rules import kernel_version
 from ..resolve.partial import refuse_partial
-from .common_ground import Obstacle, common, some
+from .common_ground import common
 from .kinds import Kind, kinds_of
-from .plan import Plan, level
+from .obstacles import Obstacle
+from .plan import Plan, plan_for
 from .pool import Pool
 
 TYPE_CHECKING = False
@@ -67,7 +68,7 @@ def baseline(hosts: list[HostProfile], name: str = "pool") -> Baseline:
     for host in hosts:
         refuse_partial(host)
     kinds = kinds_of(hosts)
-    plan = level(kinds)
+    plan = plan_for(kinds)
     # Without a step to take, these are the hosts as they are.
     found = common(list(plan.hosts), name) if plan.hosts else None
     profile = (

@@ -13,60 +13,22 @@ from __future__ import annotations
 import itertools
 
 from ..basics.errors import KvmarmError
-from ..basics.untrusted import shown
+from ..basics.untrusted import some
 from ..basics.value import Value
 from ..domain.pins import find_cluster
 from ..judge.by_profile import ProfileOffer, check, given
-from ..judge.finding import HARMLESS, Finding
 from ..judge.verdict import judge
-from ..judge.wording import line, texts
 from ..model.features import AARCH32, CPU_FEATURES, FEATURES, PAUTH, SVE, Feature
 from ..model.policy import Policy
 from ..model.profile import BASELINE, Cluster, HostProfile, Qemu
 from ..model.target import Target
+from ..model.vcpu import KVM_ARCHITECTURES
 from ..registers.overrides import takes_hidden
-from ..resolve.address_space import guest_ipa_bits
 from ..resolve.forms import knobs_of
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
 from .kinds import kernel_age
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import TypeVar
-
-    T = TypeVar("T")
-
-
-class Obstacle(Value):
-    """Why a guest of one host cannot go to another.
-
-    Attributes:
-        source, destination: names of the hosts.
-        finding: the reason.
-    """
-
-    source: str
-    destination: str
-    finding: Finding
-
-    def __str__(self) -> str:
-        source, destination = shown(self.source), shown(self.destination)
-        said = line(self.finding, f"on {source}", f"on {destination}")
-        return f"{source} to {destination}: {said}"
-
-    def in_short(self) -> str:
-        """What differs, without the rule and the remedy."""
-        said = texts(self.finding)
-        if self.finding.kind == "no-guest":  # about one host alone
-            return said["rule"]
-        meaning = f" ({said['meaning']})" if said["meaning"] else ""
-        here, there = (
-            f"{said['recorded']} on {shown(self.source)}",
-            f"{said['local']} on {shown(self.destination)}",
-        )
-        return f"{said['subject']}{meaning}: {here}, {there}"
+from .obstacles import Obstacle, blocking, find_obstacles, in_all, shared_midrs, view
 
 
 class Common(Value):
@@ -93,13 +55,13 @@ def common(hosts: list[HostProfile], name: str) -> Common:
         name: for the profile.
     """
     hosts = sorted(hosts, key=_age)
-    found = tuple(obstacles(hosts))
+    found = tuple(find_obstacles(hosts))
     if found:
         return Common(None, {}, found)
     head = profile_head(hosts, name)
     clusters = []
     missing: dict[str, str] = {}
-    shared = _shared_midrs(hosts)
+    shared = shared_midrs(hosts)
     for first in (cluster for cluster in hosts[0].clusters if cluster.midr in shared):
         # Of clusters of one MIDR_EL1, the one of the same REVIDR_EL1.
         places = [find_cluster(first, host.clusters) for host in hosts]
@@ -112,125 +74,6 @@ def common(hosts: list[HostProfile], name: str) -> Common:
         for feature, why in lost.items():
             missing.setdefault(feature, why)
     return Common(head.replace(clusters=tuple(clusters)), missing, ())
-
-
-def obstacles(hosts: list[HostProfile]) -> list[Obstacle]:
-    """Why these hosts do not exchange the least of guests: one with nothing that XML can turn off.
-    Most blocking first, by pair.
-    """
-    found = []
-    shared = _shared_midrs(hosts)
-    # Where there is no CPU that all have, the biggest speak for the hosts.
-    views = [view(host, shared[0] if shared else None) for host in hosts]
-    for source in views:
-        targets: dict[Wish, Target] = {}
-        for destination in views:
-            wish = least_wish(source, destination, views)
-            try:
-                if wish not in targets:
-                    targets[wish] = _least(source, wish)
-            except KvmarmError as error:
-                found.append(
-                    Obstacle(
-                        source.name,
-                        destination.name,
-                        Finding("no-guest", error=error.message, hint=error.hint),
-                    )
-                )
-                break
-            if destination is source:
-                continue
-            found += [
-                Obstacle(source.name, destination.name, finding)
-                for finding in between(
-                    blocking(check(targets[wish], destination)), source, destination
-                )
-            ]
-            if destination.ipa_bits:
-                here, there = (least_addresses(host) for host in (source, destination))
-                if here < there:  # the other way round `check` says it
-                    found.append(
-                        Obstacle(
-                            source.name,
-                            destination.name,
-                            Finding("addresses-differ", recorded=here, local=there),
-                        )
-                    )
-    return found
-
-
-def between(
-    findings: list[Finding], source: HostProfile, destination: HostProfile
-) -> list[Finding]:
-    """The findings of a guest that moves between these hosts, on a machine type that both know if
-    there is one. Where it is refused there is none, and both lists are at hand to say what helps.
-    """
-    return [
-        _machines_apart(finding, source, destination)
-        if finding.kind in ("machine-unknown", "machine-dropped", "machine-foreign")
-        else finding
-        for finding in findings
-    ]
-
-
-def _machines_apart(finding: Finding, source: HostProfile, destination: HostProfile) -> Finding:
-    its, theirs = machines(source), machines(destination)
-    values = {"recorded": _from_to(its), "local": _from_to(theirs)}
-    if finding.kind == "machine-foreign":
-        return Finding("machines-apart-foreign", **values)
-    older, needed = (source, theirs) if finding.kind == "machine-dropped" else (destination, its)
-    return Finding("machines-apart", **values, older=older.name, needed=needed[-1])
-
-
-def _from_to(names: tuple[str, ...]) -> str:
-    """Machine types in short, given newest first."""
-    return names[0] if len(names) == 1 else f"{names[-1]} to {names[0]}"
-
-
-def least_addresses(host: HostProfile) -> int:
-    """Bits of addresses of its smallest guests; 0 where QEMU starts none."""
-    try:
-        return guest_ipa_bits(
-            0, host.ipa_bits, host.where, host.qemu.release if host.qemu else (0, 0)
-        )
-    except KvmarmError:
-        return 0
-
-
-def _least(host: HostProfile, wish: Wish) -> Target:
-    """The target with nothing in it that the host's libvirt and QEMU can turn off. Raises
-    KvmarmError.
-    """
-    refusal: KvmarmError | None = None
-    least = Policy(prefer_named=False, pmu=False)
-    names = [feature.policy for feature in CPU_FEATURES]
-    for values in itertools.product((False, None), repeat=len(names)):
-        try:
-            return Resolver(host, least.replace(**dict(zip(names, values)))).target(wish)
-        except KvmarmError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
-
-
-def least_wish(source: HostProfile, destination: HostProfile, hosts: list[HostProfile]) -> Wish:
-    """What the least of guests asks for: the newest machine type and GIC of all hosts, else of the
-    two, else of its own.
-    """
-    machine = gic = ""
-    for group in (hosts, [source, destination], [source]):
-        machine = machine or next(iter(_in_all([machines(host) for host in group])), "")
-        gic = gic or max(
-            _in_all([tuple(map(str, host.gic_versions)) for host in group]), default=""
-        )
-    return Wish("aarch64" if source.kvm_architecture == "arm64" else "armv7l", machine, gic)
-
-
-def view(host: HostProfile, midr: int | None) -> HostProfile:
-    """A host as if it had one cluster only: the one of this MIDR, or the biggest."""
-    of_midr = [cluster for cluster in host.clusters if cluster.midr == midr]
-    biggest = sorted(host.clusters, key=lambda cluster: cluster.size)[-1:]
-    return host.replace(clusters=tuple(of_midr or biggest)) if len(host.clusters) > 1 else host
 
 
 # -- the parts of the profile --------------------------------------------------------------------
@@ -259,12 +102,12 @@ def profile_head(hosts: list[HostProfile], name: str) -> HostProfile:
             if all(capability in host.capabilities for host in hosts)
         },
         ipa_bits=min(host.ipa_bits for host in hosts),
-        gic_versions=_in_all([host.gic_versions for host in hosts]),
+        gic_versions=in_all([host.gic_versions for host in hosts]),
         clusters=(),
         qemu=_qemu([host.qemu for host in hosts if host.qemu]),
         # Hosts without libvirt take whatever QEMU takes.
         libvirt=with_libvirt[0].libvirt if with_libvirt else None,
-        cpu_features=_in_all([host.cpu_features for host in with_libvirt or hosts]),
+        cpu_features=in_all([host.cpu_features for host in with_libvirt or hosts]),
         problems=(),
     )
 
@@ -273,7 +116,7 @@ def _overrides(hosts: list[HostProfile]) -> tuple[str, ...]:
     """The words that all have, and those of any that make its kernel take less: what other words do
     is measured.
     """
-    common = _in_all([host.overrides for host in hosts])
+    common = in_all([host.overrides for host in hosts])
     taking = {word for host in hosts for word in host.overrides if takes_hidden([word])}
     return (*common, *sorted(taking.difference(common)))
 
@@ -283,7 +126,7 @@ def _qemu(every: list[Qemu]) -> Qemu | None:
         return None  # of hosts that are known in part
     first = min(every, key=lambda qemu: qemu.release)  # what it would not start, no guest can be
     every = [first, *(qemu for qemu in every if qemu is not first)]
-    machines = _in_all([qemu.machines for qemu in every])
+    machines = in_all([qemu.machines for qemu in every])
     return first.replace(
         machines=machines,
         aliases={
@@ -291,7 +134,7 @@ def _qemu(every: list[Qemu]) -> Qemu | None:
             for alias, machine in first.aliases.items()
             if all(alias in qemu.aliases for qemu in every)
         },
-        cpu_models=_in_all([qemu.cpu_models for qemu in every]),
+        cpu_models=in_all([qemu.cpu_models for qemu in every]),
         host_properties={
             name: next(
                 (qemu.host_properties[name] for qemu in every if not qemu.host_properties[name]),
@@ -338,7 +181,7 @@ def _cluster(head: HostProfile, views: list[HostProfile]) -> tuple[Cluster, dict
         ),
     )
     knobs = knobs_of(head)
-    # What cannot be turned off everywhere, all have: `obstacles` has seen to that.
+    # What cannot be turned off everywhere, all have: `find_obstacles` has seen to that.
     always = [
         feature.bits
         for feature in CPU_FEATURES
@@ -381,7 +224,7 @@ def _why_not(feature: Feature, candidate: HostProfile, views: list[HostProfile])
             return f"libvirt or QEMU has no word to limit {some(longer)} to {lengths[-1]} bits"
     if feature is AARCH32:
         # QEMU gives PAuth to a 32-bit guest wherever KVM has it, whatever the XML says: see
-        # resolve.
+        # resolve.features.
         gives = [host.name for host in views if host.clusters[0].has(PAUTH.bit)]
         if gives and not candidate.clusters[0].has(PAUTH.bit):
             return f"QEMU would give 32-bit guests PAuth on {some(gives)}"
@@ -402,7 +245,7 @@ def targets(host: HostProfile) -> list[Target]:
     for values in itertools.product((True, False), repeat=len(names)):
         # Of what changes from one to the next, the first name is the quickest.
         resolver = Resolver(host, Policy().replace(**dict(zip(names, reversed(values)))))
-        for architecture in ("aarch64", "armv7l"):
+        for architecture in KVM_ARCHITECTURES:
             try:
                 target = resolver.target(Wish(architecture))
             except KvmarmError:
@@ -453,38 +296,3 @@ def common_bits(masks: list[dict[str, int]]) -> dict[str, int]:
         if bits:
             found[register] = bits
     return found
-
-
-# -- helpers -------------------------------------------------------------------------------------
-
-
-def _shared_midrs(hosts: list[HostProfile]) -> list[int]:
-    """MIDR_EL1 of the CPUs that every host has, those of the first host's biggest cluster first."""
-    by_size = sorted(hosts[0].clusters, key=lambda cluster: cluster.size, reverse=True)
-    return [
-        c.midr
-        for c in by_size
-        if all(any(other.midr == c.midr for other in host.clusters) for host in hosts)
-    ]
-
-
-def machines(host: HostProfile) -> tuple[str, ...]:
-    """The machine types of a host's QEMU, newest first; none without QEMU."""
-    return host.qemu.machines if host.qemu else ()
-
-
-def _in_all(lists: list[tuple[T, ...]]) -> tuple[T, ...]:
-    """The members of the first list that are in all, in its order."""
-    return tuple(item for item in lists[0] if all(item in other for other in lists))
-
-
-def blocking(findings: list[Finding]) -> list[Finding]:
-    """Those that a guest cannot live with."""
-    return [finding for finding in findings if finding.severity != HARMLESS]
-
-
-def some(names: Sequence[str], limit: int = 4) -> str:
-    """ "alpha, beta and 3 more", as it can be shown."""
-    return ", ".join(map(shown, names[:limit])) + (
-        f" and {len(names) - limit} more" if len(names) > limit else ""
-    )

@@ -12,14 +12,15 @@ from ..basics.value import Value
 from ..judge.by_profile import check
 from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
 from ..judge.finding import kinds as kinds_of_findings
-from ..judge.verdict import in_order
+from ..judge.verdict import worst_first
 from ..model.policy import Policy
 from ..model.profile import HostProfile
+from ..model.vcpu import LIBVIRT_ARCHITECTURES
 from ..resolve.partial import missing_parts, partial_target, unknown_of_guests
 from ..resolve.resolver import Resolver
 from ..resolve.wish import Wish
-from .common_ground import between
 from .kinds import Kind, kinds_of
+from .obstacles import between
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,8 +199,7 @@ class _Source:
     def __init__(self, host: HostProfile, policy: Policy) -> None:
         self._host = host
         self._policy = policy
-        self._resolver = Resolver(host, policy)
-        self._architecture = "aarch64" if host.kvm_architecture == "arm64" else "armv7l"
+        self._architecture = LIBVIRT_ARCHITECTURES[host.kvm_architecture]
         self._targets: dict[str, Target | str] = {}
 
     def ask(self, destination: HostProfile) -> tuple[tuple[Finding, ...], str]:
@@ -219,12 +219,12 @@ class _Source:
             self._host.replace(name="the source"),
             destination,
         )
-        return tuple(in_order([*found, *_host_differences(self._host, destination)])), ""
+        return tuple(worst_first([*found, *_host_differences(self._host, destination)])), ""
 
     def _target(self, machine: str) -> Target:
         if missing_parts(self._host):
             return partial_target(self._host, machine, self._policy)
-        return self._resolver.target(Wish(self._architecture, machine))
+        return Resolver(self._host, self._policy).target(Wish(self._architecture, machine))
 
 
 def _host_differences(source: HostProfile, destination: HostProfile) -> list[Finding]:
@@ -270,8 +270,8 @@ def _midrs(kind: Kind) -> tuple[int, ...]:
 
 
 def _cliques(kinds: list[Kind], possible: set[tuple[int, int]]) -> list[list[int]]:
-    """A partition of the kinds, by number, into sets of which each takes the guests of each, itself
-    included.
+    """A partition of the kinds, by number, into sets. Within one, every kind takes the guests of
+    every kind, its own included.
 
     "Exchange guests" is not quite transitive, so that there can be several such partitions, and the
     coarsest is hard to find. Here each kind in its order joins the first set of which it agrees

@@ -5,9 +5,8 @@ Graphviz's language.
 
 from __future__ import annotations
 
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import lines, shown, some
 from ..judge.wording import as_data, in_short, named_in, texts
-from .common_ground import some
 from .compare import merge
 from .descriptions import describe
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Value):
-    """Hosts of which each gives any guest just what the others give it.
+    """Hosts that give every guest the same CPU and machine.
 
     Attributes:
         hosts: at least one, by name.
@@ -57,8 +57,7 @@ def kernel_age(host: HostProfile) -> tuple[tuple[int, int], tuple[int, ...]]:
 
 def _capability(host: HostProfile) -> Hashable:
     """All that `resolve` and `check` look at, and the page size, which has no other place to be
-    seen. Not names and point releases, nor what only tells
-    people where a value comes from.
+    seen. Not names and point releases, nor what only tells people where a value comes from.
     """
     qemu = host.qemu
     return (
@@ -80,6 +79,7 @@ def _capability(host: HostProfile) -> Hashable:
             frozenset(qemu.aliases.items()),
             frozenset(qemu.host_properties),
         ),
+        tuple(problem.cpus for problem in host.unmeasured),
         # One cluster's CPU numbers and speed decide nothing. Of several, they decide which is
         # chosen, and what is pinned where.
         tuple(

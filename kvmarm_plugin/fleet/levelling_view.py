@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from ..basics.untrusted import lines, shown
+from ..basics.untrusted import lines, shown, some
 from ..model.target import LEVEL_TEXT
-from ..registers.table import describe, fields_of
+from ..registers.table import describe, field_of
 from .baseline import costs_of, facts_of
-from .common_ground import some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from ..model.profile import HostProfile
     from ..registers.errata import Erratum
     from .kinds import Kind
-    from .levelling import Levelled, Unlevelled
+    from .levelling import Levelled
+    from .unlevelled import Unlevelled
 
 _AARCH32 = "ID_AA64PFR0_EL1.EL0"  # 2, with AArch32, or 1
 _OF_HOSTS = ("features", "SVE", "machine", "GIC", "addresses", "oldest")  # not of a CPU alone
@@ -43,31 +44,14 @@ def as_text(
         explain: nothing is left out.
         kept: the features that a plain pool of them would not have.
     """
-    hosts = [host for kind in kinds for host in kind.hosts]
-    most = len(hosts) * 1000 if explain else _MOST
-    head = shown(name)
-    these = "this host" if len(hosts) == 1 else f"these {len(hosts)} hosts"
+    hosts = sum(len(kind.hosts) for kind in kinds)
+    most = hosts * 1000 if explain else _MOST
     if result.profile is None:
-        texts = [f"{head}: {these} cannot be levelled", "What is in the way:"]
+        these = _these(hosts)
+        texts = [f"{shown(name)}: {these} cannot be levelled", "What is in the way:"]
         texts += _cut([line for each in _alike(result.obstacles) for line in each], 2 * most)
         return lines(texts)
-    unknown = result.unknown
-    if unknown:
-        texts = [
-            f"{head}: as far as is known, {these} can be levelled; no pool is made"
-            f" without: {', '.join(unknown)} (probe the hosts themselves: kvmarm probe -o FILE)"
-        ]
-    elif result.needs_consent and not accepted:
-        texts = [
-            f"{head}: {these} can be levelled, and guests would miss workarounds"
-            " for errata that corrupt data or stop the CPU; no pool is made without"
-            " --accept-errata"
-        ]
-    else:
-        texts = [
-            f"{head}: {len(hosts)} hosts, guests that libkvmarm-level levels move freely between"
-            " them"
-        ]
+    texts = [f"{shown(name)}: {_answer(result, hosts, accepted)}"]
     texts += [f"  {what:<10} {value}" for what, value in _facts(result).items()]
     level = result.profile.clusters[0].level
     if result.identity:
@@ -78,32 +62,60 @@ def as_text(
         texts.append(f"  {'levelled':<10} for {', '.join(kept)}: a plain pool of them has none")
     if explain:
         texts += [f"  {'no ' + choice:<10} {why}" for choice, why in result.missing.items()]
-    texts.append("What guests lose of each:")
+    texts += _losses(result, result.profile, kinds, most)
+    texts += _errata(result, kinds, most)
+    if lacking and not result.unknown:
+        texts += _to_do(lacking)
+    return lines(texts)
+
+
+def _these(hosts: int) -> str:
+    return "this host" if hosts == 1 else f"these {hosts} hosts"
+
+
+def _answer(result: Levelled, hosts: int, accepted: bool) -> str:
+    if result.unknown:
+        return (
+            f"as far as is known, {_these(hosts)} can be levelled; no pool is made without:"
+            f" {', '.join(result.unknown)} (probe the hosts themselves: kvmarm probe -o FILE)"
+        )
+    if result.needs_consent and not accepted:
+        return (
+            f"{_these(hosts)} can be levelled, and guests would miss workarounds for errata that"
+            " corrupt data or stop the CPU; no pool is made without --accept-errata"
+        )
+    return f"{hosts} hosts, guests that libkvmarm-level levels move freely between them"
+
+
+def _losses(result: Levelled, profile: HostProfile, kinds: list[Kind], most: int) -> list[str]:
+    texts = ["What guests lose of each:"]
     for kind in kinds:
-        losses = costs_of(kind.host, result.profile, []) if not unknown else ()
+        losses = costs_of(kind.host, profile, []) if not result.unknown else ()
         (fields,) = (result.lowered[host] for host in kind.names if host in result.lowered)
         lowered = _lowered(fields)
-        nothing = "" if lowered else " nothing that is known" if unknown else " nothing"
+        nothing = "" if lowered else " nothing that is known" if result.unknown else " nothing"
         texts.append(f"  {some(kind.names)}:{' ' + ', '.join(losses) if losses else nothing}")
         texts += _cut([f"    {field}" for field in lowered], most)
-    texts += _errata(result, kinds, most)
-    if lacking and not unknown:
-        missing = [host for host, version in lacking.items() if not version]
-        others = [f"{host} (version {version})" for host, version in lacking.items() if version]
-        if missing:
-            texts.append(
-                f"To do: install kvmarm-level on {some(missing)}; where it is there, `kvmarm"
-                " doctor` says what keeps it from QEMU"
-            )
-        if others:
-            texts.append(
-                f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}"
-            )
+    return texts
+
+
+def _to_do(lacking: dict[str, str]) -> list[str]:
+    """Where libkvmarm-level has to be installed, with the arguments of `as_text`."""
+    texts = []
+    missing = [host for host, version in lacking.items() if not version]
+    others = [f"{host} (version {version})" for host, version in lacking.items() if version]
+    if missing:
         texts.append(
-            f"Until then define, check and doctor refuse on {some(list(lacking))}, and guests of"
-            " the pool do not start there"
+            f"To do: install kvmarm-level on {some(missing)}; where it is there, `kvmarm"
+            " doctor` says what keeps it from QEMU"
         )
-    return lines(texts)
+    if others:
+        texts.append(f"To do: kvmarm-level of version {LEVEL_TEXT} of its text on {some(others)}")
+    texts.append(
+        f"Until then define, check and doctor refuse on {some(list(lacking))}, and guests of"
+        " the pool do not start there"
+    )
+    return texts
 
 
 def as_json(
@@ -200,8 +212,7 @@ def _lowered(fields: dict[str, tuple[int, int]]) -> list[str]:
 
 
 def _meaning(name: str) -> str:
-    register, _, part = name.partition(".")
-    meaning = next((f.meaning for f in fields_of(register) if f.name == part), describe(name))
+    meaning = field_of(name).meaning if "." in name else describe(name)
     return f"{name} ({meaning})" if meaning else name
 
 

@@ -18,8 +18,8 @@ from ..model.profile import Cluster, HostProfile, Qemu
 from ..registers.overrides import Override, override_of
 from ..registers.rules import kernel_version, point_release, safe_value
 from ..registers.table import fields_of
-from .common_ground import Obstacle, obstacles
 from .kinds import Kind, kernel_age
+from .obstacles import Obstacle, find_obstacles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Plan(Value):
         ]
 
 
-def level(kinds: list[Kind]) -> Plan:
+def plan_for(kinds: list[Kind]) -> Plan:
     """The steps that make a pool of as many of these hosts as can be.
 
     Hosts with the most in common stay: those of the CPU, timer and DC ZVA block that most of them
@@ -99,7 +99,7 @@ def level(kinds: list[Kind]) -> Plan:
     for kind in kinds:
         if kind.host.clusters and kind.host.qemu:
             by_cpu.setdefault(_cpu(kind.host), []).append(kind)
-    kept = _Levelling(max(by_cpu.values(), key=_size, default=[]))
+    kept = _Planner(max(by_cpu.values(), key=_size, default=[]))
     in_the_way = kept.run()
     steps = [step for kind in kinds for step in kept.steps(kind)]
     return Plan(tuple(_merged(steps)), tuple(kept.hosts.values()), in_the_way)
@@ -139,8 +139,7 @@ def _override_value(register: str, value: int, override: Override) -> int:
     ):
         forced = override.fields.get((register, field.name))
         if forced is not None and safe_value(field, forced, field.of(value)) == forced:
-            value &= ~((1 << field.msb + 1) - (1 << field.lsb))
-            value |= forced << field.lsb
+            value = field.put(value, forced)
     return value
 
 
@@ -160,7 +159,7 @@ def _override_qemu(qemu: Qemu, taken: list[Feature]) -> Qemu:
 # -- finding the steps ---------------------------------------------------------------------------
 
 
-class _Levelling:
+class _Planner:
     """Kinds of hosts of one CPU on their way to a pool.
 
     Attributes:
@@ -182,7 +181,7 @@ class _Levelling:
         """
         at_first: tuple[Obstacle, ...] = ()
         while self.hosts:
-            found = obstacles(list(self.hosts.values()))
+            found = find_obstacles(list(self.hosts.values()))
             at_first = at_first or tuple(found)
             if not found:
                 break
@@ -212,10 +211,7 @@ class _Levelling:
         words = [word for word in then.overrides if word not in now.overrides]
         changes = (
             (KERNEL, f"to {_kernel_name(then, now)}" if then.kernel != now.kernel else ""),
-            (
-                QEMU,
-                f"to {then.qemu.version}" if then.qemu and _release(then) != _release(now) else "",
-            ),
+            (QEMU, _qemu_name(then.qemu, now.qemu)),
             (BOOT, " ".join(words)),
             (FIRMWARE, _offers(self._firmware.get(kind.names, {}))),
         )
@@ -299,7 +295,7 @@ class _Levelling:
             return
         upgraded = with_that_of(older, model)
         others = [upgraded if end == names else self.hosts[end] for end in ends]
-        if action == KERNEL or _about(obstacle) not in map(_about, obstacles(others)):
+        if action == KERNEL or _about(obstacle) not in map(_about, find_obstacles(others)):
             self._change(names, upgraded, action, obstacle)
             if action == KERNEL:
                 self._kernels[names] = self._kernels[self._names(model.name)]
@@ -444,6 +440,21 @@ def _with_register(host: HostProfile, name: str, value: int) -> HostProfile:
 def _offers(registers: dict[str, int]) -> str:
     said = ", ".join(f"{name} {value:#x}" for name, value in sorted(registers.items()))
     return f"to one that offers {said}, if there is one; else leave it out" if said else ""
+
+
+def _qemu_name(then: Qemu | None, now: Qemu | None) -> str:
+    """The QEMU to upgrade to; empty for the same. One whose machine types have other names is
+    another distribution's, and no version of the own one has them.
+    """
+    if then is None or (now and then.release == now.release):
+        return ""
+    theirs, ours = (
+        {machine.rstrip(".0123456789") for machine in qemu.machines} if qemu else set()
+        for qemu in (then, now)
+    )
+    foreign = theirs and ours and theirs.isdisjoint(ours)
+    whose = f", of the distribution whose QEMU has {then.machines[0]}" if foreign else ""
+    return f"to {then.version}{whose}"
 
 
 def _kernel_name(then: HostProfile, now: HostProfile) -> str:

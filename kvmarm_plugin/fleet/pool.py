@@ -19,18 +19,21 @@ from ..basics.value import Value
 from ..basics.yamltext import load
 from ..domain.pins import find_cluster
 from ..domain.record import Origin
+from ..domain.xml import is_markup
 from ..judge.by_profile import ProfileOffer, check, counted, given
 from ..judge.finding import Finding
 from ..judge.offer import Offer
 from ..judge.pinning import place
-from ..judge.verdict import gic_refused, in_order, judge
+from ..judge.verdict import gic_refused, judge, worst_first
 from ..judge.wording import in_short, texts
 from ..model.profile import Cluster, HostProfile
-from ..model.profile_json import NAME, ProfileError, decode, digest, encode
+from ..model.profile_json import ProfileError, decode, digest, encode
+from ..model.profile_shape import NAME
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
 from ..resolve.wish import ResolveError, Wish
-from .common_ground import blocking, machines, targets
+from .common_ground import targets
+from .obstacles import blocking, machines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +155,7 @@ def dumps(pool: Pool) -> str:
 
 def is_pool(document: bytes) -> bool:
     """Whether a document looks like a pool, and not like a domain; for commands that take both."""
-    return b"\nschema: " + SCHEMA_STEM.encode() in b"\n" + document
+    return SCHEMA_STEM.encode() in document and not is_markup(document)
 
 
 def resolver(
@@ -238,7 +241,7 @@ def check_member(pool: Pool, host: HostProfile) -> list[Finding]:
     }
     told = {finding.kind for finding in found}
     new = (each for kind, each in of_some.items() if each and not told & {kind, each.kind})
-    return in_order([*found, *new])
+    return worst_first([*found, *new])
 
 
 def counterpart(cluster: Identified | None, host: HostProfile) -> Cluster | None:

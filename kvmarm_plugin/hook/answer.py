@@ -31,8 +31,8 @@ def main() -> int:
     """The command kvmarm-hook: the script as it would be installed, for trying by hand and for
     those who place hooks themselves. The Debian package has the script itself in its place.
     """
-    from kvmarm_plugin.basics.errors import KvmarmError
-    from kvmarm_plugin.hook.install import script
+    from ..basics.errors import KvmarmError
+    from .install import script
 
     try:
         os.execv("/bin/sh", ["sh", "-c", script(), "kvmarm-hook", *sys.argv[1:]])
@@ -48,7 +48,7 @@ def answer(name: str, operation: str, xml: bytes, recorded: bool) -> NoReturn:
     Args:
         name: the domain's.
         operation: libvirt's: "prepare", "migrate" or "restore".
-        xml: the domain; of one that is too large only so much that `domain.parse` says so.
+        xml: the domain; of one that is too large only so much that `xml.parse` says so.
         recorded: whether the mark of a record is anywhere in the domain, in `xml` or behind.
             Otherwise it mentions host-model.
     """
@@ -70,9 +70,9 @@ def explain_host_model(name: str, operation: str, xml: bytes) -> bool:
     Args:
         operation: libvirt's, for the log.
     """
-    from kvmarm_plugin.basics.errors import KvmarmError
-    from kvmarm_plugin.domain.xml import asks_for_host_model, parse
-    from kvmarm_plugin.host.libvirt_host_model import is_noted
+    from ..basics.errors import KvmarmError
+    from ..domain.xml import asks_for_host_model, parse
+    from ..host.libvirt_host_model import is_noted
 
     try:
         domain = parse(xml)
@@ -80,8 +80,7 @@ def explain_host_model(name: str, operation: str, xml: bytes) -> bool:
             return False
     except KvmarmError:
         return False  # libvirt wrote this; if it cannot be read, it is libvirt's to complain
-    uuid = domain.find("uuid")
-    word = domain_word(name, uuid.content.strip() if uuid else "")
+    word = domain_word(name, domain.content_of("uuid"))
     message = (
         f"{shown(name)} asks for host-model, which libvirt cannot start on ARM. Make it"
         f" concrete, and start it again: virsh dumpxml --inactive --security-info {word} |"
@@ -99,15 +98,15 @@ def verify(name: str, operation: str, xml: bytes) -> bool:
     Args:
         operation: libvirt's: "prepare", "migrate" or "restore".
     """
-    from kvmarm_plugin.hook.guest import Guest
-    from kvmarm_plugin.model.policy import for_hook
+    from ..model.policy import for_hook
+    from .guest import Guest
 
     policy = for_hook()
     guest = Guest(name, operation, xml)
     if operation == "prepare":
-        from kvmarm_plugin.hook import start
+        from . import start
 
         return start.stops(guest, policy)
-    from kvmarm_plugin.hook import arrival
+    from . import arrival
 
     return arrival.stops(guest, policy)

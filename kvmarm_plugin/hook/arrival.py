@@ -75,12 +75,12 @@ def _judge_arrival(guest: Guest) -> tuple[str, tuple[str, ...]]:
         guest.renewed = record.replace(target=after, origin=origin)
     if not findings:
         return "", ()
-    from kvmarm_plugin.judge.finding import HARMLESS
+    from ..judge.finding import HARMLESS
 
     blocking = [finding for finding in findings if finding.severity != HARMLESS]
     if not blocking:
         return "", ()
-    from kvmarm_plugin.judge.wording import in_short
+    from ..judge.wording import in_short
 
     kinds = {finding.kind: None for finding in blocking}  # each once, in their order
     unsure = (UNSURE,) if after is None else ()
@@ -91,8 +91,8 @@ def _print_anew(guest: Guest) -> str:
     """Give libvirt the XML that the guest needs here. Returns what went wrong."""
     xml = guest.xml
     if guest.renewed:
-        from kvmarm_plugin.basics.errors import KvmarmError
-        from kvmarm_plugin.domain.rewrite import replace_record
+        from ..basics.errors import KvmarmError
+        from ..domain.rewrite import replace_record
 
         try:
             xml = replace_record(xml, guest.known()[0], guest.renewed)
@@ -103,7 +103,7 @@ def _print_anew(guest: Guest) -> str:
 
 def _leave_ticket(guest: Guest, put_out: Record | None, kinds: tuple[str, ...]) -> None:
     """Let `prepare` know that the guest with this record is an arrival."""
-    from kvmarm_plugin.host.marks import Ticket, leave_ticket
+    from ..host.marks import Ticket, leave_ticket
 
     why = "its UUID cannot be read"
     if guest.uuid:

@@ -55,23 +55,20 @@ class Guest:
         Raises:
             DomainXMLError: it is no domain.
         """
-        from kvmarm_plugin.basics.errors import KvmarmError
-        from kvmarm_plugin.domain import record
-        from kvmarm_plugin.domain.xml import parse
-        from kvmarm_plugin.host.marks import is_uuid
+        from ..basics.errors import KvmarmError
+        from ..domain import record
+        from ..domain.xml import parse
+        from ..host.marks import is_uuid
 
         self.domain = domain = parse(self.xml)
         element = domain.find("uuid")
         text = element.body.strip().decode(errors="replace").lower() if element else ""
         self.uuid = text if is_uuid(text) else ""
         try:
-            found = record.find(domain)
-            if found is None:
-                return False
-            self.record = record.read(found)
+            self.record = record.read_from(domain)
         except KvmarmError as error:
             self.problem = error
-        return True
+        return self.record is not None or self.problem is not None
 
     def known(self) -> tuple[Element, Record]:
         """The domain and its record. Raises why there is none."""
@@ -88,40 +85,37 @@ def compare(guest: Guest, arrived: bool) -> tuple[list[Finding], Target | None]:
     """What speaks against a guest on this host, and what it will have here: None where nobody
     knows.
     """
-    from kvmarm_plugin.kvm.device import System
+    from ..kvm.device import System
 
     with System() as system:
         return _compare(guest, arrived, system)
 
 
 def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding], Target | None]:
-    from kvmarm_plugin.domain.xml import asks_for_host_model
-    from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
-    from kvmarm_plugin.judge.finding import REFUSES
+    from ..domain.xml import asks_for_host_model
+    from ..judge.contradictions import find_contradictions, memory_refused
 
     domain, record = guest.known()
     target = record.target
     ipa_bits = system.ipa_bits()
     takes_host_model = False
     if not arrived and asks_for_host_model(domain):
-        from kvmarm_plugin.host.libvirt_host_model import is_noted
+        from ..host.libvirt_host_model import is_noted
 
         takes_host_model = is_noted()
     edited = find_contradictions(domain, target, takes_host_model, ipa_bits)
     too_large = memory_refused(domain, ipa_bits, _qemu_version, not arrived)
     if edited and not arrived:
-        from kvmarm_plugin.judge.contradictions import as_written
+        from ..judge.contradictions import as_written
 
         target = as_written(domain, target)  # QEMU makes a vCPU of the XML
-    from kvmarm_plugin.host.cpus import find_clusters
-    from kvmarm_plugin.judge.verdict import judge, which_counts
-    from kvmarm_plugin.rehearse import KernelOffer
+    from ..host.cpus import find_clusters
 
     clusters = find_clusters()
     kinds: list[tuple[int, ...]] = [()]
     misplaced: list[Finding] = []
     if target.pinning is not None or len(clusters) > 1:  # most hosts have CPUs of one kind
-        from kvmarm_plugin.judge.pinning import kinds_to_ask, reconcile_pins
+        from ..judge.pinning import kinds_to_ask, reconcile_pins
 
         xml, cpus, misplaced = reconcile_pins(guest.xml, domain, record, clusters, movable=arrived)
         if xml != guest.xml:
@@ -129,54 +123,63 @@ def _compare(guest: Guest, arrived: bool, system: System) -> tuple[list[Finding]
             guest.read()
             target = guest.known()[1].target
         kinds = kinds_to_ask(target, clusters, cpus)
-    answers = []
-    for cpus in kinds:
-        with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
-            findings = judge(target, offer)
-            refused = (
-                edited
-                or too_large
-                or [
-                    finding
-                    for finding in findings
-                    if (finding.severity == REFUSES if arrived else finding.stops_start)
-                ]
-            )
-            unknown = refused or misplaced or not offer.makes_vcpu()
-            answers.append((findings, None if unknown else offer.renewed(target)))
+    renews = not (edited or too_large or misplaced)
+    answers = [_ask(target, system, cpus, arrived, renews) for cpus in kinds]
+    findings, after = answers[0]
     if len(answers) > 1:
+        from ..judge.verdict import which_counts
+
         verdicts = [findings for findings, _ in answers]
         findings, after = answers[which_counts(verdicts, target.roams and arrived)]
-    else:
-        findings, after = answers[0]
     if edited:  # what else is recorded is of another guest
         stops = [] if arrived else [finding for finding in findings if finding.stops_start]
         return edited + too_large + stops, None
     found = too_large + misplaced + findings
     if target.pinning is not None:
-        from kvmarm_plugin.judge.pinning import with_cluster
+        from ..judge.pinning import with_cluster
 
         found = with_cluster(found, target.pinning, clusters)
     # On CPUs of which kind it runs, nobody knows then.
     return found, after if len(found) == len(findings) else None
 
 
+def _ask(
+    target: Target, system: System, cpus: tuple[int, ...], arrived: bool, renews: bool
+) -> tuple[list[Finding], Target | None]:
+    """The same by the kernel's word, on CPUs of one kind.
+
+    Args:
+        renews: whether to ask what the guest will have; it is not asked of one that is refused.
+    """
+    from ..judge.finding import REFUSES
+    from ..judge.verdict import judge
+    from ..rehearse import KernelOffer
+
+    with KernelOffer(target, system, cpus=cpus, boots=not arrived) as offer:
+        findings = judge(target, offer)
+        refused = any(
+            finding.severity == REFUSES if arrived else finding.stops_start for finding in findings
+        )
+        is_known = renews and not refused and offer.makes_vcpu()
+        return findings, offer.renewed(target) if is_known else None
+
+
 def _qemu_version() -> tuple[int, int]:
-    from kvmarm_plugin.host.qemu_version import installed_version  # few guests make it matter
+    from ..host.qemu_version import installed_version  # few guests make it matter
 
     return installed_version()
 
 
 def digest_of(found: Record | None) -> str:
     """Of a record, as tickets have it."""
-    from kvmarm_plugin.domain.record_text import digest
+    from ..domain.record_text import digest
 
     return digest(found.target) if found else _UNREAD
 
 
 def refuse(guest: Guest, heading: str, reason: str, advice: str = "") -> bool:
     """Whether a guest that should not pass is stopped: it is if no operator lets it pass."""
-    from kvmarm_plugin.host.marks import take_allowance
+    from ..host.marks import take_allowance
 
     guest.allowed = guest.allowed or take_allowance(guest.uuid, guest.name)
     if guest.allowed:
@@ -201,7 +204,7 @@ def tell(guest: Guest, level: str, heading: str, reason: str, advice: str = "") 
 
 def mark(guest: Guest, reason: str) -> str:
     """Note that the record may not be true. Returns what went wrong."""
-    from kvmarm_plugin.host import marks
+    from ..host import marks
 
     try:
         if guest.uuid:
@@ -214,14 +217,14 @@ def mark(guest: Guest, reason: str) -> str:
 
 
 def is_marked(guest: Guest) -> bool:
-    from kvmarm_plugin.host.marks import mark_of
+    from ..host.marks import mark_of
 
     return mark_of(guest.uuid, guest.name) is not None
 
 
 def unmark(guest: Guest) -> None:
     """The record is true."""
-    from kvmarm_plugin.host.marks import unmark
+    from ..host.marks import unmark
 
     try:
         if guest.uuid:
@@ -231,6 +234,6 @@ def unmark(guest: Guest) -> None:
 
 
 def ring(guest: Guest) -> bool:
-    from kvmarm_plugin.host.marks import ring
+    from ..host.marks import ring
 
     return ring(guest.uuid)

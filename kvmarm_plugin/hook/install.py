@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 NAME = "50-kvmarm"
 PACKAGED = "/usr/bin/kvmarm-hook"  # where a distribution's package makes NAME a link to
+LOOKS_THERE_FROM = (6, 5)  # libvirt; before, it runs hooks/qemu only (virHookCall, virhook.c)
 _SHIPPED = f"qemu.d/{NAME}"
 _MARK = b"\n# kvmarm: libvirt calls this "  # every version of the hook has this line
 _LONGEST = 1 << 20  # bytes of a hook
@@ -213,7 +214,6 @@ def is_kvmarms(text: bytes) -> bool:
 
 
 def _check_version() -> None:
-    """libvirt before 6.5 runs hooks/qemu only (virHookCall, src/util/virhook.c)."""
     for daemon in daemons.DAEMONS:
         try:
             answer = subprocess.run(
@@ -226,7 +226,7 @@ def _check_version() -> None:
         except (OSError, subprocess.SubprocessError):
             continue
         version = re.search(r"(\d+)\.(\d+)\.\d+", answer)
-        if version and (int(version[1]), int(version[2])) < (6, 5):
+        if version and (int(version[1]), int(version[2])) < LOOKS_THERE_FROM:
             raise KvmarmError(
                 f"libvirt {version[0]} does not look into hooks/qemu.d",
                 "upgrade it to 6.5 or newer",

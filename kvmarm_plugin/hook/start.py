@@ -53,7 +53,7 @@ def stops(guest: Guest, policy: HookPolicy) -> bool:
     start = start or _Start(drift=problem, checked=False)
     if start.ticket is not None:
         if start.ticket.operation == "restore" and is_marked(guest):
-            from kvmarm_plugin.host.marks import FROM_STATE
+            from ..host.marks import FROM_STATE
 
             mark(guest, FROM_STATE)
         elif UNSURE in start.ticket.warned:
@@ -83,7 +83,7 @@ def _is_adopted(guest: Guest) -> bool:
     """Whether it never asked for host-model: it starts then as it would without kvmarm, or QEMU
     says itself why it does not.
     """
-    from kvmarm_plugin.domain.record import is_adopted
+    from ..domain.record import is_adopted
 
     return guest.record is not None and is_adopted(guest.record)
 
@@ -116,7 +116,7 @@ def _drift(guest: Guest, start: _Start, reaction: str) -> bool:
 
 
 def _judge_start(guest: Guest) -> _Start:
-    from kvmarm_plugin.host.marks import take_ticket
+    from ..host.marks import take_ticket
 
     if not guest.read():
         return _Start()  # whatever its XML mentions
@@ -127,8 +127,8 @@ def _judge_start(guest: Guest) -> _Start:
     if not findings:
         is_true = after in (None, guest.known()[1].target)
         return _Start(drift="" if is_true else "the vCPU is not the recorded one")
-    from kvmarm_plugin.judge.finding import WRONG
-    from kvmarm_plugin.judge.wording import difference, in_short
+    from ..judge.finding import WRONG
+    from ..judge.wording import difference, in_short
 
     stops = [finding for finding in findings if finding.stops_start]
     if stops:
@@ -149,17 +149,16 @@ def _is_not_stored(guest: Guest) -> bool:
     """Whether the record is another than that of the definition that libvirt has stored: it starts
     from a snapshot then. One that cannot be read says nothing.
     """
-    from kvmarm_plugin.basics.errors import KvmarmError
-    from kvmarm_plugin.domain import record
-    from kvmarm_plugin.domain.xml import SIZE_LIMIT, parse
-    from kvmarm_plugin.host.marks import STORED
+    from ..basics.errors import KvmarmError
+    from ..domain import record
+    from ..domain.xml import SIZE_LIMIT, parse
+    from ..host.marks import STORED
 
     if "/" in guest.name:
         return False
     try:
         with open(f"{STORED}/{guest.name}.xml", "rb") as file:
-            found = record.find(parse(file.read(SIZE_LIMIT + 1)))
-        stored = record.read(found) if found is not None else None
+            stored = record.read_from(parse(file.read(SIZE_LIMIT + 1)))
     except (OSError, ValueError, KvmarmError):
         return False
     return stored is None or stored.target != guest.known()[1].target

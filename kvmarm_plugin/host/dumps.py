@@ -23,13 +23,15 @@ from ..basics import shape
 from ..basics.errors import KvmarmError
 from ..basics.shape import Misshapen
 from ..basics.untrusted import decimal, hexadecimal, shown
+from ..kvm.uapi import REG_ARM64_CORE_PC
 from ..model.features import AARCH32, FEATURES, SVE
 from ..model.profile import PARTS, Cluster, HostProfile, Vcpu
-from ..model.profile_json import KERNEL, NAME, SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.profile_json import SCHEMA_STEM, SIZE_LIMIT, ProfileError, decode, encode
+from ..model.profile_shape import KERNEL, MOST_IDS, NAME
 from ..model.target import SVE_LENGTHS, sve_lengths
 from ..model.vcpu import TARGETS, in_order
-from ..registers.rules import IMPLEMENTATION_ID, kernel_version
-from ..registers.table import bits_of, fields_of, id_of, is_identity, name_of
+from ..registers.rules import IMPLEMENTATION_ID, MASKS_SINCE, kernel_version
+from ..registers.table import bits_of, field_of, id_of, is_identity, name_of
 from ..registers.text import pack_ids
 from .cpus import name_part
 
@@ -42,11 +44,9 @@ if TYPE_CHECKING:
 
 FORMS = ("firecracker", "registers", "hardware", "cpuinfo")
 
-_MOST = 2048  # registers of a vCPU, which has some 400
 _LINES = 65536
 _LINE = 1 << 16  # characters; a table of 128 CPUs has some thousands
 
-_PC = 0x6030000000100040
 _TIMER = {"CTL": 0x603000000013DF19, "CNT": 0x603000000013DF1A}
 _PTIMER = {"CTL": 0x603000000013DF11, "CNT": 0x603000000013DF01}
 
@@ -66,11 +66,9 @@ _TARGETS = {
     (0x50, 0x000): "XGENE_POTENZA",
 }
 
-_MASKS_FROM = (6, 7)  # KVM_ARM_GET_REG_WRITABLE_MASKS
-
 # What every vCPU of an arm64 host lists, of any kernel that has PSCI_VERSION (4.16): its core
 # registers, and those that say what it is. A dump without one of them is cut short.
-_CORE = frozenset(range(0x6030000000100000, 0x6030000000100044, 2)) - {_PC}
+_CORE = frozenset(range(0x6030000000100000, 0x6030000000100044, 2)) - {REG_ARM64_CORE_PC}
 _OF_ANY_VCPU = (
     *("MIDR_EL1", "REVIDR_EL1", "CTR_EL0", "PSCI_VERSION", "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1"),
     *("ID_AA64DFR0_EL1", "ID_AA64ISAR0_EL1", "ID_AA64ISAR1_EL1"),
@@ -98,6 +96,8 @@ _CPUINFO = re.compile(r"CPU (implementer|variant|part|revision)[ \t]*:(.*)")
 _ANY_CPUINFO = re.compile(
     r"^(CPU (implementer|variant|part|revision)|processor|vendor_id)[ \t]*:", re.MULTILINE
 )
+# "7", or "5TEJ"; of arm64 it is "8", and was "AArch64" (c_show, arch/arm and arch/arm64).
+_OLDER = re.compile(r"^CPU architecture[ \t]*:[ \t]*[3-7]", re.MULTILINE)
 _BITS = re.compile(r"^([A-Z][A-Z0-9_]{0,31}):((?: [01]{4}){8} - (?:[01]{4} ?){8})$", re.MULTILINE)
 
 
@@ -125,7 +125,7 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
         raise DumpError(
             f"{shown(kernel, 60)!r} is no kernel release", "give what uname -r says, such as 6.1.0"
         )
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     form = form or _guess(text)
     if form == "firecracker" and f'"{SCHEMA_STEM}' in text:
         raise DumpError(
@@ -140,7 +140,7 @@ def read(text: str, name: str, form: str = "", host: str = "", kernel: str = "")
                 "leave --kernel out",
             )
     else:
-        dump = _cpuinfo(text, name) if form == "cpuinfo" else _lines(text, name, form)
+        dump = _cpuinfo(text, name) if form == "cpuinfo" else _lines(text, name)
         dump.kernel = kernel
     return _profile(dump, name, form, host)
 
@@ -175,7 +175,7 @@ class _Dump:
 
 
 def _guess(text: str) -> str:
-    start = text.lstrip("\ufeff \t\r\n")[:1]
+    start = text.lstrip()[:1]
     if start in ("{", "["):
         return "firecracker"
     if _ANY_CPUINFO.search(text):
@@ -233,7 +233,7 @@ def _of_fingerprint(document: Any) -> _Dump:
     config = _members(
         head[place],
         place,
-        {"reg_modifiers": shape.items(_modifier, _MOST, unique=False)},
+        {"reg_modifiers": shape.items(_modifier, MOST_IDS, unique=False)},
         ("kvm_capabilities", "vcpu_features"),
     )
     for changed in ("kvm_capabilities", "vcpu_features"):
@@ -251,7 +251,7 @@ def _of_fingerprint(document: Any) -> _Dump:
     missing += [name_of(reg) for reg in sorted(_CORE.difference(ids))]
     if missing:
         raise Misshapen(f"it is cut short: it has no {missing[0]}, which every vCPU has")
-    left_out = {_PC, *(_WITH[reg] for reg in ids if reg in _WITH)}
+    left_out = {REG_ARM64_CORE_PC, *(_WITH[reg] for reg in ids if reg in _WITH)}
     dump.ids = frozenset(ids) | left_out
     dump.kernel, dump.features = head["kernel_version"], ("psci_0_2",)
     return dump
@@ -287,10 +287,10 @@ def _bitmap(value: Any, place: str) -> int:
 # -- lines of a register and its value -----------------------------------------------------------
 
 
-def _lines(text: str, name: str, form: str) -> _Dump:
+def _lines(text: str, name: str) -> _Dump:
     """Raises DumpError, with the number of the line."""
     dump = _Dump()
-    lines = text.lstrip("\ufeff").splitlines()
+    lines = text.splitlines()
     if len(lines) > _LINES:
         raise DumpError(f"{name} has more than {_LINES} lines", "is it the right file?")
     is_bits, is_table = bool(_BITS.search(text)), "ID REGISTERS PER CPU" in text
@@ -393,6 +393,11 @@ def _cpuinfo(text: str, name: str) -> _Dump:
             f"{name} is of no ARM host: it has no 'CPU implementer'",
             "copy /proc/cpuinfo of an ARM host",
         )
+    if _OLDER.search(text):
+        raise DumpError(
+            f"{name} is of 32-bit CPUs, which have an older architecture than ARMv8",
+            "probe that host itself: kvmarm probe -o FILE",
+        )
     if fields.keys() != _WIDTHS.keys():
         raise DumpError(f"{name} has no description of a CPU", hint)
     if any(len(values) > 1 for values in fields.values()):
@@ -428,7 +433,7 @@ def _profile(dump: _Dump, name: str, form: str, host: str) -> HostProfile:
     dump.features = dump.features or _features(registers)
     if not kernel:
         unknown.add("kernel")
-    if not kernel or kernel_version(kernel) >= _MASKS_FROM or re.search(r"\.el[0-9]", kernel):
+    if not kernel or kernel_version(kernel) >= MASKS_SINCE or re.search(r"\.el[0-9]", kernel):
         unknown.add("writable")  # a vendor's kernel may have the ioctl earlier
     if dump.ids is None:
         unknown.update(("registers", "reglist"))
@@ -507,9 +512,8 @@ def _shows(registers: dict[str, int], feature: Feature) -> bool:
 
 def _is_on(registers: dict[str, int]) -> Any:
     def is_on(place: str) -> bool:
-        register, _, name = place.partition(".")
-        field = next(field for field in fields_of(register) if field.name == name)
-        value = field.of(registers.get(register, 0))
+        field = field_of(place)
+        value = field.of(registers.get(field.register, 0))
         return value not in (0, 0xF)  # a PMU of its own kind is none to KVM
 
     return is_on

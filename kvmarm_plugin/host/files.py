@@ -17,18 +17,26 @@ from .paths import Step, reach
 
 _PACKAGE = Path(__file__).parents[1]
 
+_emptied: object = None  # standard input, once it has been read
+
 
 def read(name: str) -> bytes:
     """The contents of a file, or of standard input for "-"; not more than a little over what
     anything here may be long.
 
     Raises:
-        KvmarmError: the file cannot be read.
+        KvmarmError: the file cannot be read, or is standard input for the second time.
     """
     try:
         if name == "-":
             if sys.stdin is None:
                 raise KvmarmError("cannot read standard input: it is closed", "give a file name")
+            global _emptied
+            if sys.stdin is _emptied:
+                raise KvmarmError(
+                    "standard input is named twice, and can be read once", "give a file name"
+                )
+            _emptied = sys.stdin
             return sys.stdin.buffer.read(SIZE_LIMIT + 1)
         with open(name, "rb") as file:
             return file.read(SIZE_LIMIT + 1)

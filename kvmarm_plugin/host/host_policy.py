@@ -33,8 +33,9 @@ def read() -> policy.Policy:
 
 
 def reaction_to_drift() -> str:
-    """What it says of on-drift, for those who change stored records. Raises as `read` does: where
-    the hook takes the default, a record that was to stay would be lost.
+    """What it says of on-drift, as the hook reads it. Raises as `read` does: where the hook takes
+    the default instead, a verdict would be another than the hook's, and a record that was to stay
+    would be lost.
     """
     read()
     return policy.for_hook(policy.DEFAULT_PATH).on_drift

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 PATH = "/var/lib/kvmarm/libvirt-host-model"
 
 
-def is_noted(path: str = PATH) -> bool:
+def is_noted() -> bool:
     """Whether there is a note that libvirt here offers host-model."""
-    return os.path.exists(path)
+    return os.path.exists(PATH)
 
 
-def note_host_model(connection: Connection, path: str = PATH) -> str:
+def note_host_model(connection: Connection) -> str:
     """Write the note if libvirt offers host-model to guests of aarch64, KVM and the machine type
     virt, else remove it. It holds libvirt's version.
 
@@ -38,12 +38,12 @@ def note_host_model(connection: Connection, path: str = PATH) -> str:
     version = connection.version() if offered else ""
     try:
         if offered:
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            write(path, f"{version}\n".encode(), 0o644)
-        elif is_noted(path):
-            os.unlink(path)
+            os.makedirs(os.path.dirname(PATH), 0o755, exist_ok=True)
+            write(PATH, f"{version}\n".encode(), 0o644)
+        elif is_noted():
+            os.unlink(PATH)
     except OSError as error:
-        raise KvmarmError(f"cannot change {path}: {error.strerror}", "run as root") from None
+        raise KvmarmError(f"cannot change {PATH}: {error.strerror}", "run as root") from None
     return version
 
 

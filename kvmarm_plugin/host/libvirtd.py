@@ -241,12 +241,12 @@ class Connection:
         with none, for a new one (virDomainObjListAddLocked). Empty where it is not taken.
         """
         domain = parse(xml.encode())
-        name, uuid = domain.find("name"), domain.find("uuid")
         try:
-            taken = self.domain_by_name(name.content.strip() if name else "")
+            taken = self.domain_by_name(domain.content_of("name"))
         except LibvirtError:
             return ""
-        if uuid and uuid.content.strip().replace("-", "").lower() == taken.uuid.replace("-", ""):
+        uuid = domain.content_of("uuid").replace("-", "").lower()
+        if uuid == taken.uuid.replace("-", ""):
             return ""
         return (
             f"to replace that domain, write its <uuid>{taken.uuid}</uuid> into the XML; for a new"

@@ -13,12 +13,14 @@ import errno
 import os
 import stat
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ..basics.ownership import MOST_LINKS
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MOST_LINKS = 40  # as in the kernel (MAXSYMLINKS)
 _DESCRIPTORS = "/proc/self/fd"
 
 
@@ -88,7 +90,7 @@ def reach(path: str, judge: Callable[[Step], None]) -> Iterator[Step]:
             kind = os.fstat(entry).st_mode
             if stat.S_ISLNK(kind) and (rest or not _holds_descriptors(directory)):
                 links += 1
-                if links > _MOST_LINKS:
+                if links > MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 text = os.readlink("", dir_fd=entry)
                 if text.startswith("/"):

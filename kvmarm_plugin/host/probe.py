@@ -29,9 +29,9 @@ from ..model.features import FEATURES, OFFERED_BY, PMU, SVE
 from ..model.guest_registers import GUEST_REGISTERS, readable
 from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import SINCE_2, Cluster, HostProfile, Qemu, Vcpu
-from ..model.profile_json import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
+from ..model.profile_shape import CPU_FEATURE, KERNEL, LINE, NAME, OVERRIDE, PAGE_SIZES
 from ..model.target import sve_lengths
-from ..model.vcpu import NAMED_MODELS, TARGETS, in_order
+from ..model.vcpu import KVM_ARCHITECTURES, NAMED_MODELS, TARGETS, in_order
 from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from . import level_library
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_ARCHITECTURES = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 _MOST_CLUSTERS = 16
 _LONGEST = (
     1 << 20
@@ -108,14 +107,14 @@ class _Probe:
         gicd_iidr: int | None = None
         if not re.fullmatch(KERNEL, host.kernel):
             self._problem("kernel", f"its release is no version: {shown(host.kernel)}")
-        if host.architecture not in _ARCHITECTURES:
+        if host.architecture not in KVM_ARCHITECTURES:
             self._problem(
                 "KVM",
                 f"this host is {host.architecture}: KVM on ARM needs aarch64 or armv7l",
             )
         else:
             system = self._or_problem(
-                "KVM", lambda: System(host.kvm, architecture=_ARCHITECTURES[host.architecture])
+                "KVM", lambda: System(host.kvm, architecture=KVM_ARCHITECTURES[host.architecture])
             )
             if system is not None:
                 with system:
@@ -159,7 +158,7 @@ class _Probe:
                 for part, is_known in zip(SINCE_2, (page_size, gicd_iidr is not None or not gics))
                 if not is_known
             ),
-        )
+        ).with_unknown()
 
     # -- KVM --------------------------------------------------------------------------------------
 
@@ -209,7 +208,7 @@ class _Probe:
     ) -> Cluster | None:
         os.sched_setaffinity(0, cpus)
         title = f"cluster {cpulist.write(found.cpus)}"
-        architecture = _ARCHITECTURES[self.host.architecture]
+        architecture = KVM_ARCHITECTURES[self.host.architecture]
         with system.create_vm() as vm:
             target = preferred_target(vm, architecture)
         if target not in TARGETS[architecture].values():

@@ -24,7 +24,7 @@ from ..basics.ownership import others_can_change
 from ..basics.shape import Misshapen
 from ..basics.untrusted import shown
 from ..model.profile import Qemu
-from ..model.profile_json import LINE, MACHINE, QEMU_NAME, decode_qemu
+from ..model.profile_shape import LINE, MACHINE, QEMU_NAME, decode_qemu
 from .paths import Step, reach
 from .qemu_version import BINARIES
 

@@ -24,7 +24,7 @@ class SchemaError(KvmarmError):
 
 
 def validate(source: bytes) -> None:
-    """Check a domain that domain.parse has accepted.
+    """Check a domain that domain.xml.parse has accepted.
 
     Raises:
         SchemaError: the domain or its record is not valid, or libvirt's schema is not installed.

@@ -34,6 +34,9 @@ _URL = re.compile(
     re.ASCII,
 )
 
+# What is said where root would be told more: by a kernel, and by kvmarm of /dev/kvm and of CPUs.
+_DENIED = ("Permission denied", "no permission", "may not")
+
 _NOT_FOUND, _FAILED = (126, 127), 255  # statuses: of the shell there, and of ssh itself
 
 
@@ -156,7 +159,7 @@ def _why(url: str, target: str, status: int, said: list[str]) -> KvmarmError:
             hint = _by_hand(target)
         return KvmarmError(f"{url} cannot be reached: {last}", hint)
     told = "; ".join(shown(line, 300) for line in lines[:_TOLD]) or last
-    denied = "Permission denied" in told or "may not" in told
+    denied = any(word in told for word in _DENIED)
     host = target.rpartition("@")[2]
     return KvmarmError(
         f"{url} cannot be measured: {told}",

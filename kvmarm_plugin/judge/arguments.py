@@ -11,18 +11,16 @@ from __future__ import annotations
 from math import prod
 
 from ..basics.untrusted import shown
-from ..domain.levelling import LIBRARY
+from ..domain.levelling import LIBRARY, NAMESPACE, lines_of
 from ..domain.xml import Element
 from ..model.board import most_vcpus
 from ..model.features import AARCH32, FEATURES, PMU, SVE
-from ..model.target import SVE_LENGTHS, Target
+from ..model.target import SVE_LENGTHS, Target, sve_steps
 from .finding import Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 # Those that are read, without their dashes.
 _OPTIONS = frozenset(
@@ -113,8 +111,8 @@ def _claims(arguments: Iterable[str], target: Target) -> Iterator[tuple[str, str
 
 
 def _arguments(domain: Element) -> Iterator[str]:
-    for line in domain.find_all(f"{_NAMESPACE} commandline"):
-        for arg in line.find_all(f"{_NAMESPACE} arg"):
+    for line in lines_of(domain):
+        for arg in line.find_all(f"{NAMESPACE} arg"):
             yield arg.attributes.get("value", "").strip()
 
 
@@ -131,8 +129,8 @@ def _options(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _environment(domain: Element) -> list[tuple[str, str]]:
     return [
         (env.attributes.get("name", ""), env.attributes.get("value", ""))
-        for line in domain.find_all(f"{_NAMESPACE} commandline")
-        for env in line.find_all(f"{_NAMESPACE} env")
+        for line in lines_of(domain)
+        for env in line.find_all(f"{NAMESPACE} env")
     ]
 
 
@@ -246,8 +244,8 @@ def _said_by_libvirt(target: Target) -> set[str]:
     say what counts of them, too (see `_of_cpu`).
     """
     words = {*_words(target)}
-    if target.sve_lengths and not SVE.is_in(target.unsaid):
-        words.update(f"sve{n}" for n in SVE_LENGTHS if n <= max(target.sve_lengths))
+    if not SVE.is_in(target.unsaid):
+        words.update(f"sve{n}" for n in sve_steps(target.sve_lengths))
     return words
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Check: would a target run on the host of a profile? The answers of `verdict.judge` from a profile
-instead of a kernel.
+"""Would a target run on the host of a profile? The answers of `verdict.judge` from what the profile
+tells, instead of a kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from ..basics import cpulist
 from ..domain.pins import CountedCluster, find_cluster
 from ..model.features import OFFERED_BY
 from ..model.guest_registers import readable
+from ..model.problem import Problem
 from ..model.profile import PARTS, SINCE_2, Cluster, HostProfile
 from ..model.target import LEVEL_TEXT, Level, Target, sve_bitmap
 from ..registers.rules import (
@@ -30,7 +31,7 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import in_order, judge, which_counts
+from .verdict import judge, which_counts, worst_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,10 +63,14 @@ class ProfileOffer(Offer):
         self.ipa_bits = profile.ipa_bits
         if cluster is None:
             self.cannot_make("no-kvm", target)
-            return
-        if profile.qemu is None and "qemu" not in profile.unknown:
+        elif profile.qemu is None and "qemu" not in profile.unknown:
             self.cannot_make("no-qemu", target)
-            return
+        else:
+            self._make(target, cluster)
+
+    def _make(self, target: Target, cluster: Cluster) -> None:
+        """Look up the vCPU that QEMU would make, or note why there is none."""
+        profile = self._profile
         # What its other vCPUs are tells of any what all of a CPU have in common.
         of_all = cluster.vcpus[0].registers if cluster.vcpus else {}
         # Whether the library is there, nobody knows of a host whose QEMU nobody has looked at.
@@ -83,23 +88,19 @@ class ProfileOffer(Offer):
             return
         features = self.features_for(target)
         self.sve_lengths = cluster.sve_lengths
-        self.seen = readable(cluster.seen, features if boots else target.features)
+        self.seen = readable(cluster.seen, features if self.boots else target.features)
         vcpu = None if number is None else cluster.vcpu(number, features)
-        if vcpu is None:
-            kind, part = (
-                ("model-unknown", "models") if number is None else ("vcpu-unknown", "vcpus")
-            )
-            if part not in profile.unknown:
-                self.cannot_make(kind, target)
-                return
-            self.unknown = tuple(
-                each for each in PARTS if each in (*self.unknown, "registers", "reglist")
-            )
-            if target.level is not None:
-                self._level(target, target.level, cluster)
+        if vcpu is not None:
+            self.registers, self.reglist = vcpu.registers, vcpu.reglist
+        elif number is None and "models" not in profile.unknown:
+            self.cannot_make("model-unknown", target)
             return
-        self.registers = vcpu.registers
-        self.reglist = vcpu.reglist
+        elif number is not None and "vcpus" not in profile.unknown:
+            self.cannot_make("vcpu-unknown", target)
+            return
+        else:
+            lacking = (*self.unknown, "registers", "reglist")
+            self.unknown = tuple(part for part in PARTS if part in lacking)
         if target.level is not None:
             self._level(target, target.level, cluster)
 
@@ -260,6 +261,14 @@ def check(
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))
     own = find_cluster(pinning, clusters) if pinning else None
+    for problem in _unmeasured(profile):
+        if (pinning and own is None) or {*problem.cpus} & {*(cpus or ())}:
+            what = f"CPUs {cpulist.write(problem.cpus)}"
+            return [
+                Finding(
+                    "not-known", part="clusters", what=what, recorded="known", local="not known"
+                )
+            ]
     if own is not None:
         clusters = (own,)
     elif len(clusters) > 1 and "cpus" not in profile.unknown:
@@ -275,12 +284,22 @@ def check(
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
-    return in_order(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
+    return worst_first(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
 
 
 def counted(profile: HostProfile) -> list[CountedCluster]:
-    """The clusters of a host with the numbers of their CPUs, as `reconcile_pins` takes them."""
+    """The clusters of a host with the numbers of their CPUs, as `reconcile_pins` takes them; those
+    that could not be measured are of an unknown kind.
+    """
     return [
-        CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
-        for cluster in profile.clusters
+        *(
+            CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
+            for cluster in profile.clusters
+        ),
+        *(CountedCluster(None, None, problem.cpus) for problem in _unmeasured(profile)),
     ]
+
+
+def _unmeasured(profile: HostProfile) -> tuple[Problem, ...]:
+    """Of a host with KVM, the problems that are CPUs of another kind, or of an unknown one."""
+    return profile.unmeasured if profile.clusters else ()

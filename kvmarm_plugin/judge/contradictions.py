@@ -8,10 +8,11 @@ A verdict on a record says nothing about a guest that QEMU would build otherwise
 
 from __future__ import annotations
 
-from ..domain.memory import memory_and_room, memory_of, vcpus_of
-from ..domain.xml import Element, asks_for_host_model
+from ..domain.memory import memory_and_room, memory_of, slots_of, vcpus_of
+from ..domain.xml import Element, architecture_of, asks_for_host_model
 from ..model.board import (
     GIB,
+    MOST_SLOTS,
     RAM_START,
     ipa_bits,
     lacks_addresses,
@@ -21,13 +22,14 @@ from ..model.board import (
 )
 from ..model.features import AARCH32, CPU_FEATURE_POLICIES, CPU_FEATURES, PMU, SVE
 from ..model.target import SVE_LENGTHS, Target, is_name
-from ..model.vcpu import NAMED_MODELS, in_order
+from ..model.vcpu import LIBVIRT_ARCHITECTURES, NAMED_MODELS, in_order
 from .finding import Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
+_FEATURE = "<feature "  # what it is called in a finding begins so
 _SWITCHES: dict[bool | None, str] = {True: "on", False: "off"}
 
 
@@ -44,19 +46,24 @@ def find_contradictions(
     Raises:
         DomainXMLError: a size of memory that is none.
     """
-    says = _says(domain, target)
     asks = not takes_host_model and asks_for_host_model(domain)
     findings = [
-        Finding(_kind(what, says[what], asks), what=what, recorded=recorded, local=says[what])
-        for what, recorded in _recorded(target, says).items()
-        if says[what] != recorded
+        Finding(_kind(what, said, asks), what=what, recorded=recorded, local=said)
+        for what, recorded, said in _compared(target, *_says(domain, target))
+        if said != recorded
     ]
     findings += _find_addresses(domain, target, host_ipa_bits)
     most, vcpus = most_vcpus(target.gic, target.machine, target.ipa_bits), vcpus_of(domain)
     if vcpus > most:
         findings.append(Finding("vcpus-too-many", gic=target.gic, recorded=most, local=vcpus))
+    if slots_of(domain) > MOST_SLOTS:
+        findings.append(
+            Finding("memory-slots-too-many", recorded=MOST_SLOTS, local=slots_of(domain))
+        )
     if domain.find("cpu/maxphysaddr"):
         findings.append(Finding("maxphysaddr-refused"))
+    if domain.find("cpu/cache"):
+        findings.append(Finding("cpu-cache-refused"))
     if target.level is not None or any(
         child.name.endswith(" commandline") for child in domain.children
     ):
@@ -76,6 +83,12 @@ def find_contradictions(
             if recorded.get(what) != said.get(what)
         ]
     return findings
+
+
+def is_about_cpu(contradiction: Finding) -> bool:
+    """Whether it is the <cpu> that says something else: its mode, its model or a feature."""
+    what = contradiction.values.get("what", "")
+    return what in ("<cpu mode>", "<model>") or what.startswith(_FEATURE)
 
 
 def memory_refused(
@@ -118,19 +131,18 @@ def as_written(domain: Element, target: Target) -> Target:
     """What QEMU would be asked for by a domain whose XML was edited since this target was recorded:
     as far as it is known here, and good for nothing but whether it would start.
     """
-    says = _says(domain, target)
+    says, switches = _says(domain, target)
     model = {"host-passthrough": "host", "custom": says["<model>"]}.get(says["<cpu mode>"], "")
     if model != "host" and model not in NAMED_MODELS:
         model = target.model
-    words = {f"<feature {feature.libvirt}>": feature for feature in CPU_FEATURES}
+    words = [(feature, switches.get(feature.libvirt, "none")) for feature in CPU_FEATURES]
     features, unsaid = {*target.features}, {*target.unsaid}
-    for what, feature in (("<pmu>", PMU), *words.items()):
-        said = says.get(what, "none")
+    for feature, said in ((PMU, says["<pmu>"]), *words):
         for bits, there in ((features, said == "on"), (unsaid, said == "none")):
             (bits.update if there else bits.difference_update)(feature.bits)
     is_32_bit = target.architecture == "arm64" and says["architecture"] == "armv7l"
     (features.update if is_32_bit else features.difference_update)(AARCH32.bits)
-    lengths = tuple(n for n in SVE_LENGTHS if says.get(f"<feature sve{n}>") == "on")
+    lengths = tuple(n for n in SVE_LENGTHS if switches.get(f"sve{n}") == "on")
     level = target.level
     if level is not None:
         from ..domain import levelling  # few guests are levelled
@@ -150,7 +162,7 @@ def as_written(domain: Element, target: Target) -> Target:
 
 def _kind(what: str, said: str, asks: bool) -> str:
     """A <cpu> that asks for something else than host-model is not resolved anew; one that is gone
-    comes back (rewrite.restore).
+    comes back (restoring.restore).
     """
     if asks and what == "<cpu mode>":
         return "host-model-asked"
@@ -175,32 +187,35 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     return [Finding(kind, recorded=recorded, local=bits)]
 
 
-def _says(domain: Element, target: Target) -> dict[str, str]:
+def _says(domain: Element, target: Target) -> tuple[dict[str, str], dict[str, str]]:
+    """What the domain says, by what it is called in a finding; and its <feature> elements by name:
+    "on", "off", or a policy that is none of libvirt's.
+    """
     cpu, os_type = domain.find("cpu"), domain.find("os/type")
     # libvirt walks all of ./features/*, and the last word counts (virDomainFeaturesDefParse).
     features = {
         child.name: child for each in domain.find_all("features") for child in each.children
     }
     gic, pmu = features.get("gic"), features.get("pmu")
-    # Without a word, or with an empty one (virXPathString), the architecture is the host's.
-    own = "aarch64" if target.architecture == "arm64" else "armv7l"
+    own = LIBVIRT_ARCHITECTURES[target.architecture]
     says = {
         "domain type": domain.attributes.get("type", "none"),
-        "architecture": (os_type.attributes.get("arch") if os_type else "") or own,
+        "architecture": architecture_of(domain, own) if os_type else own,
         "<cpu mode>": _mode(cpu, target) if cpu else "none",
         "<model>": _text(cpu.find("model") if cpu else None),
         "machine type": (os_type.attributes.get("machine") if os_type else "") or "none",
         "<gic>": gic.attributes.get("version", "none") if gic else "none",
         "<pmu>": pmu.attributes.get("state", "on") if pmu else "none",
     }
+    switches = {}
     for feature in cpu.find_all("feature") if cpu else []:
         # As libvirt has it: optional features are dropped, the last word on a name counts.
         policy = feature.attributes.get("policy", "require")
         if policy != "optional":
-            says[f"<feature {feature.attributes.get('name')}>"] = _SWITCHES.get(
+            switches[feature.attributes.get("name", "")] = _SWITCHES.get(
                 CPU_FEATURE_POLICIES.get(policy), policy
             )
-    return says
+    return says, switches
 
 
 def _mode(cpu: Element, target: Target) -> str:
@@ -212,10 +227,22 @@ def _mode(cpu: Element, target: Target) -> str:
     return "host-passthrough" if mode == "maximum" and is_open else mode
 
 
-def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
-    """The same of the record. What the XML could not say when it was resolved is not held against
-    it.
+def _compared(
+    target: Target, says: dict[str, str], switches: dict[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """What it is, what is recorded of it, and what the domain says. What the XML could not say when
+    it was resolved is not held against it.
     """
+    recorded = _recorded(target)
+    if says["<cpu mode>"] != recorded["<cpu mode>"]:  # what is in another says nothing
+        del recorded["<model>"]
+    yield from ((what, word, says[what]) for what, word in recorded.items())
+    if "<model>" in recorded:
+        for name, word in _recorded_switches(target, switches).items():
+            yield f"{_FEATURE}{name}>", word, switches.get(name, "none")
+
+
+def _recorded(target: Target) -> dict[str, str]:
     named = target.model != "host"
     is_64_bit = target.architecture == "arm64" and not AARCH32.is_in(target.features)
     recorded = {
@@ -228,33 +255,25 @@ def _recorded(target: Target, says: dict[str, str]) -> dict[str, str]:
     }
     if target.architecture == "arm64" and not PMU.is_in(target.unsaid):
         recorded["<pmu>"] = _switch(PMU.is_in(target.features))
-    if says["<cpu mode>"] != recorded["<cpu mode>"]:  # what is in another says nothing
-        del recorded["<model>"]
-    else:
-        recorded.update(_recorded_features(target, says))
-    for name in recorded:
-        says.setdefault(name, "none")
     return recorded
 
 
-def _recorded_features(target: Target, says: dict[str, str]) -> dict[str, str]:
+def _recorded_switches(target: Target, said: Iterable[str]) -> dict[str, str]:
+    """What is recorded of the features that <cpu> names, and of those that it has to name."""
     words = {feature.libvirt: feature for feature in CPU_FEATURES}
     lengths = [f"sve{length}" for length in target.sve_lengths]
-    recorded = {}
-    for name in says:
-        if name.startswith("<feature "):
-            word = name[len("<feature ") : -1]
-            recorded[name] = _switch(
-                word in lengths or (word in words and words[word].is_in(target.features))
-            )
+    recorded = {
+        name: _switch(name in lengths or (name in words and words[name].is_in(target.features)))
+        for name in said
+    }
     for word, feature in words.items():
-        said = target.model == "host" and target.architecture == "arm64"
+        has_to = target.model == "host" and target.architecture == "arm64"
         if feature is SVE and AARCH32.is_in(target.features):
-            said = False  # no 32-bit guest has it, whatever is said
-        if said and not feature.is_in(target.unsaid):
-            recorded[f"<feature {word}>"] = _switch(feature.is_in(target.features))
-    for length in lengths if not SVE.is_in(target.unsaid) else ():
-        recorded[f"<feature {length}>"] = "on"
+            has_to = False  # no 32-bit guest has it, whatever is said
+        if has_to and not feature.is_in(target.unsaid):
+            recorded[word] = _switch(feature.is_in(target.features))
+    if not SVE.is_in(target.unsaid):
+        recorded.update(dict.fromkeys(lengths, "on"))
     return recorded
 
 

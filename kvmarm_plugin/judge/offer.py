@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class Offer:
-    """What a host gives to a guest of one target; `check` and `kvm.rehearse` fill it in. A context
-    manager.
+    """What a host gives to a guest of one target; by_profile.ProfileOffer and rehearse.KernelOffer
+    fill it in. A context manager.
 
     Attributes:
         host: its name.
@@ -35,7 +35,7 @@ class Offer:
         level_library: version of libkvmarm-level there; empty where it is missing, or the guest is
             not levelled.
         cpu: MIDR_EL1 and REVIDR_EL1 of the CPU, whatever a levelled guest is told; REVIDR_EL1 is
-            None where nobody knows it, all is for other guests.
+            None where nobody knows it, and the pair is for guests that are not levelled.
         boots: whether the guest boots there, and nothing that was recorded binds it; else it
             arrives with its state.
         unknown: of profile.PARTS, what nobody measured there. Each is then as if there were

@@ -216,8 +216,9 @@ class Move:
         self._texts: dict[int, str] = {}  # most pins are alike
 
     def mask(self, cpus: int) -> int:
-        """CPUs as bits: all for all, and a part by its places, over and over where there are fewer.
-        What is not all of the cluster stays as it is.
+        """CPUs, as bits, by their new numbers: the whole cluster becomes the whole new one, a part
+        of it the CPUs at the same positions, wrapping around where the new one has fewer. What is
+        not all in the cluster stays as it is.
         """
         if cpus == self._known:
             return self._all

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The verdict: would a target run on a host, and if not, why.
 
-`judge` compares a target with an `Offer`, which is what a host gives: from its profile (`check`) or
-from its kernel (`kvm.rehearse`). Both are asked the same questions here, so that they can only
-differ in the answers.
+`judge` compares a target with an `Offer`, which is what a host gives: from its profile
+(`by_profile`) or from its kernel (`rehearse`). Both are asked the same questions here, so that they
+can only differ in the answers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
             from .registers import differences_of_identity
 
             identity = differences_of_identity(target, offer)
-        return in_order([*findings, offer.problem, *identity])
+        return worst_first([*findings, offer.problem, *identity])
     findings += _judge_unsaid(target, offer)
     findings += _judge_sve(target, offer)
     if target.level is not None:
@@ -62,7 +62,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
         findings += differences(target, offer)
         if offer.boots:
             findings += harmless_differences(target, offer, findings)
-    return in_order(_with_unknown(findings, target, offer, unknown))
+    return worst_first(_with_unknown(findings, target, offer, unknown))
 
 
 def _judge_cpu(target: Target, midr: int, revidr: int | None, host: str) -> list[Finding]:
@@ -137,7 +137,7 @@ def _blocks(finding: Finding) -> bool:
     return finding.severity != HARMLESS
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """The most blocking first. A cache's geometry differs wherever the CPU does, and explains
     least.
     """
@@ -178,8 +178,9 @@ def gic_refused(recorded: int, local: tuple[int, ...], host: str) -> Finding:
 
 
 def _judge_machine_type(machine: str, offer: Offer) -> Finding:
-    """The types of a name are one row: a QEMU knows those from its oldest to its newest. A guest's
-    own is known where it comes from, and so one of them is where any is that both know.
+    """Machine types of one name are a series: a QEMU has all from its oldest to its newest. The
+    QEMU that the guest comes from has the guest's. So if it has any of those here, it has the
+    oldest here where the guest's is older, and else the newest.
     """
     name, version = _split(machine)
     alike = [other for other in offer.machines if _split(other)[0] == name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..basics.untrusted import shown
 from ..model.guest_registers import frequency
 from ..registers.overrides import override_of
-from ..registers.table import describe, fields_of
+from ..registers.table import describe, field_of
 from .finding import Finding, kinds
 
 TYPE_CHECKING = False
@@ -28,7 +28,9 @@ _OF_THE_XML = {
     "addresses-other": ("recorded", "now"),
     "addresses-other-beyond": ("recorded", "now"),
     "vcpus-too-many": ("allowed", "now"),
+    "memory-slots-too-many": ("allowed", "now"),
     "maxphysaddr-refused": ("recorded", "now"),
+    "cpu-cache-refused": ("recorded", "now"),
     "host-model-asked": ("recorded", "now"),
     "memory-too-large": ("in the XML", ""),
     "memory-needs-newer-qemu": ("in the XML", ""),
@@ -193,7 +195,7 @@ def _words(finding: Finding) -> dict[str, Any]:
     register, name = values.get("register", ""), values.get("field")
     if name is None:
         return {**values, "meaning": describe(register)} if register else values
-    field = next(field for field in fields_of(register) if field.name == name)
+    field = field_of(f"{register}.{name}")
     override, words = override_of(register, name, min(values["recorded"], values["local"])), {}
     if override:
         notes = [f"Linux {override.since}"] if override.since != _OLDEST_KERNEL else []

@@ -15,7 +15,7 @@ from _ctypes import _SimpleCData, addressof  # hook/__init__.py says why not fro
 from struct import calcsize, pack, unpack, unpack_from
 
 from ..basics.errors import KvmarmError
-from ..model.vcpu import VCPU_FEATURES
+from ..model.vcpu import KVM_ARCHITECTURES, VCPU_FEATURES
 from . import uapi
 
 TYPE_CHECKING = False
@@ -137,9 +137,7 @@ class System(_Handle):
         self, kernel: SystemCalls | None = None, path: str = DEVICE, architecture: str = ""
     ) -> None:
         kernel = kernel or SystemCalls()
-        self.architecture = architecture or (
-            "arm" if os.uname().machine.startswith("armv") else "arm64"
-        )
+        self.architecture = architecture or KVM_ARCHITECTURES.get(os.uname().machine, "arm64")
         try:
             fd = kernel.open(path)
         except FileNotFoundError:

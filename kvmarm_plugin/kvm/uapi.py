@@ -72,7 +72,6 @@ REG_LARGEST = 256  # bytes: KVM_REG_SIZE_U2048, the registers of SVE
 REG_ARM64_CORE_X0 = 0x6030000000100000  # user_pt_regs.regs[0]; x1 is two further, and so on
 REG_ARM64_CORE_PC = 0x6030000000100040  # user_pt_regs.pc: byte 256, counted in 32-bit words
 REG_ARM64_SVE_VLS = 0x606000000015FFFF
-REG_ARM_PSCI_VERSION = 0x6030000000140000
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:

@@ -28,6 +28,7 @@ _LEAST_IPA_BITS = 32  # KVM makes no address space that is smaller
 MOST_OF_GIC_2 = 8  # vCPUs, by its registers (GIC_NCPU)
 MOST_BELOW_RAM = 123  # of a GICv3: so many redistributors have room there (VIRT_GIC_REDIST)
 MOST_VCPUS = 512  # mc->max_cpus (virt_machine_class_init)
+MOST_SLOTS = 256  # of memory that can be plugged in (ACPI_MAX_RAM_SLOTS, virt_set_memmap)
 _MOST_BEFORE_3_0 = 255  # the same of machine types up to virt-2.12
 
 

@@ -262,11 +262,9 @@ def _is_patience(value: object) -> bool:
 
 def _shown(value: object) -> str:
     """A value for a message."""
-    return (
-        repr(value)[:60]
-        if value is None or isinstance(value, (str, int))
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, list):
+        return "this list"
+    return repr(value)[:60] if value is None or isinstance(value, (str, int)) else "a mapping"
 
 
 def _is_preference(value: object) -> bool:
@@ -337,7 +335,8 @@ _SETTINGS = {
     "except": (
         "excepted",
         _is_patterns,
-        'a list of names of guests, with * for any letters, such as ["build-*", "win11"]',
+        f"a list of up to {_MOST_PATTERNS} names of guests, each in quotes, with * for any letters,"
+        ' such as ["build-*", "100"]',
     ),
 }
 

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import re
+
+from ..basics import cpulist
 from ..basics.value import Value
 
 # The part of a host that has CPUs of which nobody tells what they are.
 UNKNOWN_CPUS = "CPUs of an unknown kind"
+
+
+_CLUSTER = re.compile("cluster ([0-9,-]+)")
 
 
 class Problem(Value):
@@ -22,6 +28,16 @@ class Problem(Value):
     part: str
     message: str
     hint: str = ""
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The CPUs of a cluster that could not be measured, or of an unknown kind; else none."""
+        found = _CLUSTER.fullmatch(self.part)
+        last = self.message.rpartition(" ")[2] if self.part == UNKNOWN_CPUS else ""
+        try:
+            return cpulist.parse(found[1] if found else last)
+        except ValueError:
+            return ()
 
     @property
     def reason(self) -> str:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import re
 
+from ..basics import cpulist
 from ..basics.value import Value
-from .problem import Problem
+from .guest_registers import is_unread
+from .problem import UNKNOWN_CPUS, Problem
 from .target import Level
+from .vcpu import KVM_ARCHITECTURES
 
 # What a profile may not tell, because nobody measured it: parts of the host, then parts of its
 # clusters. Each is the name of a member that is then absent, but for two: "vcpus" says that there
@@ -26,6 +29,11 @@ PARTS = (
     *("vcpus", "registers", "reglist", "writable"),
 )
 BASELINE = "baseline of "  # what the origin of a pool's baseline begins with
+# What is unknown after a problem of host.probe.
+_LEFT_BY = {
+    "KVM capabilities": ("capabilities", "vcpus"),
+    "virtual GICs": ("gic_versions",),
+}
 SINCE_2 = ("page_size", "gicd_iidr")  # what no profile of the first schema tells
 
 # Versions of QEMU.
@@ -200,6 +208,40 @@ class HostProfile(Value):
     level_library: str = ""
     unknown: tuple[str, ...] = SINCE_2
 
+    @property
+    def unmeasured(self) -> tuple[Problem, ...]:
+        """The problems that are CPUs of which nothing is known: a guest may run there all the same,
+        and see another CPU.
+        """
+        of_cpus = [each for each in self.problems if each.part == UNKNOWN_CPUS or each.cpus]
+        if not of_cpus:
+            return ()
+        measured = {cpu for each in self.clusters for cpu in cpulist.parse(each.cpus)}
+        return tuple(
+            problem
+            for problem in of_cpus
+            if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
+        )
+
+    def with_unknown(self) -> HostProfile:
+        """The same, which says what it does not know because KVM did not answer, or because no
+        scratch guest has read it. KVM on a 32-bit host runs none.
+        """
+        failed = {problem.part for problem in self.problems}
+        new = {each for part in _LEFT_BY for each in _LEFT_BY[part] if part in failed}
+        clusters = self.clusters
+        if self.kvm_architecture == "arm64" and any(is_unread(each.seen) for each in clusters):
+            new.add("seen")
+            clusters = tuple(cluster.replace(seen={}) for cluster in clusters)
+        if not clusters or new <= {*self.unknown}:
+            return self
+        return self.replace(
+            clusters=clusters,
+            capabilities={} if "capabilities" in new else self.capabilities,
+            gic_versions=() if "gic_versions" in new else self.gic_versions,
+            unknown=tuple(part for part in PARTS if part in {*self.unknown, *new}),
+        )
+
     def name_of(self, cluster: Cluster, least: int = 0) -> str:
         """The shortest of a cluster's names, from this place on, that no other cluster of the host
         has.
@@ -226,4 +268,4 @@ class HostProfile(Value):
     @property
     def kvm_architecture(self) -> str:
         """KVM's: "arm64" or "arm"."""
-        return "arm64" if self.architecture == "aarch64" else "arm"
+        return KVM_ARCHITECTURES.get(self.architecture, "arm")

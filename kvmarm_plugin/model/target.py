@@ -7,7 +7,7 @@ back.
 
 from __future__ import annotations
 
-from ..basics.untrusted import shown
+from ..basics.untrusted import hexadecimal, shown
 from ..basics.value import Value
 from ..registers.table import bits_of, id_of, is_identity
 from ..registers.text import unpack_ids
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a vCPU can be given, by the kernel's names and in the order of its bits (vcpu.VCPU_FEATURES
 # has the numbers).
-VCPU_FEATURES = in_order(OFFERED_BY)
+GIVEN_FEATURES = in_order(OFFERED_BY)
 
 SVE_LENGTHS = range(128, 2049, 128)  # in bits, as the Arm ARM has them
 IPA_BITS = range(
@@ -75,6 +75,12 @@ class Level(Value):
     def cpu_words(self) -> tuple[str, ...]:
         """`cpus` as they are written."""
         return tuple(f"{midr:#x}/{revidr:#x}" for midr, revidr in self.cpus)
+
+
+def level_cpus(words: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """`Level.cpus` from its `cpu_words`. Raises ValueError."""
+    parts = (word.partition("/") for word in words)
+    return tuple((hexadecimal(midr), hexadecimal(revidr)) for midr, _, revidr in parts)
 
 
 class Target(Value):
@@ -203,7 +209,7 @@ def check_target(target: Target) -> None:
     ):
         raise ValueError(f"{target.model} is not target {target.number} of {target.architecture}")
     for features in (target.features, target.unsaid):
-        if features != tuple(feature for feature in VCPU_FEATURES if feature in features):
+        if features != tuple(feature for feature in GIVEN_FEATURES if feature in features):
             raise ValueError(
                 f"not vCPU features in the order of their bits: {_shown(' '.join(features))}"
             )
@@ -315,6 +321,11 @@ def sve_lengths(bitmap: int) -> tuple[int, ...]:
     128 bits).
     """
     return tuple((bit + 1) * 128 for bit in range(bitmap.bit_length()) if bitmap >> bit & 1)
+
+
+def sve_steps(lengths: tuple[int, ...]) -> range:
+    """Every vector length in bits up to the longest of these."""
+    return range(128, max(lengths, default=0) + 1, 128)
 
 
 def sve_bitmap(lengths: tuple[int, ...]) -> int:

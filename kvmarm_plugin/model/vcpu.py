@@ -10,6 +10,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# uname -m of a host, and <type arch> of a guest → KVM's word; and back.
+KVM_ARCHITECTURES = {"aarch64": "arm64", "armv7l": "arm"}
+LIBVIRT_ARCHITECTURES = {kvm: libvirt for libvirt, kvm in KVM_ARCHITECTURES.items()}
+
 # The numbers overlap, so each is only ever used with its KVM architecture.
 TARGETS = {
     "arm": {"CORTEX_A15": 0, "CORTEX_A7": 1},

@@ -9,7 +9,7 @@ chooses, for whom, and what it means to miss it.
 from __future__ import annotations
 
 from ..basics.value import Value
-from .table import fields_of, rows
+from .table import field_of, rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,12 +157,12 @@ def _holds(condition: str, registers: Mapping[str, Mapping[str, int]]) -> bool:
     """Whether "guest:CTR_EL0.DIC>=1" or "member:ID_AA64PFR0_EL1.CSV2<1" holds, or may hold."""
     whose, _, test = condition.partition(":")
     least = ">=" in test
-    field, _, limit = test.partition(">=" if least else "<")
-    register, _, name = field.partition(".")
-    value = registers[whose].get(register)
+    place, _, limit = test.partition(">=" if least else "<")
+    field = field_of(place)
+    value = registers[whose].get(field.register)
     if value is None:
         return True
-    (number,) = (field.of(value) for field in fields_of(register) if field.name == name)
+    number = field.of(value)
     return number >= int(limit) if least else number < int(limit)
 
 

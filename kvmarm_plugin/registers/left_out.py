@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .table import fields_of, rows
+from .table import field_of, rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def sign_of(name: str) -> tuple[Field, int] | None:
     if owner == "-":
         return None
     place, _, value = owner.partition("=")
-    register, _, name = place.partition(".")
-    return next(field for field in fields_of(register) if field.name == name), int(value)
+    return field_of(place), int(value)
 
 
 def agreed_value(name: str) -> int | None:

@@ -35,17 +35,16 @@ HIDDEN = frozenset(
     }
 )
 
-_overrides: list[Override] | None = None
+_overrides: list[Override] = []
 
 
 def overrides() -> list[Override]:
     """The words of the kernel's command line that can level hosts."""
-    global _overrides
-    if _overrides is None:
-        _overrides = [
+    if not _overrides:
+        _overrides.extend(
             Override(word, since, dict(map(_setting, fields.split())))
             for word, since, fields in rows("overrides.tsv")
-        ]
+        )
     return _overrides
 
 

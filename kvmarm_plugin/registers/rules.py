@@ -254,9 +254,9 @@ def accepts(register: str, value: int, limit: int, kernel: KernelFacts) -> bool:
     if register.startswith("CCSIDR_") or register == "CLIDR_EL1":
         rule = _clidr if register == "CLIDR_EL1" else _ccsidr
         return virtualises_caches(kernel) and rule(value, limit)
-    return not refused_fields(register, value, limit, kernel) and not _unnamed_bits(
-        register, value, limit, kernel
-    )
+    if refused_fields(register, value, limit, kernel):
+        return False
+    return not _unnamed_bits(register, value, limit)
 
 
 def virtualises_caches(kernel: KernelFacts) -> bool:
@@ -327,10 +327,9 @@ def differing_fields(register: str, value: int, limit: int) -> list[Field]:
 def _accepts_field(field: Field, value: int, limit: int, mask: int, kernel: KernelFacts) -> bool:
     if value == limit or (field.register, field.name) in kernel.hidden:
         return True
-    bits = (1 << field.msb + 1) - (1 << field.lsb)
     # "-": no entry in the kernel's table. The masks ioctl may call such a field writable;
     # arm64_check_features does not look.
-    if field.policy == "-" or mask & bits != bits:
+    if field.policy == "-" or mask & field.mask != field.mask:
         return False
     if value < _SMALLEST.get((field.register, field.name), 0):
         return False
@@ -366,9 +365,9 @@ def safe_value(field: Field, ours: int, theirs: int) -> int:
     return int(field.safe_value, 0)
 
 
-def _unnamed_bits(register: str, value: int, limit: int, kernel: KernelFacts) -> int:
+def _unnamed_bits(register: str, value: int, limit: int) -> int:
     """The differing bits of a register that no field covers: never writable."""
-    covered = sum((1 << field.msb + 1) - (1 << field.lsb) for field in fields_of(register))
+    covered = sum(field.mask for field in fields_of(register))
     return (value ^ limit) & ~covered
 
 
@@ -377,7 +376,7 @@ def _at_most(value: int, limit: int) -> bool:
 
 
 def _psci(value: int, limit: int) -> bool:
-    """A version that there is. 0.1 is for vCPUs without PSCI_0_2, whose own it is."""
+    """A known version, up to the host's; not 0.1, which is that of vCPUs without PSCI_0_2."""
     return value in (0x2, 0x10000, 0x10001, 0x10002, 0x10003) and value <= limit
 
 
@@ -393,7 +392,7 @@ def _subset(value: int, limit: int) -> bool:
 
 
 def _vendor_hyp_bmap_2(value: int, limit: int) -> bool:
-    """A fresh vCPU has none of them, and may get the two that there are
+    """A fresh vCPU has neither of the two that the kernel knows, and may be given both
     (KVM_ARM_SMCCC_VENDOR_HYP_FEATURES_2).
     """
     return not value & ~(limit | 0b11)

@@ -57,6 +57,15 @@ class Field(Value):
         """This field's value in a register's value, unsigned."""
         return value >> self.lsb & (1 << self.msb - self.lsb + 1) - 1
 
+    @property
+    def mask(self) -> int:
+        """Its bits in the register."""
+        return (1 << self.msb + 1) - (1 << self.lsb)
+
+    def put(self, value: int, part: int) -> int:
+        """A register's value with another one of this field in it."""
+        return value & ~self.mask | part << self.lsb
+
 
 # Each made of its table on first use: the hook needs the first alone.
 _ids: dict[str, int] = {}
@@ -112,6 +121,12 @@ def fields_of(name: str) -> list[Field]:
             )
             _fields.setdefault(register, []).append(entry)
     return _fields.get(name, [])
+
+
+def field_of(place: str) -> Field:
+    """The field that "REGISTER.FIELD" names; the table has it."""
+    register, _, name = place.partition(".")
+    return next(field for field in fields_of(register) if field.name == name)
 
 
 def is_identity(reg: int) -> bool:

@@ -11,9 +11,14 @@ of `HostPassthrough`, each chosen by what `Qemu.host_properties` or `Qemu.cpu_mo
 from __future__ import annotations
 
 from ..basics.value import Value
-from ..domain.xml import escaped
-from ..model.features import CPU_FEATURES, FEATURES, PMU, SVE
+from ..domain.levelling import elements_for
+from ..domain.rewrite import Emission
+from ..domain.xml import escaped, quoted
+from ..model.features import CPU_FEATURES, FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM, SVE
 from ..model.profile import Cluster, HostProfile
+from ..model.target import Target, sve_steps
+from ..model.vcpu import in_order
+from .wish import Wish
 
 
 class Features(Value):
@@ -82,8 +87,8 @@ def knobs_of(profile: HostProfile) -> frozenset[str]:
 def _named_model(
     cluster: Cluster, features: Features, cpu_models: tuple[str, ...], models: tuple[str, ...]
 ) -> Form | None:
-    """`<cpu mode='custom'>` with the first of these models that QEMU has and KVM takes; the models
-    that there are have none of the features but a PMU.
+    """`<cpu mode='custom'>` with the first of these models that QEMU has and KVM takes; of the
+    optional features they have none but a PMU.
     """
     if any(feature.is_in(features.vcpu) for feature in FEATURES if feature is not PMU):
         return None
@@ -103,20 +108,53 @@ def _host_passthrough(cluster: Cluster, knobs: frozenset[str], features: Feature
     one that has.
     """
     # This is their canonical order: migration and restore compare <feature> elements by index.
+    # Lengths over the longest that is on need no word: once one is named, QEMU takes that as the
+    # maximum, while shorter ones that are not named come from the host (arm_cpu_sve_finalize,
+    # target/arm/cpu64.c).
+    lengths = features.sve_lengths
     settings = []
     for feature in CPU_FEATURES:
         settings.append((feature.libvirt, feature.is_in(features.vcpu)))
         if feature is SVE:
-            settings += [(f"sve{n}", n in features.sve_lengths) for n in _sve_steps(features)]
+            settings += [(f"sve{n}", n in lengths) for n in sve_steps(lengths)]
     said = tuple((name, enabled) for name, enabled in settings if name in knobs)
     return Form("host", cluster.target, "mode='host-passthrough' check='none'", "", said)
 
 
-def _sve_steps(features: Features) -> range:
-    """Every length up to the longest one that is on.
+def unsaid_of(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
+    """The features of "host" that the XML of this form leaves to QEMU."""
+    if form.model != "host" or profile.kvm_architecture != "arm64":
+        return ()
+    said = {name for name, _ in form.features}
+    qemu = profile.qemu
+    properties, release = (qemu.host_properties, qemu.release) if qemu else ({}, (0, 0))
+    pmu = (
+        OFFERED_BY[PMU.bit] in profile.capabilities
+        or wish.pmu is not None
+        or (PMU.qemu in properties and release < PMU_OFF_FAILS_FROM)
+    )
+    left = [feature for feature in CPU_FEATURES if feature.libvirt not in said]
+    return in_order(bit for feature in (*left, *(() if pmu else (PMU,))) for bit in feature.bits)
 
-    Longer ones need no word: once a length is named, QEMU takes the longest that is on as the
-    maximum, while shorter ones that are not named come from the host (arm_cpu_sve_finalize,
-    target/arm/cpu64.c).
-    """
-    return range(128, max(features.sve_lengths, default=0) + 1, 128)
+
+def emission_of(target: Target, form: Form) -> Emission:
+    """A target in its form, as XML."""
+    state = "on" if PMU.is_in(target.features) else "off"
+    features = [
+        f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>"
+        for name, enabled in form.features
+    ]
+    return Emission(
+        cpu=form.cpu.encode(),
+        model=form.model_element.encode("ascii", "xmlcharrefreplace"),
+        features=tuple(feature.encode("ascii", "xmlcharrefreplace") for feature in features),
+        gic=f"<gic version='{target.gic}'/>".encode(),
+        # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
+        pmu=(
+            b""
+            if target.architecture == "arm" or PMU.is_in(target.unsaid)
+            else f"<pmu state='{state}'/>".encode()
+        ),
+        machine=target.machine,
+        level=elements_for(target),
+    )

@@ -47,7 +47,8 @@ def refuse_partial(profile: HostProfile) -> None:
     """Raises ResolveError for a profile that does not tell everything that decides."""
     missing = [part for part in profile.unknown if part not in SINCE_2]
     if missing:
-        raise _unknown(profile, f"everything: {', '.join(missing)} are unknown")
+        are = "is" if len(missing) == 1 else "are"
+        raise _unknown(profile, f"everything: {', '.join(missing)} {are} unknown")
 
 
 def _unknown(profile: HostProfile, what: str) -> ResolveError:

@@ -13,25 +13,23 @@ import shlex
 from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
-from ..domain import record, record_text, rewrite
+from ..domain import record, record_text, restoring, rewrite
 from ..domain.emulator import emulator_of
-from ..domain.levelling import LIBRARY, elements_for, preloads, says
+from ..domain.levelling import LIBRARY, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
-from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, parse, quoted
+from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, parse
 from ..judge.arguments import find_overruled, find_unjudged
-from ..model.features import CPU_FEATURES, OFFERED_BY, PMU, PMU_OFF_FAILS_FROM
 from ..model.guest_registers import readable
 from ..model.policy import Policy
 from ..model.problem import UNKNOWN_CPUS, Problem
 from ..model.profile import Cluster, HostProfile, Qemu
 from ..model.profile_json import digest
 from ..model.target import Pinning, Target, sve_bitmap
-from ..model.vcpu import in_order
 from .address_space import guest_ipa_bits
 from .features import choose_features
-from .forms import Form, choose_form, knobs_of
+from .forms import Form, choose_form, emission_of, knobs_of, unsaid_of
 from .partial import refuse
 from .starting import check_start
 from .wish import ResolveError, Wish, read_wish, why_not_adopted
@@ -134,7 +132,7 @@ class Resolver:
         if record.find(domain) is not None:
             # Resolved or adopted before, and its <cpu> is the user's again: start from the user's
             # XML.
-            source = rewrite.restore(source, domain)
+            source = restoring.restore(source, domain)
             domain = parse(source)
         wish = read_wish(domain, self.profile.architecture)
         if machine:
@@ -148,7 +146,7 @@ class Resolver:
             self._origin = self._origin or origin_of(self.profile)
             self._answers[wish] = (
                 target,
-                _emission(target, form),
+                emission_of(target, form),
                 record_text.format_facts(target, self._origin),
             )
         target, emission, facts = self._answers[wish]
@@ -156,8 +154,9 @@ class Resolver:
             raise _overruled(overruled)
         for note in find_unjudged(domain, target):
             self._advise(f"{_title(domain)}: {note}")
-        if domain.find("cpu/maxphysaddr"):
-            raise ResolveError("libvirt takes <maxphysaddr> for x86 only", "remove it from <cpu>")
+        for name in ("maxphysaddr", "cache"):
+            if domain.find(f"cpu/{name}"):
+                raise ResolveError(f"libvirt takes <{name}> for x86 only", "remove it from <cpu>")
         if says(domain):
             raise ResolveError(
                 "<qemu:commandline> has what kvmarm has written for another CPU, to level it",
@@ -219,7 +218,9 @@ class Resolver:
         roams = self._kinds(pinnings) if len(pinnings) > 1 else ""
         target, form = self._on(clusters[0], wish, profile.qemu, roams)
         for other in clusters[1:]:
-            _check_roaming(
+            from .roaming import check_roaming  # few guests roam, and it is slow to import
+
+            check_roaming(
                 target,
                 self._on(other, wish, profile.qemu, roams)[0],
                 clusters[0],
@@ -318,7 +319,7 @@ class Resolver:
             number=form.number,
             features=features.vcpu,
             model=form.model,
-            unsaid=_unsaid(form, wish, profile),
+            unsaid=unsaid_of(form, wish, profile),
             machine=machine,
             gic=gic,
             ipa_bits=guest_ipa_bits(
@@ -377,10 +378,14 @@ def clusters_of(profile: HostProfile) -> tuple[Pinning, ...]:
     """The clusters of a host, for pinning guests to them. Raises ResolveError where its profile
     lists no CPUs, or nobody tells what all of them are.
     """
-    for problem in profile.problems:
+    for problem in profile.unmeasured if profile.clusters else ():
+        name = shown(profile.name, 60)
         if problem.part == UNKNOWN_CPUS:
-            name = shown(profile.name, 60)
             raise ResolveError(f"host {name} has {problem.reason}", problem.hint)
+        raise ResolveError(
+            f"host {name} has CPUs that could not be measured, {problem.reason}",
+            problem.hint or "probe it again where all its CPUs may be used",
+        )
     try:
         return tuple(
             Pinning(cluster.midr, cluster.revidr, cpulist.write(cpulist.parse(cluster.cpus)))
@@ -433,54 +438,6 @@ def _cpus_in(cluster: Cluster) -> int:
     return len(cpulist.parse(cluster.cpus))
 
 
-def _check_roaming(
-    target: Target,
-    other: Target,
-    here: Cluster,
-    there: Cluster,
-    profile: HostProfile,
-    roams: str,
-    has_pins: bool,
-) -> None:
-    """Refuse a guest that could not change between two clusters of a host. Raises ResolveError.
-
-    Args:
-        target, other: what it would get on either.
-        roams: the kinds of CPU that it may run on.
-        has_pins: whether its own pins say so; else the policy does.
-    """
-    from ..judge.by_profile import ProfileOffer  # rarely needed, and slow to import
-    from ..judge.finding import HARMLESS
-    from ..judge.verdict import judge
-    from ..judge.wording import texts
-
-    findings = [
-        finding
-        for finding in (
-            *judge(target, ProfileOffer(target, profile, there)),
-            *judge(other, ProfileOffer(other, profile, here)),
-        )
-        if finding.severity != HARMLESS
-    ]
-    if target.number != other.number:
-        # kvm_vcpu_set_target up to Linux 6.5.
-        reason = f"KVM makes no vCPU of target {target.number} on the others"
-    elif findings:
-        first = texts(findings[0])
-        reason = (
-            f"{first['subject']} is {first['recorded']} on one and {first['local']} on the other"
-        )
-    else:
-        return
-    raise ResolveError(
-        f"{profile.where} the guest may run on CPUs of several kinds ({roams}), and cannot:"
-        f" {reason}",
-        "pin it to one kind"
-        if has_pins
-        else "set cluster: biggest in the policy, or pin it to one kind",
-    )
-
-
 def _choose_machine(wish: Wish, qemu: Qemu, where: str) -> str:
     written = wish.machine or "virt"
     machine = qemu.aliases.get(written, written)
@@ -514,42 +471,3 @@ def _choose_gic(wish: Wish, profile: HostProfile) -> int:
             "remove <gic>",
         )
     return int(wish.gic)
-
-
-def _unsaid(form: Form, wish: Wish, profile: HostProfile) -> tuple[str, ...]:
-    """The features of "host" that the XML of this form leaves to QEMU."""
-    if form.model != "host" or profile.kvm_architecture != "arm64":
-        return ()
-    said = {name for name, _ in form.features}
-    qemu = profile.qemu
-    properties, release = (qemu.host_properties, qemu.release) if qemu else ({}, (0, 0))
-    pmu = (
-        OFFERED_BY[PMU.bit] in profile.capabilities
-        or wish.pmu is not None
-        or (PMU.qemu in properties and release < PMU_OFF_FAILS_FROM)
-    )
-    unsaid = [feature for feature in CPU_FEATURES if feature.libvirt not in said]
-    return in_order(bit for feature in (*unsaid, *(() if pmu else (PMU,))) for bit in feature.bits)
-
-
-def _emission(target: Target, form: Form) -> rewrite.Emission:
-    """A target in its form, as XML."""
-    state = "on" if PMU.is_in(target.features) else "off"
-    features = [
-        f"<feature policy='{'require' if enabled else 'disable'}' name={quoted(name)}/>"
-        for name, enabled in form.features
-    ]
-    return rewrite.Emission(
-        cpu=form.cpu.encode(),
-        model=form.model_element.encode("ascii", "xmlcharrefreplace"),
-        features=tuple(feature.encode("ascii", "xmlcharrefreplace") for feature in features),
-        gic=f"<gic version='{target.gic}'/>".encode(),
-        # 32-bit KVM has no PMU, and QEMU no property to turn it off there.
-        pmu=(
-            b""
-            if target.architecture == "arm" or PMU.is_in(target.unsaid)
-            else f"<pmu state='{state}'/>".encode()
-        ),
-        machine=target.machine,
-        level=elements_for(target),
-    )

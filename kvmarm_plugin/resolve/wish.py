@@ -8,8 +8,9 @@ from typing import NamedTuple
 from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..domain import levelling
-from ..domain.memory import memory_and_room, vcpus_of
-from ..domain.xml import ARCHITECTURES, Element
+from ..domain.memory import memory_and_room, slots_of, vcpus_of
+from ..domain.xml import ARCHITECTURES, Element, architecture_of
+from ..model.board import MOST_SLOTS
 from ..model.features import CPU_FEATURE_POLICIES
 from ..model.vcpu import NAMED_MODELS
 
@@ -53,11 +54,12 @@ class Wish(NamedTuple):
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
     """What a domain wants that asks for host-model, or is pinned to what it has, wherever it may
-    run.
+        run.
 
-    Raises:
-        ResolveError: an element twice that there is one of, or a word that libvirt does not know.
-        DomainXMLError: a memory size that is none.
+        Raises:
+            ResolveError: two elements where libvirt reads one, or a word that it does not know.
+    from ..model.board import MOST_SLOTS
+            DomainXMLError: a memory size that is none.
     """
     for parent, name, counts in (
         (domain, "cpu", "libvirt reads only the first: remove the others"),
@@ -72,9 +74,14 @@ def read_wish(domain: Element, host_architecture: str) -> Wish:
     assert os_type is not None
     model = cpu.find("model") if cpu.attributes.get("mode", "custom") == "custom" else None
     gic, pmu = domain.find("features/gic"), domain.find("features/pmu")
+    if slots_of(domain) > MOST_SLOTS:
+        raise ResolveError(
+            f"<maxMemory> has {slots_of(domain)} slots, and QEMU starts up to {MOST_SLOTS}",
+            f"give it {MOST_SLOTS} at most",
+        )
     memory, room = memory_and_room(domain)
     return Wish(
-        architecture=os_type.attributes.get("arch") or host_architecture,
+        architecture=architecture_of(domain, host_architecture),
         machine=os_type.attributes.get("machine", ""),
         gic=_word(gic, "version", "host", ("2", "3", "host")) if gic else "",
         pmu=_word(pmu, "state", "on", ("on", "off")) == "on" if pmu else None,
@@ -116,10 +123,10 @@ def why_not_ours(domain: Element, host_architecture: str = "aarch64") -> str:
     Args:
         host_architecture: what a domain that names no architecture gets.
     """
-    os_type, kind = domain.find("os/type"), domain.attributes.get("type", "none")
+    kind = domain.attributes.get("type", "none")
     if kind != "kvm":
         return f"it is no KVM guest (<domain type='{shown(kind, 40)}'>)"
-    arch = (os_type.attributes.get("arch") or host_architecture) if os_type else "none"
+    arch = architecture_of(domain, host_architecture)
     if arch not in ARCHITECTURES:
         return f"it is no ARM guest (<type arch='{shown(arch, 40)}'>)"
     return ""
@@ -132,13 +139,12 @@ def what_emulation_needs(domain: Element, host_architecture: str = "aarch64") ->
     Args:
         host_architecture: what a domain that names no architecture gets.
     """
-    cpu, os_type, name = domain.find("cpu"), domain.find("os/type"), domain.find("name")
+    cpu, name = domain.find("cpu"), domain.find("name")
     if (
         domain.attributes.get("type") != "qemu"
         or cpu is None
         or cpu.attributes.get("mode") != "host-model"
-        or os_type is None
-        or (os_type.attributes.get("arch") or host_architecture) not in ARCHITECTURES
+        or architecture_of(domain, host_architecture) not in ARCHITECTURES
     ):
         return ""
     title = shown(" ".join(name.content.split()), 60) if name else "the domain"

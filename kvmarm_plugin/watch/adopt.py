@@ -23,22 +23,31 @@ from ..domain import record
 from ..domain.emulator import emulator_of
 from ..domain.memory import memory_and_room
 from ..domain.record import Intent, Origin, Record
-from ..domain.rewrite import restore
+from ..domain.restoring import restore
 from ..domain.xml import Element, parse
-from ..host import left
+from ..host import left_alone
 from ..host.cpus import find_clusters
 from ..host.libvirtd import ARRIVED, OFF, STARTING, Domain
 from ..host.qemu_version import installed_version
 from ..judge.arguments import find_overruled, find_overruled_by
-from ..judge.contradictions import as_written, find_contradictions
+from ..judge.contradictions import as_written, find_contradictions, is_about_cpu
 from ..judge.pinning import kinds_to_ask, place
 from ..judge.wording import texts
 from ..kvm.device import KvmError, System
-from ..model.features import AARCH32, FEATURES, OFFERED_BY, PAUTH, PMU, SVE, Feature
+from ..model.features import (
+    AARCH32,
+    CPU_FEATURE_POLICIES,
+    FEATURES,
+    OFFERED_BY,
+    PAUTH,
+    PMU,
+    SVE,
+    Feature,
+)
 from ..model.guest_registers import GUEST_REGISTERS
 from ..model.policy import Policy
 from ..model.target import SVE_LENGTHS, Pinning, Target
-from ..model.vcpu import in_order
+from ..model.vcpu import KVM_ARCHITECTURES, in_order
 from ..rehearse import renewed
 from ..resolve.address_space import guest_ipa_bits
 from ..resolve.resolver import Resolver
@@ -53,8 +62,6 @@ if TYPE_CHECKING:
     from ..domain.pins import Counted
     from ..judge.finding import Finding
     from ..model.profile import HostProfile, Qemu
-
-_HOSTS = {"aarch64": "arm64", "armv7l": "arm"}  # uname -m → KVM's
 
 _AT_NEXT_START = "shut it down and start it: it is adopted then"
 _BY_HAND = "kvmarm adopt writes that into the stored definition"
@@ -91,7 +98,7 @@ def adopt_live(domain: Domain, system: System, dry_run: bool = False) -> Adopted
         KvmarmError: libvirt refuses (LibvirtError), or /dev/kvm fails (KvmError), or its record is
             broken (RecordError).
     """
-    was_left = left.has(domain.uuid)
+    was_left = left_alone.has(domain.uuid)
     xml = parse(domain.xml(live=True, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
@@ -105,7 +112,7 @@ def adopt_stored(domain: Domain, system: System, dry_run: bool = False) -> Adopt
     """Record what a domain's stored definition gives at a start on this host, in the metadata of
     that. None, arguments and errors as for `adopt_live`; UntoldError: a record cannot say it.
     """
-    was_left = left.has(domain.uuid)
+    was_left = left_alone.has(domain.uuid)
     xml = parse(domain.xml(live=False, secrets=False).encode())
     if not _is_to_be_adopted(xml, system):
         return None
@@ -136,7 +143,7 @@ def pin_stored(
     read = domain.xml(live=False, secrets=True)
     source = read.encode()
     xml = parse(source)
-    found = _own_record(xml)
+    found = record.read_from(xml)
     if why_not_adopted(xml) or _is_of_host_model(found):
         return None
     is_pinned = found is not None and bool(found.intent.kept)
@@ -145,7 +152,7 @@ def pin_stored(
         if is_rewritten(xml, found) or not (edits or anew):
             return None
     result = resolver().pin(restore(source, xml) if is_pinned else source)
-    new = _own_record(parse(result))
+    new = record.read_from(parse(result))
     assert new is not None
     before = found.target if found else None
     if result != source and not dry_run:
@@ -176,10 +183,7 @@ def is_rewritten(domain: Element, found: Record) -> bool:
     """Whether the user has written the <cpu> of a pinned guest anew: one of other words, or without
     those that leave nothing to QEMU.
     """
-    return any(
-        str(finding.values.get("what", "")).startswith(("<cpu", "<model", "<feature"))
-        for finding in find_contradictions(domain, found.target)
-    )
+    return any(map(is_about_cpu, find_contradictions(domain, found.target)))
 
 
 def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
@@ -198,7 +202,7 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
     if reason:
         raise ResolveError(reason)
     kind = os.uname().machine
-    if kind not in _HOSTS:
+    if kind not in KVM_ARCHITECTURES:
         raise ResolveError(f"this host is {shown(kind, 40)}: KVM on ARM is not here to be asked")
     clusters = find_clusters()
     target, cpus = _asked(domain, system, machine, clusters)
@@ -215,7 +219,7 @@ def what_it_has(domain: Element, system: System, machine: str = "") -> Target:
 
 
 def _is_to_be_adopted(xml: Element, system: System) -> bool:
-    found = _own_record(xml)
+    found = record.read_from(xml)
     if why_not_adopted(xml) or _is_of_host_model(found):
         return False
     if found is None:
@@ -223,11 +227,6 @@ def _is_to_be_adopted(xml: Element, system: System) -> bool:
     if found.intent.kept:  # pinned: what else was edited is for refresh
         return is_rewritten(xml, found)
     return bool(find_contradictions(xml, found.target, host_ipa_bits=system.ipa_bits()))
-
-
-def _own_record(xml: Element) -> Record | None:
-    element = record.find(xml)
-    return None if element is None else record.read(element)
 
 
 def _is_of_host_model(found: Record | None) -> bool:
@@ -252,7 +251,7 @@ def _record(
             f" and {said['recorded']} here",
             _BY_HAND,
         )
-    before = _own_record(xml)
+    before = record.read_from(xml)
     new = Record(target, Intent((), ()), Origin(platform.node(), "", f"kvmarm {__version__}"))
     if not dry_run:
         put_record(domain, new, live, was_left)
@@ -304,7 +303,7 @@ def _asked(
         ResolveError: it does not fit into the addresses that KVM has here.
     """
     uname = os.uname()
-    architecture = _HOSTS[uname.machine]
+    architecture = KVM_ARCHITECTURES[uname.machine]
     with system.create_vm() as vm:
         gic = 3 if vm.has_gic(3) else 2  # the highest is libvirt's choice, and QEMU's of "host"
     memory, room = memory_and_room(domain)
@@ -369,5 +368,5 @@ def _with_sve(domain: Element, target: Target) -> Target:
     return target.replace(
         features=in_order({*target.features, *SVE.bits}),
         unsaid=in_order({*target.unsaid}.difference(SVE.bits)),
-        sve_lengths=tuple(n for n in lengths if policies[f"sve{n}"] in ("require", "force")),
+        sve_lengths=tuple(n for n in lengths if CPU_FEATURE_POLICIES.get(policies[f"sve{n}"])),
     )

@@ -24,7 +24,7 @@ from ..basics.untrusted import shown
 from ..domain import record
 from ..domain.likeness import likeness
 from ..domain.xml import asks_for_host_model, parse
-from ..host import left, previous
+from ..host import left_alone, previous
 from ..host.libvirtd import (
     ADDED,
     DEFINED,
@@ -233,7 +233,7 @@ class Agent:
             domain = connection.domain_by_uuid(uuid)
             # Nobody could tell two replacements apart in one window.
             is_open = self._close_window(domain)
-            if left.has(domain.uuid):
+            if left_alone.has(domain.uuid):
                 return False
             again = [
                 self._try(domain, step, connection, domain, system)
@@ -325,7 +325,7 @@ class Agent:
         self, connection: Connection, domain: Domain, read: str, new: str, why: str
     ) -> None:
         """Replace a stored definition, and say so."""
-        if left.has(domain.uuid):  # since it was looked at
+        if left_alone.has(domain.uuid):  # since it was looked at
             raise KvmarmError("it is left alone, since it was forgotten or undone")
         window = _Window()
         with self._news:

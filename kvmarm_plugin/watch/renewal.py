@@ -23,7 +23,7 @@ from ..basics.untrusted import domain_word, shown
 from ..domain import record, record_text
 from ..domain.record import Record
 from ..domain.xml import Element, parse
-from ..host import host_policy, left, marks
+from ..host import host_policy, left_alone, marks
 from ..host.cpus import find_clusters
 from ..host.libvirt_host_model import note_host_model
 from ..host.libvirtd import (
@@ -116,7 +116,7 @@ def _renew(
     dry_run: bool,
     asked: bool = True,
 ) -> Renewed | None:
-    was_left = left.has(domain.uuid)
+    was_left = left_alone.has(domain.uuid)
     xml = parse(domain.xml(live, secrets=False).encode())
     elements = record.find_all(xml)
     if not elements:
@@ -155,10 +155,10 @@ def put_record(domain: Domain, new: Record, live: bool, was_left: bool) -> None:
         KvmarmError: that has happened, or libvirt refuses.
     """
     forgotten = KvmarmError("it is left alone, since it was forgotten or undone meanwhile")
-    if not was_left and left.has(domain.uuid):
+    if not was_left and left_alone.has(domain.uuid):
         raise forgotten
     domain.set_metadata(record.PREFIX, record.NAMESPACE, record_text.standalone(new), live)
-    if not was_left and left.has(domain.uuid):
+    if not was_left and left_alone.has(domain.uuid):
         domain.set_metadata(record.PREFIX, record.NAMESPACE, None, live)
         raise forgotten
 
@@ -307,7 +307,7 @@ class Renewer:
             return self._is_off(mark, None, system, stamp)
         stamp = marks.stamp(domain.uuid, domain.name)
         self._names[mark] = domain.name
-        if left.has(domain.uuid):
+        if left_alone.has(domain.uuid):
             return self._give_up(
                 mark, KvmarmError("it is left alone, since it was forgotten or undone")
             )

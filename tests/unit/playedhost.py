@@ -34,7 +34,7 @@ from kvmarm_plugin.fleet import pool
 from kvmarm_plugin.host import (
     cpus,
     known,
-    left,
+    left_alone,
     libvirtd,
     marks,
     previous,
@@ -176,7 +176,7 @@ class PlayedHost:
         monkeypatch.setattr(agent, "run_events", lambda: None)
         monkeypatch.setattr(ssh_edge, "profile_text", self._profile_over_ssh)
         monkeypatch.setattr(known, "HOSTS", directory / "lib/profiles")
-        monkeypatch.setattr(left, "DIRECTORY", str(directory / "lib/left"))
+        monkeypatch.setattr(left_alone, "DIRECTORY", str(directory / "lib/left"))
         monkeypatch.setattr(previous, "DIRECTORY", str(directory / "lib/previous"))
         monkeypatch.setattr(marks, "DIRECTORY", str(directory / "run"))
         monkeypatch.setattr(marks, "STORED", str(directory / "stored"))

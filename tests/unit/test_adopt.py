@@ -16,9 +16,9 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.pins import CountedCluster
 from kvmarm_plugin.domain.record import Intent, Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import Element, parse
-from kvmarm_plugin.host import left, libvirtd
+from kvmarm_plugin.host import left_alone, libvirtd
 from kvmarm_plugin.host.libvirtd import Connection, Domain
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.contradictions import find_contradictions
@@ -314,7 +314,7 @@ def test_a_guest_that_is_forgotten_meanwhile_is_not_recorded(
 ) -> None:
     profile = host(_N1)
     guest = here.guest(_written(profile), "RUNNING_BOOTED")
-    setattr(guest, when, lambda: left.add(guest.uuid))
+    setattr(guest, when, lambda: left_alone.add(guest.uuid))
     with here.be(profile) as system, pytest.raises(KvmarmError, match="forgotten or undone mean"):
         adopt_it(here.domain(), system)
     for xml in (guest.live, guest.config):

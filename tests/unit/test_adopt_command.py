@@ -19,7 +19,7 @@ from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.pins import CountedCluster
 from kvmarm_plugin.domain.record import Record
 from kvmarm_plugin.domain.xml import parse
-from kvmarm_plugin.host import cpus, left, libvirtd, marks, previous, qemu_version
+from kvmarm_plugin.host import cpus, left_alone, libvirtd, marks, previous, qemu_version
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy
 from kvmarm_plugin.resolve.resolver import Resolver
@@ -100,7 +100,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
         monkeypatch.setattr(asks, "machines_here", lambda *_: ("virt-10.0", "virt-9.2"))
     monkeypatch.setattr(libvirtd, "RUNNING", str(tmp_path))
     monkeypatch.setattr(libvirtd, "PROC", str(tmp_path / "proc"))
-    monkeypatch.setattr(left, "DIRECTORY", str(tmp_path / "left"))
+    monkeypatch.setattr(left_alone, "DIRECTORY", str(tmp_path / "left"))
     monkeypatch.setattr(previous, "DIRECTORY", str(tmp_path / "previous"))
     monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(tmp_path / "policy.yaml"))
@@ -182,11 +182,11 @@ def test_all_but_those_that_are_left_alone(run: Callable[..., Run], here: Host) 
         here.guest(name=name)
     here.guest(_RESOLVED, name="resolved")
     here.guest(_XML.replace("type='kvm'", "type='qemu'"), name="emulated")
-    left.add(here.libvirt.domains[1].uuid)
+    left_alone.add(here.libvirt.domains[1].uuid)
     status, out, _ = run("adopt", "--all")
     assert (status, out) == (0, "mine: adopted\nresolved: kept\n")
     assert run("adopt", "build-1", "forgotten").status == 0
-    assert not left.has(here.libvirt.domains[1].uuid)
+    assert not left_alone.has(here.libvirt.domains[1].uuid)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from kvmarm_plugin import rehearse
 from kvmarm_plugin.commands import agent as command
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
-from kvmarm_plugin.host import left, marks, previous
+from kvmarm_plugin.host import left_alone, marks, previous
 from kvmarm_plugin.host.libvirtd import ADDED, DEFINED, Connection
 from kvmarm_plugin.model import policy as policies
 from kvmarm_plugin.model.policy import Policy, PolicyError
@@ -86,7 +86,7 @@ def watch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Policy], Watched]:
-    for module, name in ((previous, "previous"), (left, "left")):
+    for module, name in ((previous, "previous"), (left_alone, "left")):
         monkeypatch.setattr(module, "DIRECTORY", str(tmp_path / name))
     monkeypatch.setattr(marks, "DIRECTORY", str(tmp_path / "marks"))
     (tmp_path / "marks/marks").mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_a_guest_that_is_defined_with_host_model_becomes_concrete(watched: Watch
 
 def test_a_guest_that_is_forgotten_meanwhile_stays_as_it_is(watched: Watched) -> None:
     guest = watched.guest(_host_model(watched))
-    guest.on_read = lambda: left.add(guest.uuid)
+    guest.on_read = lambda: left_alone.add(guest.uuid)
     watched.look()
     assert guest.calls == []
     assert watched.said == ["guest: it is left alone, since it was forgotten or undone"]
@@ -198,7 +198,7 @@ def test_a_guest_that_starts_without_a_record_gets_one(watched: Watched) -> None
 
 def test_a_guest_whose_user_has_left_kvmarm_is_left_alone(watched: Watched) -> None:
     guest = watched.guest(_host_model(watched))
-    left.add(_UUID)
+    left_alone.add(_UUID)
     watched.look()
     assert guest.calls == []
 
@@ -475,7 +475,7 @@ import os, re, sys
 from threading import Timer
 from unittest.mock import patch
 import libvirt
-from kvmarm_plugin.host import left, previous
+from kvmarm_plugin.host import left_alone, previous
 from kvmarm_plugin.host.libvirtd import Connection, run_events
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model.policy import Policy
@@ -487,7 +487,7 @@ from tests.corpus import GUEST
 from tests.unit.fakekernel import FakeKernel
 
 directory, when = sys.argv[1:]
-previous.DIRECTORY, left.DIRECTORY = f"{directory}/previous", f"{directory}/left"
+previous.DIRECTORY, left_alone.DIRECTORY = f"{directory}/previous", f"{directory}/left"
 profile = host("trixie-neoverse-n1")
 agent.System = lambda: System(FakeKernel.from_profile(profile))
 run_events()

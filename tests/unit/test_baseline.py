@@ -20,7 +20,8 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.fleet import pool
 from kvmarm_plugin.fleet.baseline import Baseline, as_json, as_text, baseline
-from kvmarm_plugin.fleet.common_ground import common, obstacles, targets
+from kvmarm_plugin.fleet.common_ground import common, targets
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.plan import BOOT, FIRMWARE, KERNEL, LEAVE_OUT, QEMU, apply_override
 from kvmarm_plugin.fleet.pool import Pool
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check
@@ -227,6 +228,8 @@ def test_a_pool_is_written_and_read(names: list[str]) -> None:
         text = pool.dumps(formed)
         assert pool.loads(text) == formed
         assert pool.is_pool(text.encode())
+        assert pool.is_pool(text.replace(f" {pool.SCHEMA}", f' "{pool.SCHEMA}"').encode())
+        assert not pool.is_pool(f"<!-- {pool.SCHEMA} --><domain/>".encode())
 
 
 # -- what hosts have in common, and what they lose -----------------------------------------------
@@ -512,6 +515,17 @@ def test_a_pool_takes_less_where_a_member_takes_less() -> None:
     assert found.profile.overrides == ("arm64.nompam",)
 
 
+def test_no_version_of_its_own_has_the_machines_of_another_distribution() -> None:
+    one = host("trixie-neoverse-n1")
+    assert one.qemu is not None
+    theirs = one.qemu.replace(
+        version="12.1.0", machines=("virt-rhel9.6.0",), aliases={"virt": "virt-rhel9.6.0"}
+    )
+    (step,) = baseline([one, one.replace(name="el", qemu=theirs)]).plan.steps
+    assert (step.action, step.hosts) == (QEMU, (one.name,))
+    assert step.what == "to 12.1.0, of the distribution whose QEMU has virt-rhel9.6.0"
+
+
 def test_a_qemu_without_a_common_machine_is_upgraded() -> None:
     base = host("trixie-neoverse-n1")
     assert base.qemu is not None
@@ -713,7 +727,7 @@ def test_a_guest_whose_addresses_would_differ_is_refused() -> None:
 
 def test_hosts_of_fewer_addresses_than_the_board_wants_form_no_pool_with_others() -> None:
     base = host("trixie-max")
-    found = obstacles([base, base.replace(name="small", ipa_bits=36)])
+    found = find_obstacles([base, base.replace(name="small", ipa_bits=36)])
     assert {(obstacle.source, obstacle.destination) for obstacle in found} == set(
         itertools.permutations(["trixie-max", "small"])
     )
@@ -810,7 +824,7 @@ def test_what_is_broken_in_a_pool_is_named(old: str, new: str, why: str) -> None
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "x" * 300, "\u202e"])
+@pytest.mark.parametrize("name", [" ", "a\nb", "\x1b[2J", "x" * 300, "\u202e"])
 def test_a_pool_that_could_not_be_read_is_not_written(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
 ) -> None:

@@ -295,6 +295,16 @@ def test_a_profile_is_of_one_emulator(run: Run) -> None:
 # -- what is said of the XML around a record -----------------------------------------------------
 
 
+def test_a_record_without_a_timer(run: Run) -> None:
+    """It was made where no scratch guest could be run."""
+    without = re.sub(r"CNTFRQ_EL0=\w+ ?", "", _resolved())
+    Path("guest.xml").write_text(without)
+    answer = run("check", "guest.xml", "--host", str(HOSTS[_ALPHA]))
+    assert answer.status == 1
+    assert "yes, as far as known" in answer.out
+    assert "Remedy: where the guest comes from, once kvmarm probe there" in answer.out
+
+
 def test_what_cannot_be_judged_is_named(run: Run) -> None:
     text = _resolved().replace(
         "</domain>",

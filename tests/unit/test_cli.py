@@ -133,6 +133,29 @@ def test_wrong_usage_is_status_2(
     assert capsys.readouterr().err.startswith("usage: kvmarm")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("resolve", "guest.xml", "--host", ""),
+        ("resolve", "guest.xml", "--host="),
+        ("resolve", "guest.xml", "-o", ""),
+        ("check", "", "--host", _MAX),
+        ("compare", _MAX, ""),
+        ("status", "-c", ""),
+    ],
+)
+def test_an_argument_that_is_empty(
+    arguments: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable of a shell's that is not set does not make another host of this one."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == commands.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("kvmarm: error: an argument is empty\n")
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("probe", "-h"), ("define", "--help")])
 def test_help_is_status_0(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -166,6 +189,16 @@ def test_resolve_reads_standard_input() -> None:
         result = _finish(_command(*arguments, stdin=subprocess.PIPE), _DOMAIN.encode())
         assert (result.status, result.err) == (0, "")
         assert "<kvmarm:target " in result.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("resolve", "--host", "-"), ("check", "-", "--host", "-"), ("compare", "-", "-")],
+)
+def test_standard_input_is_read_once(arguments: tuple[str, ...]) -> None:
+    first = _DOMAIN.encode() if arguments[0] == "resolve" else Path(_MAX).read_bytes()
+    result = _finish(_command(*arguments, stdin=subprocess.PIPE), first)
+    _check_failure(result, "standard input is named twice")
 
 
 def test_resolve_in_place_and_back(run: Callable[..., Run], here: Path) -> None:
@@ -739,7 +772,7 @@ _SHOW = ("show", "./in")
 _BAD: dict[str, tuple[str | bytes, tuple[str, ...], str]] = {
     "empty": ("", _RESOLVE, "empty"),
     "blank": (" \n", _RESOLVE, "empty"),
-    "not XML": ("name: guest\n", _RESOLVE, "not well-formed"),
+    "not XML": ("name: guest\n", _RESOLVE, "the document is not XML (hint: give domain XML"),
     "binary": (bytes(range(256)), _RESOLVE, ""),
     "truncated": (_DOMAIN[: len(_DOMAIN) // 2], _RESOLVE, "not well-formed"),
     "mismatched": ("<domain type='kvm'><name>x</domain>", _RESOLVE, "not well-formed"),

@@ -504,6 +504,15 @@ def test_one_form_at_a_time(forms: list[str], capsys: pytest.CaptureFixture[str]
     assert "not allowed with" in capsys.readouterr().err
 
 
+def test_one_profile_is_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["compare", "a"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: kvmarm compare ")
+    assert said.endswith("kvmarm compare: error: compare takes two profiles or more\n")
+
+
 # -- descriptions --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.memory import memory_of
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import DomainXMLError, asks_for_host_model, parse
 from kvmarm_plugin.judge.contradictions import as_written, find_contradictions
 from kvmarm_plugin.judge.finding import Finding
@@ -141,7 +141,7 @@ def test_a_machine_type_that_is_empty() -> None:
         (b"<memory>4<!-- TiB -->294967296</memory>", 43),
         (b"<memory unit='TiB'><![CDATA[4]]></memory>", 43),
         (b"<maxMemory slots='16' unit='TiB'>1</maxMemory>" + _MEMORY, 41),
-        (b"<maxMemory slots='1024' unit='GiB'>1</maxMemory>" + _MEMORY, 41),
+        (b"<maxMemory slots='256' unit='GiB'>769</maxMemory>" + _MEMORY, 41),
     ],
 )
 def test_memory_that_has_grown(new: bytes, bits: int) -> None:
@@ -227,14 +227,34 @@ def test_a_number_of_vcpus_that_libvirt_refuses(vcpus: bytes) -> None:
     assert _findings(_edited(b"<os>", b"<vcpu>" + vcpus + b"</vcpu><os>")) == []
 
 
-def test_an_address_width_that_libvirt_refuses() -> None:
-    xml = _edited(b"check='none'>", b"check='none'><maxphysaddr mode='emulate' bits='42'/>")
-    assert _kinds(_findings(xml)) == ["maxphysaddr-refused"]
+_FOR_X86 = {
+    "maxphysaddr-refused": b"<maxphysaddr mode='emulate' bits='42'/>",
+    "cpu-cache-refused": b"<cache level='3' mode='emulate'/>",
+}
 
 
-def test_nor_is_it_resolved() -> None:
-    source = GUEST.replace(b"host-model'/>", b"host-model'><maxphysaddr mode='emulate'/></cpu>")
-    with pytest.raises(ResolveError, match="<maxphysaddr> for x86 only"):
+@pytest.mark.parametrize("kind", _FOR_X86)
+def test_what_libvirt_refuses_in_a_cpu(kind: str) -> None:
+    xml = _edited(b"check='none'>", b"check='none'>" + _FOR_X86[kind])
+    assert _kinds(_findings(xml)) == [kind]
+
+
+@pytest.mark.parametrize("element", _FOR_X86.values())
+def test_nor_is_it_resolved(element: bytes) -> None:
+    source = GUEST.replace(b"host-model'/>", b"host-model'>" + element + b"</cpu>")
+    with pytest.raises(ResolveError, match="for x86 only"):
+        resolver(_MAX).resolve(source)
+
+
+def test_slots_for_more_memory_than_qemu_has() -> None:
+    for slots, kinds in ((256, []), (257, ["memory-slots-too-many"])):
+        most = b"<maxMemory slots='%d' unit='GiB'>2</maxMemory><os>" % slots
+        assert _kinds(_findings(_edited(b"<os>", most))) == kinds
+
+
+def test_nor_are_they_resolved() -> None:
+    source = GUEST.replace(b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>")
+    with pytest.raises(ResolveError, match="has 257 slots, and QEMU starts up to 256"):
         resolver(_MAX).resolve(source)
 
 

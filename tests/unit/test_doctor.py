@@ -140,7 +140,7 @@ class _Here:
 def here(tmp_path: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> _Here:
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(tmp_path / "policy.yaml"))
     monkeypatch.setattr(policy.for_hook, "__defaults__", (str(tmp_path / "policy.yaml"),))
-    monkeypatch.setattr(libvirt_host_model.is_noted, "__defaults__", (str(tmp_path / "note"),))
+    monkeypatch.setattr(libvirt_host_model, "PATH", str(tmp_path / "note"))
     monkeypatch.setattr(install, "check_place", lambda *_: None)
     found = _Here(tmp_path / "root", monkeypatch)
     found.write("/etc/libvirt/hooks/qemu.d/50-kvmarm", install.script(), 0o755)

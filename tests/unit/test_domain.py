@@ -19,7 +19,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain import xml as domain
 from kvmarm_plugin.domain.edits import Edits
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import (
     RUN_LIMIT,
     SIZE_LIMIT,
@@ -255,7 +255,7 @@ _REFUSED = {
     "nothing": (b"", "empty"),
     "only white space": (b" \n\t\r\n", "empty"),
     "only a comment": (b"<!-- a -->", "line 1"),
-    "only a mark": (b"\xef\xbb\xbf", "line 1"),
+    "only a mark": (b"\xef\xbb\xbf", "is not XML"),
     "an end too many": (b"<domain></domain></domain>", "line 1"),
     "an end too few": (b"<domain>\n<os>\n</domain>", "mismatched tag, line 3"),
     "a cut": (_DOMAIN[:-5], "line 1"),
@@ -300,9 +300,9 @@ _REFUSED = {
         % (b"A" * 9_000, b" a:b=''" * 9_000),
         "a tag of more than 16 KiB that declares a namespace",
     ),
-    "noise": (bytes(range(1, 256)), "not well-formed"),
-    "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "not well-formed"),
-    "JSON": (b'{"domain": {}}', "not well-formed"),
+    "noise": (bytes(range(1, 256)), "is not XML"),
+    "an image": (b"QFI\xfb\0\0\0\3" + bytes(1000), "is not XML"),
+    "JSON": (b'{"domain": {}}', "is not XML"),
     **{
         f"encoding {name}": (
             f"<?xml version='1.0' encoding='{name}'?>".encode() + _DOMAIN,

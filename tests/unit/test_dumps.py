@@ -112,6 +112,11 @@ def test_a_fingerprint() -> None:
     assert {"qemu", "seen", "capabilities", "vcpus", "overrides", "cpus"} <= {*here.unknown}
 
 
+def test_a_mark_in_front_of_a_dump() -> None:
+    for text in (json.dumps(_fingerprint()), "MIDR_EL1 0x413fd0c1\n", _CPUINFO):
+        assert _read("\ufeff" + text) == _read(text)
+
+
 def test_what_a_fingerprint_leaves_out_is_in_the_register_list() -> None:
     """The program counter, and a timer's counter where its control register is."""
     ids = unpack_ids(_read(_fingerprint()).clusters[0].vcpus[0].reglist)
@@ -464,6 +469,13 @@ def test_cpuinfo_tells_midr() -> None:
 )
 def test_what_is_no_cpuinfo(old: str, new: str, why: str) -> None:
     _refused(_CPUINFO.replace(old, new), why)
+
+
+@pytest.mark.parametrize("architecture", ["7", "6TEJ", "5TE", "7M"])
+def test_cpuinfo_of_a_cpu_without_arm64(architecture: str) -> None:
+    text = _CPUINFO.replace("architecture: 8", f"architecture: {architecture}")
+    _refused(text, "is of 32-bit CPUs")
+    _read(text.replace(architecture, "AArch64"))  # as kernels of old said
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.domain import record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.judge.contradictions import find_contradictions
 from kvmarm_plugin.model.policy import Policy

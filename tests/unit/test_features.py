@@ -24,7 +24,7 @@ from kvmarm_plugin.model import policy
 from kvmarm_plugin.model.features import CPU_FEATURES, FEATURES, OFFERED_BY, PMU, Feature
 from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS, readable
 from kvmarm_plugin.model.policy import Policy
-from kvmarm_plugin.model.target import VCPU_FEATURES as GIVEN
+from kvmarm_plugin.model.target import GIVEN_FEATURES as GIVEN
 from kvmarm_plugin.model.target import Target
 from kvmarm_plugin.model.vcpu import VCPU_FEATURES, in_order
 from kvmarm_plugin.registers.overrides import overrides

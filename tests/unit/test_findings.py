@@ -22,9 +22,9 @@ import kvmarm_plugin
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet.baseline import baseline
-from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.pool import check_member
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
@@ -223,7 +223,7 @@ def _with_record_of(xml_of: HostProfile, record_of: HostProfile) -> list[Finding
 
 
 def _of_others(hosts: list[HostProfile]) -> list[Finding]:
-    return [obstacle.finding for obstacle in obstacles(hosts)]
+    return [obstacle.finding for obstacle in find_obstacles(hosts)]
 
 
 def _missing_machines() -> list[Finding]:
@@ -426,6 +426,12 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
     ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
+    "memory-slots-too-many": lambda: _with_edit(
+        b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>"
+    ),
+    "cpu-cache-refused": lambda: _with_edit(
+        b"check='none'>", b"check='none'><cache mode='passthrough'/>"
+    ),
     "maxphysaddr-refused": lambda: _with_edit(
         b"check='none'>", b"check='none'><maxphysaddr mode='passthrough'/>"
     ),
@@ -476,6 +482,11 @@ def test_what_the_program_finds_is_in_the_table() -> None:
                 written |= {choice.value for choice in choices if isinstance(choice, ast.Constant)}
     assert len(written) > 20
     assert written <= set(kinds())
+
+
+def test_no_speed_is_told_of_a_timer_that_firmware_has_not_set() -> None:
+    (finding,) = check(_target(), _host(cluster={"seen": {"CNTFRQ_EL0": 0, "DCZID_EL0": 4}}))
+    assert finding.kind == "timer-frequency-zero"
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -560,11 +571,14 @@ def test_a_remedy_names_what_to_do(kind: str) -> None:
         ),
         ("xml-edited", {"what": "a" * 70}, "subject", "a" * 59 + "…"),
         ("xml-edited", {"local": "a\nb"}, "local", r"a\nb"),
-        (
-            "timer-frequency",
-            {"speed": 0.4},
-            "rule",
-            "nothing checks it, and the guest's clock would run at 0.4 of its speed",
+        *(
+            (
+                "timer-frequency",
+                {"speed": speed},
+                "rule",
+                f"nothing checks it, and the guest's clock would run at {speed} of its speed",
+            )
+            for speed in (0.4, 1.024)
         ),
         ("machine-unknown", {"machine": "{host}"}, "recorded", "{host}"),
     ],

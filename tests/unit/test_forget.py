@@ -18,7 +18,7 @@ from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Intent
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import pool
-from kvmarm_plugin.host import left, libvirt_host_model, marks, previous
+from kvmarm_plugin.host import left_alone, libvirt_host_model, marks, previous
 from kvmarm_plugin.host.libvirtd import Connection, Domain
 from kvmarm_plugin.kvm.device import System
 from kvmarm_plugin.model import policy
@@ -111,7 +111,7 @@ def test_the_record_goes_and_the_cpu_stays(run: Callable[..., _Run], libvirt: Fa
         assert xml is not None
         assert "kvmarm" not in xml
         assert 'mode="host-passthrough"' in xml
-    assert left.has(guest.uuid)
+    assert left_alone.has(guest.uuid)
     assert marks.marked() == ([], [])
     assert run("forget", "guest").out == (
         "guest: has no record: kvmarm leaves it alone from now on\n"
@@ -198,9 +198,9 @@ def test_what_adopting_has_pinned_comes_back(
     written = _WRITTEN.decode().replace("host-model", "host-passthrough")
     guest = _guest(libvirt, written.replace("'virt'", "'virt-10.0'"))
     before = guest.config
-    left.add(guest.uuid)
+    left_alone.add(guest.uuid)
     assert run("adopt", "guest").status == 0
-    assert not left.has(guest.uuid)
+    assert not left_alone.has(guest.uuid)
     assert guest.config != before
     assert run("forget", "--restore", "guest").out == "guest: restored\n"
     assert guest.config == before
@@ -217,7 +217,7 @@ def test_a_dry_run_says_what_would_change(run: Callable[..., _Run], libvirt: Fak
     assert "  record: version 2 → none" in rest
     assert rest[-1] == "  as it runs: record: version 2 → none"
     assert guest.calls == []
-    assert not left.has(guest.uuid)
+    assert not left_alone.has(guest.uuid)
     assert not os.path.exists(previous.DIRECTORY)
 
 
@@ -250,7 +250,7 @@ def test_all(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
         "d-older: forgotten",
     ]
     assert guests[3].calls == [("config", f"-{record.NAMESPACE_1}")]
-    assert all(left.has(guest.uuid) for guest in guests)
+    assert all(left_alone.has(guest.uuid) for guest in guests)
 
 
 @pytest.mark.parametrize(
@@ -345,12 +345,12 @@ def test_the_list_comes_first(
 ) -> None:
     """Where it cannot be written nothing is changed; a user's own libvirt has none."""
     guest = _guest(libvirt)
-    Path(left.DIRECTORY).parent.mkdir()
-    Path(left.DIRECTORY).write_text("in the way")
+    Path(left_alone.DIRECTORY).parent.mkdir()
+    Path(left_alone.DIRECTORY).write_text("in the way")
     for command in ("forget", "undo"):
         status, out, err = run(command, "guest")
         assert (status, out) == (1, "")
-        assert err.startswith(f"kvmarm: cannot write {left.DIRECTORY}: ")
+        assert err.startswith(f"kvmarm: cannot write {left_alone.DIRECTORY}: ")
     assert guest.calls == []
     Path(previous.DIRECTORY).write_text("in the way")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -373,7 +373,7 @@ def test_undo_of_forget(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
         assert out.startswith(f"Domain '{guest.title}' is defined as it was until 20")
         assert out.endswith(f"; its other definition is kept in {path}\n")
         assert Path(path).read_text() == forgotten
-        assert not left.has(guest.uuid)
+        assert not left_alone.has(guest.uuid)
 
 
 def test_what_was_forgotten_already_comes_back_with_undo(
@@ -404,9 +404,9 @@ def test_undo_of_define(run: Callable[..., _Run], libvirt: FakeLibvirt, tmp_path
         f"kvmarm: guest runs, and has it from its next start on\nkvmarm: guest: {_VAIN}\n"
     )
     assert guest.config == _written(guest)
-    assert left.has(guest.uuid)
+    assert left_alone.has(guest.uuid)
     assert run("define", "--host", str(HOSTS[_HOST]), str(file)).status == 0
-    assert not left.has(guest.uuid)
+    assert not left_alone.has(guest.uuid)
 
 
 def test_undo_without_anything_kept(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
@@ -414,7 +414,7 @@ def test_undo_without_anything_kept(run: Callable[..., _Run], libvirt: FakeLibvi
     status, out, err = run("undo", "guest")
     assert (status, out) == (1, "")
     assert err.startswith("kvmarm: no previous definition of guest is kept (hint: ")
-    assert not left.has(guest.uuid)
+    assert not left_alone.has(guest.uuid)
 
 
 def test_an_interrupted_undo_leaves_nothing_listed(
@@ -429,7 +429,7 @@ def test_an_interrupted_undo_leaves_nothing_listed(
     monkeypatch.setattr(previous, "undo", interrupted)
     assert run("undo", "guest").status == 130
     assert guest.config == before
-    assert not left.has(guest.uuid)
+    assert not left_alone.has(guest.uuid)
 
 
 # -- who leaves them alone -----------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_an_interrupted_undo_leaves_nothing_listed(
 def test_refresh_of_all_leaves_them_alone(run: Callable[..., _Run], libvirt: FakeLibvirt) -> None:
     newer = ("--host", str(HOSTS["sid-neoverse-n1"]))
     one, other = _guest(libvirt, name="one"), _guest(libvirt, name="other")
-    left.add(one.uuid)
+    left_alone.add(one.uuid)
     assert run("refresh", "--all", *newer) == (
         0,
         "other: changed\n",
@@ -446,7 +446,7 @@ def test_refresh_of_all_leaves_them_alone(run: Callable[..., _Run], libvirt: Fak
     )
     assert one.calls == []
     assert run("refresh", "one", *newer).out == "one: changed\n"
-    assert left.has(one.uuid)
+    assert left_alone.has(one.uuid)
     assert other.calls == [("define", "")]
 
 
@@ -455,7 +455,7 @@ def test_those_that_are_left_alone_are_named(
 ) -> None:
     newer = ("--host", str(HOSTS["sid-neoverse-n1"]))
     for name in ("a", "b", "c\x1b[2J", "d", "e", "f"):
-        left.add(_guest(libvirt, name=name).uuid)
+        left_alone.add(_guest(libvirt, name=name).uuid)
     assert run("refresh", "--all", *newer).err == (
         "kvmarm: a, b, c\\x1b[2J, d and 2 more are left alone, since they were forgotten or"
         " undone\n"
@@ -465,7 +465,7 @@ def test_those_that_are_left_alone_are_named(
 def test_renewal_leaves_them_alone(libvirt: FakeLibvirt) -> None:
     guest = _guest(libvirt, state="RUNNING_BOOTED")
     told: list[str] = []
-    left.add(guest.uuid)
+    left_alone.add(guest.uuid)
     marks.mark(guest.uuid, "it has started as something else")
     renewer = Renewer(lambda: Connection("qemu:///system"), told.append)
     assert not renewer.work()
@@ -473,7 +473,7 @@ def test_renewal_leaves_them_alone(libvirt: FakeLibvirt) -> None:
     assert told == [
         "guest: its record may not be true: it is left alone, since it was forgotten or undone"
     ]
-    left.discard(guest.uuid)
+    left_alone.discard(guest.uuid)
     renewer.again()
     assert not renewer.work()
     assert marks.marked() == ([], [])

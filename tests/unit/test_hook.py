@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.domain import record, record_text, rewrite
+from kvmarm_plugin.domain import record, record_text, restoring, rewrite
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.hook import guest as hook_guest
@@ -446,7 +446,7 @@ def test_the_record_follows_an_arrival(door: Door, operation: str) -> None:
     assert unpack_ids(found.target.reglist) == unpack_ids(_target(_resolved(_SID)).reglist)
     assert found.target.seen == _target(xml).seen
     assert found.origin.renewed == _SID
-    assert rewrite.restore(door.out, parse(door.out)) == rewrite.restore(xml, parse(xml))
+    assert restoring.restore(door.out, parse(door.out)) == restoring.restore(xml, parse(xml))
     assert door.log == [("INFO", f"{operation}: guest gets a record of what it has on this host")]
     assert door(door.out, _SID) == (False, ""), "its prepare"
     assert (_tickets(), marks.marked(), door.out) == ([], ([], []), b"")

@@ -16,6 +16,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import inputs
 from kvmarm_plugin.host import known, ssh
+from kvmarm_plugin.kvm.device import KvmUnavailable, System, SystemCalls
 from tests.corpus import GUEST, HOSTS, resolver
 
 if TYPE_CHECKING:
@@ -232,6 +233,20 @@ def test_what_can_go_wrong_is_said(
 ) -> None:
     played(script)
     assert run("check", "guest.xml", "--host", "ssh://me@beta") == (1, "", f"kvmarm: {message}\n")
+
+
+def test_whoever_may_not_use_kvm_there_is_told_to_ask_as_root(
+    run: Callable[..., _Run], played: Callable[[str], Path]
+) -> None:
+    class Denied(SystemCalls):
+        def open(self, path: str) -> int:
+            raise PermissionError(path)
+
+    with pytest.raises(KvmUnavailable) as refusal:
+        System(Denied())
+    played(f"echo '{{}}'; echo 'kvmarm: not measured: KVM: {refusal.value}' >&2; exit 1")
+    err = run("check", "guest.xml", "--host", "ssh://me@beta").err
+    assert err.endswith("(hint: ask as root: --host ssh://root@beta)\n")
 
 
 @pytest.mark.parametrize("script", ["echo hello", "", "echo '{}'", "printf '\\033[31m\\n'"])

@@ -23,26 +23,21 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import inputs, resolving
 from kvmarm_plugin.domain import levelling, record, record_text
 from kvmarm_plugin.domain.record import Intent, Origin, Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import levelling_view, pool
 from kvmarm_plugin.fleet.common_ground import targets
 from kvmarm_plugin.fleet.kinds import kinds_of
-from kvmarm_plugin.fleet.levelling import (
-    Levelled,
-    _common_features,
-    _errata,
-    _level,
-    _Member,
-    _of_hosts,
-    levelled,
-)
+from kvmarm_plugin.fleet.levelled_vcpu import common_features, level_vcpu
+from kvmarm_plugin.fleet.levelling import Levelled, _errata, levelled
+from kvmarm_plugin.fleet.member import Member
+from kvmarm_plugin.fleet.unlevelled import find_unlevelled
 from kvmarm_plugin.host import known
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.by_profile import given as given_there
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, Finding
 from kvmarm_plugin.judge.wording import texts
-from kvmarm_plugin.model import profile_json
+from kvmarm_plugin.model import profile_json, profile_shape
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from kvmarm_plugin.model.profile_json import digest
@@ -379,7 +374,7 @@ def _hold_to_the_law(names: list[str]) -> None:
     assert cluster.vcpus
     for vcpu in cluster.vcpus:
         for name in names:
-            member = _Member(_here(name))
+            member = Member(_here(name))
             own = member.vcpu(vcpu.features).registers
             for register, value in vcpu.registers.items():
                 if register != "SVE_VLS":
@@ -400,7 +395,7 @@ def _hold_to_the_law(names: list[str]) -> None:
 
 # -- what nobody measured ------------------------------------------------------------------------
 
-_NOTHING = profile_json._NOTHING
+_NOTHING = profile_shape.NOTHING
 _COUNT = tuple(part for part in PARTS if part not in SINCE_2)
 
 
@@ -502,10 +497,10 @@ def _less_known(draw: st.DrawFn, hosts: list[HostProfile]) -> list[HostProfile]:
 
 def _everything_in_the_way(hosts: list[HostProfile]) -> set[str]:
     """The subjects of all obstacles, whichever vCPU is asked for, and whose CPU guests see."""
-    found = {each.subject for each in _of_hosts(hosts)}
-    members = [_Member(each) for each in hosts]
-    for model, features in itertools.product(members, _common_features(members)):
-        made = _level(members, features, model)
+    found = {each.subject for each in find_unlevelled(hosts)}
+    members = [Member(each) for each in hosts]
+    for model, features in itertools.product(members, common_features(members)):
+        made = level_vcpu(members, features, model)
         found |= {each.subject for each in made} if isinstance(made, list) else set()
     for each in hosts:
         found |= {each.subject for each in levelled(hosts, "pool", each.name).obstacles}
@@ -551,7 +546,7 @@ def test_what_is_in_the_way_stays_there_whatever_else_is_unknown(
     assert whole.profile is None
     others = [part for part in _COUNT if part not in _OF_VCPUS]
     subjects = {each.subject for each in whole.obstacles}
-    if not subjects & {each.subject for each in _of_hosts(hosts)}:
+    if not subjects & {each.subject for each in find_unlevelled(hosts)}:
         less = [
             _forgotten(each, data.draw(st.frozensets(st.sampled_from(others)))) for each in hosts
         ]
@@ -679,7 +674,7 @@ def test_errata_are_those_of_any_vcpu() -> None:
         vcpus = tuple(v.replace(registers=safe) if those(v) else v for v in cluster.vcpus)
         here = csv2.replace(clusters=(cluster.replace(vcpus=vcpus),))
         seen = _with(_here(_A57), {"MIDR_EL1": 0x410FD034}).clusters[0]  # a Cortex-A53
-        return {each.name for each in _errata(_Member(here), seen)}
+        return {each.name for each in _errata(Member(here), seen)}
 
     none, few, every = (
         missed_if(lambda _: False),

@@ -18,6 +18,7 @@ from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import hook as command
 from kvmarm_plugin.hook import answer
 from kvmarm_plugin.hook import install as hookfile
+from kvmarm_plugin.host import libvirt_host_model
 from kvmarm_plugin.host.libvirt_host_model import is_noted, note_host_model
 from kvmarm_plugin.host.libvirtd import Connection, LibvirtError
 from tests.corpus import GUEST
@@ -97,8 +98,7 @@ def _connect(monkeypatch: pytest.MonkeyPatch, capabilities: str, reachable: bool
 def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the note is; its directory is not there yet."""
     path = tmp_path / "lib/kvmarm/libvirt-host-model"
-    for function in (is_noted, note_host_model):
-        monkeypatch.setattr(function, "__defaults__", (str(path),))
+    monkeypatch.setattr(libvirt_host_model, "PATH", str(path))
     return path
 
 

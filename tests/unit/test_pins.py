@@ -15,9 +15,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics import cpulist
-from kvmarm_plugin.domain import pins, record, rewrite
+from kvmarm_plugin.domain import pins, record, restoring, rewrite
 from kvmarm_plugin.domain.edits import Edits
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
+from kvmarm_plugin.fleet.baseline import baseline
+from kvmarm_plugin.fleet.compare import compare
+from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.hook import answer as hook
 from kvmarm_plugin.host import marks
 from kvmarm_plugin.host.cpus import CpuCluster, find_clusters
@@ -28,10 +31,11 @@ from kvmarm_plugin.judge.wording import line, texts
 from kvmarm_plugin.kvm import device
 from kvmarm_plugin.model import policy as policy_module
 from kvmarm_plugin.model.policy import Policy
+from kvmarm_plugin.model.problem import UNKNOWN_CPUS, Problem
 from kvmarm_plugin.model.profile import Cluster, HostProfile
 from kvmarm_plugin.model.target import Pinning
 from kvmarm_plugin.resolve.resolver import Resolver
-from kvmarm_plugin.resolve.wish import ResolveError
+from kvmarm_plugin.resolve.wish import ResolveError, Wish
 from tests.corpus import host, one_line
 
 from .fakehost import Scheduler, numbers, write_host
@@ -425,7 +429,7 @@ def test_where_a_guest_must_be_pinned(here: HostProfile, why: str, by: str) -> N
         assert ("cluster: biggest" in caught.value.hint) == (by == "policy")
         return
     once = resolver.resolve(source)
-    assert rewrite.restore(once, parse(once)) == source
+    assert restoring.restore(once, parse(once)) == source
     root = parse(once)
     assert pinning_of(root) is None
     assert written(root) == (["vcpu 3-4"] if by == "pins" else [])
@@ -784,9 +788,9 @@ def test_what_the_record_keeps_of_home() -> None:
     assert home_of(further) == home_of(there)
     assert reconcile_pins(further, _ALPHA) == (xml, (4, 5), [])
     # What is asked for is not taken back with them.
-    assert rewrite.restore(there, parse(there)) == rewrite.restore(further, parse(further)).replace(
-        b"cpuset='7'", b"cpuset='0'"
-    ).replace(b"cpuset='6'", b"cpuset='0'")
+    back = restoring.restore(further, parse(further))
+    back = back.replace(b"cpuset='7'", b"cpuset='0'").replace(b"cpuset='6'", b"cpuset='0'")
+    assert restoring.restore(there, parse(there)) == back
 
 
 def test_pins_that_were_changed_away_from_home_are_moved_on() -> None:
@@ -999,7 +1003,7 @@ def test_elsewhere_the_pins_are_moved(board: Board, operation: str) -> None:
     moved = parse(out.encode())
     assert {pin.attributes["cpuset"] for pin in pins.pins_of(moved)} == {"0-1"}
     assert pinning_of(moved) == Pinning(A72.midr, 0, "0-1")
-    assert rewrite.restore(out.encode(), moved) == rewrite.restore(_GUEST, parse(_GUEST))
+    assert restoring.restore(out.encode(), moved) == restoring.restore(_GUEST, parse(_GUEST))
     # libvirt then asks of the XML that it was given.
     assert board(out.encode(), "prepare") == (False, "", "")
     assert board.scheduler.moves[0] == {0, 1}
@@ -1014,7 +1018,7 @@ def test_a_cold_start_on_the_wrong_cpus_is_marked(board: Board) -> None:
     assert (refused, out) == (False, "")
     assert "pinning: in the XML 4-5, here 0-1, of MIDR 0x410fd082" in err
     assert marks.mark_of(_UUID)
-    again = Resolver(board.profile, Policy()).resolve(rewrite.restore(_GUEST, parse(_GUEST)))
+    again = Resolver(board.profile, Policy()).resolve(restoring.restore(_GUEST, parse(_GUEST)))
     assert board(again, "prepare") == (False, "", "")
     assert marks.mark_of(_UUID) is None
 
@@ -1144,3 +1148,57 @@ def test_little_is_imported_for_them() -> None:
     from .test_hook import _TOO_SLOW
 
     assert not {module.partition(".")[0] for module in modules} & _TOO_SLOW
+
+
+# -- CPUs that could not be measured --------------------------------------------------------------
+
+_HALF = RK3399.replace(
+    name="half",
+    clusters=(A53,),
+    problems=(Problem("cluster 4-5", "this process may not run there (cpuset or affinity)"),),
+)
+
+
+def test_nothing_is_resolved_for_a_host_of_which_one_kind_was_measured() -> None:
+    """Guests without pins would run on the other, too."""
+    with pytest.raises(ResolveError, match="CPUs that could not be measured, cluster 4-5"):
+        Resolver(_HALF, Policy())
+    for part in ("cluster 0-3, scratch guest", "cluster 0-3", "QEMU"):
+        Resolver(_HALF.replace(problems=(Problem(part, "none"),)), Policy())
+
+
+@pytest.mark.parametrize(
+    ("cpuset", "kinds"),
+    [("", ["cluster-open"]), ("0-3", []), ("4-5", ["not-known"]), ("3-4", ["cluster-open"])],
+)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *_HALF.problems,
+        Problem(UNKNOWN_CPUS, "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of 4-5"),
+    ],
+)
+def test_a_guest_may_run_on_what_was_not_measured(
+    problem: Problem, cpuset: str, kinds: list[str]
+) -> None:
+    home, there = _HALF.replace(problems=()), _HALF.replace(problems=(problem,))
+    xml = Resolver(home, Policy()).resolve(domain(f"<vcpu cpuset='{cpuset}'>2</vcpu>"))
+    root = parse(xml)
+    element = record.find(root)
+    assert element is not None
+    found = record.read(element)
+    _, cpus, pinned = arrival.reconcile_pins(xml, root, found, counted(there), movable=True)
+    findings = [*pinned, *check(found.target, there, cpus)]
+    assert [finding.kind for finding in findings] == kinds
+
+
+def test_a_guest_that_is_pinned_to_what_was_not_measured() -> None:
+    target = Resolver(RK3399, Policy()).target(Wish("aarch64"))
+    assert [finding.kind for finding in check(target, _HALF)] == ["not-known"]
+
+
+def test_no_pool_has_such_a_host() -> None:
+    home = _HALF.replace(name="home", problems=())
+    assert baseline([home, _HALF]).pool is None
+    assert levelled([home, _HALF], "pool").profile is None
+    assert compare([home, _HALF], Policy()).answer is False

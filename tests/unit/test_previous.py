@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmarm_plugin.basics.errors import KvmarmError
-from kvmarm_plugin.host import left, previous
+from kvmarm_plugin.host import left_alone, previous
 from kvmarm_plugin.host.libvirtd import Connection, Domain
 
 from .fakelibvirt import FakeDomain, FakeLibvirt
@@ -198,24 +198,24 @@ def test_only_a_uuid_becomes_the_name_of_a_file(uuid: str) -> None:
     with pytest.raises(ValueError, match="not a UUID"):
         previous.keep(uuid, "")
     with pytest.raises(ValueError, match="not a UUID"):
-        left.add(uuid)
-    assert not left.has(uuid)
-    left.discard(uuid)
+        left_alone.add(uuid)
+    assert not left_alone.has(uuid)
+    left_alone.discard(uuid)
 
 
 def test_the_list_of_those_that_are_left_alone() -> None:
-    assert not left.has(_UUID)
-    left.discard(_UUID)
+    assert not left_alone.has(_UUID)
+    left_alone.discard(_UUID)
     for _ in range(2):
-        left.add(_UUID)
-    assert left.has(_UUID)
-    assert not left.has(_OTHER)
-    left.discard(_UUID)
-    assert not left.has(_UUID)
+        left_alone.add(_UUID)
+    assert left_alone.has(_UUID)
+    assert not left_alone.has(_OTHER)
+    left_alone.discard(_UUID)
+    assert not left_alone.has(_UUID)
 
 
 def test_a_list_that_cannot_be_written() -> None:
-    Path(left.DIRECTORY).parent.mkdir()
-    Path(left.DIRECTORY).write_text("in the way")
-    with pytest.raises(KvmarmError, match=f"cannot write {left.DIRECTORY}"):
-        left.add(_UUID)
+    Path(left_alone.DIRECTORY).parent.mkdir()
+    Path(left_alone.DIRECTORY).write_text("in the way")
+    with pytest.raises(KvmarmError, match=f"cannot write {left_alone.DIRECTORY}"):
+        left_alone.add(_UUID)

@@ -27,12 +27,14 @@ from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.judge.by_profile import check
 from kvmarm_plugin.judge.wording import line
 from kvmarm_plugin.model import policy, profile_json
+from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.problem import Problem
 from kvmarm_plugin.model.profile import PARTS, SINCE_2, Cluster, HostProfile, Qemu, Vcpu
 from kvmarm_plugin.model.profile_json import ProfileError, digest
 from kvmarm_plugin.registers.text import pack_ids
 from kvmarm_plugin.resolve.resolver import Resolver
+from kvmarm_plugin.resolve.wish import Wish
 from tests.corpus import HOSTS, TEMPLATES, TESTS, host, one_line, template
 
 if TYPE_CHECKING:
@@ -64,6 +66,13 @@ def _validator() -> Any:
 @pytest.mark.parametrize("name", sorted(HOSTS))
 def test_every_profile_comes_back_byte_for_byte(name: str) -> None:
     assert profile_json.dumps(profile_json.loads(_text(name))) == _text(name)
+
+
+def test_a_mark_in_front_of_a_profile() -> None:
+    text = _text("trixie-max")
+    assert profile_json.loads("\ufeff" + text) == host("trixie-max")
+    with pytest.raises(ProfileError, match="is not JSON"):
+        profile_json.loads("\ufeff\ufeff" + text)
 
 
 @pytest.mark.parametrize("name", sorted(HOSTS))
@@ -148,11 +157,53 @@ _profiles = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(_profiles)
+@given(_profiles.map(HostProfile.with_unknown))
 def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
     text = profile_json.dumps(value)
     assert profile_json.loads(text) == value
     assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("missing", [("CNTFRQ_EL0",), ("DCZID_EL0",), tuple(GUEST_REGISTERS)])
+def test_what_no_scratch_guest_has_read_is_unknown(missing: tuple[str, ...]) -> None:
+    """A guest's clock may go wrong there, and nothing else tells."""
+    name = "trixie-neoverse-n1"
+    document = _document(name)
+    (cluster,) = document["clusters"]
+    cluster["seen"] = {reg: value for reg, value in cluster["seen"].items() if reg not in missing}
+    here = profile_json.loads(json.dumps({**document, "name": "here"}))
+    assert "seen" in here.unknown
+    there = host(name)
+    (finding,) = check(Resolver(there, Policy()).target(Wish("aarch64")), here)
+    assert (finding.kind, finding.severity) == ("not-known", "unknown")
+    assert compare([here, there], Policy()).answer is None
+    with pytest.raises(KvmarmError, match="does not tell everything: seen is unknown"):
+        baseline([here, there])
+
+
+@pytest.mark.parametrize(
+    ("part", "unknown"),
+    [("KVM capabilities", ("capabilities", "vcpus")), ("virtual GICs", ("gic_versions",))],
+)
+def test_what_kvm_did_not_answer_is_unknown(part: str, unknown: tuple[str, ...]) -> None:
+    there = host("trixie-neoverse-n1")
+    nothing: dict[str, Any] = {"capabilities": {}, "gic_versions": []}
+    document = {
+        **_document(there.name),
+        **{name: nothing[name] for name in unknown if name in nothing},
+        "problems": [{"part": part, "message": "Too many open files", "hint": ""}],
+    }
+    here = profile_json.loads(json.dumps(document))
+    assert {*here.unknown} - {*SINCE_2} == {*unknown}
+    assert profile_json.loads(profile_json.dumps(here)) == here
+    findings = check(Resolver(there, Policy()).target(Wish("aarch64")), here)
+    assert {finding.kind for finding in findings} <= {"not-known"}
+    with pytest.raises(KvmarmError, match="does not tell what a domain is resolved by"):
+        Resolver(here, Policy()).target(Wish("aarch64"))
+
+
+def test_a_32_bit_host_runs_no_scratch_guest() -> None:
+    assert "seen" not in host("hand-made-a15-3.10").unknown
 
 
 @pytest.mark.parametrize(
@@ -840,7 +891,7 @@ def _small() -> dict[str, Any]:
     qemu["host_properties"] = {"sve": True, "pauth": False}
     cluster["sve_lengths"], cluster["seen"] = (
         cluster["sve_lengths"][:2],
-        {"CNTFRQ_EL0": "0x1", "PMCR_EL0": "0x0"},
+        {"CNTFRQ_EL0": "0x1", "DCZID_EL0": "0x4", "PMCR_EL0": "0x0"},
     )
     few = {name: document["capabilities"][name] for name in ("ARM_SVE", "ARM_PMU_V3")}
     return {
@@ -1016,6 +1067,10 @@ def _used(one: HostProfile, other: HostProfile) -> None:
         assert compareview.as_text(comparison)
         assert compareview.as_dot(comparison)
         assert json.dumps(compareview.as_json(comparison))
+        if "seen" in one.unknown:
+            with pytest.raises(KvmarmError, match="does not tell everything"):
+                baseline(hosts)
+            continue
         result = baseline(hosts)
         assert as_text(result, explain=True)
         assert json.dumps(as_json(result))

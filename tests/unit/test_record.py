@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from kvmarm_plugin.basics import cpulist
-from kvmarm_plugin.domain import record, record_text, rewrite
+from kvmarm_plugin.domain import record, record_text, restoring, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Origin, Record, RecordError
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, parse
 from kvmarm_plugin.model.guest_registers import GUEST_REGISTERS
 from kvmarm_plugin.model.policy import Policy
 from kvmarm_plugin.model.profile_json import digest
 from kvmarm_plugin.model.target import (
+    GIVEN_FEATURES,
     IPA_BITS,
     SVE_LENGTHS,
-    VCPU_FEATURES,
     Level,
     Pinning,
     Target,
@@ -77,8 +77,8 @@ _words = st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "), ma
 _ids = st.sets(
     st.integers(0x6030000000130000, 0x6030000000140010) | st.integers(0, (1 << 64) - 1), max_size=60
 )
-_features = st.sets(st.sampled_from(VCPU_FEATURES)).map(
-    lambda some: tuple(name for name in VCPU_FEATURES if name in some)
+_features = st.sets(st.sampled_from(GIVEN_FEATURES)).map(
+    lambda some: tuple(name for name in GIVEN_FEATURES if name in some)
 )
 _register = st.integers(0, (1 << 64) - 1)
 
@@ -1076,9 +1076,9 @@ def test_an_intent_in_any_encoding_comes_back_or_is_refused(encoding: str) -> No
         value = record.read(found(once))
         assert record_text.standalone(value)
         if "escape" not in encoding:  # no encoding of XML, and Python's has two ways to write one
-            assert rewrite.restore(once, parse(once)) == source
+            assert restoring.restore(once, parse(once)) == source
             again = rewrite.replace_record(once, parse(once), value)
-            assert rewrite.restore(again, parse(again)) == source
+            assert restoring.restore(again, parse(again)) == source
 
 
 # -- version 1 -----------------------------------------------------------------------------------
@@ -1096,7 +1096,7 @@ def test_records_of_version_1_are_read_as_before(name: str) -> None:
     assert record.read(found(renewed)) == value
     assert with_record_1(renewed) == source
     for resolved in (source, renewed):
-        assert rewrite.restore(resolved, parse(resolved)) == template(name.partition("/")[2])
+        assert restoring.restore(resolved, parse(resolved)) == template(name.partition("/")[2])
 
 
 @pytest.mark.parametrize("where", ["trixie-max", "hand-made-a15-3.10"])
@@ -1116,7 +1116,7 @@ def test_a_record_replaces_one_of_either_version(where: str) -> None:
         source[: element.end] + b"\n    " + element_1.text + source[element.end :],
     ):
         assert rewrite.replace_record(both, parse(both), new) == expected
-        assert rewrite.restore(both, parse(both)) == rewrite.restore(source, parse(source))
+        assert restoring.restore(both, parse(both)) == restoring.restore(source, parse(source))
 
 
 # -- the reader and the schema -------------------------------------------------------------------

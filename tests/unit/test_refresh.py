@@ -19,7 +19,7 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.commands import refresh, refresh_view
 from kvmarm_plugin.domain import record, rewrite
 from kvmarm_plugin.domain.record import Intent, Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import parse
 from kvmarm_plugin.fleet import baseline, pool
 from kvmarm_plugin.host import marks

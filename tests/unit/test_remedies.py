@@ -23,12 +23,12 @@ from kvmarm_plugin import cli
 from kvmarm_plugin.basics.errors import KvmarmError
 from kvmarm_plugin.commands import check_view, inputs
 from kvmarm_plugin.commands.refresh import _machine_of
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.fleet.baseline import baseline
-from kvmarm_plugin.fleet.common_ground import obstacles
 from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
+from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.plan import _release, _with_kernel, _with_qemu, apply_override
 from kvmarm_plugin.fleet.pool import Pool, check_member
 from kvmarm_plugin.judge.by_profile import check, counted
@@ -259,6 +259,11 @@ def _fewer_vcpus(world: World, remedy: str) -> World:
     return world._replace(xml=re.sub(rb"<vcpu([^>]*)>\d+<", rb"<vcpu\1>" + count + b"<", world.xml))
 
 
+def _fewer_slots(world: World, remedy: str) -> World:
+    count = _said(r"give <maxMemory> (\d+) slots", remedy).encode()
+    return world._replace(xml=re.sub(rb"slots='\d+'", b"slots='" + count + b"'", world.xml))
+
+
 def _without(element: bytes) -> Way:
     def remove(world: World, remedy: str) -> World:
         assert "remove" in remedy
@@ -386,6 +391,8 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "addresses-other": (_refresh, _undo),
     "addresses-other-beyond": (_less_memory, _undo),
     "vcpus-too-many": (_fewer_vcpus,),
+    "memory-slots-too-many": (_fewer_slots,),
+    "cpu-cache-refused": (_without(rb"<cache[^>]*>"),),
     "maxphysaddr-refused": (_without(rb"<maxphysaddr[^>]*>"),),
     "argument-overrules": (_without(rb"<commandline.*?</commandline>"),),
     "host-model-asked": (_refresh, _undo),
@@ -410,7 +417,9 @@ _WAYS_AT_START: dict[str, tuple[Way, ...]] = {
             "pmu-off-refused",
             "cpu-replaced",
             "vcpus-too-many",
+            "memory-slots-too-many",
             "maxphysaddr-refused",
+            "cpu-cache-refused",
             "argument-overrules",
             "host-model-asked",
             "level-library",
@@ -784,6 +793,16 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
         _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
     ],
     "vcpus-too-many": lambda: [_edited(_world(_N1, _N1), b"<os>", b"<vcpu>513</vcpu><os>")],
+    "memory-slots-too-many": lambda: [
+        _edited(_world(_N1, _N1), b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>")
+    ],
+    "cpu-cache-refused": lambda: [
+        _edited(
+            _world(_N1, _N1, policy=_OPEN),
+            b"check='none'>",
+            b"check='none'><cache mode='passthrough'/>",
+        )
+    ],
     "maxphysaddr-refused": lambda: [
         _edited(
             _world(_N1, _N1, policy=_OPEN),
@@ -966,7 +985,7 @@ def test_hosts_without_a_machine_type_in_common(
         assert found == [] or found in [[said.format(older=end)] for end in ends]
         assert bool(found) is (pair.source != pair.destination)
     assert compare([mended, newer], Policy()).possible
-    for obstacle in obstacles(hosts):
+    for obstacle in find_obstacles(hosts):
         assert obstacle.finding.kind in _APART
         assert texts(obstacle.finding)["remedy"] == said.format(older="old")
 

@@ -17,9 +17,9 @@ import pytest
 from kvmarm_plugin import rehearse
 from kvmarm_plugin.domain import record
 from kvmarm_plugin.domain.record import Record
-from kvmarm_plugin.domain.rewrite import restore
+from kvmarm_plugin.domain.restoring import restore
 from kvmarm_plugin.domain.xml import parse
-from kvmarm_plugin.host import left, libvirt_host_model, libvirtd, marks
+from kvmarm_plugin.host import left_alone, libvirt_host_model, libvirtd, marks
 from kvmarm_plugin.host.cpus import CpuCluster
 from kvmarm_plugin.host.libvirtd import Connection
 from kvmarm_plugin.kvm.device import System
@@ -56,7 +56,7 @@ class _Host:
         monkeypatch.setattr(os, "uname", lambda: uname)
         monkeypatch.setattr(platform, "node", lambda: "here")
         monkeypatch.setattr(renewal, "System", lambda: System(self.kernel))
-        monkeypatch.setattr(libvirt_host_model.note_host_model, "__defaults__", (self.note,))
+        monkeypatch.setattr(libvirt_host_model, "PATH", self.note)
         monkeypatch.setattr(renewal, "find_clusters", list)
         monkeypatch.setattr(renewal, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setitem(sys.modules, "libvirt", self.libvirt)
@@ -498,7 +498,7 @@ def test_a_guest_that_is_forgotten_meanwhile_gets_no_record_again(here: _Host, w
     guest = here.guest("RUNNING_BOOTED", persistent=False)
 
     def forget() -> None:
-        left.add(guest.uuid)
+        left_alone.add(guest.uuid)
         setattr(guest, when, lambda: None)
         if when == "on_read":
             domain = libvirtd.Connection("test:///played").domain_by_uuid(guest.uuid)

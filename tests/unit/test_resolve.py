@@ -180,7 +180,7 @@ def test_gic(written: str, expected: int) -> None:
         (domain("<memory unit='byte'>549755813888</memory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit=''>536870912</memory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit='PiB'>1</memory><cpu mode='host-model'/>"), 51),
-        (domain("<maxMemory slots=' 1024 ' unit='KiB'>1</maxMemory><cpu mode='host-model'/>"), 41),
+        (domain("<maxMemory slots=' 256 ' unit='GiB'>769</maxMemory><cpu mode='host-model'/>"), 41),
         (domain("<memory unit='MiB'> 1024\n</memory><cpu mode='host-model'/>"), 40),
     ],
 )
@@ -479,7 +479,7 @@ _REFUSALS = {
         _host(),
         domain(f"<maxMemory slots='4294967295'>1</maxMemory>{cpu()}"),
         Policy(),
-        "<maxMemory> and its slots end at 4294967297 GiB",
+        "<maxMemory> has 4294967295 slots, and QEMU starts up to 256",
     ),
     "a machine of a long name": (
         _host(),

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin.domain import record, rewrite
+from kvmarm_plugin.domain import record, restoring
 from kvmarm_plugin.domain.pins import cpuset_of, pins_in, thread_of
 from kvmarm_plugin.domain.xml import DomainXMLError, Element, asks_for_host_model, parse
 from kvmarm_plugin.model.policy import Policy
@@ -51,7 +51,7 @@ _laws = settings(deadline=None, max_examples=40)
 
 
 def restored(source: bytes) -> bytes:
-    return rewrite.restore(source, parse(source))
+    return restoring.restore(source, parse(source))
 
 
 def cpu_of(source: bytes) -> Element:
@@ -601,6 +601,17 @@ def test_a_prefix_that_means_nothing_outside_of_the_intent(
         record.RecordError, match="cannot be restored: not well-formed XML: unbound prefix"
     ):
         restored(source.replace(place, place + b" xmlns:x='urn:x'", 1))
+
+
+def test_a_pin_without_cpus_pins_nothing() -> None:
+    """Where it stands, the thread gets a pin, and restoring takes that away."""
+    source = (
+        b"<domain type='kvm'><cputune><vcpupin vcpu='0'/></cputune><os><type>hvm</type></os>"
+        b"<cpu mode='host-model'/></domain>"
+    )
+    once = _PINNING.resolve(source)
+    assert once.count(b"<vcpupin vcpu='0' cpuset=") == 1
+    assert restored(once) == source
 
 
 _FORGED = st.lists(

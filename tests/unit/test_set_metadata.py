@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmarm_plugin.domain import record, record_text, rewrite
+from kvmarm_plugin.domain import record, record_text, restoring, rewrite
 from kvmarm_plugin.domain.record import Home, Intent, Record
 from kvmarm_plugin.domain.xml import asks_for_host_model, parse
 from kvmarm_plugin.host.libvirtd import Domain
@@ -103,7 +103,7 @@ def _renewed(old: Record) -> Record:
 
 
 def _restored(source: bytes) -> bytes:
-    return rewrite.restore(source, parse(source))
+    return restoring.restore(source, parse(source))
 
 
 def _with_uuid(source: bytes) -> bytes:
