@@ -175,22 +175,26 @@ class _Probe:
         try:
             for cluster in found[:_MOST_CLUSTERS]:
                 cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
-                title = f"cluster {cpulist.write(cluster.cpus)}"
+                numbers = cpulist.write(cluster.cpus)
+                title = f"cluster {numbers}"
                 if cluster.midr is None:
                     self._problem(
                         UNKNOWN_CPUS,
-                        "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of"
-                        f" {cpulist.write(cluster.cpus)}",
+                        f"neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of {numbers}",
                         "run Linux 4.8 or newer there, or take these CPUs offline",
+                        numbers,
                     )
                     continue
                 if not cpus:
-                    self._problem(title, "this process may not run there (cpuset or affinity)")
+                    why = "this process may not run there (cpuset or affinity)"
+                    self._problem(title, why, cpus=numbers)
                     continue
                 measure = functools.partial(
                     self._cluster, cluster, cluster.midr, cpus, system, capabilities, qemu
                 )
-                measured = self._or_problem(title, functools.partial(self._timed, title, measure))
+                measured = self._or_problem(
+                    title, functools.partial(self._timed, title, measure), numbers
+                )
                 if measured is not None:
                     clusters.append(measured)
         finally:
@@ -205,15 +209,14 @@ class _Probe:
         system: System,
         capabilities: dict[str, int],
         qemu: Qemu | None,
-    ) -> Cluster | None:
+    ) -> Cluster:
         os.sched_setaffinity(0, cpus)
         title = f"cluster {cpulist.write(found.cpus)}"
         architecture = KVM_ARCHITECTURES[self.host.architecture]
         with system.create_vm() as vm:
             target = preferred_target(vm, architecture)
         if target not in TARGETS[architecture].values():
-            self._problem(title, f"KVM prefers target {target}, which is not known here")
-            return None
+            raise KvmarmError(f"KVM prefers target {target}, which is not known here")
         models = _models_taken(system, architecture, target, capabilities, qemu)
         vcpus = [
             vcpu
@@ -222,8 +225,7 @@ class _Probe:
             if (vcpu := _measure(system, number, features)) is not None
         ]
         if not vcpus:
-            self._problem(title, f"KVM makes no vCPU of target {target}")
-            return None
+            raise KvmarmError(f"KVM makes no vCPU of target {target}")
         implementer, part = name_part(midr)
         with_sve = next((vcpu for vcpu in vcpus if SVE.is_in(vcpu.features)), None)
         return Cluster(
@@ -287,17 +289,19 @@ class _Probe:
         self._step(f"{what}: {time.monotonic() - start:.2f} s")
         return result
 
-    def _or_problem(self, what: str, measure: Callable[[], T]) -> T | None:
+    def _or_problem(self, what: str, measure: Callable[[], T], cpus: str = "") -> T | None:
         try:
             return measure()
         except KvmarmError as error:
-            self._problem(what, error.message, error.hint)
+            self._problem(what, error.message, error.hint, cpus)
         except OSError as error:
-            self._problem(what, str(error))
+            self._problem(what, str(error), cpus=cpus)
         return None
 
-    def _problem(self, part: str, message: str, hint: str = "") -> None:
-        self.problems.append(Problem(_line(part, NAME), _line(message, LINE), _line(hint, LINE)))
+    def _problem(self, part: str, message: str, hint: str = "", cpus: str = "") -> None:
+        self.problems.append(
+            Problem(_line(part, NAME), _line(message, LINE), _line(hint, LINE), cpus)
+        )
 
     def _text(self, path: str) -> str:
         try:

@@ -262,8 +262,8 @@ def check(
         cpus, found = place(target, counted(profile))
     own = find_cluster(pinning, clusters) if pinning else None
     for problem in _unmeasured(profile):
-        if (pinning and own is None) or {*problem.cpus} & {*(cpus or ())}:
-            what = f"CPUs {cpulist.write(problem.cpus)}"
+        if (pinning and own is None) or {*cpulist.parse(problem.cpus)} & {*(cpus or ())}:
+            what = f"CPUs {problem.cpus}"
             return [
                 Finding(
                     "not-known", part="clusters", what=what, recorded="known", local="not known"
@@ -296,7 +296,10 @@ def counted(profile: HostProfile) -> list[CountedCluster]:
             CountedCluster(cluster.midr, cluster.revidr, cpulist.parse(cluster.cpus))
             for cluster in profile.clusters
         ),
-        *(CountedCluster(None, None, problem.cpus) for problem in _unmeasured(profile)),
+        *(
+            CountedCluster(None, None, cpulist.parse(problem.cpus))
+            for problem in _unmeasured(profile)
+        ),
     ]
 
 

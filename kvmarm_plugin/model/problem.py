@@ -3,16 +3,10 @@
 
 from __future__ import annotations
 
-import re
-
-from ..basics import cpulist
 from ..basics.value import Value
 
 # The part of a host that has CPUs of which nobody tells what they are.
 UNKNOWN_CPUS = "CPUs of an unknown kind"
-
-
-_CLUSTER = re.compile("cluster ([0-9,-]+)")
 
 
 class Problem(Value):
@@ -23,21 +17,14 @@ class Problem(Value):
             profile does not tell.
         message: what happened.
         hint: what to try next; empty where there is nothing to say.
+        cpus: of a cluster of which nothing could be measured, such as "4-5"; empty where it is
+            about something else.
     """
 
     part: str
     message: str
     hint: str = ""
-
-    @property
-    def cpus(self) -> tuple[int, ...]:
-        """The CPUs of a cluster that could not be measured, or of an unknown kind; else none."""
-        found = _CLUSTER.fullmatch(self.part)
-        last = self.message.rpartition(" ")[2] if self.part == UNKNOWN_CPUS else ""
-        try:
-            return cpulist.parse(found[1] if found else last)
-        except ValueError:
-            return ()
+    cpus: str = ""
 
     @property
     def reason(self) -> str:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 
-from ..basics import cpulist
 from ..basics.value import Value
 from .guest_registers import is_unread
-from .problem import UNKNOWN_CPUS, Problem
+from .problem import Problem
 from .target import Level
 from .vcpu import KVM_ARCHITECTURES
 
@@ -213,15 +212,7 @@ class HostProfile(Value):
         """The problems that are CPUs of which nothing is known: a guest may run there all the same,
         and see another CPU.
         """
-        of_cpus = [each for each in self.problems if each.part == UNKNOWN_CPUS or each.cpus]
-        if not of_cpus:
-            return ()
-        measured = {cpu for each in self.clusters for cpu in cpulist.parse(each.cpus)}
-        return tuple(
-            problem
-            for problem in of_cpus
-            if problem.part == UNKNOWN_CPUS or not measured.issuperset(problem.cpus)
-        )
+        return tuple(problem for problem in self.problems if problem.cpus)
 
     def with_unknown(self) -> HostProfile:
         """The same, which says what it does not know because KVM did not answer, or because no

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 
 from ..basics import cpulist, shape
@@ -19,6 +20,7 @@ from ..basics.errors import KvmarmError
 from ..basics.shape import Incomplete, Misshapen
 from ..basics.untrusted import decimal, shown
 from ..registers.text import pack_ids, unpack_ids
+from .problem import UNKNOWN_CPUS, Problem
 from .profile import PARTS, SINCE_2, Cluster, HostProfile, Vcpu
 from .profile_shape import (
     BASE,
@@ -185,7 +187,25 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
         taken.update(cpus)
         if cluster.level and not profile.is_baseline:
             raise Misshapen(f"clusters[{index}] is levelled, as no host is by itself")
-    return profile
+    problems = tuple(_with_cpus(problem, taken) for problem in profile.problems)
+    return profile.replace(problems=problems)
+
+
+_CLUSTER = re.compile("cluster ([0-9,-]+)")
+
+
+def _with_cpus(problem: Problem, measured: set[int]) -> Problem:
+    """A problem with its CPUs. Profiles were written without, and then its words have them."""
+    if problem.cpus:
+        return problem
+    of_cluster = _CLUSTER.fullmatch(problem.part)
+    told = problem.message.rpartition(" ")[2] if problem.part == UNKNOWN_CPUS else ""
+    text = of_cluster[1] if of_cluster else told
+    try:
+        cpus = cpulist.parse(text)
+    except ValueError:
+        return problem
+    return problem if measured.issuperset(cpus) else problem.replace(cpus=cpulist.write(cpus))
 
 
 def _without(value: Any, member: str) -> tuple[Any, list[Any]]:
@@ -264,7 +284,9 @@ def encode(profile: HostProfile) -> dict[str, Any]:
     document = {name: getattr(profile, name) for name in PROFILE if name not in unknown}
     document["clusters"] = [_encode_cluster(cluster, unknown) for cluster in profile.clusters]
     document["problems"] = [
-        {name: getattr(problem, name) for name in PROBLEM} for problem in profile.problems
+        {name: getattr(problem, name) for name in PROBLEM}
+        | ({"cpus": problem.cpus} if problem.cpus else {})
+        for problem in profile.problems
     ]
     if profile.qemu:
         document["qemu"] = {name: getattr(profile.qemu, name) for name in QEMU}

@@ -262,7 +262,8 @@ NOTHING: dict[str, Any] = {
 def _problem(value: Any, place: str) -> Problem:
     """A problem. Profiles were written with each as a line, "PART: MESSAGE (hint: HINT)"."""
     if type(value) is not str:
-        return Problem(**shape.members(PROBLEM)(value, place))
+        shapes = {**PROBLEM, "cpus": _cpus} if type(value) is dict and "cpus" in value else PROBLEM
+        return Problem(**shape.members(shapes)(value, place))
     line: str = _line(value, place)
     reason, _, hint = line[:-1].partition(" (hint: ") if line.endswith(")") else (line, "", "")
     part, _, message = (reason if hint else line).partition(": ")

@@ -1155,7 +1155,9 @@ def test_little_is_imported_for_them() -> None:
 _HALF = RK3399.replace(
     name="half",
     clusters=(A53,),
-    problems=(Problem("cluster 4-5", "this process may not run there (cpuset or affinity)"),),
+    problems=(
+        Problem("cluster 4-5", "this process may not run there (cpuset or affinity)", cpus="4-5"),
+    ),
 )
 
 
@@ -1175,7 +1177,7 @@ def test_nothing_is_resolved_for_a_host_of_which_one_kind_was_measured() -> None
     "problem",
     [
         *_HALF.problems,
-        Problem(UNKNOWN_CPUS, "neither sysfs nor /proc/cpuinfo tells MIDR_EL1 of 4-5"),
+        Problem(UNKNOWN_CPUS, "neither sysfs nor /proc/cpuinfo tells MIDR_EL1", cpus="4-5"),
     ],
 )
 def test_a_guest_may_run_on_what_was_not_measured(

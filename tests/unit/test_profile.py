@@ -236,6 +236,27 @@ def test_a_problem_was_a_line_at_first(line: str, problem: Problem) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("problem", "cpus"),
+    [
+        (Problem("cluster 4-5", "KVM_CREATE_VCPU: EINVAL"), "4-5"),
+        (Problem("CPUs of an unknown kind", "nothing tells MIDR_EL1 of 4-5"), "4-5"),
+        (Problem("cluster 4-5", "it has them all", cpus="4-7"), "4-7"),
+        (Problem("cluster 0", "it was measured afterwards"), ""),
+        (Problem("cluster 4-5, scratch guest", "KVM_RUN: EIO"), ""),
+        (Problem("cluster 9-5", "no list"), ""),
+        (Problem("CPUs of an unknown kind", "none is named"), ""),
+    ],
+)
+def test_a_problem_of_cpus_has_them(problem: Problem, cpus: str) -> None:
+    """Profiles were written without, and then its words tell."""
+    there = host("trixie-max").replace(problems=(problem,))
+    found = profile_json.loads(profile_json.dumps(there))
+    assert found.problems == (problem.replace(cpus=cpus),)
+    assert found.unmeasured == (found.problems if cpus else ())
+    assert profile_json.loads(profile_json.dumps(found)) == found
+
+
 @given(_printable)
 def test_every_line_is_a_problem_that_says_it(line: str) -> None:
     (found,) = profile_json.loads(json.dumps({**_document(), "problems": [line]})).problems
