@@ -179,7 +179,9 @@ def _find_addresses(domain: Element, target: Target, host_ipa_bits: int) -> list
     if bits <= recorded:
         return []
     if ipa_bits(memory, recorded) <= recorded:
-        kind = "addresses-other-here"
+        # What it would have without memory, here: then it is the memory that needs more.
+        fits = ipa_bits(0, host_ipa_bits) <= recorded
+        kind = "addresses-other-here-memory" if fits else "addresses-other-here"
     elif 0 < host_ipa_bits < bits:
         kind = "addresses-other-beyond"
     else:

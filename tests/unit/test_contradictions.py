@@ -170,7 +170,7 @@ def test_what_the_host_leaves_room_for() -> None:
     xml = _edited(_MEMORY, b"<memory unit='GiB'>600</memory>")
     assert _findings(xml) == []
     assert _findings(xml, 40) == []
-    assert _kinds(_findings(xml, 44)) == ["addresses-other-here"]
+    assert _kinds(_findings(xml, 44)) == ["addresses-other-here-memory"]
 
 
 def test_memory_that_has_shrunk_fits() -> None:

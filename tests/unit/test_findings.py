@@ -425,6 +425,9 @@ _FOUND: dict[str, Callable[[], list[Finding]]] = {
         b"<memory unit='MiB'>512", b"<memory unit='TiB'>4", 40, 40
     ),
     "addresses-other-here": lambda: _with_edit(b"</domain>", b"</domain>", 36, 40),
+    "addresses-other-here-memory": lambda: _with_edit(
+        b"<memory unit='MiB'>512", b"<memory unit='GiB'>900", 40, 48
+    ),
     "vcpus-too-many": lambda: _with_edit(b"<os>", b"<vcpu>513</vcpu><os>"),
     "memory-slots-too-many": lambda: _with_edit(
         b"<os>", b"<maxMemory slots='257' unit='GiB'>2</maxMemory><os>"

@@ -390,6 +390,7 @@ _WAYS: dict[str, tuple[Way, ...]] = {
     "cpu-replaced": (_host_model_again, _remove_record),
     "addresses-other": (_refresh, _undo),
     "addresses-other-beyond": (_less_memory, _undo),
+    "addresses-other-here-memory": (_less_memory, _undo),
     "vcpus-too-many": (_fewer_vcpus,),
     "memory-slots-too-many": (_fewer_slots,),
     "cpu-cache-refused": (_without(rb"<cache[^>]*>"),),
@@ -788,6 +789,12 @@ _FOUND: dict[str, Callable[[], list[World]]] = {
             b"<memory unit='TiB'>4",
             b"<maxMemory slots='4' unit='TiB'>30</maxMemory><memory unit='MiB'>512",
         )
+    ],
+    "addresses-other-here-memory": lambda: [
+        _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='GiB'>900"),
+        _edited(
+            _world(_MAX, _MAX), b"<os>", b"<maxMemory slots='16' unit='GiB'>900</maxMemory><os>"
+        ),
     ],
     "addresses-other": lambda: [
         _edited(_world(_MAX, _MAX), b"<memory unit='MiB'>512", b"<memory unit='TiB'>4"),
