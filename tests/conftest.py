@@ -6,8 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kvmarm_plugin.host import left_alone, libvirtd, marks, previous
+
+# No test fails for being slow: the machine may be busy.
+settings.register_profile("kvmarm")
+settings.load_profile("kvmarm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -249,7 +249,7 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
         if finding.values.get("local") == "known":  # then the record does not tell
             return (
                 "where the guest comes from, once kvmarm probe there names no problem: kvmarm"
-                f" refresh {report.word}, and start it anew"
+                f" refresh {report.word}, shut it off and start it"
             )
         return f"probe {shown(host)} itself: kvmarm probe -o FILE"
     if report.question == MEMBER:

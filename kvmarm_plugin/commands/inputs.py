@@ -12,9 +12,8 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import domain_word, quoted, shown
 from ..basics.value import Value
 from ..domain import record
-from ..domain.emulator import emulator_of
 from ..domain.record import Record
-from ..domain.xml import Element, asks_for_host_model, domain_of, parse
+from ..domain.xml import Element, asks_for_host_model, domain_of, emulator_of, parse
 from ..host import files, host_policy, known, marks, qemu, ssh
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote
 from ..host.qemu_version import BINARIES

@@ -14,9 +14,8 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import shown
 from ..basics.value import Value
 from ..domain import record as records
-from ..domain.emulator import emulator_of
 from ..domain.likeness import likeness
-from ..domain.xml import asks_for_host_model, parse
+from ..domain.xml import asks_for_host_model, emulator_of, parse
 from ..host import host_policy, marks
 from ..host.libvirt_host_model import is_noted
 from ..host.libvirtd import Connection, LibvirtError, NoDomainError, is_remote

@@ -10,9 +10,8 @@ import platform
 from .. import __version__
 from ..basics.errors import KvmarmError
 from ..domain import record
-from ..domain.emulator import emulator_of
 from ..domain.record import Intent, Origin, Record
-from ..domain.xml import domain_of, parse
+from ..domain.xml import domain_of, emulator_of, parse
 from ..host.libvirtd import Connection
 from ..host.qemu_version import BINARIES
 from ..judge.arguments import find_unjudged

@@ -21,9 +21,8 @@ from ..basics.errors import KvmarmError
 from ..basics.untrusted import lines, shown
 from ..domain import record as records
 from ..domain import record_text
-from ..domain.emulator import emulator_of
 from ..domain.record import Intent
-from ..domain.xml import escaped, parse, parse_fragment, quoted
+from ..domain.xml import emulator_of, escaped, parse, parse_fragment, quoted
 from ..fleet import pool as pools
 from ..model import policy as policies
 from ..model import profile_json

@@ -326,6 +326,11 @@ def architecture_of(domain: Element, host_architecture: str = "aarch64") -> str:
     return (os_type.attributes.get("arch") or host_architecture) if os_type else "none"
 
 
+def emulator_of(domain: Element) -> str:
+    """The path of QEMU that it names; empty where it names none, and libvirt takes its own."""
+    return domain.content_of("devices/emulator")
+
+
 def asks_for_host_model(domain: Element, host_architecture: str = "aarch64") -> bool:
     """Whether a domain is one that libvirt cannot start and this project makes concrete:
     host-model, under KVM, for ARM.

@@ -14,12 +14,11 @@ from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record, record_text, restoring, rewrite
-from ..domain.emulator import emulator_of
 from ..domain.levelling import LIBRARY, preloads, says
 from ..domain.new_pins import new_pins, pinned_cpus, vcpus
 from ..domain.pins import cpus_of, find_cluster, pins_of
 from ..domain.record import Origin
-from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, parse
+from ..domain.xml import ARCHITECTURES, Element, asks_for_host_model, emulator_of, parse
 from ..judge.arguments import find_overruled, find_unjudged
 from ..model.guest_registers import readable
 from ..model.policy import Policy

@@ -20,11 +20,10 @@ from .. import __version__
 from ..basics import cpulist
 from ..basics.untrusted import shown
 from ..domain import record
-from ..domain.emulator import emulator_of
 from ..domain.memory import memory_and_room
 from ..domain.record import Intent, Origin, Record
 from ..domain.restoring import restore
-from ..domain.xml import Element, parse
+from ..domain.xml import Element, emulator_of, parse
 from ..host import left_alone
 from ..host.cpus import find_clusters
 from ..host.libvirtd import ARRIVED, OFF, STARTING, Domain

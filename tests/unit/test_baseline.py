@@ -13,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin import cli
@@ -149,7 +149,6 @@ def test_the_baseline_of_one_host_is_that_host(name: str) -> None:
 
 
 @given(_groups, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_hosts_does_not_matter(names: list[str], random: object) -> None:
     shuffled = list(names)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -157,13 +156,11 @@ def test_the_order_of_the_hosts_does_not_matter(names: list[str], random: object
 
 
 @given(_groups, st.sampled_from(sorted(_HOSTS)))
-@settings(deadline=None)
 def test_another_host_never_adds_anything(names: list[str], another: str) -> None:
     assert _features(_of(sorted({*names, another})).pool) <= _features(_of(names).pool)
 
 
 @given(_groups)
-@settings(deadline=None)
 def test_every_member_takes_the_baseline_and_is_taken_by_every_other(names: list[str]) -> None:
     """Asked of `check` alone: of each guest that some policy makes of the baseline, wherever it is
     started.
@@ -194,7 +191,6 @@ def _blocking(findings: list[Finding]) -> list[Finding]:
 
 
 @given(_groups)
-@settings(deadline=None)
 def test_a_plan_leads_to_a_pool(names: list[str]) -> None:
     """Whoever takes the steps has hosts that form a pool, as far as profiles can foretell; without
     a step they are one already.
@@ -211,7 +207,6 @@ def test_a_plan_leads_to_a_pool(names: list[str]) -> None:
 
 
 @given(_groups)
-@settings(deadline=None)
 def test_members_keep_to_their_pool(names: list[str]) -> None:
     formed = _of(names).pool
     if formed is not None:
@@ -221,7 +216,6 @@ def test_members_keep_to_their_pool(names: list[str]) -> None:
 
 
 @given(_groups)
-@settings(deadline=None)
 def test_a_pool_is_written_and_read(names: list[str]) -> None:
     formed = _of(names).pool
     if formed is not None:

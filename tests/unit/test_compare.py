@@ -89,7 +89,7 @@ _MIXED = [
 ]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.permutations(_MIXED))
 def test_the_order_of_the_hosts_decides_nothing(hosts: list[HostProfile]) -> None:
     assert _compare(*hosts) == _compare(*_MIXED)

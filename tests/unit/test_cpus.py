@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin.host import cpus
@@ -352,7 +352,6 @@ _LINES = st.lists(st.tuples(_KEYS, st.sampled_from((":", "\t: ", " ", "::")), _V
 _FILE = st.one_of(st.binary(max_size=40), st.sampled_from((b"0x00000000410fd034\n", b"0x1\n")))
 
 
-@settings(deadline=None)
 @given(
     _LINES,
     st.one_of(st.sampled_from(("0", "0-3", "0-1,3", "", "3-1")), st.text(max_size=8)),

@@ -543,7 +543,7 @@ def _mutated(draw: st.DrawFn) -> bytes:
     return source
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_mutated())
 @example(b"<domain type='kvm'><os><type/></os><cpu mode='host-model'/></domain>")
 @example(b"<domain type='kvm'><os><type machine=''/></os><cpu mode='host-model'/><cpu/></domain>")
@@ -601,7 +601,7 @@ def _rearranged(draw: st.DrawFn) -> bytes:
     return source
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_rearranged())
 def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: bytes) -> None:
     try:
@@ -610,7 +610,7 @@ def test_nothing_but_a_kvmarm_error_comes_out_of_a_rearranged_domain(source: byt
         one_line(error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.one_of(
         st.binary(max_size=200),

@@ -424,7 +424,7 @@ def _blinded(name: str, parts: set[str]) -> HostProfile:
 _HOSTS = {name: path.read_text(encoding="utf-8") for name, path in HOSTS.items()}
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(sorted(HOSTS)), st.sampled_from(sorted(HOSTS)), st.sets(st.sampled_from(PARTS))
 )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics.errors import KvmarmError
@@ -489,7 +489,6 @@ def test_the_core_registers_of_the_guest_are_the_ones_meant() -> None:
 # -- whatever fails, nothing stays open ----------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     call=st.integers(0, 40),
     code=st.sampled_from(

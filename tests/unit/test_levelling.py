@@ -331,7 +331,7 @@ _groups = st.one_of(
 
 
 @given(_groups, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_hosts_are_levelled_in_any_order_or_it_is_said_why_not(
     names: list[str], random: Any
 ) -> None:
@@ -508,7 +508,7 @@ def _everything_in_the_way(hosts: list[HostProfile]) -> set[str]:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_what_is_unknown_is_in_nobody_s_way(data: st.DataObject) -> None:
     hosts = data.draw(_fleets())
     less = data.draw(_less_known(hosts))
@@ -537,7 +537,6 @@ _OF_VCPUS = ("kernel", "capabilities", "vcpus", "registers", "reglist", "writabl
 
 
 @given(st.sampled_from(_UNLEVELLED), st.data())
-@settings(deadline=None)
 def test_what_is_in_the_way_stays_there_whatever_else_is_unknown(
     names: tuple[str, str], data: st.DataObject
 ) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics import cpulist
@@ -660,7 +660,6 @@ def test_laws_of_moving(data: st.DataObject) -> None:
     assert move.mask(mask | stranger) == mask | stranger
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.permutations(range(8)), min_size=1, max_size=4), st.sampled_from(["4", "5", "4-5"])
 )
@@ -740,7 +739,6 @@ def _by_libvirt(xml: bytes) -> bytes:
     return edits.apply()
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_law_a_round_trip_brings_the_pins_home(data: st.DataObject) -> None:
     """Over boards that have other numbers for its cluster, and more or fewer CPUs in it."""

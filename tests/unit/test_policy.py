@@ -446,7 +446,7 @@ _fragments = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.lists(_fragments, max_size=14).map("".join))
 def test_the_hook_reads_what_yaml_says_or_the_policy_is_refused(
     tmp_path_factory: pytest.TempPathFactory, text: str

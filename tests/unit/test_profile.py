@@ -156,7 +156,7 @@ _profiles = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(_profiles.map(HostProfile.with_unknown))
 def test_loading_is_the_inverse_of_dumping(value: HostProfile) -> None:
     text = profile_json.dumps(value)
@@ -540,7 +540,7 @@ _WRONG: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.sampled_from(_paths(_document())), _WRONG)
 def test_a_wrong_type_is_refused_or_comes_back(path: tuple[Any, ...], wrong: Any) -> None:
     document = copy.deepcopy(_document())
@@ -664,7 +664,7 @@ def test_the_schema_allows_nothing_else(path: tuple[Any, ...]) -> None:
     assert not _validator().is_valid(document)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(_paths(_document())), _WRONG)
 def test_what_the_schema_allows_can_be_loaded(path: tuple[Any, ...], wrong: Any) -> None:
     document = copy.deepcopy(_document())
@@ -1006,7 +1006,7 @@ def test_schema_and_reader_agree_on_every_name(path: tuple[Any, ...]) -> None:
         _agree(_mutated(_small(), path, {**here, name: known}), path)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(HOSTS)), st.data())
 def test_schema_and_reader_agree_on_recorded_profiles(name: str, data: st.DataObject) -> None:
     document = _document(name)
@@ -1103,7 +1103,7 @@ def _used(one: HostProfile, other: HostProfile) -> None:
 
 
 @pytest.mark.parametrize("name", ["trixie-max-nobti", "hand-made-rk3399", "hand-made-a15-3.10"])
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_profile_that_loads_crashes_nothing(name: str, data: st.DataObject) -> None:
     document = _document(name)

@@ -262,7 +262,7 @@ def resolved_records() -> list[tuple[str, str, bytes]]:
 # -- inverse -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(records(), _indents)
 def test_reading_is_the_inverse_of_writing_and_what_is_written_is_valid(
     value: Record, indent: bytes
@@ -1224,7 +1224,7 @@ def _mutants(draw: st.DrawFn) -> bytes:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_mutants())
 def test_a_mutated_record_is_refused_or_means_what_it_says(source: bytes) -> None:
     """Whatever is read the schema allows, and is what would be written again."""
@@ -1242,7 +1242,7 @@ def test_a_mutated_record_is_refused_or_means_what_it_says(source: bytes) -> Non
 _latin = st.text(st.characters(max_codepoint=0x17F, exclude_categories=("Cc", "Cs")), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(
         [

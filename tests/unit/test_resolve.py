@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin.commands import show_view as show
@@ -229,7 +229,6 @@ _wishes = st.builds(
 _busy = Resolver(host(_HOST_WITH_EVERYTHING), Policy())
 
 
-@settings(deadline=None)
 @given(domains())
 def test_one_resolver_for_many_domains_answers_as_a_new_one_for_each(source: bytes) -> None:
     assert _busy.resolve(source) == Resolver(_busy.profile, _busy.policy).resolve(source)

@@ -47,7 +47,7 @@ _PINNING = Resolver(host("hand-made-rk3588"), Policy())
 _resolvers = st.sampled_from(
     [Resolver(host(name), policy) for name in _HOSTS for policy in _POLICIES]
 )
-_laws = settings(deadline=None, max_examples=40)
+_laws = settings(max_examples=40)
 
 
 def restored(source: bytes) -> bytes:

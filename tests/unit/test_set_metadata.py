@@ -47,9 +47,7 @@ _resolvers = st.sampled_from(
     ]
 )
 # libvirt refuses many of the domains.
-_laws = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.filter_too_much]
-)
+_laws = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
 _UUID = "7f3b1a2c-6d0e-4c57-9d0a-3a2f1e0b9c8d"
 
 

@@ -9,7 +9,7 @@ import re
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarm_plugin.basics.errors import KvmarmError
@@ -182,7 +182,6 @@ def wishes(draw: st.DrawFn) -> bytes:
 _WAYS = ("require", "force", "disable", "forbid", "optional")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(_variations())), wishes() | domains(), st.sampled_from(_POLICIES))
 def test_whatever_is_asked_for_starts_or_is_refused(
     name: str, source: bytes, policy: Policy
