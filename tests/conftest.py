@@ -11,7 +11,7 @@ from hypothesis import settings
 from kvmarm_plugin.host import left_alone, libvirtd, marks, previous
 
 # No test fails for being slow: the machine may be busy.
-settings.register_profile("kvmarm")
+settings.register_profile("kvmarm", deadline=None)
 settings.load_profile("kvmarm")
 
 

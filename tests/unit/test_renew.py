@@ -264,7 +264,7 @@ def test_allow_takes_a_uuid_in_capitals(directory: Path) -> None:
     assert marks.take_allowance(uuid, "web")
 
 
-@pytest.mark.parametrize("guest", ["", "../x", "a\0b", "x" * 300, "\N{SNOWMAN}" * 100])
+@pytest.mark.parametrize("guest", ["../x", "a\0b", "x" * 300, "\N{SNOWMAN}" * 100])
 def test_what_no_guest_can_be_called(
     guest: str, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -585,7 +585,7 @@ def test_room_for_memory_is_named() -> None:
     text = refused("hand-made-rk3399", domain(inside))
     assert "<maxMemory> and its slots end at 4113 GiB" in text
     assert "lower <maxMemory>, or its slots" in text
-    few = inside.replace("slots='16' unit='TiB'>4", "slots='1024' unit='GiB'>2")
+    few = inside.replace("slots='16' unit='TiB'>4", "slots='256' unit='GiB'>800")
     assert "or its slots" in refused("hand-made-rk3399", domain(few))
     much = inside.replace("'GiB'>1<", "'TiB'>4<")
     assert "give the guest less memory" in refused("hand-made-rk3399", domain(much))
