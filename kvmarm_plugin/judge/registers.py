@@ -113,7 +113,7 @@ def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> 
     """
     recorded, local = unpack_ids(target.reglist), unpack_ids(offer.reglist)
     lost = recorded - local
-    if any(finding.kind.startswith(("registers-unknown", "registers-lost")) for finding in found):
+    if any(finding.group == "missing registers" for finding in found):
         lost = frozenset()
     findings = []
     if (lost or local - recorded) and _has_both_reglists(target, offer):
