@@ -90,7 +90,7 @@ class KernelOffer(Offer):
             if isinstance(error, KvmError) and error.passing:
                 raise
             self._why_none = error.message
-            self.cannot_make("vcpu-refused", target, error=error.message)
+            self.cannot_make("vcpu-refused", target, "vcpu-refused-other", error=error.message)
             if not self.boots:
                 self._read_identity(target, vm)
             return

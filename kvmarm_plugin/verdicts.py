@@ -39,7 +39,7 @@ def judge_guest(
     qemu: Callable[[], tuple[int, int]],
     judge: Callable[[Target, tuple[int, ...]], list[Finding]],
     takes_host_model: bool = False,
-    ignored: tuple[str, ...] = (),
+    is_assumed: bool = False,
 ) -> list[Finding]:
     """The findings of a guest on a host of these clusters.
 
@@ -51,13 +51,13 @@ def judge_guest(
         qemu: tells the version of the host's QEMU, as `Offer.qemu_version`.
         judge: takes a target, and the CPUs that the guest belongs on, none if it may run on any.
         takes_host_model: whether the host's libvirt does.
-        ignored: kinds of findings about the XML that say nothing of this guest.
+        is_assumed: whether nobody recorded it, so that nothing can have been edited since.
     """
     target = record.target
     changes = [
         finding
         for finding in find_contradictions(domain, target, takes_host_model, ipa_bits)
-        if finding.kind not in ignored
+        if not (is_assumed and finding.group == "edit")
     ]
     if changes and not boots:
         return changes  # what else is recorded is of another guest
@@ -97,7 +97,7 @@ class HostHere:
         record: Record,
         boots: bool,
         emulator: str = "",
-        ignored: tuple[str, ...] = (),
+        is_assumed: bool = False,
     ) -> list[Finding]:
         """The findings of a guest on this host; other arguments as for `judge_guest`.
 
@@ -118,7 +118,7 @@ class HostHere:
             qemu_version.installed_version,
             lambda target, cpus: self._rehearse(target, cpus, machines, boots),
             self._takes_host_model,
-            ignored,
+            is_assumed,
         )
 
     def _machines_of(self, emulator: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ..kvm import device
 from ..model.guest_registers import is_unread
 from ..verdicts import HostHere, judge_guest
 from . import DONE, INCOMPATIBLE, NOT_KNOWN, check_view, evacuation
-from .check_view import ARRIVAL, EDITS, MEMBER, START, Report
+from .check_view import ARRIVAL, MEMBER, START, Report
 from .inputs import (
     STORED,
     NoRecordError,
@@ -100,8 +100,6 @@ def _of_guest(
     """By the word of these profiles, or of this host if there are none."""
     question = START if guest.definition == STORED else ARRIVAL
     boots, notes = question == START, guest.notes
-    # Nothing was recorded that could have been edited.
-    ignored = EDITS if guest.is_assumed else ()
     if guest.mark is not None:
         names = [host.name for host in profiles] or [platform.node()]
         verdicts: dict[str, list[Finding]] = {name: [] for name in names}
@@ -111,7 +109,7 @@ def _of_guest(
             for host in profiles
             if host.qemu and guest.emulator not in ("", host.qemu.binary)
         )
-        verdicts = {host.name: _by_profile(guest, host, boots, ignored) for host in profiles}
+        verdicts = {host.name: _by_profile(guest, host, boots) for host in profiles}
     else:
         emulator = guest.emulator
         if not guest.is_here:
@@ -121,7 +119,7 @@ def _of_guest(
                 notes += (_unasked(guest, "of this host: the other could be anything"),)
                 emulator = ""
         found = here().judge(
-            guest.document, guest.domain, guest.record, boots, emulator, ignored=ignored
+            guest.document, guest.domain, guest.record, boots, emulator, guest.is_assumed
         )
         verdicts = {platform.node(): found}
     origin = guest.record.origin
@@ -141,9 +139,7 @@ def _of_guest(
     )
 
 
-def _by_profile(
-    guest: Guest, host: HostProfile, boots: bool, ignored: tuple[str, ...]
-) -> list[Finding]:
+def _by_profile(guest: Guest, host: HostProfile, boots: bool) -> list[Finding]:
     target = guest.record.target
     unread = target.architecture == "arm64" and is_unread(target.seen)
     unknown = ("seen",) if unread else ()
@@ -156,7 +152,7 @@ def _by_profile(
         host.ipa_bits,
         lambda: host.qemu.release if host.qemu else (0, 0),
         lambda target, cpus: check(target, host, cpus, boots, unknown),
-        ignored=ignored,
+        is_assumed=guest.is_assumed,
     )
 
 

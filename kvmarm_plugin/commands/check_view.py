@@ -45,15 +45,6 @@ _NO = {ARRIVAL: "no", START: "no, it would not start", MEMBER: "no"}
 SCOPE = "Checked: CPU, machine type, GIC and timer. Not checked: devices and disks."
 _SAVED = "Note: a saved state cannot be changed: it loads only where the answer is yes."
 
-# Kinds of findings that a baseline mends, though it mends no guest.
-_LEVELLED = ("addresses-too-few",)
-
-# Kinds of findings by which the record is not about this guest.
-EDITS = ("xml-edited", "host-model-asked", "cpu-replaced")
-
-# Kinds that a guest does not have that is pinned to what it has.
-_LEFT = ("features-left-to-qemu", "sve-lengths-left-to-qemu")
-
 
 class Report(Value):
     """What was asked, and the answers.
@@ -240,7 +231,9 @@ def _remedies(report: Report, host: str, findings: list[Finding]) -> list[str]:
 
 
 def _is_hopeless(report: Report, finding: Finding) -> bool:
-    return finding.is_hopeless and not (report.question == MEMBER and finding.kind in _LEVELLED)
+    # A baseline made anew has fewer addresses, which helps no guest.
+    is_mended = report.question == MEMBER and finding.kind == "addresses-too-few"
+    return finding.is_hopeless and not is_mended
 
 
 def _remedy(report: Report, host: str, finding: Finding) -> str:
@@ -277,9 +270,9 @@ def _remedy(report: Report, host: str, finding: Finding) -> str:
 
 def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
     """The same for a guest that never asked for host-model: it is not resolved."""
-    if finding.kind in EDITS:
+    if finding.group == "edit":
         return f"kvmarm adopt {report.word}, or undo the edit"
-    if finding.kind in _LEFT:
+    if finding.group == "left to QEMU":
         adopt = f"kvmarm adopt {report.word}"
         return f"write what it has into its definition: {adopt}; then shut it off and start it"
     if "{domain}" in kinds()[finding.kind]["remedy"]:  # it is refreshed then
@@ -289,15 +282,15 @@ def _of_adopted(report: Report, finding: Finding, remedy: str) -> str:
 
 def _remedy_of_pool(report: Report, host: str, finding: Finding) -> str:
     """What to do about a host that is no member like the others: no guest is at hand."""
-    from ..fleet.pool import ANEW, OF_LIBRARY  # not needed of guests
+    from ..fleet.pool import ANEW  # not needed of guests
 
     name = shown(host)
-    away = "there" if "pool" in finding.values else "here"  # whoever has less is the pool
-    if finding.kind.endswith(f"-override-{away}"):
+    # Whoever has less is the pool.
+    if finding.group == ("boot there" if "pool" in finding.values else "boot here"):
         return f"boot {name} with {override_for(finding)}, and probe it again"
     if finding.kind == "machine-unknown":
         return f"upgrade QEMU on {name}, or make the baseline anew"
-    if finding.kind in ("machines-unknown", *OF_LIBRARY, "level-refused-identity"):
+    if finding.group == "library" or finding.kind in ("machines-unknown", "level-refused-identity"):
         return texts(finding)["remedy"]
     if _is_hopeless(report, finding):
         return f"leave {name} out of the pool"

@@ -11,7 +11,7 @@ from ..basics.errors import KvmarmError
 from ..basics.value import Value
 from ..judge.by_profile import check
 from ..judge.finding import REFUSES, UNKNOWN, WRONG, Finding
-from ..judge.finding import kinds as kinds_of_findings
+from ..judge.registers import NO_WAY_BACK
 from ..judge.verdict import worst_first
 from ..model.policy import Policy
 from ..model.profile import HostProfile
@@ -28,8 +28,20 @@ if TYPE_CHECKING:
 
     from ..model.target import Target
 
-# The end of the kinds against which it only helps to start guests on the destination.
-_START_THERE = "-resolve-here"
+# Kinds → what each is where guests may not go back from the destination.
+_NO_WAY_BACK = {
+    **NO_WAY_BACK,
+    "register-refused-firmware": "register-refused-firmware-no-way-back",
+    "field-refused-resolve-here": "field-refused-no-way-back",
+    "field-fixed-resolve-here": "field-fixed-no-way-back",
+}
+
+# The kinds against which it only helps to start guests on the destination → what each is where
+# either way has to be opened from the other's end, and so neither can be.
+_NEITHER_WAY = {
+    "field-refused-resolve-here": "field-refused-hopeless",
+    "field-fixed-resolve-here": "field-fixed-hopeless",
+}
 
 
 class Pair(Value):
@@ -182,14 +194,11 @@ def _with_way_back(pair: Pair, back: Pair) -> Pair:
     """
     if back.answer is not False:
         return pair
-    rows = kinds_of_findings()
-    # Each way has to be opened from the other's end, and so neither can be.
-    is_mutual = any(each.is_hopeless or each.kind.endswith(_START_THERE) for each in back.blocking)
-    found = []
-    for finding in pair.findings:
-        stem = finding.kind[: -len(_START_THERE)] if finding.kind.endswith(_START_THERE) else ""
-        kind = f"{stem}-hopeless" if stem and is_mutual else f"{stem or finding.kind}-no-way-back"
-        found.append(finding.replace(kind=kind) if kind in rows else finding)
+    is_mutual = any(each.is_hopeless or each.kind in _NEITHER_WAY for each in back.blocking)
+    others = {**_NO_WAY_BACK, **_NEITHER_WAY} if is_mutual else _NO_WAY_BACK
+    found = [
+        finding.replace(kind=others.get(finding.kind, finding.kind)) for finding in pair.findings
+    ]
     return pair.replace(findings=tuple(found))
 
 

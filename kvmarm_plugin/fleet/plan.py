@@ -38,9 +38,6 @@ BOOT, KERNEL, QEMU, FIRMWARE, LEAVE_OUT = (
 _FIXED = {name: register.fixed for name, register in GUEST_REGISTERS.items() if register.fixed}
 
 
-_OF_FIRMWARE = "register-refused-firmware"  # of the kinds of findings
-
-
 class Step(Value):
     """One thing to do.
 
@@ -254,7 +251,7 @@ class _Planner:
         """Have the firmware offer the mitigation that the other's does: the CPUs are the same, and
         KVM shows what the firmware offers (get_kernel_wa_level).
         """
-        if obstacle.finding.kind != _OF_FIRMWARE:
+        if obstacle.finding.kind != "register-refused-firmware":
             return
         names = self._names(obstacle.destination)
         register, value = (obstacle.finding.values[name] for name in ("register", "recorded"))

@@ -61,7 +61,6 @@ _SHAPE = shape.members(
     }
 )
 
-OF_LIBRARY = ("level-library", "level-library-other")  # findings
 ANEW = "probe all members and make the baseline anew: kvmarm baseline PROFILE… -o FILE"
 _AGAIN = "make it anew with: kvmarm baseline PROFILE… -o FILE"
 _HEAD = """\
@@ -299,7 +298,7 @@ def has_drifted(findings: list[Finding]) -> bool:
     Args:
         findings: as for `what_helps`.
     """
-    return any(finding.kind not in OF_LIBRARY for finding in findings)
+    return any(finding.group != "library" for finding in findings)
 
 
 def _decode(document: Any, baseline: str) -> Pool:

@@ -96,7 +96,7 @@ class ProfileOffer(Offer):
             self.cannot_make("model-unknown", target)
             return
         elif number is not None and "vcpus" not in profile.unknown:
-            self.cannot_make("vcpu-unknown", target)
+            self.cannot_make("vcpu-unknown", target, "vcpu-unknown-other")
             return
         else:
             lacking = (*self.unknown, "registers", "reglist")

@@ -16,8 +16,8 @@ UNKNOWN = "unknown"  # it may be any of the others
 _SEVERITIES = (REFUSES, WRONG, UNKNOWN, HARMLESS)  # the most blocking first
 
 _COLUMNS = (
-    "kind", "severity", "cold", "subject", "meaning", "recorded", "local", "rule", "helps",
-    "remedy", "start",
+    "kind", "severity", "cold", "group", "subject", "meaning", "recorded", "local", "whose",
+    "rule", "helps", "remedy", "start",
 )  # fmt: skip
 _kinds: dict[str, dict[str, str]] = {}  # read on first use: a guest that fits needs none
 
@@ -58,6 +58,11 @@ class Finding(Value):
         stop it is drift.
         """
         return kinds()[self.kind]["cold"] == "stops"
+
+    @property
+    def group(self) -> str:
+        """Of the kinds that are treated alike, as findings.tsv explains; empty for most."""
+        return kinds()[self.kind]["group"]
 
     @property
     def is_hopeless(self) -> bool:

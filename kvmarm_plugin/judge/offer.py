@@ -59,12 +59,16 @@ class Offer:
         self.cpu: tuple[int, int | None] | None = None
         self.unknown: tuple[str, ...] = ()
 
-    def cannot_make(self, kind: str, target: Target, **values: str) -> None:
-        """There is no vCPU for the target: note which kind of finding that is. Where a feature is
-        to blame that the policy can turn off, the kind says so; else it ends in "-other".
+    def cannot_make(self, kind: str, target: Target, other: str = "", **values: str) -> None:
+        """There is no vCPU for the target: note which kind of finding that is.
+
+        Args:
+            kind: if there is another, where a feature is to blame that the policy can turn off.
+            other: the kind where none is.
+            values: of the finding, besides the host and the vCPU.
         """
         vcpu = {"model": target.model, "number": target.number, "features": target.features}
-        if kind.startswith("vcpu-"):
+        if other:
             settings = tuple(
                 f"{feature.policy}: off"
                 for feature in FEATURES
@@ -73,7 +77,7 @@ class Offer:
             if settings:
                 vcpu["settings"] = settings
             else:
-                kind = f"{kind}-other"
+                kind = other
         self.problem = Finding(kind, host=self.host, **vcpu, **values)
 
     def has(self, feature: str) -> bool:

@@ -35,8 +35,13 @@ _OF_THE_KERNEL = (
     "VENDOR_HYP_BMAP_2",
 )
 
-# Kinds against which it helps to start guests on the other host and to move them from there.
-_THERE_AND_BACK = ("register-refused-newer-kernel", "registers-unknown", "registers-lost")
+# Kinds against which it helps to start guests on the other host and to move them from there → what
+# each is where they may not go back.
+NO_WAY_BACK = {
+    "register-refused-newer-kernel": "register-refused-newer-kernel-no-way-back",
+    "registers-unknown": "registers-unknown-no-way-back",
+    "registers-lost": "registers-lost-no-way-back",
+}
 
 # REGISTER.FIELD → the feature that it shows, of those that the policy can turn off.
 _SWITCHES = {field: feature for feature in FEATURES if feature.policy for field in feature.fields}
@@ -67,12 +72,7 @@ def differences(target: Target, offer: Offer) -> list[Finding]:
     ]
     if not _kernel_gives_more(target, offer, found):
         return found
-    return [
-        finding.replace(kind=f"{finding.kind}-no-way-back")
-        if finding.kind in _THERE_AND_BACK
-        else finding
-        for finding in found
-    ]
+    return [finding.replace(kind=NO_WAY_BACK.get(finding.kind, finding.kind)) for finding in found]
 
 
 def _kernel_gives_more(target: Target, offer: Offer, found: list[Finding]) -> bool:
@@ -113,7 +113,7 @@ def harmless_differences(target: Target, offer: Offer, found: list[Finding]) -> 
     """
     recorded, local = unpack_ids(target.reglist), unpack_ids(offer.reglist)
     lost = recorded - local
-    if any(finding.kind.startswith(("registers-unknown", "registers-lost")) for finding in found):
+    if any(finding.group == "missing registers" for finding in found):
         lost = frozenset()
     findings = []
     if (lost or local - recorded) and _has_both_reglists(target, offer):
@@ -211,7 +211,8 @@ def _refused_field(
     }
     if field.register in IMPLEMENTATION_ID:
         return Finding("field-refused-identity", **values, host=offer.host)
-    # The kinds "field-refused-…" and "field-fixed-…" have the same remedies.
+    # The kinds field-refused-… and field-fixed-… have the same remedies. Their names alone are put
+    # together: written out, every answer below would be two.
     writable = offer.kernel().mask(field.register) >> field.lsb & 1 and field.policy != "-"
     rule = "field-refused" if writable else "field-fixed"
     taken = [word for word in offer.overrides if takes(word, field.register, field.name)]

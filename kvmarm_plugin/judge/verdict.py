@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ENOUGH_IPA_BITS = 40  # for whatever the board lays out behind the least of guests
-_NONE_STARTS = ("no-kvm", "no-qemu", "qemu-without-kvm")  # whatever its architecture
 
 
 def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[Finding]:
@@ -32,7 +31,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     if target.architecture != offer.architecture:
         kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
         findings = [Finding(kind, recorded=target.architecture, local=offer.architecture)]
-        if offer.problem and offer.problem.kind in _NONE_STARTS:
+        if offer.problem and offer.problem.group == "no guests":
             findings.append(offer.problem)
         return _with_unknown(findings, target, offer, unknown)
     findings = _judge_machine(target, offer)
@@ -151,7 +150,7 @@ def _judge_machine(target: Target, offer: Offer) -> list[Finding]:
     findings = []
     if offer.machines and target.machine and target.machine not in offer.machines:
         findings.append(_judge_machine_type(target.machine, offer))
-    runs = offer.problem is None or offer.problem.kind not in _NONE_STARTS
+    runs = offer.problem is None or offer.problem.group != "no guests"
     is_known = "gic_versions" not in offer.unknown and (offer.gic_versions or runs)
     if is_known and target.gic and target.gic not in offer.gic_versions:
         findings.append(gic_refused(target.gic, offer.gic_versions, offer.host))

@@ -20,25 +20,6 @@ _TEXT = 500  # characters of each part of a finding; honest ones have 121 at mos
 _NAME = 200  # and of a text in it
 _ITEMS = 6  # of a list with commas
 
-# Kinds where a value is not a host's, but what the domain's XML says now: how to call both.
-_OF_THE_XML = {
-    "xml-edited": ("recorded", "now"),
-    "argument-overrules": ("recorded", "now"),
-    "cpu-replaced": ("recorded", "now"),
-    "addresses-other": ("recorded", "now"),
-    "addresses-other-beyond": ("recorded", "now"),
-    "vcpus-too-many": ("allowed", "now"),
-    "memory-slots-too-many": ("allowed", "now"),
-    "maxphysaddr-refused": ("recorded", "now"),
-    "cpu-cache-refused": ("recorded", "now"),
-    "host-model-asked": ("recorded", "now"),
-    "memory-too-large": ("in the XML", ""),
-    "memory-needs-newer-qemu": ("in the XML", ""),
-    "cluster-open": ("in the XML", ""),
-    "pin-missing": ("in the XML", ""),
-    "pin-elsewhere": ("in the XML", ""),
-}
-
 _OLDEST_KERNEL = "6.1"  # that was measured: what it knows needs no word of its age
 
 # Words of the kernel's command line that hosts were measured with.
@@ -132,11 +113,12 @@ def difference(finding: Finding, recorded: str, local: str, meaning: bool = True
     """What differs, in a line.
 
     Args:
-        recorded, local: whose the two values are, such as "recorded on alpha" and "on beta".
+        recorded, local: whose the two values are, such as "recorded on alpha" and "on beta", if
+            findings.tsv does not say.
         meaning: whether to say what it is that differs.
     """
     said = texts(finding)
-    ours, theirs = _OF_THE_XML.get(finding.kind, ("", ""))
+    ours, _, theirs = kinds()[finding.kind]["whose"].partition(", ")
     means = f" ({said['meaning']})" if meaning and said["meaning"] else ""
     return (
         f"{said['subject']}{means}: {ours or recorded} {said['recorded']},"

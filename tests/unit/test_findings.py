@@ -26,6 +26,7 @@ from kvmarm_plugin.fleet.compare import compare
 from kvmarm_plugin.fleet.levelling import levelled
 from kvmarm_plugin.fleet.obstacles import find_obstacles
 from kvmarm_plugin.fleet.pool import check_member
+from kvmarm_plugin.judge import finding as finding_module
 from kvmarm_plugin.judge.by_profile import ProfileOffer, check, counted
 from kvmarm_plugin.judge.contradictions import find_contradictions, memory_refused
 from kvmarm_plugin.judge.finding import HARMLESS, REFUSES, UNKNOWN, WRONG, Finding, kinds
@@ -465,26 +466,69 @@ def _named(kind: str) -> set[str]:
     return {name for template in templates for _, name, _, _ in Formatter().parse(template) if name}
 
 
+def _nodes() -> list[ast.AST]:
+    """Of the whole program."""
+    return [
+        node
+        for path in Path(kvmarm_plugin.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+
+def _choices(node: ast.expr) -> tuple[ast.expr, ...]:
+    return (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,)
+
+
+def _texts_of(*nodes: ast.AST) -> set[str]:
+    """The texts that stand there as they are."""
+    return {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_every_row_has_all_columns() -> None:
+    lines = Path(finding_module.__file__).with_name("findings.tsv").read_text(encoding="utf-8")
+    header, *rows = (line.split("\t") for line in lines.splitlines() if line[0] != "#")
+    assert tuple(header) == finding_module._COLUMNS
+    assert {len(row) for row in rows} == {len(header)}
+
+
 def test_every_kind_is_found_by_something() -> None:
     assert set(_FOUND) == set(kinds())
 
 
 def test_what_the_program_finds_is_in_the_table() -> None:
-    """The kinds that are written out; those that are put together are among those above."""
-    written = set()
-    for path in Path(kvmarm_plugin.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(
-                node.func, "id", getattr(node.func, "attr", "")
-            ) in (
-                "Finding",
-                "cannot_make",
-            ):
-                kind = node.args[0]
-                choices = (kind.body, kind.orelse) if isinstance(kind, ast.IfExp) else (kind,)
-                written |= {choice.value for choice in choices if isinstance(choice, ast.Constant)}
+    calls = [
+        node
+        for node in _nodes()
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("Finding", "cannot_make")
+    ]
+    written = _texts_of(*(each for call in calls for each in _choices(call.args[0])))
     assert len(written) > 20
     assert written <= set(kinds())
+
+
+def test_a_kind_is_written_out_where_it_is_found() -> None:
+    """But for the refused fields, which are of two rules by the same remedies."""
+    put_together = {
+        *_field_kinds("field-refused", writable=True),
+        *_field_kinds("field-fixed", writable=False),
+    }
+    assert {*kinds()} - _texts_of(*_nodes()) <= put_together
+
+
+def test_a_group_is_asked_for_and_is_in_the_table() -> None:
+    asked = [
+        node.comparators[0]
+        for node in _nodes()
+        if isinstance(node, ast.Compare) and getattr(node.left, "attr", "") == "group"
+    ]
+    assert _texts_of(*(each for node in asked for each in _choices(node))) == {
+        row["group"] for row in kinds().values() if row["group"]
+    }
 
 
 def test_no_speed_is_told_of_a_timer_that_firmware_has_not_set() -> None:
