@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
     from ..model.target import Target
 
-# Kinds → what each is where guests may not go back from the destination.
-_NO_WAY_BACK = {
-    **NO_WAY_BACK,
-    "register-refused-firmware": "register-refused-firmware-no-way-back",
-    "field-refused-resolve-here": "field-refused-no-way-back",
-    "field-fixed-resolve-here": "field-fixed-no-way-back",
-}
-
 # The kinds against which it only helps to start guests on the destination → what each is where
 # either way has to be opened from the other's end, and so neither can be.
 _NEITHER_WAY = {
@@ -195,7 +187,7 @@ def _with_way_back(pair: Pair, back: Pair) -> Pair:
     if back.answer is not False:
         return pair
     is_mutual = any(each.is_hopeless or each.kind in _NEITHER_WAY for each in back.blocking)
-    others = {**_NO_WAY_BACK, **_NEITHER_WAY} if is_mutual else _NO_WAY_BACK
+    others = {**NO_WAY_BACK, **_NEITHER_WAY} if is_mutual else NO_WAY_BACK
     found = [
         finding.replace(kind=others.get(finding.kind, finding.kind)) for finding in pair.findings
     ]

@@ -41,6 +41,9 @@ NO_WAY_BACK = {
     "register-refused-newer-kernel": "register-refused-newer-kernel-no-way-back",
     "registers-unknown": "registers-unknown-no-way-back",
     "registers-lost": "registers-lost-no-way-back",
+    "register-refused-firmware": "register-refused-firmware-no-way-back",
+    "field-refused-resolve-here": "field-refused-no-way-back",
+    "field-fixed-resolve-here": "field-fixed-no-way-back",
 }
 
 # REGISTER.FIELD → the feature that it shows, of those that the policy can turn off.

@@ -662,6 +662,10 @@ def test_no_guest_comes_back_to_a_kernel_that_has_less_by_a_profile_alone() -> N
     ):
         kinds_found = {finding.kind for finding in check(target, here)}
         assert any(kind.endswith("-no-way-back") for kind in kinds_found), kinds_found
+    # A field that only a start there makes right: it would have to come from there, too.
+    for source, there, field in ((_N1, "sid-neoverse-n1", "CSV2"), (_MAX, "sid-max", "DIT")):
+        kinds_found = {finding.kind for finding in check(_target(source), _lower(there, field))}
+        assert "field-refused-no-way-back" in kinds_found, kinds_found
     kept = check(_target("sid-neoverse-n1", "virt-10.0"), host(_N1))
     assert "register-refused-newer-kernel" in {finding.kind for finding in kept}
 
