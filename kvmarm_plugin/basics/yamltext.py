@@ -46,12 +46,12 @@ def load(
     Args:
         name: of the file, for messages.
         failure: what to raise, with this hint, where the text is not such YAML.
-        limit: characters that it may have.
+        limit: bytes of UTF-8 that it may have.
         lines: gets the line of each key of the outermost mapping.
     """
     import yaml  # slow, and most hosts have neither a policy nor a pool
 
-    if len(text) > limit:
+    if len(text.encode(errors="surrogatepass")) > limit:
         raise failure(
             f"{name} is larger than {limit >> 10} KiB", "check that it is the file you mean"
         )

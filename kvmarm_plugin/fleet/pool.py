@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/etc/kvmarm/pool.yaml"
 SCHEMA_STEM = "urn:kvmarm-plugin:pool:"
 SCHEMA = SCHEMA_STEM + "1"
-SIZE_LIMIT = 2 << 20  # characters; a member takes a hundred, the baseline some ten thousand
+SIZE_LIMIT = 2 << 20  # bytes; a member takes a hundred, the baseline some ten thousand
 
 _SHAPE = shape.members(
     {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_PATH = "/etc/kvmarm/policy.yaml"
-SIZE_LIMIT = 64 << 10  # bytes for the hook, characters for `loads`; a policy has some hundred
+SIZE_LIMIT = 64 << 10  # bytes of UTF-8; a policy has some hundred
 
 _MOST_PATTERNS, _LONGEST_PATTERN = 256, 255
 

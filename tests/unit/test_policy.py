@@ -295,6 +295,7 @@ def test_what_the_hook_would_not_read_is_refused_with_its_line(
         "on-migrate: !!str warn",
         "<<: {on-migrate: refuse}\non-migrate: warn",
         "on-migrate: warn\n" + "#" * policy.SIZE_LIMIT,
+        "on-migrate: warn\n# " + "\N{SNOWMAN}" * (policy.SIZE_LIMIT // 3),
     ],
 )
 def test_what_could_be_read_in_two_ways_means_refuse(tmp_path: Path, text: str) -> None:
