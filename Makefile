@@ -56,7 +56,7 @@ test: $(VENV)/ready  ## [hosts] the tests that every change has to pass (10 to 2
 	@$(BUILD) trixie & $(PURE) -m "not lab and not slow" $(TESTS) $(OR_NONE)
 	@$(EMULATED) -m "lab and not slow" $(TESTS) $(OR_NONE)
 
-test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two hours); tests/README.md
+test-all: $(VENV)/ready  ## [hosts] all tests, on every kind of host, with Linux in every guest (two to three hours); tests/README.md
 	@tests/install-packages $(CHROOTS) $(RPM)
 	@$(RUN) -m tests.lab setup
 	@$(BUILD) trixie bookworm sid sid-trixie trixie-systemd & $(PURE) -m "not lab" $(TESTS) $(OR_NONE)
