@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 
 from . import __version__
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]
 
 _USAGE_ERROR = 1000  # characters
+_EMPTY_OPTION = re.compile("(--[^=]*|-[^=-])=")  # not one whose value ends in "="
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
     parser = _parser()
     words = sys.argv[1:] if argv is None else argv
-    if any(not word or (word[:2] == "--" and word[-1] == "=") for word in words):
+    options = words[: words.index("--")] if "--" in words else words
+    if "" in words or any(map(_EMPTY_OPTION.fullmatch, options)):
         # No command means anything by it, and a variable that is not set would change what it does.
         parser.error("an argument is empty")
     arguments = parser.parse_args(words)

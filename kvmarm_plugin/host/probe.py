@@ -169,7 +169,9 @@ class _Probe:
         if not found:
             self._problem("CPU clusters", "neither sysfs nor /proc/cpuinfo tells MIDR_EL1")
         if len(found) > _MOST_CLUSTERS:
-            self._problem("CPU clusters", f"of {len(found)} the first {_MOST_CLUSTERS} are here")
+            left = sorted(cpu for cluster in found[_MOST_CLUSTERS:] for cpu in cluster.cpus)
+            why = f"of {len(found)} the first {_MOST_CLUSTERS} are here"
+            self._problem("CPU clusters", why, cpus=cpulist.write(tuple(left)))
         allowed = allowed_cpus()
         clusters = []
         try:

@@ -31,7 +31,7 @@ from ..registers.text import pack_ids, unpack_ids
 from .finding import Finding
 from .offer import Offer
 from .pinning import kinds_to_ask, place, with_cluster
-from .verdict import judge, which_counts, worst_first
+from .verdict import is_settled, judge, judge_host, which_counts, worst_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -261,14 +261,14 @@ def check(
     if cpus is None and pinning is None:
         cpus, found = place(target, counted(profile))
     own = find_cluster(pinning, clusters) if pinning else None
-    for problem in _unmeasured(profile):
-        if (pinning and own is None) or {*cpulist.parse(problem.cpus)} & {*(cpus or ())}:
-            what = f"CPUs {problem.cpus}"
-            return [
-                Finding(
-                    "not-known", part="clusters", what=what, recorded="known", local="not known"
-                )
-            ]
+    unmeasured = _unmeasured(profile)
+    everywhere = target.roams and not cpus
+    for problem in unmeasured:
+        named = {*cpulist.parse(problem.cpus)} & {*(cpus or ())}
+        # One that boots may start there; one that arrives has to run on all others, too.
+        if named or (pinning and own is None) or (everywhere and boots):
+            found = judge_host(target, ProfileOffer(target, profile, clusters[0], boots))
+            return worst_first(_with_unmeasured(found, problem, boots))
     if own is not None:
         clusters = (own,)
     elif len(clusters) > 1 and "cpus" not in profile.unknown:
@@ -284,7 +284,18 @@ def check(
         for cluster in clusters or (None,)
     ]
     verdict = verdicts[which_counts(verdicts, target.roams and not boots)]
+    if unmeasured and everywhere:
+        verdict = _with_unmeasured(verdict, unmeasured[0], boots)
     return worst_first(found + (with_cluster(verdict, pinning, clusters) if clusters else verdict))
+
+
+def _with_unmeasured(findings: list[Finding], problem: Problem, boots: bool) -> list[Finding]:
+    """The findings, and that nobody knows what the CPUs of a problem are, unless they are a no."""
+    if is_settled(findings, boots):
+        return findings
+    what = f"CPUs {problem.cpus}"
+    unknown = Finding("not-known", part="clusters", what=what, recorded="known", local="not known")
+    return [*findings, unknown]
 
 
 def counted(profile: HostProfile) -> list[CountedCluster]:

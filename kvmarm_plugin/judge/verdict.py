@@ -29,11 +29,7 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
             nothing in their place, and no such target is recorded.
     """
     if target.architecture != offer.architecture:
-        kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
-        findings = [Finding(kind, recorded=target.architecture, local=offer.architecture)]
-        if offer.problem and offer.problem.group == "no guests":
-            findings.append(offer.problem)
-        return _with_unknown(findings, target, offer, unknown)
+        return _with_unknown(judge_host(target, offer), target, offer, unknown)
     findings = _judge_machine(target, offer)
     if offer.problem:
         identity = []
@@ -64,6 +60,18 @@ def judge(target: Target, offer: Offer, unknown: tuple[str, ...] = ()) -> list[F
     return worst_first(_with_unknown(findings, target, offer, unknown))
 
 
+def judge_host(target: Target, offer: Offer) -> list[Finding]:
+    """Of `judge`, what is the same whatever CPU of the host the target would run on."""
+    if target.architecture == offer.architecture:
+        findings = _judge_machine(target, offer)
+    else:
+        kind = "architecture-other" if _both_run_it(target, offer) else "architecture"
+        findings = [Finding(kind, recorded=target.architecture, local=offer.architecture)]
+    if offer.problem and offer.problem.group == "no guests":
+        findings.append(offer.problem)
+    return findings
+
+
 def _judge_cpu(target: Target, midr: int, revidr: int | None, host: str) -> list[Finding]:
     """Whether a levelled guest's pool has the CPU there: else nobody has looked which of its errata
     the guest would not know of. A PMU's events are the CPU's own, too.
@@ -92,14 +100,14 @@ def _with_unknown(
     findings: list[Finding], target: Target, offer: Offer, unknown: tuple[str, ...]
 ) -> list[Finding]:
     """The findings, and what would have to be known for an answer, unless they are one."""
-    if not (offer.unknown or unknown) or _is_settled(findings, offer.boots):
+    if not (offer.unknown or unknown) or is_settled(findings, offer.boots):
         return findings
     from .not_known import not_known
 
     return findings + not_known(target, offer, unknown)
 
 
-def _is_settled(findings: list[Finding], boots: bool) -> bool:
+def is_settled(findings: list[Finding], boots: bool) -> bool:
     """Whether it is a no, whatever else there may be."""
     if boots:
         return any(finding.stops_start for finding in findings)

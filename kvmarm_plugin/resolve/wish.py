@@ -54,12 +54,11 @@ class Wish(NamedTuple):
 
 def read_wish(domain: Element, host_architecture: str) -> Wish:
     """What a domain wants that asks for host-model, or is pinned to what it has, wherever it may
-        run.
+    run.
 
-        Raises:
-            ResolveError: two elements where libvirt reads one, or a word that it does not know.
-    from ..model.board import MOST_SLOTS
-            DomainXMLError: a memory size that is none.
+    Raises:
+        ResolveError: two elements where libvirt reads one, or a word that it does not know.
+        DomainXMLError: a memory size that is none.
     """
     for parent, name, counts in (
         (domain, "cpu", "libvirt reads only the first: remove the others"),

@@ -139,9 +139,11 @@ def test_wrong_usage_is_status_2(
         ("resolve", "guest.xml", "--host", ""),
         ("resolve", "guest.xml", "--host="),
         ("resolve", "guest.xml", "-o", ""),
+        ("resolve", "guest.xml", "-o="),
         ("check", "", "--host", _MAX),
         ("compare", _MAX, ""),
         ("status", "-c", ""),
+        ("show", "--", ""),
     ],
 )
 def test_an_argument_that_is_empty(
@@ -154,6 +156,19 @@ def test_an_argument_that_is_empty(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.endswith("kvmarm: error: an argument is empty\n")
+
+
+@pytest.mark.parametrize("arguments", [("--policy=policy=",), ("-oout=",)])
+def test_an_argument_that_ends_in_an_equals_sign_is_not_empty(
+    arguments: tuple[str, ...], run: Callable[..., Run], here: Path
+) -> None:
+    (here / "policy=").write_text("sve: off\n")
+    assert run("resolve", "guest.xml", "--host", _MAX, *arguments).status == 0
+
+
+def test_what_follows_two_dashes_is_a_name(run: Callable[..., Run], here: Path) -> None:
+    (here / "--guest=").write_text(_DOMAIN, encoding="utf-8")
+    assert run("resolve", "--host", _MAX, "--", "--guest=").status == 0
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("probe", "-h"), ("define", "--help")])

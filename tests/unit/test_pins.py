@@ -1197,6 +1197,43 @@ def test_a_guest_that_is_pinned_to_what_was_not_measured() -> None:
     assert [finding.kind for finding in check(target, _HALF)] == ["not-known"]
 
 
+@pytest.mark.parametrize("boots", [False, True])
+def test_a_guest_that_roams_runs_on_what_was_not_measured(boots: bool) -> None:
+    target = Resolver(_HALF.replace(problems=()), Policy()).target(Wish("aarch64"))
+    roaming = target.replace(roams=True)
+    assert [finding.kind for finding in check(roaming, _HALF, None, boots)] == ["not-known"]
+    kept = check(roaming, _HALF, cpulist.parse("0-3"), boots)
+    assert [finding.kind for finding in kept] == []
+    # It has to run on all that it arrives at, and to start on any.
+    other = roaming.replace(registers={**target.registers, "MIDR_EL1": _PRIME})
+    kinds = [finding.kind for finding in check(other, _HALF, None, boots)]
+    assert kinds == (["not-known"] if boots else ["field-refused-identity"] * len(kinds))
+
+
+@pytest.mark.parametrize("roams", [False, True])
+@pytest.mark.parametrize("boots", [False, True])
+@pytest.mark.parametrize(
+    ("there", "words", "kind"),
+    [
+        (_HALF, {"machine": "virt-99.0"}, "machine-unknown"),
+        (_HALF.replace(gic_versions=(2,)), {"gic": 3}, "gic-refused-version-2"),
+        (_HALF.replace(qemu=None), {}, "no-qemu"),
+        (_HALF, {"architecture": "arm", "features": ("psci_0_2",)}, "architecture-other"),
+    ],
+)
+def test_what_no_cpu_of_a_host_can_run_is_refused_whatever_was_measured(
+    there: HostProfile, words: dict[str, object], kind: str, boots: bool, roams: bool
+) -> None:
+    target = Resolver(RK3399, Policy()).target(Wish("aarch64")).replace(**words)
+    if roams:
+        target = target.replace(roams=True, pinning=None)
+    findings = check(target, there, None, boots)
+    assert findings[0].kind == kind
+    # With another architecture it boots as another guest, of which that is not known.
+    open_yet = boots and not findings[0].stops_start
+    assert ("not-known" in [finding.kind for finding in findings]) is open_yet
+
+
 def test_no_pool_has_such_a_host() -> None:
     home = _HALF.replace(name="home", problems=())
     assert baseline([home, _HALF]).pool is None

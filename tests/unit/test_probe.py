@@ -584,6 +584,7 @@ def test_clusters_without_end_are_told(lab: Lab, monkeypatch: pytest.MonkeyPatch
     profile = lab.probe()
     assert len(profile.clusters) == 16
     assert "of 40 the first 16 are here" in _problems(profile)
+    assert [problem.cpus for problem in profile.unmeasured] == ["16-39"]
 
 
 @pytest.mark.parametrize(
