@@ -199,8 +199,3 @@ def _text(path: str) -> str:
             return file.read(_LONGEST)
     except OSError:
         return ""
-
-
-def allowed_cpus() -> tuple[int, ...]:
-    """The CPUs that this process may run on."""
-    return tuple(sorted(os.sched_getaffinity(0)))

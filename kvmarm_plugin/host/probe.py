@@ -36,7 +36,7 @@ from ..registers.table import is_identity, name_of
 from ..registers.text import pack_ids
 from . import level_library
 from . import qemu as qemu_edge
-from .cpus import CpuCluster, allowed_cpus, find_capacity, find_clusters, name_part
+from .cpus import CpuCluster, find_capacity, find_clusters, name_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,11 +172,10 @@ class _Probe:
             left = sorted(cpu for cluster in found[_MOST_CLUSTERS:] for cpu in cluster.cpus)
             why = f"of {len(found)} the first {_MOST_CLUSTERS} are here"
             self._problem("CPU clusters", why, cpus=cpulist.write(tuple(left)))
-        allowed = allowed_cpus()
+        allowed = os.sched_getaffinity(0)
         clusters = []
         try:
             for cluster in found[:_MOST_CLUSTERS]:
-                cpus = [cpu for cpu in cluster.cpus if cpu in allowed]
                 numbers = cpulist.write(cluster.cpus)
                 title = f"cluster {numbers}"
                 if cluster.midr is None:
@@ -187,12 +186,8 @@ class _Probe:
                         numbers,
                     )
                     continue
-                if not cpus:
-                    why = "this process may not run there (cpuset or affinity)"
-                    self._problem(title, why, cpus=numbers)
-                    continue
                 measure = functools.partial(
-                    self._cluster, cluster, cluster.midr, cpus, system, capabilities, qemu
+                    self._cluster, cluster, cluster.midr, system, capabilities, qemu
                 )
                 measured = self._or_problem(
                     title, functools.partial(self._timed, title, measure), numbers
@@ -207,12 +202,19 @@ class _Probe:
         self,
         found: CpuCluster,
         midr: int,
-        cpus: list[int],
         system: System,
         capabilities: dict[str, int],
         qemu: Qemu | None,
     ) -> Cluster:
-        os.sched_setaffinity(0, cpus)
+        try:
+            # Whatever affinity it was started with: isolcpus= leaves CPUs out that guests may use.
+            # The kernel leaves out those that are not in the cpuset of this process.
+            os.sched_setaffinity(0, found.cpus)
+        except OSError as error:
+            raise KvmarmError(
+                f"this process may not run there: {error.strerror}",
+                "probe as root, outside of any cpuset without these CPUs",
+            ) from None
         title = f"cluster {cpulist.write(found.cpus)}"
         architecture = KVM_ARCHITECTURES[self.host.architecture]
         with system.create_vm() as vm:

@@ -69,19 +69,29 @@ def numbers(text: str) -> list[int]:
 class Scheduler:
     """Which CPU the calling thread is on, played: the CPUs of a made-up host need not be this
     machine's.
+
+    Args:
+        allowed: its affinity at first.
+        cpuset: where it may be moved to; the same if not given.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: Iterable[int]) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        allowed: Iterable[int],
+        cpuset: Iterable[int] | None = None,
+    ) -> None:
         self.allowed = set(allowed)
-        self.initial = set(allowed)
+        self.initial = set(self.allowed)
+        self.cpuset = self.initial if cpuset is None else set(cpuset)
         self.moves: list[set[int]] = []
         monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(self.allowed))
         monkeypatch.setattr(os, "sched_setaffinity", self._move)
 
     def _move(self, _pid: int, cpus: Iterable[int]) -> None:
-        if not set(cpus) & self.initial:
+        if not set(cpus) & self.cpuset:
             raise OSError(22, "Invalid argument")
-        self.allowed = set(cpus) & self.initial
+        self.allowed = set(cpus) & self.cpuset
         self.moves.append(set(self.allowed))
 
 

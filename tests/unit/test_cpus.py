@@ -7,7 +7,6 @@ What is not told is unknown, and neither file stops the reader, whatever is in i
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -430,7 +429,3 @@ def test_the_hook_reads_two_files_for_each_cpu(
 )
 def test_names_of_parts(midr: int, expected: tuple[str, str]) -> None:
     assert name_part(midr) == expected
-
-
-def test_allowed_cpus_are_this_process_own() -> None:
-    assert set(cpus.allowed_cpus()) == os.sched_getaffinity(0)

@@ -310,7 +310,23 @@ def test_a_cpuset_that_forbids_a_cluster(lab: Lab, monkeypatch: pytest.MonkeyPat
     write_online(lab.root, "0-2")
     profile = lab.probe()
     assert [cluster.cpus for cluster in profile.clusters] == ["0-1"]
-    assert _problems(profile) == "cluster 2: this process may not run there (cpuset or affinity)"
+    says = "cluster 2: this process may not run there: Invalid argument"
+    assert _problems(profile).startswith(says)
+    (problem,) = profile.unmeasured
+    assert (problem.cpus, problem.hint != "") == ("2", True)
+
+
+def test_an_affinity_that_leaves_a_cluster_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As isolcpus= gives to all processes: guests are pinned there all the same."""
+    write_cpu(lab.root, 2, _A72)
+    write_online(lab.root, "0-2")
+    lab.scheduler = Scheduler(monkeypatch, (0, 1), cpuset=range(3))
+    little = kind(4, ("psci_0_2",), registers={id_of("MIDR_EL1"): _A53})
+    lab.kernel = FakeKernel(dict.fromkeys(range(3), little), {"ARM_PSCI_0_2": 1})
+    profile = lab.probe()
+    assert [cluster.cpus for cluster in profile.clusters] == ["0-1", "2"]
+    assert not profile.unmeasured
+    assert lab.scheduler.allowed == {0, 1}
 
 
 def test_cpus_of_an_unknown_kind(lab: Lab) -> None:
