@@ -191,14 +191,14 @@ def _profile(document: Any, unknown: tuple[str, ...]) -> HostProfile:
     return profile.replace(problems=problems)
 
 
-_CLUSTER = re.compile("cluster ([0-9,-]+)")
+_PART_OF_CLUSTER = re.compile("cluster ([0-9,-]+)")
 
 
 def _with_cpus(problem: Problem, measured: set[int]) -> Problem:
     """A problem with its CPUs. Profiles were written without, and then its words have them."""
     if problem.cpus:
         return problem
-    of_cluster = _CLUSTER.fullmatch(problem.part)
+    of_cluster = _PART_OF_CLUSTER.fullmatch(problem.part)
     told = problem.message.rpartition(" ")[2] if problem.part == UNKNOWN_CPUS else ""
     text = of_cluster[1] if of_cluster else told
     try:

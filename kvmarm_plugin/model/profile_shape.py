@@ -115,6 +115,9 @@ def _features(value: Any, place: str) -> tuple[str, ...]:
 
 
 def unknown_parts(value: Any, place: str) -> tuple[str, ...]:
+    """What a profile says that it does not know: names of profile.PARTS, in their order. Raises
+    Misshapen.
+    """
     found: tuple[str, ...] = shape.items(shape.text(NAME), len(PARTS))(value, place)
     if found != tuple(part for part in PARTS if part in found):
         raise Misshapen(
